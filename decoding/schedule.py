@@ -1,0 +1,217 @@
+"""How many positions each step commits: tokens per step, steps and blocks turned into quotas. No torch.
+
+tokens_per_step (K) and num_steps are one knob. In blocks (LLaDA) a block takes ceil(block_length / K) steps; on the
+whole canvas (Dream, DiffuCoder, left to right) it takes ceil(gen_length / K). An explicit num_steps decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+
+from decoding.algorithms import ALGORITHMS
+
+CONFIDENCE_DTYPES = ("float64", "float32", "model")
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot be; `.problems` has one sentence for each reason."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of one sample.
+
+    quotas:  positions that each step of a block commits; all blocks are alike. Zero means: no forward pass.
+    rates:   for `origin`, the chance of an open position to be committed at each step; else 1 for all.
+    note:    what a user should be told about it, or None.
+    """
+
+    algorithm: str
+    gen_length: int
+    block_length: int
+    num_steps: int
+    tokens_per_step: int | None
+    quotas: tuple[int, ...]
+    rates: tuple[float, ...]
+    note: str | None = None
+
+    @property
+    def n_blocks(self) -> int:
+        return self.gen_length // self.block_length
+
+    @property
+    def steps_per_block(self) -> int:
+        return len(self.quotas)
+
+    @property
+    def realised_tps(self) -> float:
+        """Positions per step, steps that commit nothing included."""
+        return self.gen_length / self.num_steps
+
+    @property
+    def forward_passes(self) -> int:
+        """Steps that commit something: what a sample costs at most (`origin` may skip more by chance)."""
+        if self.rates[0] < 1:
+            return min(self.num_steps, self.gen_length)
+        return self.n_blocks * sum(q > 0 for q in self.quotas)
+
+
+def even_quotas(n: int, steps: int) -> tuple[int, ...]:
+    """n positions over `steps` steps, the remainder on the first ones: 10 over 4 is (3, 3, 2, 2).
+
+    Source: ML-GSAI/LLaDA generate.py, get_num_transfer_tokens.
+    """
+    base, rest = divmod(n, steps)
+    return tuple(base + (j < rest) for j in range(steps))
+
+
+def stride_quotas(n: int, k: int) -> tuple[int, ...]:
+    """n positions, k every step and what is left in the last."""
+    return tuple(min(k, n - done) for done in range(0, n, k))
+
+
+@lru_cache(maxsize=64)
+def floor_rates(steps: int, eps: float = 1e-3) -> tuple[float, ...]:
+    """Share of the open positions that each step of Dream's schedule unmasks: 1 - t[i+1] / t[i], at last 1.
+
+    t is linspace(1, eps, steps + 1) in float32, each point rounded once as a fused multiply-add does: one bit
+    decides a quota now and then (984 positions in 246 steps), and so it is what torch.linspace gives.
+    Source: DreamLM/Dream generation_utils.py.
+    """
+    f = np.float32
+    i = np.arange(steps + 1)
+    width = np.float64(f((f(eps) - f(1)) / f(steps)))
+    t = np.where(i < (steps + 1) // 2, 1 + width * i, np.float64(f(eps)) - width * (steps - i)).astype(f)
+    return tuple(float(r) for r in f(1) - t[1:-1] / t[:-2]) + (1.0,)
+
+
+def floor_quotas(n: int, steps: int) -> tuple[int, ...]:
+    """Dream's schedule: floor(open * rate) positions a step, all that are left in the last one.
+
+    One token per step begins with steps of none and ends with steps of several. Source: as floor_rates.
+    """
+    quotas = []
+    for rate in floor_rates(steps):
+        quotas.append(int(np.float32(n) * np.float32(rate)))
+        n -= quotas[-1]
+    return tuple(quotas)
+
+
+def _problems(algorithm: str, gen_length: int, block_length: int, k: int | None, num_steps: int | None) -> list[str]:
+    problems = [
+        f"{name} {value} must be at least 1"
+        for name, value in (
+            ("gen_length", gen_length), ("block_length", block_length), ("tokens_per_step", k), ("num_steps", num_steps),
+        )
+        if value is not None and value < 1
+    ]
+    if problems:
+        return problems
+    if not ALGORITHMS[algorithm].blocks and block_length != gen_length:
+        return [f"block_length {block_length}: {algorithm} knows no blocks; leave it out or give gen_length {gen_length}"]
+    if gen_length % block_length:
+        below = gen_length // block_length * block_length
+        nearest = ", ".join(str(n) for n in (below, below + block_length) if n)
+        return [f"gen_length {gen_length} is not a multiple of block_length {block_length}; nearest: {nearest}"]
+    n_blocks = gen_length // block_length
+    if ALGORITHMS[algorithm].blocks and num_steps is not None and num_steps % n_blocks:
+        below = num_steps // n_blocks * n_blocks
+        nearest = ", ".join(str(n) for n in (below, below + n_blocks) if n)
+        return [f"num_steps {num_steps} does not divide over the {n_blocks} blocks of {block_length}; nearest: {nearest}"]
+    return []
+
+
+def make_schedule(
+    algorithm: str,
+    gen_length: int,
+    block_length: int | None = None,
+    tokens_per_step: int | None = None,
+    num_steps: int | None = None,
+) -> Schedule:
+    """The schedule of an algorithm of ALGORITHMS; with neither K nor num_steps, one token per step.
+
+    block_length None is the whole canvas. Raises ScheduleError with every reason why it cannot be.
+    """
+    if algorithm not in ALGORITHMS:
+        raise ScheduleError([f"unknown algorithm {algorithm!r}; there are: {', '.join(sorted(ALGORITHMS))}"])
+    block_length = gen_length if block_length is None else block_length
+    problems = _problems(algorithm, gen_length, block_length, tokens_per_step, num_steps)
+    if problems:
+        raise ScheduleError(problems)
+    n_blocks = gen_length // block_length
+    k = tokens_per_step if tokens_per_step is not None else (1 if num_steps is None else ceil(gen_length / num_steps))
+    implied = n_blocks * ceil(block_length / k)
+    steps = implied if num_steps is None else num_steps
+    kind = ALGORITHMS[algorithm].schedule
+    if kind == "floor":
+        quotas = floor_quotas(block_length, steps)
+    elif kind == "stride" and steps == implied:
+        quotas = stride_quotas(block_length, k)
+    else:
+        quotas = even_quotas(block_length, steps // n_blocks)
+    by_chance = not ALGORITHMS[algorithm].reads and kind == "floor"
+    note = None
+    if tokens_per_step is not None and steps != implied:
+        note = (
+            f"num_steps {steps} decides: {gen_length / steps:g} tokens per step, "
+            f"not tokens_per_step {tokens_per_step}, which would be {implied} steps"
+        )
+    return Schedule(
+        algorithm, gen_length, block_length, steps,
+        tokens_per_step if steps == implied else None,
+        quotas, floor_rates(steps) if by_chance else (1.0,) * len(quotas), note,
+    )
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How one sample is decoded: everything besides model, prompt and seed that can change a token.
+
+    temperature:      0 takes the likeliest token; above 0 one is drawn.
+    top_p, top_k:     nucleus and top-k filter of the draw; inactive at temperature 0.
+    alg_temp:         Dream: draw the order of commits from softmax(score / alg_temp) instead of taking the best.
+    confidence_dtype: precision of softmax and scores; "model" is the logits' own.
+    logits_eos_inf:   LLaDA: the end token is never proposed (the end of turn still can be).
+    confidence_eos_eot_inf: LLaDA: both end tokens keep no confidence, so they are committed last.
+    early_exit:       a row leaves once no later commit can change its text.
+    """
+
+    schedule: Schedule
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    alg_temp: float | None = None
+    confidence_dtype: str = "float64"
+    logits_eos_inf: bool = False
+    confidence_eos_eot_inf: bool = False
+    early_exit: bool = True
+
+    def problems(self, family: str) -> list[str]:
+        """One sentence for each option that is out of range, or that the family or the algorithm lacks."""
+        name = self.schedule.algorithm
+        algorithm = ALGORITHMS[name]
+        checks = [
+            (family not in algorithm.families,
+             f"algorithm {name!r} is not defined for {family}; it has: {', '.join(a for a in ALGORITHMS if family in ALGORITHMS[a].families)}"),
+            (not 0 <= self.temperature < float("inf"), f"temperature {self.temperature:g} must be 0 or more"),
+            (self.top_p is not None and not 0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1"),
+            (self.top_k is not None and self.top_k < 1, f"top_k {self.top_k} must be at least 1"),
+            (self.alg_temp is not None and not 0 <= self.alg_temp < float("inf"), f"alg_temp {self.alg_temp} must be 0 or more"),
+            (bool(self.alg_temp) and not algorithm.draws_order,
+             f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: "
+             + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order)),
+            (self.confidence_dtype not in CONFIDENCE_DTYPES,
+             f"confidence_dtype {self.confidence_dtype!r} must be one of {', '.join(CONFIDENCE_DTYPES)}"),
+            (family != "llada" and self.logits_eos_inf, f"logits_eos_inf is a rule of the llada family; {family} lacks it"),
+            (family != "llada" and self.confidence_eos_eot_inf,
+             f"confidence_eos_eot_inf is a rule of the llada family; {family} lacks it"),
+        ]
+        return [text for wrong, text in checks if wrong]
