@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Install into .venv where that is not done yet, then run the tests. Arguments go to pytest: ./scripts/test.sh -k store
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/setup.sh
+# threads of two tests at once, and of torch on few cores, cost more than they give
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+exec .venv/bin/python -m pytest -q "$@" tests
