@@ -30,6 +30,7 @@ class Schedule:
     """The steps of one sample.
 
     quotas:  positions that each step of a block commits; all blocks are alike. Zero means: no forward pass.
+             For `origin`, which commits a random number, the most that it can be.
     rates:   for `origin`, the chance of an open position to be committed at each step; else 1 for all.
     note:    what a user should be told about it, or None.
     """
@@ -59,9 +60,7 @@ class Schedule:
     @property
     def forward_passes(self) -> int:
         """Steps that commit something: what a sample costs at most (`origin` may skip more by chance)."""
-        if self.rates[0] < 1:
-            return min(self.num_steps, self.gen_length)
-        return self.n_blocks * sum(q > 0 for q in self.quotas)
+        return min(self.n_blocks * sum(q > 0 for q in self.quotas), self.gen_length)
 
 
 def even_quotas(n: int, steps: int) -> tuple[int, ...]:
@@ -151,13 +150,15 @@ def make_schedule(
     implied = n_blocks * ceil(block_length / k)
     steps = implied if num_steps is None else num_steps
     kind = ALGORITHMS[algorithm].schedule
-    if kind == "floor":
+    by_chance = kind == "floor" and not ALGORITHMS[algorithm].reads
+    if by_chance:
+        quotas = (block_length,) * steps
+    elif kind == "floor":
         quotas = floor_quotas(block_length, steps)
     elif kind == "stride" and steps == implied:
         quotas = stride_quotas(block_length, k)
     else:
         quotas = even_quotas(block_length, steps // n_blocks)
-    by_chance = not ALGORITHMS[algorithm].reads and kind == "floor"
     note = None
     if tokens_per_step is not None and steps != implied:
         note = (

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Replay decoding cases on a checkpoint and write which token was committed when.
+
+    python scripts/trace.py --checkpoint DIR --cases cases.jsonl --out trace.jsonl
+
+A case is one JSON object a line; read of it are
+
+    {"id": "any name", "algorithm": "low_confidence", "prompt_ids": [1, 2, 3],
+     "params": {"gen_length": 32, "block_length": 16, "tokens_per_step": 2, "temperature": 0.0}}
+
+and written is, per case and in the order of the file,
+
+    {"id": "any name", "ids": [...], "forward_passes": 16, "commits": [[[positions], [ids]], ...]}
+
+with one entry of `commits` for each forward pass, positions counted from the prompt's end. Positions that early exit
+left open hold the mask id. Two machines agree where their files are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from decoding.algorithms import ALGORITHMS  # noqa: E402
+from decoding.schedule import DecodeConfig, ScheduleError, make_schedule  # noqa: E402
+
+SCHEDULE_PARAMS = ("gen_length", "block_length", "tokens_per_step", "num_steps")
+OPTION_PARAMS = (
+    "temperature", "top_p", "top_k", "alg_temp", "confidence_dtype", "logits_eos_inf", "confidence_eos_eot_inf",
+)
+# A case may also carry its own seed: an integer, 0 where it is left out.
+PARAMS = (*SCHEDULE_PARAMS, *OPTION_PARAMS, "seed")
+
+
+def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
+    """The decoding configuration of a case. Raises ValueError that says what is wrong with it."""
+    if not isinstance(case, dict) or not {"algorithm", "prompt_ids", "params"} <= case.keys():
+        raise ValueError('must be an object with "algorithm", "prompt_ids" and "params"')
+    params, algorithm = case["params"], case["algorithm"]
+    unknown = sorted(params.keys() - set(PARAMS))
+    if unknown:
+        raise ValueError(f"unknown params {', '.join(unknown)}; known: {', '.join(PARAMS)}")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {algorithm!r}; there are: {', '.join(ALGORITHMS)}")
+    if "gen_length" not in params:
+        raise ValueError("params need a gen_length")
+    if not case["prompt_ids"] or not all(isinstance(i, int) for i in case["prompt_ids"]):
+        raise ValueError("prompt_ids must be a list of token ids, not empty")
+    schedule = make_schedule(algorithm, **{k: params[k] for k in SCHEDULE_PARAMS if k in params})
+    config = DecodeConfig(schedule, early_exit=early_exit, **{k: params[k] for k in OPTION_PARAMS if k in params})
+    problems = config.problems(family)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return config
+
+
+def read_cases(path: Path) -> list[dict]:
+    """The cases of a JSON-lines file. Raises ValueError naming the line that is not JSON."""
+    cases = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if line.strip():
+            try:
+                cases.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path} line {number}: {error}") from None
+    if not cases:
+        raise ValueError(f"{path} holds no cases")
+    return cases
+
+
+def replay(model, cases: list[dict], configs: list[DecodeConfig], batch_size: int = 1) -> list[dict]:
+    """Trace rows of the cases, in their order; cases of one configuration share batches of `batch_size` rows."""
+    from decoding.engine import decode
+
+    groups: dict[DecodeConfig, list[int]] = {}
+    for i, config in enumerate(configs):
+        groups.setdefault(config, []).append(i)
+    rows: list[dict | None] = [None] * len(cases)
+    for config, members in groups.items():
+        prompts = [cases[i]["prompt_ids"] for i in members]
+        seeds = [cases[i]["params"].get("seed", 0) for i in members]
+        for i, completion in zip(members, decode(model, prompts, config, seeds, batch_size=batch_size)):
+            rows[i] = {
+                "id": cases[i].get("id", i), "ids": list(completion.token_ids),
+                "forward_passes": completion.nfe, "commits": commits(completion),
+            }
+    return rows
+
+
+def commits(completion) -> list[list[list[int]]]:
+    """For each forward pass the positions and the token ids that it committed."""
+    steps: list[list[list[int]]] = [[[], []] for _ in range(completion.nfe)]
+    for position, at in enumerate(completion.committed_at):
+        if at >= 0:
+            steps[at][0].append(position)
+            steps[at][1].append(completion.token_ids[position])
+    return steps
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="directory or hub id")
+    parser.add_argument("--cases", required=True, type=Path, help="cases, one JSON object a line")
+    parser.add_argument("--out", required=True, type=Path, help="where the traces go")
+    parser.add_argument("--batch_size", type=int, default=1, help="rows in flight at a time (default 1)")
+    parser.add_argument("--no_early_exit", action="store_true", help="decode every canvas to its end")
+    parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default float32")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    from models import check_checkpoint, read_config
+
+    problems = [f"--checkpoint {args.checkpoint}: {p}" for p in check_checkpoint(args.checkpoint)]
+    configs: list[DecodeConfig] = []
+    if args.batch_size < 1:
+        problems.append(f"--batch_size {args.batch_size} must be at least 1")
+    if not args.out.resolve().parent.is_dir():
+        problems.append(f"--out {args.out}: the directory {args.out.parent} does not exist")
+    try:
+        cases = read_cases(args.cases)
+        family = None if problems else read_config(args.checkpoint).family
+        for i, case in enumerate(cases if family else []):
+            try:
+                configs.append(case_config(case, family, early_exit=not args.no_early_exit))
+            except (ScheduleError, ValueError, TypeError) as error:
+                name = case.get("id", i) if isinstance(case, dict) else i
+                problems.append(f"case {name}: {error}")
+    except (OSError, ValueError) as error:
+        problems.append(f"--cases: {error}")
+    if problems:
+        more = [f"error: and {len(problems) - 20} more"] if len(problems) > 20 else []
+        print("\n".join([f"error: {p}" for p in problems[:20]] + more), file=sys.stderr)
+        return 2
+    import torch
+
+    from models import load_model
+
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        print(f"error: --device {args.device}: no CUDA device is visible; use --device cpu", file=sys.stderr)
+        return 3
+    model, _ = load_model(args.checkpoint, device=args.device, dtype=getattr(torch, args.dtype))
+    rows = replay(model, cases, configs, args.batch_size)
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(f"{len(rows)} cases, {sum(r['forward_passes'] for r in rows)} forward passes -> {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

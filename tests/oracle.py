@@ -1,0 +1,131 @@
+"""The slow, plain loops that the engine is held against: one prompt, all logits, no early exit, no batching.
+
+Each is written from the official algorithm's description, sharing with the engine only the random numbers
+(`uniforms`) and the schedule's float32 linspace from torch itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from decoding.sampling import uniforms
+
+
+def aligned(model, canvas: list[int]) -> np.ndarray:
+    """[L, V] float64 logits for each position of a canvas, shifted for Dream, mask token at -inf."""
+    with torch.inference_mode():
+        logits = model.logits(torch.tensor([canvas], device=model.device))[0].double().cpu().numpy()
+    if model.config.family == "dream":
+        logits = np.concatenate([logits[:1], logits[:-1]])
+    logits[:, model.config.mask_id] = -np.inf
+    return logits
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def nucleus(logits: np.ndarray, top_p: float | None, top_k: int | None) -> np.ndarray:
+    """Logits [V] outside the nucleus, then outside the top k, at -inf."""
+    logits = logits.copy()
+    if top_p is not None and top_p < 1:
+        order = np.argsort(-logits, kind="stable")
+        mass = 0.0
+        for token, p in zip(order, softmax(logits)[order]):
+            if mass > top_p:
+                logits[token] = -np.inf
+            mass += p
+    if top_k is not None:
+        logits[logits < np.sort(logits)[-top_k]] = -np.inf
+    return logits
+
+
+def sample(logits: np.ndarray, temperature: float, top_p, top_k, u: float) -> tuple[int, np.ndarray]:
+    """A token and the distribution [V] that it was taken from."""
+    if temperature == 0:
+        return int(logits.argmax()), softmax(logits)
+    probs = softmax(nucleus(logits / temperature, top_p, top_k))
+    cumulative = probs.cumsum()
+    return int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), probs
+
+
+def best(scores: dict[int, float], k: int) -> list[int]:
+    """The k positions with the highest score, leftmost first among equals."""
+    return sorted(scores, key=lambda i: (-scores[i], i))[:k]
+
+
+def llada(model, prompt: list[int], algorithm: str, gen_length: int, block_length: int, num_steps: int, seed: int = 0,
+          temperature: float = 0.0, top_p=None, top_k=None, logits_eos_inf=False, confidence_eos_eot_inf=False) -> list[int]:
+    """low_confidence and random, as ML-GSAI/LLaDA generate.py describes them."""
+    mask, eos, ends = model.config.mask_id, model.config.eos_id, list(model.config.end_ids)
+    x = list(prompt) + [mask] * gen_length
+    n_blocks = gen_length // block_length
+    per_block = num_steps // n_blocks
+    for block in range(n_blocks):
+        for step in range(per_block):
+            u = uniforms(seed, block * per_block + step, gen_length).numpy()
+            logits = aligned(model, x)
+            lo = len(prompt) + block * block_length
+            tokens, scores = {}, {}
+            for i in range(lo, lo + block_length):
+                if x[i] != mask:
+                    continue
+                row = logits[i].copy()
+                if logits_eos_inf:
+                    row[eos] = -np.inf
+                tokens[i], _ = sample(row, temperature, top_p, top_k, u[0, i - len(prompt)])
+                if confidence_eos_eot_inf:
+                    row[ends] = -np.inf
+                scores[i] = softmax(row)[tokens[i]] if algorithm == "low_confidence" else u[1, i - len(prompt)]
+            for i in best(scores, block_length // per_block + (step < block_length % per_block)):
+                x[i] = tokens[i]
+    return x[len(prompt):]
+
+
+def dream(model, prompt: list[int], algorithm: str, gen_length: int, num_steps: int, seed: int = 0,
+          temperature: float = 0.0, top_p=None, top_k=None, alg_temp: float | None = None) -> list[int]:
+    """maskgit_plus, topk_margin, entropy and origin, as DreamLM/Dream generation_utils.py describes them."""
+    mask = model.config.mask_id
+    x = list(prompt) + [mask] * gen_length
+    t = torch.linspace(1, 1e-3, num_steps + 1)
+    for step in range(num_steps):
+        u = uniforms(seed, step, gen_length).numpy()
+        logits = aligned(model, x)
+        share = 1.0 if step == num_steps - 1 else float(1 - t[step + 1] / t[step])
+        open_now = [i for i in range(len(prompt), len(x)) if x[i] == mask]
+        tokens, scores = {}, {}
+        for i in open_now:
+            at = i - len(prompt)
+            tokens[i], probs = sample(logits[i], temperature, top_p, top_k, u[0, at])
+            top = np.sort(probs)[::-1]
+            scores[i] = {
+                "maskgit_plus": probs[tokens[i]], "topk_margin": top[0] - top[1],
+                "entropy": (probs * np.log(probs + 1e-10)).sum(), "origin": 0.0,
+            }[algorithm]
+            if alg_temp:
+                scores[i] = scores[i] / alg_temp - np.log(-np.log(u[1, at]))
+        if algorithm == "origin":
+            chosen = [i for i in open_now if u[1, i - len(prompt)] < share]
+        else:
+            chosen = best(scores, int(np.float32(len(open_now)) * np.float32(share)))
+        for i in chosen:
+            x[i] = tokens[i]
+    return x[len(prompt):]
+
+
+def leftright(model, prompt: list[int], gen_length: int, tokens_per_step: int, seed: int = 0,
+              temperature: float = 0.0, top_p=None, top_k=None) -> list[int]:
+    """The first K open positions each step, until the end token is on the canvas."""
+    mask = model.config.mask_id
+    x = list(prompt) + [mask] * gen_length
+    for step in range(gen_length):
+        u = uniforms(seed, step, gen_length).numpy()
+        logits = aligned(model, x)
+        for i in [i for i in range(len(prompt), len(x)) if x[i] == mask][:tokens_per_step]:
+            x[i], _ = sample(logits[i], temperature, top_p, top_k, u[0, i - len(prompt)])
+        answer = x[len(prompt):]
+        if model.config.eos_id in answer or mask not in answer:
+            break
+    return x[len(prompt):]

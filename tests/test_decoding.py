@@ -1,0 +1,387 @@
+"""Schedules, algorithms, sampling and the engine, held against plain loops and literal values."""
+
+import numpy as np
+import pytest
+import torch
+
+from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
+from decoding.engine import decode
+from decoding.sampling import Rules, draw, filtered, propose, uniforms
+from decoding.schedule import DecodeConfig, ScheduleError, floor_quotas, make_schedule
+from models import load_model
+from tests import oracle
+
+
+@pytest.fixture(scope="module")
+def models(conformance_dir):
+    names = {"llada": "llada-tiny", "dream": "dream-tiny"}
+    return {f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0] for f, n in names.items()}
+
+
+def prompts_for(n: int, vocabulary: int = 400) -> list[list[int]]:
+    """n prompts of different lengths."""
+    rng = np.random.default_rng(7)
+    return [rng.integers(5, vocabulary, size=int(rng.integers(3, 40))).tolist() for _ in range(n)]
+
+
+# ---- schedules
+
+
+@pytest.mark.parametrize(("arguments", "steps", "quotas"), [
+    (("low_confidence", 48, 16, 3), 18, (3, 3, 3, 3, 2, 2)),
+    (("low_confidence", 30, 10, 4), 9, (4, 3, 3)),
+    (("low_confidence", 512, 64, 3), 176, (3,) * 20 + (2,) * 2),
+    (("maskgit_plus", 50, None, 3), 17, (2, 2, 2, 3, 3, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4)),
+    (("leftright", 33, None, 2), 17, (2,) * 16 + (1,)),
+    (("leftright", 33, None, 4), 9, (4,) * 8 + (1,)),
+])
+def test_tokens_per_step_becomes_steps_and_quotas(arguments, steps, quotas):
+    schedule = make_schedule(*arguments)
+    assert (schedule.num_steps, sum(schedule.quotas)) == (steps, schedule.block_length)
+    if arguments[0] != "maskgit_plus":
+        assert schedule.quotas == quotas
+    assert schedule.note is None and schedule.tokens_per_step == arguments[3]
+
+
+def test_floor_quotas_are_those_of_torch():
+    """One bit of a float32 linspace decides a quota now and then, so the bits must be torch's."""
+    for steps in [1, 2, 3, 17, 171, 246, 250, 256, 327, 342, 488, 512]:
+        t = torch.linspace(1, 1e-3, steps + 1)
+        for n in {steps, 2 * steps, 3 * steps - 1, 4 * steps, 512}:
+            expected, left = [], n
+            for i in range(steps):
+                expected.append(int(torch.tensor(float(left)) * (1 - t[i + 1] / t[i])) if i < steps - 1 else left)
+                left -= expected[-1]
+            assert floor_quotas(n, steps) == tuple(expected), (n, steps)
+
+
+def test_one_token_per_step_of_dream_begins_idle_and_ends_with_two():
+    quotas = make_schedule("entropy", 256).quotas
+    assert quotas[0] == 0 and quotas[-1] == 2 and set(quotas[1:-1]) == {1}
+    assert make_schedule("entropy", 256).forward_passes == 255
+
+
+def test_the_readme_example_is_four_tokens_per_step_and_says_so():
+    schedule = make_schedule("low_confidence", 512, 64, tokens_per_step=1, num_steps=128)
+    assert schedule.realised_tps == 4 and schedule.quotas == (4,) * 16 and schedule.tokens_per_step is None
+    assert schedule.note == "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1, which would be 512 steps"
+
+
+def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
+    assert make_schedule("leftright", 32, num_steps=20).quotas == (2,) * 12 + (1,) * 8
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("low_confidence", 250, 32), "gen_length 250 is not a multiple of block_length 32; nearest: 224, 256"),
+    (("low_confidence", 16, 32), "gen_length 16 is not a multiple of block_length 32; nearest: 32"),
+    (("low_confidence", 512, 64, None, 171), "num_steps 171 does not divide over the 8 blocks of 64; nearest: 168, 176"),
+    (("low_confidence", 512, 64, 0), "tokens_per_step 0 must be at least 1"),
+    (("low_confidence", -4, 64), "gen_length -4 must be at least 1"),
+    (("entropy", 64, 32), "block_length 32: entropy knows no blocks; leave it out or give gen_length 64"),
+    (("entrpy", 64), "unknown algorithm 'entrpy'"),
+])
+def test_an_impossible_schedule_says_why(arguments, message):
+    with pytest.raises(ScheduleError, match="") as error:
+        make_schedule(*arguments)
+    assert message in str(error.value)
+
+
+# ---- algorithms
+
+
+def view(masked, quota, **fields) -> StepView:
+    n = len(masked)
+    fields = {k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for k, v in fields.items()}
+    return StepView(torch.tensor(masked), torch.tensor(quota), fields.pop("rate", torch.ones(n).double()), **fields)
+
+
+def test_equal_scores_are_taken_leftmost_first():
+    """torch.topk leaves the order of ties open, and CPU and GPU differ."""
+    score, masked = torch.ones(2, 40).double(), torch.ones(2, 40, dtype=torch.bool)
+    masked[1, :3] = False
+    taken = top_k(score, masked, torch.tensor([3, 2]))
+    assert taken[0].nonzero().flatten().tolist() == [0, 1, 2] and taken[1].nonzero().flatten().tolist() == [3, 4]
+
+
+def test_a_quota_above_what_is_open_takes_all_that_is_open():
+    masked = torch.tensor([[True, False, True]])
+    assert top_k(torch.rand(1, 3), masked, torch.tensor([9])).tolist() == [[True, False, True]]
+
+
+def test_top_k_refuses_shapes_that_disagree():
+    with pytest.raises(ValueError, match=r"score \(1, 3\)"):
+        top_k(torch.rand(1, 3), torch.ones(1, 4, dtype=torch.bool), torch.tensor([1]))
+
+
+def test_leftright_takes_the_first_open_positions_of_each_row():
+    v = view([[False, True, True, True], [True, False, False, True]], [2, 1])
+    assert leftright(v).tolist() == [[False, True, True, False], [True, False, False, False]]
+
+
+def test_origin_commits_what_chance_says():
+    v = view([[True, True, False, True]], [4], rate=torch.tensor([0.5]).double(), noise=[[0.4, 0.6, 0.1, 0.49]])
+    assert origin(v).tolist() == [[True, False, False, True]]
+
+
+def test_algorithms_by_family():
+    assert algorithms_of("llada") == ["low_confidence", "random", "leftright"]
+    assert algorithms_of("dream") == ["leftright", "maskgit_plus", "topk_margin", "entropy", "origin"]
+
+
+# ---- sampling
+
+
+def test_confidence_of_the_families_above_temperature_zero():
+    """LLaDA scores under the plain softmax, Dream under what the token was drawn from: 0.6 against 1.0 here."""
+    logits = torch.tensor([[0.6, 0.3, 0.1]]).double().log()
+    noise = torch.tensor([0.5]).double()
+    for scores_the_draw, expected in [(False, 0.6), (True, 1.0)]:
+        rules = Rules(temperature=1.0, top_p=0.5, scores_the_draw=scores_the_draw)
+        assert propose(logits, rules, frozenset({"confidence"}), noise).confidence.tolist() == pytest.approx([expected])
+
+
+def test_top_p_is_inactive_at_temperature_zero():
+    """Filtered before the confidence, every position above top_p would tie at exactly 1."""
+    logits = torch.tensor([[0.96, 0.04], [0.99, 0.01]]).double().log()
+    rules = Rules(top_p=0.95, top_k=1, scores_the_draw=True)
+    assert propose(logits, rules, frozenset({"confidence"})).confidence.tolist() == pytest.approx([0.96, 0.99])
+
+
+def test_float64_tells_confident_positions_apart_where_bfloat16_ties():
+    logits = torch.tensor([[9.0, 0.0], [10.0, 0.0]], dtype=torch.bfloat16)
+    read = frozenset({"confidence"})
+    a, b = propose(logits, Rules(), read).confidence.tolist()
+    assert a < b < 1
+    a, b = propose(logits, Rules(dtype=None), read).confidence.tolist()
+    assert a == b == 1
+
+
+def test_scores_by_hand():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).double().log()
+    p = propose(logits, Rules(), frozenset({"confidence", "entropy", "margin"}))
+    assert p.tokens.tolist() == [0] and p.confidence.item() == pytest.approx(0.5) and p.margin.item() == pytest.approx(0.2)
+    assert p.entropy.item() == pytest.approx(-sum(q * np.log(q) for q in (0.5, 0.3, 0.2)))
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.45, 1), (0.5, 2), (0.85, 3), (1.0, 4), (None, 4)])
+def test_the_nucleus_is_never_empty_and_holds_the_token_that_crosses_top_p(top_p, kept):
+    logits = torch.tensor([[0.125, 0.5, 0.125, 0.25]]).double().log()
+    assert filtered(logits, top_p, None).isfinite().sum().item() == kept
+
+
+def test_top_k_keeps_k_tokens():
+    assert filtered(torch.tensor([[1.0, 3.0, 2.0]]), None, 2).isfinite().tolist() == [[False, True, True]]
+
+
+def test_draws_follow_the_distribution():
+    probs = torch.tensor([0.5, 0.0, 0.2, 0.3]).double()
+    n = 20000
+    drawn = draw(probs.expand(n, 4), uniforms(3, 0, n)[0])
+    share = torch.bincount(drawn, minlength=4).double() / n
+    assert share[1] == 0 and (share - probs).abs().max() < 0.015
+
+
+def test_a_token_without_mass_is_never_drawn_even_at_the_edges():
+    probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]] * 3).double()
+    assert draw(probs, torch.tensor([0.0, 0.5, 1 - 2**-53]).double()).tolist() == [1, 2, 2]
+
+
+def test_chunked_scoring_is_the_same(monkeypatch):
+    logits = torch.randn(37, 50, generator=torch.Generator().manual_seed(0))
+    read, noise = frozenset({"confidence", "entropy"}), uniforms(1, 1, 37)[0]
+    whole = propose(logits, Rules(temperature=0.7), read, noise)
+    monkeypatch.setattr("decoding.sampling.CHUNK_NUMBERS", 500)
+    parts = propose(logits, Rules(temperature=0.7), read, noise)
+    assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.entropy, parts.entropy)
+
+
+def test_noise_depends_on_seed_and_step_alone():
+    assert torch.equal(uniforms(5, 2, 10), uniforms(5, 2, 10))
+    assert not torch.equal(uniforms(5, 2, 10), uniforms(5, 3, 10))
+    assert not torch.equal(uniforms(5, 2, 10), uniforms(6, 2, 10))
+    assert uniforms(2**64 - 1, 0, 4).shape == (2, 4)
+
+
+# ---- the engine against the plain loops
+
+LLADA = [
+    (dict(algorithm="low_confidence", gen_length=24, block_length=8, num_steps=9), {}),
+    (dict(algorithm="low_confidence", gen_length=24, block_length=24, num_steps=12), dict(temperature=0.7)),
+    (dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=16),
+     dict(temperature=0.7, confidence_eos_eot_inf=True)),
+    (dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=8),
+     dict(temperature=1.0, logits_eos_inf=True, top_p=0.9)),
+    (dict(algorithm="random", gen_length=24, block_length=8, num_steps=12), {}),
+    (dict(algorithm="random", gen_length=24, block_length=12, num_steps=6), dict(temperature=0.7, top_k=20)),
+]
+DREAM = [
+    (dict(algorithm="maskgit_plus", gen_length=24, num_steps=24), dict(temperature=0.7)),
+    (dict(algorithm="maskgit_plus", gen_length=24, num_steps=12), dict(alg_temp=0.1)),
+    (dict(algorithm="entropy", gen_length=24, num_steps=8), dict(temperature=0.4, top_p=0.9)),
+    (dict(algorithm="topk_margin", gen_length=24, num_steps=9), dict(temperature=0.7, top_k=30)),
+    (dict(algorithm="origin", gen_length=24, num_steps=24), {}),
+    (dict(algorithm="origin", gen_length=24, num_steps=7), dict(temperature=0.7)),
+    (dict(algorithm="entropy", gen_length=20, num_steps=33), {}),
+]
+
+
+@pytest.mark.parametrize("family, steps, options", [("llada", *c) for c in LLADA] + [("dream", *c) for c in DREAM])
+def test_engine_equals_the_plain_loop(models, family, steps, options):
+    """Batches of different prompts, random orders and drawn tokens, which no recorded case holds."""
+    model, prompts = models[family], prompts_for(4)
+    schedule = make_schedule(**steps)
+    config = DecodeConfig(schedule, early_exit=False, **options)
+    seeds = [11, 12, 13, 2**60]
+    loop = getattr(oracle, family)
+    got = decode(model, prompts, config, seeds, batch_size=3)
+    for prompt, seed, completion in zip(prompts, seeds, got):
+        assert list(completion.token_ids) == loop(model, prompt, seed=seed, **steps, **options)
+        assert completion.nfe <= schedule.num_steps and model.config.mask_id not in completion.token_ids
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("options", [{}, dict(temperature=0.9, top_p=0.95)])
+def test_leftright_equals_the_plain_loop(models, family, options):
+    model, prompts = models[family], prompts_for(4)
+    config = DecodeConfig(make_schedule("leftright", 21, tokens_per_step=2), early_exit=False, **options)
+    for prompt, completion in zip(prompts, decode(model, prompts, config, [1, 2, 3, 4])):
+        at = prompts.index(prompt)
+        assert list(completion.token_ids) == oracle.leftright(model, prompt, 21, 2, seed=at + 1, **options)
+
+
+def every_config() -> list[tuple[str, DecodeConfig]]:
+    configs = []
+    for family in ("llada", "dream"):
+        for name in algorithms_of(family):
+            schedule = make_schedule(name, 16, 8 if ALGORITHMS[name].blocks else None, tokens_per_step=2)
+            configs += [(family, DecodeConfig(schedule, temperature=t)) for t in (0.0, 0.7)]
+    return configs
+
+
+@pytest.mark.parametrize("family, config", every_config())
+def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
+    """A generator shared by the batch, a batch mean or a padded neighbour would show here."""
+    prompts = prompts_for(9)
+    alone = [decode(models[family], [p], config, [i])[0].token_ids for i, p in enumerate(prompts)]
+    for batch_size in (3, 8):
+        order = list(np.random.default_rng(batch_size).permutation(9))
+        got = decode(models[family], [prompts[i] for i in order], config, order, batch_size=batch_size)
+        assert [c.token_ids for c in got] == [alone[i] for i in order]
+
+
+# ---- early exit
+
+
+class Scripted:
+    """A model that always wants the same answer, most confident at the position that `order` puts first."""
+
+    def __init__(self, answer: list[int], order: list[int] | None = None, family: str = "llada", vocabulary: int = 12):
+        from types import SimpleNamespace
+
+        self.answer, self.device, self.vocabulary = answer, torch.device("cpu"), vocabulary
+        self.order = order or list(range(len(answer)))
+        self.config = SimpleNamespace(family=family, mask_id=11, eos_id=10, end_ids=(10, 9))
+        self.forwards = 0
+
+    def predict(self, tokens, spans, rows, cache=None):
+        self.forwards += 1
+        logits = torch.full((len(rows), self.vocabulary), -5.0)
+        starts = np.cumsum([0] + [hi - lo for lo, hi, _ in spans])
+        for i, row in enumerate(rows.tolist()):
+            sequence = int(np.searchsorted(starts, row, side="right")) - 1
+            at = row - starts[sequence] - (spans[sequence][1] - len(self.answer))
+            logits[i, self.answer[at]] = 10.0 - self.order.index(at) * 0.1
+        logits[:, 11] = -torch.inf
+        return logits
+
+
+def config(length=8, block=4, k=1, algorithm="low_confidence", **options):
+    return DecodeConfig(make_schedule(algorithm, length, block, tokens_per_step=k), **options)
+
+
+def test_a_row_leaves_once_everything_before_its_first_end_token_is_committed():
+    model = Scripted([1, 2, 10, 10, 10, 10, 10, 10])
+    [done] = decode(model, [[5]], config(), [0])
+    assert (done.finish_reason, done.nfe, done.forwards_saved) == ("end_token", 3, 5)
+    assert done.token_ids == (1, 2, 10) + (11,) * 5 and done.committed_at == (0, 1, 2) + (-1,) * 5
+    assert model.forwards == 3 and done.tokens_committed == 3 and done.positions_computed == 3 * 9
+
+
+def test_an_end_token_does_not_end_a_row_while_a_position_before_it_is_open():
+    """apd stops at any end token on the canvas, and so cuts answers whose beginning is still masked."""
+    model = Scripted([1, 2, 3, 10, 10, 10, 10, 10], order=[3, 4, 5, 6, 7, 0, 1, 2])
+    [done] = decode(model, [[5]], config(block=8), [0])
+    assert (done.nfe, done.token_ids[:4], done.forwards_saved) == (8, (1, 2, 3, 10), 0)
+
+
+def test_the_second_end_token_ends_too():
+    [done] = decode(Scripted([1, 9, 2, 2, 2, 2, 2, 2]), [[5]], config(), [0])
+    assert (done.nfe, done.finish_reason) == (2, "end_token")
+
+
+def test_early_exit_can_be_turned_off():
+    [done] = decode(Scripted([1, 10, 2, 2, 2, 2, 2, 2]), [[5]], config(early_exit=False), [0])
+    assert (done.nfe, done.forwards_saved, done.finish_reason) == (8, 0, "end_token")
+    assert done.token_ids == (1, 10, 2, 2, 2, 2, 2, 2)
+
+
+def test_a_stop_string_is_only_looked_for_in_the_committed_prefix():
+    seen = []
+    model = Scripted([1, 2, 3, 4, 5, 6, 7, 8], order=[2, 0, 1, 3, 4, 5, 6, 7])
+    [done] = decode(model, [[5]], config(), [0], stop=lambda ids: seen.append(ids) or 3 in ids)
+    assert (done.nfe, done.finish_reason, done.forwards_saved) == (3, "stop_string", 5)
+    assert [1] in seen and [1, 2, 3] in seen and all(ids == list(range(1, len(ids) + 1)) for ids in seen)
+
+
+def test_leftright_stops_at_the_end_token_even_without_early_exit():
+    """As the official loop does: it is part of the algorithm."""
+    model = Scripted([1, 2, 10, 3, 3, 3, 3, 3])
+    [done] = decode(model, [[5]], config(block=None, algorithm="leftright", k=2, early_exit=False), [0])
+    assert done.nfe == 2 and done.token_ids == (1, 2, 10, 3) + (11,) * 4
+
+
+def test_rows_leave_and_others_take_their_place():
+    """No row waits for the slowest: 3 + 8 forward passes of one row fit into 8 steps of two."""
+    class Mixed(Scripted):
+        def predict(self, tokens, spans, rows, cache=None):
+            self.rows_seen = getattr(self, "rows_seen", []) + [len(spans)]
+            self.answer = [1, 2, 10, 10, 10, 10, 10, 10]
+            return super().predict(tokens, spans, rows, cache)
+
+    model, order = Mixed([0] * 8), []
+    done = decode(model, [[5], [5, 6], [7], [8]], config(), [0] * 4, batch_size=2, on_finish=lambda i, c: order.append(i))
+    assert order == [0, 1, 2, 3] and [c.nfe for c in done] == [3] * 4 and model.rows_seen == [2] * 6
+
+
+def test_the_whole_canvas_as_one_block_saves_nothing():
+    """End tokens are committed first there: the docs say so."""
+    model = Scripted([1, 10, 10, 10, 10, 10, 10, 10], order=[7, 6, 5, 4, 3, 2, 1, 0])
+    assert decode(model, [[5]], config(block=8), [0])[0].forwards_saved == 0
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), [
+    ("llada", dict(algorithm="entropy", block=None), "'entropy' is not defined for llada; it has: low_confidence, random, leftright"),
+    ("dream", dict(), "'low_confidence' is not defined for dream"),
+    ("llada", dict(temperature=-1.0), "temperature -1 must be 0 or more"),
+    ("llada", dict(top_p=1.5), "top_p 1.5"),
+    ("llada", dict(top_k=0), "top_k 0"),
+    ("llada", dict(alg_temp=0.5), "low_confidence has no drawn order; these have: maskgit_plus, topk_margin, entropy"),
+    ("llada", dict(confidence_dtype="float16"), "confidence_dtype 'float16' must be one of float64, float32, model"),
+    ("dream", dict(algorithm="entropy", block=None, logits_eos_inf=True), "logits_eos_inf is a rule of the llada family"),
+])
+def test_a_configuration_that_cannot_be_is_refused(family, changes, message):
+    with pytest.raises(ValueError) as error:
+        decode(Scripted([1] * 8, family=family), [[5]], config(**changes), [0])
+    assert message in str(error.value)
+
+
+def test_prompts_and_seeds_must_agree():
+    with pytest.raises(ValueError, match="2 prompts need as many seeds, not 1"):
+        decode(Scripted([1] * 8), [[5], [6]], config(), [0])
+
+
+def test_nothing_to_decode_is_an_empty_list():
+    assert decode(Scripted([1] * 8), [], config(), []) == []
