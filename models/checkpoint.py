@@ -1,0 +1,55 @@
+"""A checkpoint's weights -> a Transformer, strictly, one tensor at a time, straight to the device."""
+
+from pathlib import Path
+
+import torch
+
+from models.config import CheckpointError, ModelConfig
+from models.files import config_in, read_headers, resolve, shard_paths, tensor_plan
+from models.tokenizer import tokenizer_in
+from models.transformer import Transformer
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load_model(
+    path_or_repo: str | Path, *, device: str | torch.device, dtype: str | torch.dtype, revision: str | None = None
+):
+    """(model, tokenizer) of a local directory or hub id, in eval mode and without gradients.
+
+    dtype: float32, float16 or bfloat16. Raises CheckpointError with every problem found; a
+    missing, unexpected or wrongly shaped tensor is one. Host memory holds one tensor beside the
+    model itself, nothing beside it where the model is on another device.
+    """
+    dtype = _dtype(dtype)
+    folder = resolve(path_or_repo, revision, weights=True)
+    config = config_in(folder)
+    tokenizer = tokenizer_in(folder, config, name=str(path_or_repo))
+    return load_weights(folder, config, torch.device(device), dtype), tokenizer
+
+
+def load_weights(folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """The Transformer of `config` with the weights in `folder`."""
+    from safetensors import SafetensorError, safe_open
+
+    plan = tensor_plan(read_headers(shard_paths(folder)), config)
+    with torch.device("meta"):
+        model = Transformer(config)
+    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    parameters = dict(model.named_parameters())
+    assert set(parameters) == {name for names in plan.values() for name in names.values()}
+    for path, names in plan.items():
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as shard:
+                for key, name in names.items():
+                    parameters[name].copy_(shard.get_tensor(key))
+        except SafetensorError as error:
+            raise CheckpointError([f"{path.name}: {error}"]) from None
+    return model
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {name!r}; there are: {', '.join(DTYPES)}")
+    return DTYPES[name]

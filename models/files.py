@@ -1,0 +1,392 @@
+"""A checkpoint's directory, read without torch: where it is, its config, everything wrong with it.
+
+A checkpoint is a local directory or a hub id in the hub's layout: config.json, model.safetensors
+or its shards with model.safetensors.index.json, and the tokenizer's files. Nothing is executed.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+
+from models.config import CheckpointError, Family, ModelConfig, parameter_shapes
+from models.dream import DREAM
+from models.llada import LLADA
+from models.safetensors_header import TensorEntry, not_the_file, read_header
+
+FAMILIES = (LLADA, DREAM)
+_SMALL = ("*.json", "*.txt", "*.jinja", "*.model")
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_N_LISTED = 20
+
+
+# -- where it is ----------------------------------------------------------------------------
+
+
+def resolve(path_or_repo: str | Path, revision: str | None = None, *, weights: bool) -> Path:
+    """The checkpoint's local directory; a hub id is downloaded (its shards only with `weights`).
+
+    Honours HF_HOME and HF_HUB_OFFLINE. Raises CheckpointError where there is no such directory
+    and the hub id is neither in the local cache nor to be had.
+    """
+    name, path = str(path_or_repo), Path(path_or_repo).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise CheckpointError([f"{name}: revision {revision!r} given, but a local directory has none"])
+        return path.resolve()
+    if path.exists():
+        raise CheckpointError([f"model path {name} is a file; give the directory that holds config.json"])
+    if not is_repo_id(name):
+        raise CheckpointError([f"model path {name} does not exist"])
+    return _download(name, revision, weights)
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether `name` can be a hub id, owner/name."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
+
+
+def offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def _download(repo: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    patterns = [*_SMALL, *(["*.safetensors"] if weights else [])]
+    try:
+        found = snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        return Path(found)
+    except GatedRepoError:
+        problem = f"{repo}: the hub asks for permission; accept its terms there and set HF_TOKEN"
+    except RepositoryNotFoundError:
+        problem = f"{repo}: no such directory here and no such model on the hub"
+    except RevisionNotFoundError:
+        problem = f"{repo}: the hub has no revision {revision!r} of it"
+    except LocalEntryNotFoundError:
+        why = "HF_HUB_OFFLINE=1" if offline() else "the hub cannot be reached"
+        problem = (
+            f"{repo}: no such directory here, not in the local cache and {why}; "
+            "download it first, or give a local directory"
+        )
+    except OSError as error:  # network and disk; huggingface_hub's HTTP errors are OSErrors too
+        problem = f"{repo}: cannot be downloaded: {str(error).splitlines()[0]}"
+    raise CheckpointError([problem])
+
+
+# -- what it says -----------------------------------------------------------------------------
+
+
+def read_config(path_or_repo: str | Path, revision: str | None = None) -> ModelConfig:
+    """The checkpoint's ModelConfig, from config.json and the tokenizer's special tokens.
+
+    Reads no weights and imports no torch. Raises CheckpointError with every problem found.
+    """
+    return config_in(resolve(path_or_repo, revision, weights=False))
+
+
+def config_in(folder: Path) -> ModelConfig:
+    """`read_config` for a directory that is known to be there."""
+    family, raw = _family_in(folder)
+    problems = [
+        f"config.json: {key} is {raw.get(key, absent)!r}; supported: {' or '.join(map(repr, allowed))}"
+        for key, (allowed, absent) in family.only.items()
+        if raw.get(key, absent) not in allowed
+    ]
+    values = _values(family, raw, problems)
+    problems += _disagreements(values)
+    try:
+        ids = special_ids(folder, family)
+    except CheckpointError as error:
+        raise CheckpointError(problems + error.problems) from None
+    problems += _token_problems(family, values, ids)
+    if problems:
+        raise CheckpointError(problems)
+    texts = family.end_tokens + family.optional_end_tokens
+    ends = dict.fromkeys([values["eos_id"], *(ids[text] for text in texts if text in ids)])
+    config = ModelConfig(family=family.name, end_ids=tuple(ends), **family.fixed, **values)
+    return replace(config, dtype_on_disk=_dtype_on_disk(folder, raw))
+
+
+def _family_in(folder: Path) -> tuple[Family, dict]:
+    raw = read_json(folder / "config.json")
+    for family in FAMILIES:
+        if str(raw.get("model_type")).lower() == family.model_type.lower():
+            return family, raw
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise CheckpointError([f"config.json: model_type is {raw.get('model_type')!r}; supported: {known}"])
+
+
+def family_named(name: str) -> Family:
+    return next(family for family in FAMILIES if family.name == name)
+
+
+def _values(family: Family, raw: dict, problems: list[str]) -> dict:
+    """ModelConfig fields that config.json gives; a value of the wrong kind becomes a problem and None."""
+    kinds = {f.name: f.type for f in fields(ModelConfig)}
+    values = {}
+    for field, key in family.fields.items():
+        value, default = raw.get(key), family.defaults.get(field, ...)
+        if value is None and default is not ...:
+            value = raw.get(default[1:]) if isinstance(default, str) else default
+            if value is None and field == "head_dim":
+                continue
+        kind = kinds[field]
+        low = 0 if field in ("mask_id", "eos_id") else 1
+        if kind is int and not (type(value) is int and low <= value < 10**7):
+            wanted = f"an integer from {low}"
+        elif kind is float and not (type(value) in (int, float) and math.isfinite(value) and value > 0):
+            wanted = "a number above 0"
+        elif kind is bool and type(value) is not bool:
+            wanted = "true or false"
+        else:
+            values[field] = float(value) if kind is float else value
+            continue
+        problems.append(f"config.json: {key} is {'missing' if value is None else repr(value)}; it must be {wanted}")
+        values[field] = None
+    if "head_dim" not in values:
+        d, h = values["d_model"], values["n_heads"]
+        values["head_dim"] = d // h if d and h and d % h == 0 else None
+        if d and h and d % h:
+            problems.append(f"config.json: width {d} is not a multiple of {h} heads")
+    return values
+
+
+def _disagreements(values: dict) -> list[str]:
+    """Sentences about values that are fine alone but not together."""
+    problems = []
+    heads, kv, width, V = (values[name] for name in ("n_heads", "n_kv_heads", "head_dim", "vocab_size"))
+    if heads and kv and heads % kv:
+        problems.append(f"config.json: {heads} heads cannot share {kv} key/value heads evenly")
+    if width and width % 2:
+        problems.append(f"config.json: head width {width} is odd; rotary embeddings need an even one")
+    if (values["n_layers"] or 0) > 1000:
+        problems.append(f"config.json: {values['n_layers']} layers; at most 1000 are believable")
+    for field, key in (("mask_id", "mask_token_id"), ("eos_id", "eos_token_id")):
+        if values[field] is not None and V and values[field] >= V:
+            problems.append(f"config.json: {key} {values[field]} is beyond the {V} rows of the embedding")
+    return problems
+
+
+def _token_problems(family: Family, values: dict, ids: dict[str, int]) -> list[str]:
+    """Sentences about special tokens that the files lack, or give two ids, or put beyond the embedding."""
+    problems = []
+    for text in (family.mask_token, *family.end_tokens):
+        if text not in ids:
+            problems.append(f"the tokenizer files have no token {text}")
+    mask, V = values["mask_id"], values["vocab_size"]
+    if mask is not None and ids.get(family.mask_token, mask) != mask:
+        problems.append(
+            f"config.json: mask_token_id is {mask}, but the tokenizer files give {family.mask_token} "
+            f"the id {ids[family.mask_token]}"
+        )
+    if V and (beyond := [f"{text} {i}" for text, i in ids.items() if i >= V]):
+        problems.append(f"token ids beyond the {V} rows of the embedding: {listed(beyond)}")
+    return problems
+
+
+def special_ids(folder: Path, family: Family) -> dict[str, int]:
+    """Text -> id of the added tokens in all the tokenizer files that list them.
+
+    Raises CheckpointError where a needed file is missing or two files disagree.
+    """
+    missing = [name for name in family.tokenizer_files if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError([f"tokenizer files not found in {folder}: {', '.join(missing)}"])
+    found: list[tuple[str, str, int]] = []  # file, text, id
+    try:
+        for i, token in read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
+            found.append(("tokenizer_config.json", token["content"], int(i)))
+        if (folder / "added_tokens.json").is_file():
+            found += [("added_tokens.json", t, int(i)) for t, i in read_json(folder / "added_tokens.json").items()]
+        if "tokenizer.json" in family.tokenizer_files:
+            for token in read_json(folder / "tokenizer.json").get("added_tokens", []):
+                found.append(("tokenizer.json", token["content"], int(token["id"])))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError([f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]) from None
+    ids: dict[str, int] = {}
+    problems = []
+    for file, text, i in found:
+        if ids.setdefault(text, i) != i:
+            problems.append(f"the tokenizer files give {text} two ids: {ids[text]}, and {i} in {file}")
+    if problems:
+        raise CheckpointError(problems)
+    return ids
+
+
+# -- its weights ----------------------------------------------------------------------------------
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    """The weight files, all of them present. Raises CheckpointError otherwise."""
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if not (folder / _INDEX).is_file():
+        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
+        there = f"; there are {listed(other)}" if other else ""
+        raise CheckpointError([f"no weights in {folder}: neither {_SINGLE} nor {_INDEX}{there}"])
+    weight_map = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError([f"{_INDEX}: no weight_map"])
+    names = sorted({str(name) for name in weight_map.values()})
+    if odd := [name for name in names if Path(name).name != name]:
+        raise CheckpointError([f"{_INDEX}: shard names with a path: {listed(odd)}"])
+    if gone := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError([f"{name} is named in {_INDEX} but missing" for name in gone])
+    return [folder / name for name in names]
+
+
+def read_headers(paths: Iterable[Path]) -> dict[Path, dict[str, TensorEntry]]:
+    """The header of every shard; all corrupt shards are reported at once."""
+    headers, problems = {}, []
+    for path in paths:
+        try:
+            headers[path] = read_header(path)
+        except CheckpointError as error:
+            problems += error.problems
+    if problems:
+        raise CheckpointError(problems)
+    return headers
+
+
+def tensor_plan(headers: dict[Path, dict[str, TensorEntry]], config: ModelConfig) -> dict[Path, dict[str, str]]:
+    """Shard -> {name in the file: our parameter name}, exactly one for every parameter.
+
+    Raises CheckpointError that lists the missing, unexpected, repeated and wrongly shaped tensors.
+    """
+    family = family_named(config.family)
+    shapes = parameter_shapes(config)
+    ours = {family.checkpoint_name(name): name for name in shapes}
+    plan: dict[Path, dict[str, str]] = {path: {} for path in headers}
+    seen, unexpected, repeated, misshapen = set(), [], [], []
+    for path, header in headers.items():
+        for key, entry in header.items():
+            short = key.removeprefix(family.dropped_prefix)
+            name = ours.get(short)
+            if name is None:
+                unexpected.append(key)
+            elif short in seen:
+                repeated.append(key)
+            elif entry.shape != shapes[name]:
+                misshapen.append(f"{key} {list(entry.shape)} instead of {list(shapes[name])}")
+            else:
+                plan[path][key] = name
+            seen.add(short)
+    missing = [family.dropped_prefix + key for key in ours if key not in seen]
+    kinds = {"missing": missing, "unexpected": unexpected, "repeated": repeated, "wrong shape": misshapen}
+    problems = [f"{len(names)} tensors {kind}: {listed(names)}" for kind, names in kinds.items() if names]
+    if problems:
+        raise CheckpointError(problems)
+    return plan
+
+
+def _dtype_on_disk(folder: Path, raw: dict) -> str | None:
+    """The weights' dtype as their headers have it (joined by + if mixed), else as config.json says."""
+    try:
+        headers = read_headers(shard_paths(folder))
+    except CheckpointError:
+        declared = raw.get("torch_dtype") or raw.get("dtype")
+        return declared if isinstance(declared, str) else None
+    return "+".join(sorted({entry.dtype for header in headers.values() for entry in header.values()}))
+
+
+# -- all of it ------------------------------------------------------------------------------------
+
+
+def check_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> list[str]:
+    """Every problem that can be seen without loading weights, one sentence each; empty means good.
+
+    A hub id that is not cached has its small files fetched and checked; its shards are looked at
+    where they are cached, and are a problem where they are not only when offline.
+    """
+    try:
+        folder = resolve(path_or_repo, revision, weights=False)
+    except CheckpointError as error:
+        return error.problems
+    config, problems = None, []
+    try:
+        config = config_in(folder)
+        problems += vocabulary_problems(folder, config)
+    except CheckpointError as error:
+        problems += error.problems
+    local = Path(path_or_repo).expanduser().is_dir()
+    try:
+        headers = read_headers(shard_paths(folder))
+        if config:
+            tensor_plan(headers, config)
+    except CheckpointError as error:
+        absent = not local and all("but missing" in p or p.startswith("no weights") for p in error.problems)
+        if not (absent and not offline()):
+            problems += error.problems
+    return problems
+
+
+def vocabulary_problems(folder: Path, config: ModelConfig) -> list[str]:
+    """Whether the ordinary tokens are readable and have rows in the embedding."""
+    family = family_named(config.family)
+    try:
+        if "vocab.json" in family.tokenizer_files:
+            file, vocab = "vocab.json", read_json(folder / "vocab.json")
+            with (folder / "merges.txt").open("rb") as merges:
+                if what := not_the_file(merges.read(512)):
+                    return [f"merges.txt: {what}"]
+        else:
+            file, vocab = "tokenizer.json", read_json(folder / "tokenizer.json")["model"]["vocab"]
+        largest = max(vocab.values())
+        if largest < config.vocab_size:
+            return []
+        return [f"{file}: token id {largest} is beyond the {config.vocab_size} rows of the embedding"]
+    except CheckpointError as error:
+        return error.problems
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        return [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
+
+
+def fingerprint(path_or_repo: str | Path, revision: str | None = None) -> dict:
+    """What identifies a checkpoint in a result: path, hub revision, sha256 of its small files, shard sizes."""
+    folder = resolve(path_or_repo, revision, weights=False)
+    small = sorted({p for pattern in _SMALL for p in folder.glob(pattern) if p.is_file()})
+    return {
+        "path": str(folder),
+        "revision": folder.name if folder.parent.name == "snapshots" else None,
+        "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in small},
+        "shards": {p.name: p.stat().st_size for p in sorted(folder.glob("*.safetensors"))},
+    }
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises CheckpointError that says what is there instead."""
+    try:
+        data = path.read_bytes()
+        if what := not_the_file(data[:512]):
+            raise CheckpointError([f"{path.name}: {what}"])
+        value = json.loads(data)
+    except FileNotFoundError:
+        raise CheckpointError([f"{path.name} not found in {path.parent}"]) from None
+    except OSError as error:
+        raise CheckpointError([f"{path.name}: cannot be read: {error.strerror}"]) from None
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError([f"{path.name}: not valid JSON: {error}"]) from None
+    if not isinstance(value, dict):
+        raise CheckpointError([f"{path.name}: a JSON object is needed, not a {type(value).__name__}"])
+    return value
+
+
+def listed(names: list[str]) -> str:
+    """The names, comma separated; beyond 20 of them only how many more there are."""
+    more = f" and {len(names) - _N_LISTED} more" if len(names) > _N_LISTED else ""
+    return ", ".join(names[:_N_LISTED]) + more

@@ -1,0 +1,77 @@
+"""Tokenizers from a checkpoint's own files, with transformers' classes and no remote code."""
+
+from pathlib import Path
+
+from models.config import CheckpointError, ModelConfig
+from models.files import config_in, family_named, read_json, resolve, special_ids
+
+_TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_PLAIN_KEYS = ("model_max_length", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side")
+
+
+def load_tokenizer(path_or_repo: str | Path, revision: str | None = None):
+    """The checkpoint's tokenizer (a transformers PreTrainedTokenizerFast), special tokens verified.
+
+    Raises CheckpointError where files are missing or malformed, or the ids come out otherwise
+    than the files say.
+    """
+    folder = resolve(path_or_repo, revision, weights=False)
+    return tokenizer_in(folder, config_in(folder), name=str(path_or_repo))
+
+
+def tokenizer_in(folder: Path, config: ModelConfig, *, name: str):
+    """`load_tokenizer` for a directory whose config has been read."""
+    from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
+
+    family = family_named(config.family)
+    settings = read_json(folder / "tokenizer_config.json")
+    ids = special_ids(folder, family)
+    try:
+        options = _options(folder, settings, ids) | {"name_or_path": name}
+        if "vocab.json" in family.tokenizer_files:
+            tokenizer = Qwen2TokenizerFast(
+                vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt"), **options
+            )
+        else:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
+        raise CheckpointError([f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]) from None
+    got = {text: tokenizer.convert_tokens_to_ids(text) for text in ids}
+    if wrong := [f"{text} {got[text]} instead of {ids[text]}" for text in ids if got[text] != ids[text]]:
+        raise CheckpointError([f"the tokenizer gives special tokens other ids than its files: {', '.join(wrong)}"])
+    if len(tokenizer) > config.vocab_size:
+        raise CheckpointError([f"the tokenizer has {len(tokenizer)} tokens, the embedding {config.vocab_size} rows"])
+    return tokenizer
+
+
+def _options(folder: Path, settings: dict, ids: dict[str, int]) -> dict:
+    """Constructor arguments from tokenizer_config.json, as from_pretrained would pass them."""
+    from transformers import AddedToken
+
+    def added(entry: dict) -> AddedToken:
+        flags = {key: value for key, value in entry.items() if key not in ("content", "__type")}
+        return AddedToken(entry["content"], **flags)
+
+    decoder = {int(i): added(entry) for i, entry in settings.get("added_tokens_decoder", {}).items()}
+    special = {str(value) for value in map(settings.get, _TOKEN_KEYS) if isinstance(value, str)}
+    for text, i in ids.items():  # files older than added_tokens_decoder list them in added_tokens.json only
+        decoder.setdefault(i, AddedToken(text, normalized=False, special=text in special or text[:2] == "<|"))
+    options = {key: settings[key] for key in _PLAIN_KEYS if key in settings}
+    options |= {key: _text(settings[key]) for key in _TOKEN_KEYS if key in settings}
+    options["additional_special_tokens"] = [_text(t) for t in settings.get("additional_special_tokens") or []]
+    template = folder / "chat_template.jinja"
+    options["chat_template"] = template.read_text("utf-8") if template.is_file() else _template(settings)
+    return options | {"added_tokens_decoder": decoder}
+
+
+def _text(token: str | dict | None) -> str | None:
+    """A special token's text; configs write it bare or as {"content": ...}."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _template(settings: dict) -> str | dict | None:
+    """The chat template; several of them come as [{"name": ..., "template": ...}]."""
+    template = settings.get("chat_template")
+    return {t["name"]: t["template"] for t in template} if isinstance(template, list) else template
