@@ -144,7 +144,7 @@ class _Decoder:
         waiting = iter(range(len(prompts)))
         rows: list[_Row] = []
         while True:
-            rows += [self._admit(i, prompts[i], seeds[i]) for i, _ in zip(waiting, range(batch_size - len(rows)))]
+            rows += [self._admit(i, prompts[i], seeds[i]) for _, i in zip(range(batch_size - len(rows)), waiting)]
             if not rows:
                 return done
             self._step(rows)
@@ -157,7 +157,7 @@ class _Decoder:
     def _admit(self, index: int, prompt: Sequence[int], seed: int) -> _Row:
         n = self.schedule.gen_length
         canvas = np.concatenate([np.asarray(prompt, dtype=np.int64), np.full(n, self.model.config.mask_id)])
-        return _Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), seed)
+        return _Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), int(seed))
 
     def _step(self, rows: list[_Row]) -> None:
         """One step of every row; a row that commits nothing by its schedule takes no part in the forward pass."""

@@ -123,8 +123,10 @@ def draw(probs: Tensor, noise: Tensor) -> Tensor:
     One number decides a draw, so what is drawn does not depend on which other positions are looked at.
     """
     cumulative = probs.cumsum(dim=-1)
-    at = noise[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, at, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
+    total = cumulative[:, -1:]
+    # below the total even where the product rounds up to it, or a token without mass could be drawn
+    at = (noise[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, at, right=True)[:, 0]
 
 
 def uniforms(seed: int, step: int, n: int) -> Tensor:

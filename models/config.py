@@ -6,6 +6,7 @@ config.json, the names of its tensors, its special tokens and its tokenizer file
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class CheckpointError(ValueError):
@@ -53,8 +54,7 @@ class ModelConfig:
         return self.family
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Compute the columns [lo, hi) of a sequence; they attend to its columns [0, kv_end)."""
 
     lo: int

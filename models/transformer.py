@@ -131,12 +131,13 @@ class Transformer(nn.Module):
         """Logits [R, V] for the columns `rows`, in the model's dtype, the mask token at -inf.
 
         tokens: [T] int64, the columns [lo, hi) of every sequence laid end to end.
-        spans:  one for each sequence. Without a cache lo = 0 and kv_end = hi. With one, keys and
+        spans:  one (lo, hi, kv_end) for each sequence. Without a cache lo = 0 and kv_end = hi. With one, keys and
                 values of the computed columns are written and [0, kv_end) is read.
         rows:   [R] int64, packed indices. Row i of the result is the distribution FOR that column:
                 Dream reads the hidden state one column to the left, but for column 0.
         Raises ValueError where spans, tokens, rows and cache do not fit together.
         """
+        spans = [Span(*s) for s in spans]
         self._check(tokens, spans, cache)
         if self.config.shift:
             rows = self._left_neighbours(rows, spans, len(tokens))

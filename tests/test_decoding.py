@@ -9,7 +9,7 @@ from decoding.engine import decode
 from decoding.sampling import Rules, draw, filtered, propose, uniforms
 from decoding.schedule import DecodeConfig, ScheduleError, floor_quotas, make_schedule
 from models import load_model
-from tests import oracle
+import oracle
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
     (("entrpy", 64), "unknown algorithm 'entrpy'"),
 ])
 def test_an_impossible_schedule_says_why(arguments, message):
-    with pytest.raises(ScheduleError, match="") as error:
+    with pytest.raises(ScheduleError) as error:
         make_schedule(*arguments)
     assert message in str(error.value)
 
@@ -183,7 +183,7 @@ def test_draws_follow_the_distribution():
 
 def test_a_token_without_mass_is_never_drawn_even_at_the_edges():
     probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]] * 3).double()
-    assert draw(probs, torch.tensor([0.0, 0.5, 1 - 2**-53]).double()).tolist() == [1, 2, 2]
+    assert draw(probs, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 2, 2]
 
 
 def test_chunked_scoring_is_the_same(monkeypatch):
