@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from models.attention import Packed, attend
 from models.config import ModelConfig, Span
 
-# Row counts below this take other matrix kernels, so a row's last bits would depend on how many
-# neighbours it has (measured: float32 on a CPU below 4 rows, bfloat16 below 2).
-MIN_ROWS = 8
+# Matrix products run on a multiple of 8 rows. Other counts leave a thread with 1 to 3 rows, which
+# take another kernel, so that a row's last bits would depend on how many neighbours it has
+# (measured on a CPU in float32: 1-3 rows with 1, 3 or 4 threads, up to 11 with 2 or 8, up to 27
+# with 16; never a multiple of 8).
+ROWS = 8
 
 
 class RMSNorm(nn.Module):
@@ -138,6 +140,7 @@ class Transformer(nn.Module):
         Raises ValueError where spans, tokens, rows and cache do not fit together.
         """
         spans = [Span(*s) for s in spans]
+        spans = [Span(*s) for s in spans]
         self._check(tokens, spans, cache)
         if self.config.shift:
             rows = self._left_neighbours(rows, spans, len(tokens))
@@ -151,22 +154,21 @@ class Transformer(nn.Module):
     def _head(self, x: Tensor) -> Tensor:
         """Logits [R, V] of hidden states [R, D], computed on a multiple of 8 rows."""
         R = len(x)
-        if R % MIN_ROWS:
-            x = F.pad(x, (0, 0, 0, -R % MIN_ROWS))
+        if R % ROWS:
+            x = F.pad(x, (0, 0, 0, -R % ROWS))
         weight = self.embed.weight if self.config.tie_embeddings else self.head.weight
         return F.linear(self.norm(x), weight)[:R]
 
     def _trunk(self, tokens: Tensor, spans: Sequence[Span], cache: KVCache | None) -> Tensor:
-        """Hidden states [max(T, 8), D] before the last norm; rows from T on mean nothing."""
-        T = len(tokens)
+        """Hidden states [T to a multiple of 8, D] before the last norm; rows from T on mean nothing."""
         cos, sin = self._angles(spans)
-        if T < MIN_ROWS:
-            tokens = F.pad(tokens, (0, MIN_ROWS - T))
-            cos, sin = (F.pad(t, (0, 0, 0, 0, 0, MIN_ROWS - T)) for t in (cos, sin))
+        if extra := -len(tokens) % ROWS:
+            tokens = F.pad(tokens, (0, extra))
+            cos, sin = (F.pad(t, (0, 0, 0, 0, 0, extra)) for t in (cos, sin))
         packed = Packed.of(spans, cached=cache is not None, device=self.device, dtype=self.dtype)
         x = self.embed(tokens)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, packed, cache and [slot[i] for slot in cache.slots])
+            x = layer(x, cos, sin, packed, None if cache is None else [slot[i] for slot in cache.slots])
         return x
 
     def _angles(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
