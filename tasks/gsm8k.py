@@ -1,0 +1,41 @@
+"""GSM8K: grade-school word problems, the answer is a number. Cobbe et al., arXiv:2110.14168.
+
+A row: {"question": "Janet's ducks lay 16 eggs ...", "answer": "Janet sells 16 - 3 ...\\n#### 18"}
+
+Scored by lm-eval's own filters and exact_match: strict-match wants the definition's exact closing phrase,
+flexible-extract takes the last number of the answer and is the headline (chat models rarely write "####").
+"1,000" is read as 1000.
+"""
+
+from __future__ import annotations
+
+from tasks.base import Data, PromptForm, Source, TaskSpec, installed_config, make_task
+
+FIELDS = {"question": "text", "answer": "text"}
+TEST, TRAIN = "gsm8k/test.jsonl", "gsm8k/train.jsonl"
+
+FORMS = {
+    "chat": PromptForm(source="lm-eval 0.4.8 gsm8k, without examples", yaml="gsm8k/gsm8k.yaml"),
+    "lm_eval": PromptForm(source="lm-eval 0.4.8 gsm8k", yaml="gsm8k/gsm8k.yaml", num_fewshot=5),
+    "cot": PromptForm(source="lm-eval 0.4.8 gsm8k_cot, without examples, as Dream reports", yaml="gsm8k/gsm8k-cot.yaml"),
+}
+
+
+def build(data: Data, form_name: str):
+    form = FORMS[form_name]
+    return make_task(data, form_name, form, installed_config(form.yaml) | {"task": "gsm8k"})
+
+
+SPEC = TaskSpec(
+    name="gsm8k",
+    build=build,
+    n_docs=1319,
+    sources=(Source(TEST, 1319, FIELDS), Source(TRAIN, 7473, FIELDS)),
+    hub=("openai/gsm8k", "main"),
+    splits=lambda rows: {"train": rows[TRAIN], "test": rows[TEST]},
+    eval_split="test",
+    forms=FORMS,
+    headline="exact_match,flexible-extract",
+    kind="math",
+    doc_fields=FIELDS,
+)

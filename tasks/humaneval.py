@@ -1,0 +1,77 @@
+"""HumanEval: complete a Python function from its signature and docstring. Chen et al., arXiv:2107.03374.
+
+A row: {"task_id": "HumanEval/0", "prompt": "def f(...):\\n    \\"\\"\\"...", "entry_point": "f",
+        "canonical_solution": "    return ...", "test": "def check(candidate): ..."}
+
+Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every chat answer
+as a syntax error; here the program is taken out of the answer first (tasks/extract.py).
+"""
+
+from __future__ import annotations
+
+from tasks.base import Data, PromptForm, Source, TaskSpec, installed_config, make_task
+from tasks.code import HEADLINE, scoring
+from tasks.extract import Extracted, called_names, extract_code
+
+FILE = "HumanEval.jsonl.gz"
+YAML = "humaneval/humaneval.yaml"
+FIELDS = {"task_id": "text", "prompt": "text", "canonical_solution": "text", "test": "text", "entry_point": "text"}
+
+FORMS = {
+    "chat": PromptForm(
+        source="this project's, for every model alike",
+        yaml=YAML,
+        doc_to_text=(
+            "Complete the following Python function. Reply with the whole function, with the imports it needs, "
+            "in one Python code block.\n\n```python\n{{prompt.strip()}}\n```"
+        ),
+        until=(),  # a chat answer may begin with an import, a comment or the function itself
+    ),
+    "lm_eval": PromptForm(source="lm-eval 0.4.8 humaneval", yaml=YAML),
+    "opencompass": PromptForm(
+        source="OpenCompass humaneval_gen_8e312c, as LLaDA reports",
+        yaml=YAML,
+        doc_to_text="Complete the following python code:\n{{prompt}}",
+        until=(),
+    ),
+    "instruct": PromptForm(
+        source="humaneval_instruct, version 2 of the lm-eval fork with which Dream reports",
+        yaml=YAML,
+        doc_to_text=(
+            "Write a solution to the following problem and make sure that it passes the tests:\n```{{prompt}}"
+        ),
+        prefill="Here is the completed function:\n```python\n{{prompt}}\n",
+    ),
+}
+
+
+def tests_of(doc: dict) -> str:
+    return f"{doc['test']}\ncheck({doc['entry_point']})"
+
+
+def build(data: Data, form_name: str):
+    form = FORMS[form_name]
+
+    def extract(doc: dict, answer: str) -> Extracted:
+        return extract_code(
+            answer, doc["entry_point"], doc["prompt"], roots=called_names(tests_of(doc)), prefill=task.prefill(doc)
+        )
+
+    config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(extract, tests_of)
+    task = make_task(data, form_name, form, config)
+    return task
+
+
+SPEC = TaskSpec(
+    name="humaneval",
+    build=build,
+    n_docs=164,
+    sources=(Source(FILE, 164, FIELDS, key="task_id"),),
+    hub=("openai/openai_humaneval", None),
+    splits=lambda rows: {"test": rows[FILE]},
+    eval_split="test",
+    forms=FORMS,
+    headline=HEADLINE,
+    kind="code",
+    doc_fields=FIELDS,
+)

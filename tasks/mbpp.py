@@ -1,0 +1,90 @@
+"""MBPP: short Python programs from one sentence and three asserts. Austin et al., arXiv:2108.07732.
+
+A row: {"task_id": 11, "text": "Write a python function to ...", "code": "def ...", "test_list": ["assert ...", ...],
+        "test_setup_code": "", "challenge_test_list": []}
+
+The test set is task_id 11 to 510 (500 tasks); the worked examples are 2, 3 and 4. Metric "pass@1,create_test" (the
+number that lm-eval calls "pass_at_1,none"). `test_setup_code` is run between the program and its tests: lm-eval
+forgets it, so that its best possible score is 499 of 500 (task 367).
+"""
+
+from __future__ import annotations
+
+from tasks.base import Data, PromptForm, Source, TaskSpec, installed_config, installed_constant, make_task
+from tasks.code import HEADLINE, scoring
+from tasks.extract import Extracted, called_names, extract_code
+
+FILE = "mbpp.jsonl"
+YAML = "mbpp/mbpp.yaml"
+FIELDS = {"task_id": "int", "text": "text", "code": "text", "test_list": "texts", "test_setup_code": "text?"}
+SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
+
+
+def without_begin(installed: str) -> str:
+    """The installed sentence and tests, without the "[BEGIN]" that a chat answer does not continue."""
+    sentence = installed.removesuffix("\n[BEGIN]\n")
+    assert sentence != installed, "lm-eval's mbpp prompt no longer ends with [BEGIN]"
+    return sentence
+
+
+FORMS = {
+    "chat": PromptForm(
+        source="lm-eval 0.4.8 mbpp's sentence and tests, without examples; reply in a code block",
+        yaml=YAML,
+        doc_to_text=lambda installed: without_begin(installed) + "\n\nReply with the code in one Python code block.",
+        until=(),
+    ),
+    "lm_eval": PromptForm(source="lm-eval 0.4.8 mbpp", yaml=YAML, num_fewshot=3),
+    "opencompass": PromptForm(
+        source="OpenCompass mbpp_gen_830460, as LLaDA reports: the three examples are chat turns",
+        yaml=YAML,
+        doc_to_text=lambda installed: without_begin(installed).replace("\n\n{{", "\n\n {{", 1) + "  \n",
+        doc_to_target="[BEGIN]\n '{{code}}' \n[DONE] \n\n ",
+        num_fewshot=3,
+        multiturn=True,
+        until=("[DONE]",),
+    ),
+    "instruct": PromptForm(
+        source="mbpp_instruct of the lm-eval fork with which Dream reports",
+        yaml=YAML,
+        doc_to_text=without_begin,
+        prefill="Here is the completed function:\n```python\n",
+        until=("```",),
+    ),
+}
+
+
+def splits(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    return {name: [r for r in rows[FILE] if lo <= r["task_id"] <= hi] for name, (lo, hi) in SPLITS.items()}
+
+
+def tests_of(doc: dict) -> str:
+    return "\n".join([doc["test_setup_code"] or "", *doc["test_list"]]).replace("\r\n", "\n").strip("\n")
+
+
+def build(data: Data, form_name: str):
+    form = FORMS[form_name]
+
+    def extract(doc: dict, answer: str) -> Extracted:
+        names = called_names(tests_of(doc))
+        return extract_code(answer, names[0] if names else None, roots=names, prefill=task.prefill(doc))
+
+    config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(extract, tests_of)
+    config["fewshot_config"] |= {"samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")}
+    task = make_task(data, form_name, form, config)
+    return task
+
+
+SPEC = TaskSpec(
+    name="mbpp",
+    build=build,
+    n_docs=500,
+    sources=(Source(FILE, 974, FIELDS, key="task_id"),),
+    hub=("google-research-datasets/mbpp", "full"),
+    splits=splits,
+    eval_split="test",
+    forms=FORMS,
+    headline=HEADLINE,
+    kind="code",
+    doc_fields=FIELDS,
+)
