@@ -1,0 +1,346 @@
+"""Evaluate a masked-diffusion language model on one benchmark: arguments in, one result file out.
+
+    python eval.py --model_alias llada --task gsm8k --tokens_per_step 2
+
+This file checks, calls lm-eval through harness.py and writes the result. What the arguments mean is in options.py.
+Nothing heavy is imported until every cheap check has passed.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from options import Job, parse, resolve
+from results import build_result, load_result, read_predictions, table
+from tasks import DataError, PromptForm, TaskSpec, build_task, check_data, data_checksums
+from tasks.base import load_data
+from tasks.gsm8k import SPEC as GSM8K
+from tasks.humaneval import SPEC as HUMANEVAL
+from tasks.mbpp import SPEC as MBPP
+from tasks.protocols import protocol
+from tasks.sandbox import SandboxError, judge
+from tasks.truthfulqa import SPEC as TRUTHFULQA
+from utils import (
+    EXIT_COMPLETE,
+    EXIT_INCOMPLETE,
+    BadDataError,
+    DllmexpError,
+    EnvironmentProblem,
+    ManyProblems,
+    OutputError,
+    UsageError,
+    atomic_write_json,
+    differing_keys,
+    environment,
+    output_problem,
+)
+
+if TYPE_CHECKING:
+    from harness import _ProfilingHarness
+
+# alias -> family (algorithms, harness), default checkpoint, and the flag that replaces it
+MODEL_DEFAULTS: dict[str, dict[str, str]] = {
+    "llada": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-8B-Instruct", "flag": "llada_ckpt"},
+    "llada1.5": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-1.5", "flag": "llada15_ckpt"},
+    "dream": {"family": "dream", "checkpoint": "Dream-org/Dream-v0-Instruct-7B", "flag": "dream_ckpt"},
+    "diffucoder": {"family": "dream", "checkpoint": "apple/DiffuCoder-7B-cpGRPO", "flag": "diffucoder_ckpt"},
+}
+
+TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in (HUMANEVAL, MBPP, GSM8K, TRUTHFULQA)}
+
+# where this project's scoring knowingly departs from lm-eval's; stored with every result of the task
+TASK_NOTES = {"mbpp": "test_setup_code is run before the tests; lm-eval forgets it, which costs it task 367"}
+
+
+def get_prompt_template(alias: str, task: str, protocol_name: str = "uniform") -> PromptForm:
+    """How a task is asked of a model under a protocol: wording, examples, prefill, stop strings."""
+    return TASKS[task].forms[protocol(protocol_name, alias, task).form]
+
+
+def get_model(job: Job, device: str, task) -> _ProfilingHarness:
+    """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them."""
+    from harness import DreamHarness, LladaHarness
+    from models import load_model, load_tokenizer, read_config
+
+    checkpoint = job.config.checkpoint
+    tokenizer = load_tokenizer(checkpoint)
+    if job.config.chat_template and not tokenizer.chat_template:
+        raise BadDataError(f"checkpoint {checkpoint} has no chat template, which the {job.protocol.name} protocol needs")
+    family = {"llada": LladaHarness, "dream": DreamHarness}[job.config.family]
+    return family(
+        tokenizer, read_config(checkpoint), job.decode,
+        load=lambda: load_model(checkpoint, device=device, dtype=job.config.dtype)[0],
+        device=device, batch_size=job.batch_size, seed=job.config.seed, prefill=task.prefill,
+    )
+
+
+# ---------------------------------------------------------------- checks before anything heavy
+
+def check_inputs(job: Job, spec: TaskSpec) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
+    """The job with what identifies its inputs filled in, the predictions if there are any, and what is wrong."""
+    from models import check_checkpoint, fingerprint, read_config
+
+    errors: list[DllmexpError] = []
+    notes, config, texts, n_docs = list(job.notes), job.config, None, spec.n_docs
+    if problems := check_data(spec, job.data_dir):
+        errors.append(BadDataError(problems))
+    else:
+        config = replace(config, data=_data_identity(job, spec))
+        n_docs = len(load_data(spec, job.data_dir).splits[spec.eval_split]) if job.data_dir else n_docs
+    if job.limit is not None and job.limit > n_docs:
+        notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
+    if spec.kind == "code":
+        errors += _sandbox_errors()
+    if job.predictions is not None:
+        try:
+            texts = read_predictions(job.predictions, n_docs, job.limit)
+            config = replace(config, predictions=_file_sha256(job.predictions))
+        except BadDataError as error:
+            errors.append(error)
+    elif problems := check_checkpoint(config.checkpoint):
+        flag = MODEL_DEFAULTS[config.model_alias]["flag"]
+        errors.append(BadDataError(f"--{flag}: {problem}" for problem in problems))
+    else:
+        config = replace(config, fingerprint=fingerprint(config.checkpoint))
+        stored = read_config(config.checkpoint).dtype_on_disk
+        if stored not in (None, config.dtype):
+            notes.append(f"the checkpoint is {stored}, it runs in {config.dtype}")
+    return replace(job, config=config, notes=tuple(notes)), texts, errors
+
+
+def _data_identity(job: Job, spec: TaskSpec) -> dict[str, str]:
+    """sha256 of each benchmark file, or the hub's data set."""
+    return data_checksums(spec, job.data_dir) or {"hub": "/".join(filter(None, spec.hub))}
+
+
+def _sandbox_errors() -> list[DllmexpError]:
+    """Why generated code could not be run here, found before hours are spent on generating it."""
+    try:
+        judge("x = 1", "assert x == 1")
+    except SandboxError as error:
+        return [EnvironmentProblem(str(error))]
+    return []
+
+
+def _file_sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _identified(job: Job, spec: TaskSpec) -> Job:
+    """The job with the identity of its inputs, as far as they are local files; nothing is fetched or checked."""
+    from models import fingerprint
+
+    config = job.config
+    if job.predictions is None and Path(config.checkpoint).is_dir():
+        config = replace(config, fingerprint=fingerprint(config.checkpoint))
+    if job.predictions is not None and job.predictions.is_file():
+        config = replace(config, predictions=_file_sha256(job.predictions))
+    if job.data_dir is None or job.data_dir.is_dir():
+        config = replace(config, data=_data_identity(job, spec))
+    return replace(job, config=config)
+
+
+def finished_result(job: Job) -> dict[str, Any] | None:
+    """The finished result of this configuration where there is one, else None.
+
+    Raises UsageError where another configuration's finished result is at the path, BadDataError where something else is.
+    """
+    result = None if job.overwrite else load_result(job.path)
+    if result is None:
+        return None
+    if result["id"] == job.config.id:
+        return result if result["status"] == "complete" else None
+    differ = differing_keys(result["config"], job.config.as_dict())
+    raise UsageError(
+        f"{job.path} is the result of another configuration ({'; '.join(differ) or 'made by another version'}); "
+        "--tag NAME writes beside it, --overwrite replaces it"
+    )
+
+
+def choose_device(requested: str | None) -> str:
+    """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there."""
+    with _uncollected():
+        import torch
+
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if requested is None:
+        return "cuda" if n else "cpu"
+    if requested.startswith("cuda") and not n:
+        why = "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        raise EnvironmentProblem(f"--device {requested}: {why}; --device cpu runs on the processor")
+    index = int(requested.partition(":")[2] or 0)
+    if requested.startswith("cuda") and index >= n:
+        raise EnvironmentProblem(f"--device {requested}: there are {n} CUDA devices, cuda:0 to cuda:{n - 1}; or --device cpu")
+    return requested
+
+
+# ---------------------------------------------------------------- what is printed
+
+def describe(job: Job) -> str:
+    """The normalised configuration, the schedule and the path of the result, as --dry_run prints them."""
+    config, schedule = job.config, job.schedule
+    lines = ["config:", *(f"  {key:24}{value}" for key, value in config.as_dict().items() if key not in ("fingerprint", "data"))]
+    known = config.data is not None and (config.fingerprint is not None or config.predictions is not None)
+    lines.append(f"  {'id':24}{config.id if known else 'known once checkpoint and data are here'}")
+    if not job.config.predictions:
+        lines.append(
+            f"schedule: {schedule.num_steps} steps in {schedule.n_blocks} block(s) of {schedule.block_length}, "
+            f"{schedule.realised_tps:g} tokens per step realised, at most {schedule.forward_passes} forward passes"
+        )
+    lines += [f"override: {name} {o['run']} (protocol {config.protocol}: {o['protocol']})" for name, o in job.overrides.items()]
+    lines += [f"note: {note}" for note in job.notes]
+    return "\n".join([*lines, f"output: {job.path}"])
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Imports make a million objects that stay: looking for garbage among them is a fifth of the start-up time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------- a run
+
+def execute(job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str) -> dict[str, Any]:
+    """Generate or take the texts, let lm-eval score them, and put the result together."""
+    started = time.time()
+    with _uncollected():
+        import harness
+        import lmeval
+    with lmeval.quiet():
+        task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
+    lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task)
+    logged = lmeval.evaluate(
+        lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit,
+    )
+    form = spec.forms[job.config.prompt_form]
+    return build_result(
+        config=job.config.as_dict(), config_id=job.config.id,
+        protocol=asdict(job.protocol) | {"form_source": form.source}, overrides=job.overrides, notes=job.notes,
+        data={"name": task.data.name, "files": job.config.data, "n_docs": len(task.eval_docs)}, limit=job.limit,
+        records=lm.records, logged=logged, headline=spec.headline, profile=lm.profile(),
+        meta={
+            "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
+            "total_seconds": time.time() - started,
+            "data_origin": task.data.origin,
+            "batch_size": job.batch_size,
+            "device": lmeval.device_stamp(device),
+            "environment": environment(),
+        },
+    )
+
+
+def run(argv: list[str] | None) -> int:
+    """Everything between the command line and the exit code."""
+    args, problems = parse(argv, MODEL_DEFAULTS, list(TASKS))
+    job = resolve(args, problems, MODEL_DEFAULTS, list(TASKS))
+    if args.print_output_path:
+        print(job.path)
+        return EXIT_COMPLETE
+    spec = TASKS[job.config.task]
+    job = replace(job, notes=(*job.notes, *filter(None, [TASK_NOTES.get(spec.name)])))
+    if args.dry_run:
+        print(describe(_identified(job, spec)))
+        return EXIT_COMPLETE
+    job, texts, errors = check_inputs(job, spec)
+    try:
+        done = finished_result(job) if not errors else None
+    except DllmexpError as error:
+        errors.append(error)
+    else:
+        if done is not None:
+            _say(f"finished already (id {job.config.id[:12]}); --overwrite runs it again")
+            print(table(done, job.path))
+            return EXIT_COMPLETE
+    if problem := output_problem(job.output_dir):
+        errors.append(OutputError(problem))
+    device = "cpu"
+    if job.predictions is None:
+        try:
+            device = choose_device(job.device)
+        except DllmexpError as error:
+            errors.append(error)
+    if errors:
+        raise ManyProblems(errors)
+    _say(describe(job))
+    _say(f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}")
+    result = execute(job, spec, texts, device)
+    atomic_write_json(job.path, result)
+    print(table(result, job.path))
+    return EXIT_COMPLETE if result["status"] == "complete" else EXIT_INCOMPLETE
+
+
+class _Signal(BaseException):
+    """A signal that ends the run in good order."""
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM as an exception inside, as SIGINT is."""
+
+    def handler(number, _frame):
+        raise _Signal(number)
+
+    try:
+        old = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; a failure is one line per problem on stderr and an exit code, a traceback only with --debug."""
+    from models import CheckpointError
+
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    try:
+        with _terminated():
+            return run(argv)
+    except DllmexpError as error:
+        problems, code = error.problems, error.exit_code
+    except (DataError, CheckpointError) as error:
+        problems, code = error.problems, BadDataError.exit_code
+    except SandboxError as error:
+        problems, code = [str(error)], EnvironmentProblem.exit_code
+    except ModuleNotFoundError as error:
+        problems, code = [f"package {error.name} is missing; pip install -r requirements.txt"], EnvironmentProblem.exit_code
+    except KeyboardInterrupt:
+        problems, code = ["interrupted; the same command runs it again"], 128 + signal.SIGINT
+    except _Signal as error:
+        problems, code = ["terminated; the same command runs it again"], 128 + error.args[0]
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        problems, code = [f"{type(error).__name__}: {first}; this should not happen, run again with --debug to see where"], 1
+    if debug:
+        traceback.print_exc()
+    for problem in problems:
+        _say(f"error: {problem}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""lm-eval's evaluator, called quietly on one task object, and what it ran on.
+
+The index of all tasks is never built, nothing asks a host, and the machine is described by our own stamp.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import torch
+
+from results import metrics_of
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep lm-eval, transformers and datasets to errors, and lm-eval from describing the machine (our stamp does, in 0.1 s)."""
+    import datasets
+    import lm_eval.api.task
+    import lm_eval.evaluator
+    import transformers
+
+    def silent(items, **_):
+        return items
+
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "transformers", "datasets", "evaluate", "absl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        with mock.patch.object(lm_eval.api.task, "tqdm", silent), mock.patch.object(lm_eval.evaluator, "add_env_info", lambda storage: None):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def evaluate(lm: LM, task, *, chat_template: bool, system: str | None, limit: int | None) -> list[dict[str, Any]]:
+    """lm-eval's logged samples for one task: one per document and filter.
+
+    Few-shot examples and metrics are lm-eval's; means and intervals are computed from the samples (utils.estimate),
+    and where no sample failed they are checked against lm-eval's own means.
+    """
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    with quiet():
+        found = simple_evaluate(
+            model=lm, tasks=[task], task_manager=TaskManager(include_defaults=False), limit=limit, bootstrap_iters=0,
+            apply_chat_template=chat_template, system_instruction=system, confirm_run_unsafe_code=True, log_samples=True,
+        )
+    (name,) = found["samples"]
+    samples = found["samples"][name]
+    _check_means(samples, {k: v for k, v in found["results"][name].items() if "," in k and "_stderr," not in k})
+    return samples
+
+
+def _check_means(samples: Sequence[dict[str, Any]], means: dict[str, float]) -> None:
+    """lm-eval's aggregate of every metric is the mean of its samples, or we would report another number than it does."""
+    for key, e in metrics_of(samples).items():
+        assert abs(e.value - means[key]) < 1e-9, f"{key}: mean of the samples {e.value}, lm-eval says {means[key]}"
+
+
+def device_stamp(device: str) -> dict[str, Any]:
+    """What the run computed on: device, its name and driver, threads."""
+    stamp: dict[str, Any] = {"device": device, "threads": torch.get_num_threads(), "cuda": torch.version.cuda}
+    if device.startswith("cuda"):
+        stamp |= {"device_name": torch.cuda.get_device_name(device), "driver": _driver()}
+    return stamp
+
+
+def _driver() -> str | None:
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            found = re.search(r"(\d+\.\d+(\.\d+)?)", file.readline())
+    except OSError:
+        return None
+    return found.group(1) if found else None

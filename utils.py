@@ -1,0 +1,385 @@
+"""What every part leans on: errors and exit codes, the frozen run configuration, statistics, environment, safe writes.
+
+No torch. Everything here is cheap to import, so that `--help` and bad input answer at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from importlib import metadata
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+# ---------------------------------------------------------------- errors and exit codes
+
+EXIT_COMPLETE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_BUSY = 0, 2, 3, 4, 5, 74, 75
+
+
+class DllmexpError(Exception):
+    """Something that the user can mend. `.problems` has one line for each; `.exit_code` is what the process ends with."""
+
+    exit_code = 1
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("; ".join(self.problems))
+
+
+class UsageError(DllmexpError):
+    """The command line or the configuration cannot be."""
+
+    exit_code = EXIT_USAGE
+
+
+class EnvironmentProblem(DllmexpError):
+    """This machine lacks something: a GPU, a sandbox, a package."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
+class BadDataError(DllmexpError):
+    """Benchmark files, predictions or a checkpoint are missing or malformed."""
+
+    exit_code = EXIT_DATA
+
+
+class OutputError(DllmexpError):
+    """The result cannot be written: no permission, no space."""
+
+    exit_code = EXIT_OUTPUT
+
+
+class BusyError(DllmexpError):
+    """Another process has the same job."""
+
+    exit_code = EXIT_BUSY
+
+
+class ManyProblems(DllmexpError):
+    """Problems of several kinds found in one go; ends with the lowest of their exit codes."""
+
+    def __init__(self, errors: Sequence[DllmexpError]):
+        super().__init__(p for e in errors for p in e.problems)
+        self.exit_code = min(e.exit_code for e in errors)
+
+
+def nearest(value: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest of `allowed`, or an empty string where nothing is close."""
+    close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# ---------------------------------------------------------------- configuration
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces, ASCII, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha256(value: Any) -> str:
+    """Hex sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def sample_seed(seed: int, prompt: str, repeat: int) -> int:
+    """Seed of one sample, 63 bits: a function of what is asked, not of order, batch, limit or process."""
+    return int(sha256([seed, prompt, repeat])[:16], 16) >> 1
+
+
+def run_lengths(values: Sequence[int]) -> str:
+    """(0, 1, 1, 1, 2) -> "0,1x3,2": a schedule short enough to read and to compare."""
+    runs = ((value, sum(1 for _ in run)) for value, run in groupby(values))
+    return ",".join(f"{value}x{n}" if n > 1 else str(value) for value, n in runs)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One experiment, normalised: what is left when defaults, protocol and flags are resolved.
+
+    quotas:      positions that each step of a block commits, as run lengths: the schedule itself.
+    tokens_per_step: as requested, None where num_steps decided; a name only, `quotas` is what counts.
+    top_p, top_k: None where they have no effect (temperature 0).
+    fingerprint: of the checkpoint (files, sizes, hashes, revision); None where it is not known or not used.
+    data:        sha256 of each benchmark file, or the hub data set; None where not known.
+    predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
+    """
+
+    model_alias: str
+    family: str
+    checkpoint: str
+    task: str
+    protocol: str
+    prompt_form: str
+    num_fewshot: int
+    chat_template: bool
+    system: str | None
+    algorithm: str
+    gen_length: int
+    block_length: int
+    num_steps: int
+    tokens_per_step: int | None
+    quotas: str
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    alg_temp: float | None
+    logits_eos_inf: bool
+    confidence_eos_eot_inf: bool
+    confidence_dtype: str
+    early_exit: bool
+    dtype: str
+    seed: int
+    fingerprint: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    predictions: str | None = None
+
+    # names of things that `fingerprint` and `quotas` state exactly
+    LABELS = ("model_alias", "checkpoint", "tokens_per_step")
+    # what scored predictions have nothing to do with
+    GENERATION = (
+        "checkpoint", "fingerprint", "algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step", "quotas",
+        "temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf", "confidence_dtype",
+        "early_exit", "dtype", "seed",
+    )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field that applies, ready for JSON."""
+        without = self.GENERATION if self.predictions else ()
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
+
+    def identity(self) -> dict[str, Any]:
+        """The part that can change a number, and nothing else: not batch size, limit, device or file names."""
+        kept = {k: v for k, v in self.as_dict().items() if k not in self.LABELS}
+        if kept.get("fingerprint") and kept["fingerprint"].get("revision"):
+            # a commit of the hub says it all; a local directory is told from another one by its place
+            kept["fingerprint"] = {k: v for k, v in kept["fingerprint"].items() if k != "path"}
+        return kept | {"schema_version": SCHEMA_VERSION}
+
+    @property
+    def id(self) -> str:
+        """sha256 of the canonical JSON of `identity()`."""
+        return sha256(self.identity())
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for each key on which two configurations differ, nested keys joined by dots."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += [f"{key}.{line}" for line in differing_keys(a, b)]
+        elif a != b:
+            lines.append(f"{key}: {_short(a)} -> {_short(b)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None = None) -> str:
+    """File name of a result: `<alias>_<task>_<alg>_tps<K>[_<tag>][_limit<N>].json`.
+
+    K is the requested tokens per step where the schedule has it, else the realised one. Scored predictions have no
+    schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
+    """
+    k = config.tokens_per_step
+    tps = f"{config.gen_length / config.num_steps:g}" if k is None else str(k)
+    parts = [config.model_alias, config.task]
+    parts += ["predictions"] if config.predictions else [config.algorithm, f"tps{tps}"]
+    parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
+    return "_".join(parts) + ".json"
+
+
+# ---------------------------------------------------------------- statistics
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n samples, its standard error and its 95 % interval (None where one sample says nothing)."""
+
+    value: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "stderr": self.stderr, "ci95": [self.low, self.high], "n": self.n}
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval of a proportion; within [0, 1], also at 0 and n successes. Wilson 1927, JASA 22."""
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return low, high
+
+
+def estimate(values: Sequence[float], *, proportion: bool) -> Estimate:
+    """Mean, standard error (sample standard deviation / sqrt(n)) and 95 % interval.
+
+    proportion: every value is 0 or 1; the interval is Wilson's, otherwise the normal one. Nothing is drawn at random.
+    Raises ValueError on no values, and where a proportion has another value than 0 and 1.
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("no values to estimate a mean from")
+    mean = math.fsum(values) / n
+    stderr = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
+    if proportion:
+        if not all(v in (0, 1) for v in values):
+            raise ValueError(f"a proportion has values other than 0 and 1: {sorted(set(values))[:5]}")
+        return Estimate(mean, stderr, *wilson(round(math.fsum(values)), n), n)
+    if stderr is None:
+        return Estimate(mean, None, None, None, n)
+    return Estimate(mean, stderr, mean - Z95 * stderr, mean + Z95 * stderr, n)
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """The q-quantile (0 to 1) with linear interpolation, None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
+
+
+# ---------------------------------------------------------------- environment
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "lm-eval", "datasets", "numpy", "sacrebleu", "rouge-score")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command on the directory of this file, or None where there is no git or no repository."""
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(Path(__file__).resolve().parent), *arguments],
+            capture_output=True, text=True, timeout=10, check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """Package versions, git commit and whether the tree is dirty, CPU: what a number may depend on besides its config."""
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "platform": platform.platform(),
+        "hostname": platform.node(),
+        "cpu": _cpu_name(),
+        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "command": list(sys.argv),
+    }
+
+
+# ---------------------------------------------------------------- files
+
+def readable_json(value: dict[str, Any]) -> str:
+    """JSON with one line per top-level key, and one per entry of a list of objects: readable, and small with long lists of ids."""
+
+    def one(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=True, allow_nan=False)
+
+    def entry(value: Any) -> str:
+        rows = isinstance(value, list) and value and all(isinstance(v, dict) for v in value)
+        return "[\n  " + ",\n  ".join(map(one, value)) + "\n ]" if rows else one(value)
+
+    return "{\n" + ",\n".join(f" {one(key)}: {entry(v)}" for key, v in value.items()) + "\n}\n"
+
+
+def atomic_write_json(path: str | Path, value: dict[str, Any]) -> None:
+    """Write JSON so that `path` holds either what was there or all of `value`, whatever happens in between.
+
+    A temporary file beside it, fsync, rename, fsync of the directory. Raises OutputError where that fails.
+    """
+    path, text = Path(path), readable_json(value)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="ascii", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+        ) as out:
+            temporary = Path(out.name)
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+        temporary = None
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; {_way_out(error)}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _way_out(error: OSError) -> str:
+    import errno
+
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "free some space or give another --output_dir" if full else "give another --output_dir"
+
+
+def output_problem(directory: str | Path) -> str | None:
+    """Why results cannot be written to `directory`, or None; makes the directory and writes, syncs and removes a probe."""
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=directory, prefix=".probe.", suffix=".tmp") as probe:
+            probe.write(b"\0" * 4096)
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return f"--output_dir {directory} cannot be written: {error.strerror}; {_way_out(error)}"
+    return None
