@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import Packed, attend
+from models.attention import Packed, attend, varlen_options
 from models.config import ModelConfig, Span
 
 # Matrix products run on a multiple of 8 rows. Other counts leave a thread with 1 to 3 rows, which
@@ -93,9 +93,12 @@ class Layer(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half-split rotary embedding of x [T, heads, E], in the dtype of cos and sin [T, 1, E/2]."""
-    a, b = x.to(cos.dtype).chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    """Half-split rotary embedding of x [T, heads, E], in the dtype of cos and sin [T, 1, E].
+
+    The first half of sin is negated: (a, b) becomes (a cos - b sin, b cos + a sin).
+    """
+    wide = x.to(cos.dtype)
+    return (wide * cos).add_(wide.roll(x.shape[-1] // 2, -1).mul_(sin)).to(x.dtype)
 
 
 class Transformer(nn.Module):
@@ -123,7 +126,9 @@ class Transformer(nn.Module):
     def logits(self, input_ids: Tensor) -> Tensor:
         """Raw logits [B, L, V] of input_ids [B, L] int64: no shift, the mask token untouched."""
         B, L = input_ids.shape
-        x = self._trunk(input_ids.reshape(-1), [Span(0, L, L)] * B, None)[: B * L]
+        spans = [Span(0, L, L)] * B
+        self._check(input_ids.reshape(-1), spans, None)
+        x = self._trunk(input_ids.reshape(-1), spans, None)[: B * L]
         return self._head(x).view(B, L, -1)
 
     @torch.no_grad()
@@ -165,14 +170,16 @@ class Transformer(nn.Module):
         if extra := -len(tokens) % ROWS:
             tokens = F.pad(tokens, (0, extra))
             cos, sin = (F.pad(t, (0, 0, 0, 0, 0, extra)) for t in (cos, sin))
-        packed = Packed.of(spans, cached=cache is not None, device=self.device, dtype=self.dtype)
+        c = self.config
+        options = varlen_options(self.device, self.dtype, c.n_heads, c.n_kv_heads, c.head_dim)
+        packed = Packed.of(spans, self.device, options)
         x = self.embed(tokens)
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, packed, None if cache is None else [slot[i] for slot in cache.slots])
         return x
 
     def _angles(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, 1, E/2] of the spans' columns, float32 for LLaDA, else the model's dtype."""
+        """cos and signed sin [T, 1, E] of the spans' columns, float32 for LLaDA, else the model's dtype."""
         end = max((s.hi for s in spans), default=0)
         dtype = torch.float32 if self.config.rope_in_float32 else self.dtype
         table = self._rope
@@ -181,7 +188,9 @@ class Transformer(nn.Module):
             steps = torch.arange(0, self.config.head_dim, 2, dtype=torch.int64).float()
             inverse = 1.0 / (self.config.rope_theta ** (steps / self.config.head_dim))
             angle = torch.outer(torch.arange(columns).float(), inverse)[:, None, :]
-            self._rope = table = tuple(t.to(self.device, dtype) for t in (angle.cos(), angle.sin()))
+            cos, sin = angle.cos(), angle.sin()
+            halves = ((cos, cos), (-sin, sin))
+            self._rope = table = tuple(torch.cat(h, -1).to(self.device, dtype) for h in halves)
         if len(spans) == 1:
             return table[0][spans[0].lo : spans[0].hi], table[1][spans[0].lo : spans[0].hi]
         return tuple(torch.cat([t[s.lo : s.hi] for s in spans]) for t in table)
@@ -203,6 +212,8 @@ class Transformer(nn.Module):
         return rows - 1 + first.to(rows.device)[rows]
 
     def _check(self, tokens: Tensor, spans: Sequence[Span], cache: KVCache | None) -> None:
+        if not len(tokens):
+            raise ValueError("predict: no tokens")
         if sum(s.hi - s.lo for s in spans) != len(tokens):
             raise ValueError(f"predict: {len(tokens)} tokens, but the spans have {sum(s.hi - s.lo for s in spans)}")
         if cache is not None and len(cache.slots) != len(spans):
