@@ -23,7 +23,7 @@ DREAM = Family(
         "eos_id": "eos_token_id",
         "tie_embeddings": "tie_word_embeddings",
     },
-    defaults={"head_dim": None},
+    defaults={"head_dim": None, "tie_embeddings": False},
     fixed={"qkv_bias": True, "shift": True, "rope_in_float32": False},
     only={
         "hidden_act": (("silu",), "silu"),

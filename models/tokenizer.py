@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from models.config import CheckpointError, ModelConfig
-from models.files import config_in, family_named, read_json, resolve, special_ids
+from models.files import config_in, family_named, read_json, resolve, special_ids, vocabulary_problems
 
 _TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PLAIN_KEYS = ("model_max_length", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side")
@@ -24,6 +24,8 @@ def tokenizer_in(folder: Path, config: ModelConfig, *, name: str):
     from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
 
     family = family_named(config.family)
+    if problems := vocabulary_problems(folder, config):
+        raise CheckpointError(problems)
     settings = read_json(folder / "tokenizer_config.json")
     ids = special_ids(folder, family)
     try:

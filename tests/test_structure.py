@@ -1,0 +1,121 @@
+"""Who may import whom: eval -> harness -> {models, decoding, tasks, store} -> utils.
+
+Read from the source of every module, so that a forbidden import inside a function is seen too.
+An import under `if TYPE_CHECKING:` binds nobody and is left out.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# A room may import rooms of a lower floor, and itself. scripts/ and tests/ stand outside.
+FLOORS = (("utils",), ("models", "decoding", "tasks", "store", "results"), ("lmeval", "options"), ("harness",), ("eval",))
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# Imported nowhere in the room, not even inside a function.
+NEVER = {
+    "utils": {"torch", "transformers", "lm_eval", "datasets"},
+    "results": {"torch", "transformers", "lm_eval", "datasets"},
+    "store": {"torch", "transformers", "lm_eval", "datasets"},
+    "options": {"torch", "transformers", "lm_eval", "datasets"},
+    "tasks": {"torch", "transformers"},
+    "decoding": {"transformers", "lm_eval", "datasets"},
+    "models": {"lm_eval", "datasets"},
+}
+
+# Heavy packages, imported only inside functions, so that --help and bad input answer at once.
+HEAVY = {"torch", "transformers", "lm_eval", "datasets", "tokenizers", "pandas", "scipy"}
+LEAN = {"eval", "options", "results", "utils", "store", "tasks"}
+
+
+class Import(NamedTuple):
+    package: str
+    line: int
+    at_top: bool  # runs when the module is imported
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def modules() -> list[Path]:
+    """Every source file of every room that exists."""
+    found = [p for p in ROOT.glob("*.py")]
+    found += [p for d in ROOT.iterdir() if d.is_dir() and d.name in FLOOR for p in d.rglob("*.py")]
+    return sorted(found)
+
+
+def imports(tree: ast.AST, package: str, at_top: bool = True) -> Iterator[Import]:
+    """Top-level package of every import in a module of the room `package`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name.split(".")[0], node.lineno, at_top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield Import(package if node.level else node.module.split(".")[0], node.lineno, at_top)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from imports(ast.Module(node.orelse, []), package, at_top)
+        else:
+            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from imports(node, package, at_top and not inside)
+
+
+def broken_rules(source: str, room: str) -> list[str]:
+    """What the source of a module in `room` imports and should not, with line numbers."""
+    told = []
+    for package, line, at_top in imports(ast.parse(source), room):
+        if package in FLOOR and package != room and FLOOR[package] >= FLOOR[room]:
+            told.append(f"{line}: {room} imports {package}, which is not below it")
+        if package in NEVER.get(room, ()):
+            told.append(f"{line}: {room} imports {package}")
+        elif at_top and room in LEAN and package in HEAVY:
+            told.append(f"{line}: {room} imports {package} outside a function")
+        if package in ("scripts", "tests") and room in FLOOR:
+            told.append(f"{line}: {room} imports {package}")
+    return told
+
+
+def test_imports_go_downwards_only():
+    told = {}
+    for path in modules():
+        assert room_of(path) in FLOOR, f"{path.relative_to(ROOT)}: give its room a floor in this file"
+        if rules := broken_rules(path.read_text(encoding="utf-8"), room_of(path)):
+            told[str(path.relative_to(ROOT))] = rules
+    assert told == {}
+
+
+@pytest.mark.parametrize(("room", "source", "told"), [
+    ("decoding", "from tasks.base import TaskSpec", "1: decoding imports tasks, which is not below it"),
+    ("decoding", "def f():\n    import transformers", "2: decoding imports transformers"),
+    ("decoding", "if TYPE_CHECKING:\n    from models import ModelConfig", None),
+    ("decoding", "if TYPE_CHECKING:\n    pass\nelse:\n    import models", "4: decoding imports models, which is not below it"),
+    ("decoding", "from .schedule import x\nimport decoding.engine\nimport utils", None),
+    ("tasks", "class C:\n    def f(self):\n        import torch.nn", "3: tasks imports torch"),
+    ("tasks", "def f():\n    import lm_eval", None),
+    ("tasks", "try:\n    import lm_eval\nexcept ImportError:\n    pass", "2: tasks imports lm_eval outside a function"),
+    ("models", "from lm_eval.api import model", "1: models imports lm_eval"),
+    ("harness", "import eval", "1: harness imports eval, which is not below it"),
+    ("utils", "import results", "1: utils imports results, which is not below it"),
+    ("eval", "import harness, tasks, utils", None),
+    ("eval", "import torch", "1: eval imports torch outside a function"),
+    ("utils", "from tests import oracle", "1: utils imports tests"),
+])
+def test_a_broken_rule_is_seen(room, source, told):
+    """Otherwise an empty list would prove nothing."""
+    assert broken_rules(source, room) == ([told] if told else [])
+
+
+@pytest.mark.parametrize("module", ["utils", "options", "results", "store", "eval", "tasks", "models"])
+def test_the_front_of_the_program_loads_nothing_heavy(module):
+    """What the source cannot show: a lean module that imports a heavy one through another."""
+    if not any((ROOT / name).exists() for name in (f"{module}.py", f"{module}/__init__.py")):
+        pytest.skip(f"there is no {module} yet")
+    code = f"import sys, {module}; print(sorted({HEAVY!r} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
