@@ -71,7 +71,8 @@ class PromptForm:
 
 @dataclass(frozen=True)
 class Source:
-    """One original file. fields: name -> "text" | "text?" (may be empty) | "int" | "texts" | "texts?".
+    """One original file. fields: name -> "int" | "text" | "texts" (a list) | "source" (Python) | "sources", with a
+    "?" at the end where it may be empty.
 
     rows: how many it must have. key: a field whose value may not occur twice.
     columns + convert: for a CSV, the columns it must have and the row -> doc function.
@@ -248,17 +249,23 @@ def _field_problem(doc: dict, fields: Mapping[str, str]) -> str | None:
     for name, kind in fields.items():
         if name not in doc:
             return f"field {name!r} is missing"
-        value, empty_ok, kind = doc[name], kind.endswith("?"), kind.rstrip("?")
-        good = {
-            "int": isinstance(value, int) and not isinstance(value, bool),
-            "text": isinstance(value, str) and (empty_ok or value.strip() != ""),
-            "texts": isinstance(value, (list, tuple))
-            and (empty_ok or len(value) > 0)
-            and all(isinstance(v, str) and v.strip() for v in value),
-        }[kind]
+        value, may_be_empty, kind = doc[name], kind.endswith("?"), kind.rstrip("?")
+        if kind == "int":
+            wanted, good = "an integer", isinstance(value, int) and not isinstance(value, bool)
+        elif kind.endswith("s"):
+            wanted = "a list of texts"
+            good = isinstance(value, list) and all(isinstance(v, str) and v.strip() for v in value)
+        else:
+            wanted, good = "text", isinstance(value, str)
         if not good:
-            wanted = {"int": "an integer", "text": "text", "texts": "a list of texts"}[kind]
-            return f"field {name!r}: expected {wanted}{'' if empty_ok else ', not empty'}, got {value!r:.60}"
+            return f"field {name!r}: expected {wanted}, got {value!r:.60}"
+        if kind != "int" and not may_be_empty and not (value.strip() if isinstance(value, str) else value):
+            return f"field {name!r} is empty"
+        if kind.startswith("source"):
+            try:
+                ast.parse(value if isinstance(value, str) else "\n".join(value))
+            except (SyntaxError, ValueError) as e:
+                return f"field {name!r} is not Python: {e}"
     return None
 
 
@@ -298,7 +305,11 @@ def build_task(spec: TaskSpec, data_dir: str | os.PathLike | None, form: str, nu
     if num_fewshot is not None and num_fewshot < 0:
         raise ValueError(f"num_fewshot is {num_fewshot}, it must be 0 or more")
     task = spec.build(load_data(spec, data_dir), form)
-    task.set_config("num_fewshot", spec.forms[form].num_fewshot if num_fewshot is None else num_fewshot)
+    if num_fewshot is not None:
+        available = len(list(task.fewshot_docs()))
+        if num_fewshot > available:
+            raise ValueError(f"num_fewshot is {num_fewshot}, {spec.name} has {available} examples")
+        task.set_config("num_fewshot", num_fewshot)
     return task
 
 
@@ -312,7 +323,6 @@ def make_task(data: Data, form_name: str, form: PromptForm, config: dict):
         config["doc_to_target"] = form.doc_to_target
     elif form.doc_to_target is not None:
         config["doc_to_target"] = form.doc_to_target(config["doc_to_target"])
-    # a task that says 0 could not be told otherwise by build_task's set_config order, so it is set there
     config["num_fewshot"] = form.num_fewshot
     # the canvas, the temperature and the sampler belong to the protocol: only stop strings are the task's
     until = form.until if form.until is not None else (config.get("generation_kwargs") or {}).get("until", ["\n\n"])

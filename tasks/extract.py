@@ -28,6 +28,7 @@ CODE_START = re.compile(r"(?:import|from|def|async|class|if|for|while|try|with)\
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 # a statement at top level that uses one of these shows the function off, or waits for a user
 SHOWING_OFF = frozenset({"print", "input", "unittest", "doctest", "__name__", "exit", "quit"})
+LOOKS_UP_NAMES = frozenset({"globals", "locals", "vars", "eval", "exec"})  # with these any name may be reached
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Unit:
     text: str
     binds: frozenset[str]
     uses: frozenset[str]
-    kind: str  # "import" | "def" | "assert" | "other"
+    kind: str  # "import" | "def" | "assign" (to plain names) | "assert" | "other"
 
 
 def extract_code(
@@ -65,26 +66,38 @@ def extract_code(
     """
     answer, cuts = _cut(text)
     text = _normalise(prefill) + answer
-    if not text.strip():
+    if not answer.strip():
         return Extracted("", "none", "; ".join([*cuts, "empty answer"]))
     fenced = _fences(text)
-    pieces = [piece for block in fenced for piece in _pieces(block)]
-    chosen, how = _first_defining(pieces, entry_point), "fence"
-    if chosen is None:
-        loose = _pieces("\n".join(line for line in text.split("\n") if not line.lstrip().startswith("```")))
-        chosen, how, pieces = _first_defining(loose, entry_point), "text", pieces + loose
-    if chosen is None and prompt and entry_point:
-        bodies = [_as_body(prompt, block, entry_point) for block in (*fenced, text)]
-        chosen, how = next((b for b in bodies if b), None), "body"
-    if chosen is None:
-        return Extracted(_best_effort(fenced, text), "none", "; ".join(cuts))
-    code = chosen
-    if entry_point:
-        code = _reachable(chosen, [p for p in pieces if p != chosen], prompt, entry_point, {entry_point, *roots})
+    try:
+        code, how = _find(text, fenced, entry_point, prompt, set(roots))
+    except RecursionError:  # nested deeper than can be looked through
+        code, how = "", "none"
+    if how == "none":
+        return Extracted(textwrap.dedent(fenced[0] if fenced else text).strip("\n") + "\n", how, "; ".join(cuts))
     kept = {line.strip() for line in code.split("\n")}
     if any(line.strip() not in kept for line in answer.split("\n") if line.strip() and "```" not in line):
         cuts.append("text outside the program")
-    return Extracted(code.rstrip("\n") + "\n", how, "; ".join(cuts))
+    end = "\n\n" if code.rstrip("\n").endswith("\\") else "\n"  # a backslash needs its empty line
+    return Extracted(code.rstrip("\n") + end, how, "; ".join(cuts))
+
+
+def _find(text: str, fenced: list[str], entry_point: str | None, prompt: str, roots: set[str]) -> tuple[str, str]:
+    """(code, how); how is "none" where no program was found."""
+    pieces = [piece for block in fenced for piece in _pieces(block)]
+    chosen, how = _first_defining(pieces, entry_point), "fence"
+    if chosen is None:
+        loose = _pieces(text)
+        chosen, how, pieces = _first_defining(loose, entry_point), "text", pieces + loose
+    if chosen is None and prompt and entry_point:
+        bodies = (_as_body(prompt, block, entry_point) for block in (*fenced, text))
+        chosen, how = next((b for b in bodies if b), None), "body"
+    if chosen is None:
+        return "", "none"
+    if entry_point is None:
+        return chosen, how
+    code = _reachable(chosen, [p for p in pieces if p != chosen], prompt, entry_point, {entry_point, *roots})
+    return code if _compiles(code) else chosen, how
 
 
 def clean_answer(text: str) -> str:
@@ -155,12 +168,21 @@ def _fences(text: str) -> list[str]:
     return [b for b in blocks if b.strip()]
 
 
+FAULTS = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)  # what compiling a text can raise
+
+
+def _check(source: str) -> None:
+    """Raises one of FAULTS where source is not a program. (ast.parse alone lets a stray `return` pass.)"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "\d" in an answer is the model's affair
+        ast.parse(source)
+        compile(source, "<answer>", "exec", dont_inherit=True)
+
+
 def _compiles(source: str) -> bool:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in an answer is the model's affair
-            compile(source, "<answer>", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
+        _check(source)
+    except FAULTS:
         return False
     return True
 
@@ -168,17 +190,17 @@ def _compiles(source: str) -> bool:
 def _longest_prefix(lines: list[str], at_least: int = 1) -> int:
     """How many of the first lines compile, as many as possible; 0 if fewer than at_least do."""
     n = len(lines)
+    tries = 0
     while n >= at_least:
-        source = "\n".join(lines[:n]) + "\n"
+        tries += 1
+        step = 1 if tries < 10 else 2 ** (tries - 9)  # two or three tries do, but for degenerate texts
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                compile(source, "<answer>", "exec", dont_inherit=True)
+            _check("\n".join(lines[:n]))
             return n
         except SyntaxError as e:
-            n = min(n - 1, e.lineno or n - 1)  # what stands after the fault cannot mend it
-        except (ValueError, RecursionError, MemoryError, OverflowError):
-            n -= 1 + n // 10
+            n = min(n - step, e.lineno or n)  # what stands after the fault cannot mend it
+        except FAULTS:
+            n -= step
     return 0
 
 
@@ -191,7 +213,7 @@ def _pieces(text: str) -> list[str]:
     while i < len(lines):
         n = _longest_prefix(lines[i:]) if CODE_START.match(lines[i]) else 0
         if n:
-            pieces.append("\n".join(lines[i : i + n]).rstrip())
+            pieces.append("\n".join(lines[i : i + n]))
         i += max(n, 1)
     return pieces
 
@@ -239,10 +261,6 @@ def _as_body(prompt: str, text: str, entry_point: str) -> str | None:
     return "\n".join(best) if best else None
 
 
-def _best_effort(fenced: list[str], text: str) -> str:
-    return textwrap.dedent(fenced[0] if fenced else text).strip("\n") + "\n"
-
-
 # ---------------------------------------------------------------- what the entry point reaches
 
 
@@ -257,7 +275,8 @@ def _units(source: str) -> list[_Unit]:
             spans[-1][2] = "other"
         else:
             spans.append([first, node.end_lineno, _kind(node)])
-    return [_unit("\n".join(lines[first - 1 : last]), kind) for first, last, kind in spans]
+    # a backslash at the end of a statement continues it with an empty line: put elsewhere it would not be empty
+    return [_unit("\n".join(lines[first - 1 : last]).rstrip("\\"), kind) for first, last, kind in spans]
 
 
 def _kind(node: ast.stmt) -> str:
@@ -265,6 +284,9 @@ def _kind(node: ast.stmt) -> str:
         return "import"
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return "def"
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    if isinstance(node, (ast.Assign, ast.AnnAssign)) and all(isinstance(t, ast.Name) for t in targets):
+        return "assign"
     return "assert" if isinstance(node, ast.Assert) else "other"
 
 
@@ -279,6 +301,7 @@ def _unit(text: str, kind: str) -> _Unit:
     while inner:
         table = inner.pop()
         uses |= {s.get_name() for s in table.get_symbols() if s.is_global()}
+        binds |= {s.get_name() for s in table.get_symbols() if s.is_declared_global() and s.is_assigned()}
         inner += table.get_children()
     return _Unit(text, frozenset(binds), frozenset(uses), kind)
 
@@ -294,6 +317,8 @@ def _reachable(chosen: str, others: list[str], prompt: str, entry_point: str, ro
     helpers = [u for u in _prompt_units(prompt, entry_point) if not u.binds <= bound]
     foreign = [u for piece in others for u in _units(piece) if u.kind != "assert" and not u.uses & SHOWING_OFF]
     needed = set(roots).union(*(u.uses for u in helpers))
+    if any(u.uses & LOOKS_UP_NAMES for u in units if u.kind == "def"):
+        needed |= bound
     keep: set[int] = set()
     borrowed: dict[int, _Unit] = {}
     size = -1
@@ -305,7 +330,7 @@ def _reachable(chosen: str, others: list[str], prompt: str, entry_point: str, ro
             acts = acts and entry_point not in unit.uses and not unit.uses & SHOWING_OFF
             if unit.kind == "import" or unit.binds & needed or acts:
                 keep.add(i)
-                needed |= unit.uses
+                needed |= unit.uses | unit.binds
         have = bound | BUILTINS | frozenset().union(*(u.binds for u in helpers))
         for i, unit in enumerate(foreign):
             if unit.binds & (needed - have) and entry_point not in unit.binds:

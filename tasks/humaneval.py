@@ -15,7 +15,7 @@ from tasks.extract import Extracted, called_names, extract_code
 
 FILE = "HumanEval.jsonl.gz"
 YAML = "humaneval/humaneval.yaml"
-FIELDS = {"task_id": "text", "prompt": "text", "canonical_solution": "text", "test": "text", "entry_point": "text"}
+FIELDS = {"task_id": "text", "prompt": "text", "canonical_solution": "text", "test": "source", "entry_point": "text"}
 
 FORMS = {
     "chat": PromptForm(

@@ -16,7 +16,7 @@ from tasks.extract import Extracted, called_names, extract_code
 
 FILE = "mbpp.jsonl"
 YAML = "mbpp/mbpp.yaml"
-FIELDS = {"task_id": "int", "text": "text", "code": "text", "test_list": "texts", "test_setup_code": "text?"}
+FIELDS = {"task_id": "int", "text": "text", "code": "text", "test_list": "sources", "test_setup_code": "source?"}
 SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 
 
@@ -66,8 +66,10 @@ def build(data: Data, form_name: str):
     form = FORMS[form_name]
 
     def extract(doc: dict, answer: str) -> Extracted:
-        names = called_names(tests_of(doc))
-        return extract_code(answer, names[0] if names else None, roots=names, prefill=task.prefill(doc))
+        asked = called_names("\n".join(doc["test_list"]))
+        return extract_code(
+            answer, asked[0] if asked else None, roots=called_names(tests_of(doc)), prefill=task.prefill(doc)
+        )
 
     config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(extract, tests_of)
     config["fewshot_config"] |= {"samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")}

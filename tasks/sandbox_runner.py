@@ -19,11 +19,11 @@ def text_of(error, limit=1000):
     return text[: limit + 100].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def reason_of(error):
-    for kind, reason in ((AssertionError, "assertion"), (MemoryError, "memory")):
-        if isinstance(error, kind):
-            return reason
-    return "exception"
+REASONS = ((AssertionError, "assertion"), (MemoryError, "memory"))
+
+
+def reason_of(error, reasons=REASONS):
+    return next((reason for kind, reason in reasons if isinstance(error, kind)), "exception")
 
 
 def limit_itself(job):

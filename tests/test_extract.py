@@ -1,0 +1,193 @@
+"""Finding the program in an answer."""
+
+import pytest
+
+from tasks.extract import called_names, clean_answer, extract_code
+
+FENCE = "```"
+GOOD = "def f(xs):\n    return sum(xs)\n"
+PROMPT = (
+    "from typing import List\n\n\ndef helper(x):\n    return 2 * x\n\n\n"
+    'def f(xs: List[int]) -> int:\n    """The sum.\n    >>> f([1, 2])\n    3\n    """\n'
+)
+
+
+def fenced(code: str, tag: str = "python") -> str:
+    return f"{FENCE}{tag}\n{code}{FENCE}\n"
+
+
+def value(code: str, expression: str = "f([1, 2])"):
+    namespace: dict = {}
+    exec(code, namespace)
+    return eval(expression, namespace)
+
+
+ANSWERS = {
+    "bare": (GOOD, "text"),
+    "fence": (fenced(GOOD), "fence"),
+    "fence in prose": (f"Sure! Here it is:\n\n{fenced(GOOD)}\nIt adds them up.", "fence"),
+    "fence without a tag": (fenced(GOOD, ""), "fence"),
+    "open fence": (f"Sure:\n{FENCE}python\n{GOOD}", "fence"),
+    "open fence, then prose": (f"Sure:\n{FENCE}python\n{GOOD}\nThis function adds them up.\nThat is all.", "fence"),
+    "fence on one line": (f"{FENCE}def f(xs): return sum(xs){FENCE}", "fence"),
+    "indented fence": (f"1. So:\n\n   {FENCE}python\n   def f(xs):\n       return sum(xs)\n   {FENCE}\n", "fence"),
+    "windows line ends": (fenced(GOOD).replace("\n", "\r\n"), "fence"),
+    "prose, no fence": (f"Here is the code\n\n{GOOD}\nNote: it works\nDone", "text"),
+    "prompt in a docstring": (GOOD.replace("\n", '\n    """\n    >>> f([1])\n    """\n', 1), "text"),
+    "fence in a docstring": (
+        fenced(GOOD.replace("\n", f'\n    """\n    {FENCE}\n    f([1])\n    {FENCE}\n    """\n', 1)),
+        "text",
+    ),
+    "whole file": (PROMPT + "    return sum(xs)\n", "text"),
+    "whole file in a fence": (fenced(PROMPT + "    return sum(xs)\n"), "fence"),
+    "stub first": (fenced(PROMPT) + "and now\n" + fenced(GOOD), "fence"),
+    "restated below the stub": (PROMPT + "\n\n" + GOOD, "text"),
+    "helper in another fence": (
+        fenced("def add(xs):\n    return sum(xs)\n") + fenced("def f(xs):\n    return add(xs)\n"),
+        "fence",
+    ),
+    "helper below": (fenced("def f(xs):\n    return add(xs)\n\ndef add(xs):\n    return sum(xs)\n"), "fence"),
+    "helper of the prompt": (fenced("def f(xs):\n    return helper(sum(xs)) // 2\n"), "fence"),
+    "imports above the function": (fenced("import math\n\n" + GOOD.replace("sum", "math.fsum")), "fence"),
+    "imports in the prose": (f"import math\n\nand then\n\n{GOOD.replace('sum', 'math.fsum')}", "text"),
+    "future import": (fenced("from __future__ import annotations\n" + GOOD.replace("xs)", "xs: Later)", 1)), "fence"),
+    "example calls": (fenced(GOOD + "\nprint(f(input()))\nassert f([1]) == 7\nx = f(None)\n"), "fence"),
+    "doctest main": (fenced(GOOD + "\nif __name__ == '__main__':\n    import nothing\n"), "fence"),
+    "main function": (fenced(GOOD + "\ndef main():\n    f(None)\n\nmain()\n"), "fence"),
+    "constants": (fenced("K = 1\n" + GOOD.replace("sum(xs)", "K * sum(xs)")), "fence"),
+    "table filled at import": (
+        fenced("t = []\nfor i in range(9):\n    t.append(i)\n" + GOOD.replace("sum(xs)", "t[sum(xs)]")),
+        "fence",
+    ),
+    "global made by a function": (
+        fenced("def init():\n    global k\n    k = 1\ninit()\n" + GOOD.replace("sum(xs)", "k * sum(xs)")),
+        "fence",
+    ),
+    "module set up": (fenced("import sys\nsys.setrecursionlimit(9999)\n" + GOOD), "fence"),
+    "name looked up": (fenced("def g(xs):\n    return sum(xs)\ndef f(xs):\n    return globals()['g'](xs)\n"), "fence"),
+    "decorator": (fenced("def d(g):\n    return g\n@d\n" + GOOD), "fence"),
+    "wrapped afterwards": (fenced(GOOD + "f = (lambda g: g)(f)\n"), "fence"),
+    "lambda": ("f = lambda xs: sum(xs)", "text"),
+    "body": ("    t = 0\n    for x in xs:\n        t += x\n    return t\n", "body"),
+    "body, then prose": ("    return sum(xs)\n\nThis adds them up.", "body"),
+    "body, then another function": ("    return sum(xs)\n\n\ndef g():\n    return 1\n", "body"),
+    "body without its first indentation": ("t = 0\n    for x in xs:\n        t += x\n    return t", "body"),
+    "body without indentation": ("t = 0\nfor x in xs:\n    t += x\nreturn t", "body"),
+    "body with tabs": ("\tt = sum(xs)\n\treturn t", "body"),
+    "body in a fence": ("So:\n" + fenced("return sum(xs)\n"), "body"),
+    "end token": (f"{fenced(GOOD)}<|im_end|>\n<|endoftext|>", "fence"),
+    "end token inside": (GOOD.rstrip() + "<|eot_id|><|dlm_pad|> def f(", "text"),
+    "opencompass": ("[BEGIN]\n '" + GOOD + "' \n[DONE] \n\n def f(xs): return 0", "text"),
+    "ends in a backslash": (fenced("K = 1\\\n\n" + GOOD + "\nprint(f)\n"), "fence"),
+    "two statements on a line": (fenced("a = 1; b = 2\n" + GOOD.replace("sum(xs)", "sum(xs) * a")), "fence"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_the_program_is_found_and_runs(name):
+    text, how = ANSWERS[name]
+    found = extract_code(text, "f", PROMPT)
+    assert found.how == how
+    assert value(found.code) == 3
+
+
+@pytest.mark.parametrize("name", [n for n, (_, how) in ANSWERS.items() if how != "body" and "prompt" not in n])
+def test_it_is_found_without_a_prompt_too(name):
+    assert value(extract_code(ANSWERS[name][0], "f").code) == 3
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        (GOOD, ""),
+        (fenced(GOOD), ""),
+        ("    return sum(xs)\n", ""),
+        (GOOD + "<|im_end|>junk", "end token <|im_end|>"),
+        (f"Sure!\n{fenced(GOOD)}", "text outside the program"),
+        (f"{fenced(GOOD)}Bye.<|endoftext|>", "end token <|endoftext|>; text outside the program"),
+        ("", "empty answer"),
+        ("<|im_end|>" + GOOD, "end token <|im_end|>; empty answer"),
+    ],
+)
+def test_why_cut_says_what_was_left_out(text, why):
+    assert extract_code(text, "f", PROMPT).why_cut == why
+
+
+def test_a_program_without_anything_to_drop_comes_back_as_it_is():
+    code = "# adds\nimport math  # unused\n\n\ndef f(xs):\n\n    # a comment\n    return sum(xs)\n"
+    assert extract_code(fenced(code), "f").code == code
+
+
+@pytest.mark.parametrize("text", ["I cannot help.", "def f(xs:\n", fenced("x ="), "def f(xs):\n    return " + "(" * 3000])
+def test_no_program_gives_the_raw_text(text):
+    found = extract_code(text, "f", PROMPT)
+    assert found.how == "none" and found.code.strip() in text
+
+
+@pytest.mark.parametrize(
+    "prefill, answer",
+    [
+        (f"Here:\n{FENCE}python\n{PROMPT}\n", "    return sum(xs)\n" + FENCE),
+        (f"Here:\n{FENCE}python\n{PROMPT}\n", "    return sum(xs)\n"),
+        (f"Here:\n{FENCE}python\n{PROMPT}\n", GOOD),
+        (f"Here:\n{FENCE}python\n{PROMPT}\n", "Sure!\n" + fenced(GOOD)),
+        (f"Here:\n{FENCE}python\n", GOOD + FENCE),
+        (f"Here:\n{FENCE}python\n", GOOD),
+        (f"Here:\n{FENCE}python\n", fenced(GOOD)),
+    ],
+)
+def test_an_answer_that_was_begun_for_the_model(prefill, answer):
+    """The fence is open before the answer starts; its wording is not counted as text the model lost."""
+    found = extract_code(answer, "f", PROMPT, prefill=prefill)
+    assert value(found.code) == 3 and "Here" not in found.why_cut
+
+
+def test_a_stub_that_imports_is_still_a_stub():
+    """HumanEval/115 imports math in the function above the docstring."""
+    prompt = 'def f(xs):\n    import math\n    """The sum."""\n'
+    assert value(extract_code("Sure!\n" + fenced(GOOD), "f", prompt, prefill=f"{FENCE}python\n{prompt}\n").code) == 3
+
+
+def test_names_that_the_tests_use_are_kept():
+    code = "class Node:\n    pass\n\ndef unused():\n    pass\n\n" + GOOD
+    assert "Node" in extract_code(code, "f", roots=["Node"]).code
+    assert "unused" not in extract_code(code, "f", roots=["Node"]).code
+
+
+@pytest.mark.parametrize("text", ["x = (\n" * 400, "if x:\n" * 400, "'''\n" * 401, "for the sake of it\n" * 400])
+def test_degenerate_text_is_given_up_quickly(text):
+    import time
+
+    start = time.process_time()
+    assert extract_code(text, "f", PROMPT).how == "none"
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    "tests, names",
+    [
+        ("assert f(1) == 2", ["f"]),
+        ("assert set(f(a)) == set((1, 2))\nassert g(1)", ["f", "g", "a"]),
+        ("import math\nroot = Node(1)\nassert math.isclose(f(root), 1)", ["Node", "f"]),
+        ("def check(candidate):\n    assert candidate(1) == other(1)\ncheck(f)", ["other", "f"]),
+    ],
+)
+def test_names_asked_for_by_tests(tests, names):
+    assert called_names(tests) == names
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("Nothing happens.", "Nothing happens."),
+        ("A: Nothing happens.", "Nothing happens."),
+        ("\n\nA: Nothing happens.\n\nQ: Next?", "Nothing happens."),
+        ("Nothing happens.\nQ: Next?\nA: No.", "Nothing happens."),
+        ("Two\nlines.", "Two\nlines."),
+        ("Yes.<|im_end|><|endoftext|>", "Yes."),
+        ("A: A: twice", "A: twice"),
+        ("", ""),
+    ],
+)
+def test_short_answers_are_cleaned(text, answer):
+    assert clean_answer(text) == answer
