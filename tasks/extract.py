@@ -115,19 +115,21 @@ def called_names(tests: str) -> list[str]:
     The first is the entry point of an MBPP task: `assert set(similar(a)) == set(b)` gives ["similar"].
     Raises SyntaxError where the tests are not Python.
     """
-    tree = ast.parse(_normalise(tests))
-    bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(_parse(_normalise(tests))))
+    bound = {n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    for node in nodes:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             bound |= {(a.asname or a.name).split(".")[0] for a in node.names}
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             bound.add(node.name)
         elif isinstance(node, ast.arg):
             bound.add(node.arg)
-    loads = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id not in bound | BUILTINS]
-    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    called = {id(n.func) for n in nodes if isinstance(n, ast.Call)}
+    loads = [n for n in nodes if isinstance(n, ast.Name) and n.id not in bound]
     loads.sort(key=lambda n: (id(n) not in called, n.lineno, n.col_offset))
-    return list(dict.fromkeys(n.id for n in loads))
+    own = [n.id for n in loads if n.id not in BUILTINS]
+    hidden = [n.id for n in loads if id(n) in called][:1]  # a task may ask for a function called `sum`
+    return list(dict.fromkeys(own or hidden))
 
 
 # ---------------------------------------------------------------- cutting
@@ -144,13 +146,14 @@ def _cut(text: str) -> tuple[str, list[str]]:
     if end := END_TOKEN.search(text):
         text = text[: end.start()]
         cuts.append(f"end token {end.group()}")
+    marked = "[BEGIN]" in text or "[DONE]" in text
     if "[BEGIN]" in text:
         text = text.split("[BEGIN]", 1)[1]
     if "[DONE]" in text:
         text = text.split("[DONE]", 1)[0]
         cuts.append("[DONE]")
     quoted = text.strip()  # OpenCompass's MBPP examples put the code in quotes
-    if len(quoted) > 1 and quoted[0] == quoted[-1] in "'\"" and quoted[:3] != quoted[0] * 3:
+    if marked and len(quoted) > 1 and quoted[0] == quoted[-1] in "'\"" and quoted[:3] != quoted[0] * 3:
         text = quoted[1:-1]
     return text, cuts
 
@@ -171,17 +174,17 @@ def _fences(text: str) -> list[str]:
 FAULTS = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)  # what compiling a text can raise
 
 
-def _check(source: str) -> None:
-    """Raises one of FAULTS where source is not a program. (ast.parse alone lets a stray `return` pass.)"""
+def _parse(source: str) -> ast.Module:
+    """The tree of a program; raises one of FAULTS where it is none. (ast.parse alone lets a stray `return` pass.)"""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "\d" in an answer is the model's affair
-        ast.parse(source)
         compile(source, "<answer>", "exec", dont_inherit=True)
+        return ast.parse(source)
 
 
 def _compiles(source: str) -> bool:
     try:
-        _check(source)
+        _parse(source)
     except FAULTS:
         return False
     return True
@@ -195,7 +198,7 @@ def _longest_prefix(lines: list[str], at_least: int = 1) -> int:
         tries += 1
         step = 1 if tries < 10 else 2 ** (tries - 9)  # two or three tries do, but for degenerate texts
         try:
-            _check("\n".join(lines[:n]))
+            _parse("\n".join(lines[:n]))
             return n
         except SyntaxError as e:
             n = min(n - step, e.lineno or n)  # what stands after the fault cannot mend it
@@ -221,7 +224,7 @@ def _pieces(text: str) -> list[str]:
 def _first_defining(pieces: list[str], entry_point: str | None) -> str | None:
     """The first piece that defines the entry point with a body of its own; None if there is none."""
     for piece in pieces:
-        body = ast.parse(piece).body
+        body = _parse(piece).body
         if entry_point is None:
             if any(isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) for n in body):
                 return piece
@@ -256,7 +259,7 @@ def _as_body(prompt: str, text: str, entry_point: str) -> str | None:
     for reading in readings:
         lines = head + reading.split("\n")
         lines = lines[: _longest_prefix(lines, at_least=len(head) + 1)]
-        if len(lines) > len(best) and _defines(ast.parse("\n".join(lines)).body, entry_point):
+        if len(lines) > len(best) and _defines(_parse("\n".join(lines)).body, entry_point):
             best = lines
     return "\n".join(best) if best else None
 
@@ -268,7 +271,7 @@ def _units(source: str) -> list[_Unit]:
     """The top-level statements of a source that compiles, with their comments left out."""
     lines = source.split("\n")
     spans: list[list] = []
-    for node in ast.parse(source).body:
+    for node in _parse(source).body:
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
         if spans and first <= spans[-1][1]:  # a; b on one line
             spans[-1][1] = max(spans[-1][1], node.end_lineno)

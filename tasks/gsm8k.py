@@ -9,7 +9,8 @@ flexible-extract takes the last number of the answer and is the headline (chat m
 
 from __future__ import annotations
 
-from tasks.base import Data, PromptForm, Source, TaskSpec, installed_config, make_task
+from tasks.base import PromptForm, TaskSpec, installed_config, make_task
+from tasks.data import Data, Source
 
 FIELDS = {"question": "text", "answer": "text"}
 TEST, TRAIN = "gsm8k/test.jsonl", "gsm8k/train.jsonl"
@@ -17,7 +18,9 @@ TEST, TRAIN = "gsm8k/test.jsonl", "gsm8k/train.jsonl"
 FORMS = {
     "chat": PromptForm(source="lm-eval 0.4.8 gsm8k, without examples", yaml="gsm8k/gsm8k.yaml"),
     "lm_eval": PromptForm(source="lm-eval 0.4.8 gsm8k", yaml="gsm8k/gsm8k.yaml", num_fewshot=5),
-    "cot": PromptForm(source="lm-eval 0.4.8 gsm8k_cot, without examples, as Dream reports", yaml="gsm8k/gsm8k-cot.yaml"),
+    "cot": PromptForm(
+        source="lm-eval 0.4.8 gsm8k_cot, without examples, as Dream reports", yaml="gsm8k/gsm8k-cot.yaml"
+    ),
 }
 
 

@@ -9,8 +9,9 @@ as a syntax error; here the program is taken out of the answer first (tasks/extr
 
 from __future__ import annotations
 
-from tasks.base import Data, PromptForm, Source, TaskSpec, installed_config, make_task
+from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.code import HEADLINE, scoring
+from tasks.data import Data, Source
 from tasks.extract import Extracted, called_names, extract_code
 
 FILE = "HumanEval.jsonl.gz"

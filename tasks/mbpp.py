@@ -10,8 +10,9 @@ forgets it, so that its best possible score is 499 of 500 (task 367).
 
 from __future__ import annotations
 
-from tasks.base import Data, PromptForm, Source, TaskSpec, installed_config, installed_constant, make_task
+from tasks.base import PromptForm, TaskSpec, installed_config, installed_constant, make_task
 from tasks.code import HEADLINE, scoring
+from tasks.data import Data, Source
 from tasks.extract import Extracted, called_names, extract_code
 
 FILE = "mbpp.jsonl"

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from tasks.base import Data, PromptForm, Source, TaskSpec, installed_config, make_task
+from tasks.base import PromptForm, TaskSpec, installed_config, make_task
+from tasks.data import Data, Source
 from tasks.extract import clean_answer
 
 FILE = "TruthfulQA.csv"

@@ -169,6 +169,8 @@ def test_degenerate_text_is_given_up_quickly(text):
         ("assert f(1) == 2", ["f"]),
         ("assert set(f(a)) == set((1, 2))\nassert g(1)", ["f", "g", "a"]),
         ("import math\nroot = Node(1)\nassert math.isclose(f(root), 1)", ["Node", "f"]),
+        ("assert sum(10, 15) == 6", ["sum"]),  # MBPP/126 asks for a function of this name
+        ("assert len(f(1)) == 6", ["f"]),
         ("def check(candidate):\n    assert candidate(1) == other(1)\ncheck(f)", ["other", "f"]),
     ],
 )

@@ -1,0 +1,227 @@
+"""A benchmark's rows: read from the original files or from the hub, checked before anything heavy is loaded.
+
+A directory holds the originals, or, with a manifest.json beside the files, another set in their formats:
+    {"name": "mini", "counts": {"gsm8k/test.jsonl": 100, ...}}      rows per file, so that a lost row is seen
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.base import TaskSpec
+
+Rows = list[dict]
+MAX_PROBLEMS = 5  # per file: a file of another format would otherwise give thousands
+
+
+class DataError(ValueError):
+    """Benchmark data that is missing, malformed or of the wrong size. `.problems`: list[str], a sentence each."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Source:
+    """One original file. fields: name -> "int" | "text" | "texts" (a list) | "source" (Python) | "sources", with a
+    "?" at the end where it may be empty.
+
+    rows: how many it must have. key: a field whose value may not occur twice.
+    columns + convert: for a CSV, the columns it must have and the row -> doc function.
+    """
+
+    path: str
+    rows: int
+    fields: Mapping[str, str]
+    key: str | None = None
+    columns: tuple[str, ...] = ()
+    convert: Callable[[dict], dict] | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """A benchmark's rows. name: "original", "hub", or the name that a manifest.json gives the set."""
+
+    name: str
+    origin: str
+    splits: Mapping[str, Rows]
+
+
+
+def check_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> list[str]:
+    """Every problem of the files below data_dir, each a sentence with file, line and field; empty is good.
+
+    With data_dir None there is nothing to check before the hub is asked.
+    """
+    if data_dir is None:
+        return []
+    try:
+        _read_local(spec, Path(data_dir))
+    except DataError as e:
+        return e.problems
+    return []
+
+
+def data_checksums(spec: TaskSpec, data_dir: str | os.PathLike | None) -> dict[str, str]:
+    """File -> sha256 of the originals (and of a manifest.json beside them); {} for the hub's data."""
+    if data_dir is None:
+        return {}
+    paths = [p for p in (*spec.files, "manifest.json") if (Path(data_dir) / p).is_file()]
+    return {p: hashlib.sha256((Path(data_dir) / p).read_bytes()).hexdigest() for p in paths}
+
+
+def load_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> Data:
+    """The benchmark's rows from local files, or from the hub. Raises DataError."""
+    return _read_hub(spec) if data_dir is None else _read_local(spec, Path(data_dir))
+
+
+def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
+    if not data_dir.is_dir():
+        raise DataError([f"data directory {data_dir} does not exist; it must hold {', '.join(spec.files)}"])
+    manifest = _read_manifest(data_dir)
+    problems: list[str] = []
+    rows: dict[str, Rows] = {}
+    for source in spec.sources:
+        expected = manifest["counts"].get(source.path) if manifest else source.rows
+        rows[source.path], found = _read_source(data_dir / source.path, source, expected)
+        problems += found
+    if not problems:
+        splits = spec.splits(rows)
+        n = len(splits[spec.eval_split])
+        if n == 0 or not manifest and n != spec.n_docs:
+            problems.append(f"{data_dir}: {spec.name} has {n} documents to ask, expected {spec.n_docs}")
+    if problems:
+        raise DataError(problems)
+    return Data(manifest["name"] if manifest else "original", str(data_dir), splits)
+
+
+def _read_manifest(data_dir: Path) -> dict | None:
+    """{"name": str, "counts": {file: rows}} of a set that is not the originals, or None."""
+    path = data_dir / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        name, counts = manifest["name"], manifest["counts"]
+        good = isinstance(name, str) and name and all(isinstance(n, int) for n in counts.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        good = False
+    if not good:
+        raise DataError([f'{path}: expected {{"name": "...", "counts": {{"<file>": <rows>, ...}}}}'])
+    return {"name": name, "counts": counts}
+
+
+def _read_source(path: Path, source: Source, expected: int | None) -> tuple[Rows, list[str]]:
+    """Rows of one file and what is wrong with it."""
+    if not path.is_file():
+        return [], [f"{path} does not exist"]
+    rows: Rows = []
+    problems: list[str] = []
+    seen: dict[object, int] = {}
+    try:
+        for line, doc in (_csv_rows if source.columns else _json_rows)(path, source):
+            bad = doc if isinstance(doc, str) else _field_problem(doc, source.fields)
+            if bad is None and source.key and doc[source.key] in seen:
+                bad = f"field {source.key!r}: {doc[source.key]!r} was already on line {seen[doc[source.key]]}"
+            if bad is None:
+                rows.append(doc)
+                if source.key:
+                    seen[doc[source.key]] = line
+            else:
+                problems.append(f"{path}, line {line}: {bad}")
+                if len(problems) == MAX_PROBLEMS:
+                    return rows, [*problems, f"{path}: more may be wrong, stopped here"]
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:  # not gzip, cut short, not UTF-8
+        return rows, [*problems, f"{path}: cannot be read: {e}"]
+    if not problems and expected is not None and len(rows) != expected:
+        problems.append(f"{path}: {len(rows)} rows, expected {expected}")
+    return rows, problems
+
+
+def _json_rows(path: Path, source: Source) -> Iterator[tuple[int, dict | str]]:
+    """(line, row); a text in the place of a row says what is wrong with the line."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as f:
+        for line, text in enumerate(f, start=1):
+            if text.strip():
+                try:
+                    doc = json.loads(text)
+                except ValueError as e:
+                    yield line, f"not JSON: {e}"
+                else:
+                    yield line, doc if isinstance(doc, dict) else "not a JSON object"
+
+
+def _csv_rows(path: Path, source: Source) -> Iterator[tuple[int, dict | str]]:
+    with open(path, newline="", encoding="utf-8-sig") as f:  # some public copies begin with a BOM
+        reader = csv.DictReader(f)
+        missing = [c for c in source.columns if c not in (reader.fieldnames or [])]
+        if missing:
+            yield 1, f"no column {', '.join(map(repr, missing))}"
+            return
+        for row in reader:
+            short = [c for c in source.columns if row[c] is None]
+            if short or None in row:
+                yield reader.line_num, f"field {short[0]!r} is missing" if short else "more fields than columns"
+            else:
+                yield reader.line_num, source.convert(row) if source.convert else row
+
+
+def _field_problem(doc: dict, fields: Mapping[str, str]) -> str | None:
+    """Why doc is malformed, naming the first bad field, or None."""
+    for name, kind in fields.items():
+        if name not in doc:
+            return f"field {name!r} is missing"
+        value, may_be_empty, kind = doc[name], kind.endswith("?"), kind.rstrip("?")
+        if kind == "int":
+            wanted, good = "an integer", isinstance(value, int) and not isinstance(value, bool)
+        elif kind.endswith("s"):
+            wanted = "a list of texts"
+            good = isinstance(value, list) and all(isinstance(v, str) for v in value)
+        else:
+            wanted, good = "text", isinstance(value, str)
+        if not good:
+            return f"field {name!r}: expected {wanted}, got {value!r:.60}"
+        if kind != "int" and not may_be_empty and not (value.strip() if isinstance(value, str) else value):
+            return f"field {name!r} is empty"
+        if kind.startswith("source"):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    ast.parse(value if isinstance(value, str) else "\n".join(value))
+            except (SyntaxError, ValueError) as e:
+                return f"field {name!r} is not Python: {e}"
+    return None
+
+
+def _read_hub(spec: TaskSpec) -> Data:
+    """The hub's data set through `datasets` (its cache, HF_HOME and offline mode are honoured)."""
+    import datasets
+
+    repo, config = spec.hub
+    try:
+        loaded = datasets.load_dataset(repo, config)
+    except Exception as e:  # whatever the network or the cache raises, the way out is the same
+        raise DataError(
+            [f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR reads local files"]
+        ) from e
+    splits = {name: [dict(row) for row in rows] for name, rows in loaded.items()}
+    docs = splits.get(spec.eval_split, [])
+    problems = [f"{repo}, row {i}: {bad}" for i, d in enumerate(docs) if (bad := _field_problem(d, spec.doc_fields))]
+    if len(docs) != spec.n_docs:
+        problems.append(f"{repo}: {len(docs)} documents in {spec.eval_split!r}, expected {spec.n_docs}")
+    if problems:
+        raise DataError(problems[:MAX_PROBLEMS])
+    return Data("hub", repo, splits)

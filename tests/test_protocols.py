@@ -1,0 +1,108 @@
+"""The table of protocols."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tasks import gsm8k, humaneval, mbpp, truthfulqa
+from tasks.protocols import FAMILY, PROTOCOLS, TASKS, protocol
+
+SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
+CELLS = [(name, alias, task) for name in PROTOCOLS for alias in FAMILY for task in TASKS]
+
+
+@pytest.mark.parametrize("name, alias, task", CELLS)
+def test_every_cell_names_a_form_of_its_task(name, alias, task):
+    p = protocol(name, alias, task)
+    form = SPECS[task].forms[p.form]
+    assert p.name == name
+    assert p.num_fewshot == form.num_fewshot
+    assert p.fewshot_as_multiturn == form.multiturn
+    assert p.gen_length % (p.block_length or p.gen_length) == 0
+    assert p.temperature > 0 or p.top_p is None  # at temperature 0 it would be inactive
+    if p.reference:
+        assert p.reference["metric"] == SPECS[task].headline and p.reference["tokens_per_step"] == 1
+        assert 0 < p.reference["score"] < 100 and p.reference["source"] and p.reference["settings"]
+
+
+@pytest.mark.parametrize("task, canvas", [("humaneval", 512), ("mbpp", 512), ("gsm8k", 256), ("truthfulqa", 128)])
+def test_uniform_asks_every_model_the_same(task, canvas):
+    cells = [protocol("uniform", alias, task) for alias in FAMILY]
+    assert {(c.form, c.num_fewshot, c.gen_length, c.temperature, c.reference) for c in cells} == {
+        ("chat", 0, canvas, 0.0, None)
+    }
+    assert [(c.algorithm, c.block_length) for c in cells] == [("low_confidence", 32)] * 2 + [("maskgit_plus", None)] * 2
+
+
+@pytest.mark.parametrize(
+    "alias, task, flags",
+    [
+        ("llada", "gsm8k", (False, False)),
+        ("llada", "humaneval", (True, False)),
+        ("llada", "mbpp", (False, True)),
+        ("llada", "truthfulqa", (False, True)),
+        ("llada1.5", "gsm8k", (False, True)),
+        ("llada1.5", "humaneval", (False, True)),
+        ("llada1.5", "mbpp", (False, True)),
+        ("llada1.5", "truthfulqa", (False, True)),
+        *(("dream", task, (False, False)) for task in TASKS),
+        *(("diffucoder", task, (False, False)) for task in TASKS),
+    ],
+)
+def test_end_token_flags_are_the_authors_in_both_protocols(alias, task, flags):
+    for name in PROTOCOLS:
+        p = protocol(name, alias, task)
+        assert (p.logits_eos_inf, p.confidence_eos_eot_inf) == flags
+
+
+@pytest.mark.parametrize(
+    "alias, task, form, canvas, block, sampling, score",
+    [
+        ("llada", "gsm8k", "lm_eval", 256, 32, ("low_confidence", 0.0, None), 79.3),
+        ("llada", "humaneval", "opencompass", 512, 512, ("low_confidence", 0.0, None), 47.0),
+        ("llada", "mbpp", "opencompass", 256, 256, ("low_confidence", 0.0, None), 39.6),
+        ("llada1.5", "gsm8k", "lm_eval", 256, 16, ("low_confidence", 0.0, None), 83.6),
+        ("llada1.5", "humaneval", "opencompass", 512, 32, ("low_confidence", 0.0, None), 51.2),
+        ("llada1.5", "mbpp", "opencompass", 512, 32, ("low_confidence", 0.0, None), 42.6),
+        ("dream", "gsm8k", "cot", 256, None, ("entropy", 0.1, 0.9), 81.0),
+        ("dream", "humaneval", "instruct", 768, None, ("entropy", 0.1, 0.9), 55.5),
+        ("dream", "mbpp", "instruct", 1024, None, ("entropy", 0.1, 0.9), 58.8),
+        ("diffucoder", "humaneval", "instruct", 512, None, ("entropy", 0.2, 0.95), 73.2),
+        ("diffucoder", "mbpp", "instruct", 512, None, ("entropy", 0.2, 0.95), None),
+        ("diffucoder", "gsm8k", "cot", 256, None, ("entropy", 0.2, 0.95), None),
+        ("llada", "truthfulqa", "chat", 128, 32, ("low_confidence", 0.0, None), None),
+        ("dream", "truthfulqa", "chat", 128, None, ("entropy", 0.1, 0.9), None),
+    ],
+)
+def test_official_cells(alias, task, form, canvas, block, sampling, score):
+    p = protocol("official", alias, task)
+    assert (p.form, p.gen_length, p.block_length) == (form, canvas, block)
+    assert (p.algorithm, p.temperature, p.top_p) == sampling
+    assert (p.reference or {}).get("score") == score
+
+
+@pytest.mark.parametrize(
+    "cell, listed",
+    [
+        (("offical", "llada", "gsm8k"), "uniform, official"),
+        (("uniform", "lada", "gsm8k"), "llada, llada1.5, dream, diffucoder"),
+        (("uniform", "llada", "gsm"), "humaneval, mbpp, gsm8k, truthfulqa"),
+    ],
+)
+def test_an_unknown_name_lists_what_there_is(cell, listed):
+    with pytest.raises(ValueError, match=f"unknown .*; there are: {listed}"):
+        protocol(*cell)
+
+
+def test_protocols_and_data_checks_load_nothing_heavy():
+    """Bad input has to be answered before torch and lm-eval are imported."""
+    code = (
+        "import sys; import tasks.protocols; from tasks import humaneval, mbpp, gsm8k, truthfulqa, check_data\n"
+        "for m in (humaneval, mbpp, gsm8k, truthfulqa): assert check_data(m.SPEC, '/nonexistent')\n"
+        "print([m for m in ('torch', 'lm_eval', 'datasets', 'numpy', 'yaml', 'evaluate') if m in sys.modules])"
+    )
+    root = Path(__file__).parent.parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
