@@ -32,6 +32,8 @@ from tasks.sandbox import SandboxError, judge
 from tasks.truthfulqa import SPEC as TRUTHFULQA
 from utils import (
     EXIT_COMPLETE,
+    EXIT_DATA,
+    EXIT_ENVIRONMENT,
     EXIT_INCOMPLETE,
     BadDataError,
     DllmexpError,
@@ -75,16 +77,24 @@ def get_model(job: Job, device: str, task) -> _ProfilingHarness:
     checkpoint = job.config.checkpoint
     tokenizer = load_tokenizer(checkpoint)
     if job.config.chat_template and not tokenizer.chat_template:
-        raise BadDataError(f"checkpoint {checkpoint} has no chat template, which the {job.protocol.name} protocol needs")
+        raise BadDataError(
+            f"checkpoint {checkpoint} has no chat template, which the {job.protocol.name} protocol needs"
+        )
     family = {"llada": LladaHarness, "dream": DreamHarness}[job.config.family]
     return family(
-        tokenizer, read_config(checkpoint), job.decode,
+        tokenizer,
+        read_config(checkpoint),
+        job.decode,
         load=lambda: load_model(checkpoint, device=device, dtype=job.config.dtype)[0],
-        device=device, batch_size=job.batch_size, seed=job.config.seed, prefill=task.prefill,
+        device=device,
+        batch_size=job.batch_size,
+        seed=job.config.seed,
+        prefill=task.prefill,
     )
 
 
 # ---------------------------------------------------------------- checks before anything heavy
+
 
 def check_inputs(job: Job, spec: TaskSpec) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
     """The job with what identifies its inputs filled in, the predictions if there are any, and what is wrong."""
@@ -155,7 +165,7 @@ def _identified(job: Job, spec: TaskSpec) -> Job:
 def finished_result(job: Job) -> dict[str, Any] | None:
     """The finished result of this configuration where there is one, else None.
 
-    Raises UsageError where another configuration's finished result is at the path, BadDataError where something else is.
+    Raises UsageError where another configuration's result is at the path, BadDataError where something else is.
     """
     result = None if job.overwrite else load_result(job.path)
     if result is None:
@@ -171,27 +181,39 @@ def finished_result(job: Job) -> dict[str, Any] | None:
 
 def choose_device(requested: str | None) -> str:
     """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there."""
+    if requested == "cpu":
+        return requested
     with _uncollected():
         import torch
 
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if requested is None:
         return "cuda" if n else "cpu"
-    if requested.startswith("cuda") and not n:
+    if not n:
         why = "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
         raise EnvironmentProblem(f"--device {requested}: {why}; --device cpu runs on the processor")
     index = int(requested.partition(":")[2] or 0)
-    if requested.startswith("cuda") and index >= n:
-        raise EnvironmentProblem(f"--device {requested}: there are {n} CUDA devices, cuda:0 to cuda:{n - 1}; or --device cpu")
+    if index >= n:
+        raise EnvironmentProblem(
+            f"--device {requested}: there are {n} CUDA devices, cuda:0 to cuda:{n - 1}; or --device cpu"
+        )
     return requested
 
 
 # ---------------------------------------------------------------- what is printed
 
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def describe(job: Job) -> str:
     """The normalised configuration, the schedule and the path of the result, as --dry_run prints them."""
     config, schedule = job.config, job.schedule
-    lines = ["config:", *(f"  {key:24}{value}" for key, value in config.as_dict().items() if key not in ("fingerprint", "data"))]
+    lines = [
+        "config:",
+        *(f"  {key:24}{value}" for key, value in config.as_dict().items() if key not in ("fingerprint", "data")),
+    ]
     known = config.data is not None and (config.fingerprint is not None or config.predictions is not None)
     lines.append(f"  {'id':24}{config.id if known else 'known once checkpoint and data are here'}")
     if not job.config.predictions:
@@ -199,7 +221,10 @@ def describe(job: Job) -> str:
             f"schedule: {schedule.num_steps} steps in {schedule.n_blocks} block(s) of {schedule.block_length}, "
             f"{schedule.realised_tps:g} tokens per step realised, at most {schedule.forward_passes} forward passes"
         )
-    lines += [f"override: {name} {o['run']} (protocol {config.protocol}: {o['protocol']})" for name, o in job.overrides.items()]
+    lines += [
+        f"override: {name} {_plain(o['run'])} (protocol {config.protocol}: {o['protocol']})"
+        for name, o in job.overrides.items()
+    ]
     lines += [f"note: {note}" for note in job.notes]
     return "\n".join([*lines, f"output: {job.path}"])
 
@@ -221,6 +246,7 @@ def _say(text: str) -> None:
 
 # ---------------------------------------------------------------- a run
 
+
 def execute(job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str) -> dict[str, Any]:
     """Generate or take the texts, let lm-eval score them, and put the result together."""
     started = time.time()
@@ -231,14 +257,21 @@ def execute(job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str)
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
     lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task)
     logged = lmeval.evaluate(
-        lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit,
+        lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
     )
     form = spec.forms[job.config.prompt_form]
     return build_result(
-        config=job.config.as_dict(), config_id=job.config.id,
-        protocol=asdict(job.protocol) | {"form_source": form.source}, overrides=job.overrides, notes=job.notes,
-        data={"name": task.data.name, "files": job.config.data, "n_docs": len(task.eval_docs)}, limit=job.limit,
-        records=lm.records, logged=logged, headline=spec.headline, profile=lm.profile(),
+        config=job.config.as_dict(),
+        config_id=job.config.id,
+        protocol=asdict(job.protocol) | {"form_source": form.source},
+        overrides=job.overrides,
+        notes=job.notes,
+        data={"name": task.data.name, "files": job.config.data, "n_docs": len(task.eval_docs)},
+        limit=job.limit,
+        records=lm.records,
+        logged=logged,
+        headline=spec.headline,
+        profile=lm.profile(),
         meta={
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
             "total_seconds": time.time() - started,
@@ -275,7 +308,7 @@ def run(argv: list[str] | None) -> int:
     if problem := output_problem(job.output_dir):
         errors.append(OutputError(problem))
     device = "cpu"
-    if job.predictions is None:
+    if job.predictions is None and not (errors and job.device is None):
         try:
             device = choose_device(job.device)
         except DllmexpError as error:
@@ -312,31 +345,35 @@ def _terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
+def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tuple[list[str], int]:
+    """What to say about a failure, and the exit code. `bad_data`: other parts' errors with .problems about files."""
+    if isinstance(error, DllmexpError):
+        return error.problems, error.exit_code
+    if isinstance(error, bad_data):
+        return error.problems, EXIT_DATA
+    if isinstance(error, SandboxError):
+        return [str(error)], EXIT_ENVIRONMENT
+    if isinstance(error, ModuleNotFoundError):
+        return [f"package {error.name} is missing; pip install -r requirements.txt"], EXIT_ENVIRONMENT
+    if isinstance(error, KeyboardInterrupt):
+        return ["interrupted; the same command runs it again"], 128 + signal.SIGINT
+    if isinstance(error, _Signal):
+        return ["terminated; the same command runs it again"], 128 + error.args[0]
+    first = (str(error).splitlines() or [""])[0]
+    return [f"{type(error).__name__}: {first}; this should not happen, --debug shows where"], 1
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run; a failure is one line per problem on stderr and an exit code, a traceback only with --debug."""
     from models import CheckpointError
 
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
     try:
         with _terminated():
             return run(argv)
-    except DllmexpError as error:
-        problems, code = error.problems, error.exit_code
-    except (DataError, CheckpointError) as error:
-        problems, code = error.problems, BadDataError.exit_code
-    except SandboxError as error:
-        problems, code = [str(error)], EnvironmentProblem.exit_code
-    except ModuleNotFoundError as error:
-        problems, code = [f"package {error.name} is missing; pip install -r requirements.txt"], EnvironmentProblem.exit_code
-    except KeyboardInterrupt:
-        problems, code = ["interrupted; the same command runs it again"], 128 + signal.SIGINT
-    except _Signal as error:
-        problems, code = ["terminated; the same command runs it again"], 128 + error.args[0]
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        problems, code = [f"{type(error).__name__}: {first}; this should not happen, run again with --debug to see where"], 1
-    if debug:
-        traceback.print_exc()
+    except (Exception, KeyboardInterrupt, _Signal) as error:
+        problems, code = _verdict(error, (DataError, CheckpointError))
+        if "--debug" in (sys.argv[1:] if argv is None else argv):
+            traceback.print_exception(error)
     for problem in problems:
         _say(f"error: {problem}")
     return code

@@ -37,6 +37,7 @@ BROKEN_TAIL = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 
 # ---------------------------------------------------------------- stop strings
 
+
 def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
     """(index, stop string) of the earliest stop string in the text, the longest where two begin there; or None."""
     found = [(text.find(s), -len(s), s) for s in stops]
@@ -62,6 +63,7 @@ def stops_of(gen_kwargs: dict[str, Any]) -> tuple[str, ...]:
 
 
 # ---------------------------------------------------------------- the harness
+
 
 @dataclass
 class _Job:
@@ -103,13 +105,15 @@ class _ProfilingHarness(HFLM):
         prefill: Callable[[dict], str] = lambda doc: "",
     ):
         if config.family != self.family:
-            raise UsageError(f"the checkpoint is of the {config.family} family, {type(self).__name__} is for {self.family}")
+            raise UsageError(
+                f"the checkpoint is of the {config.family} family, {type(self).__name__} is for {self.family}"
+            )
         stub = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=config.model_type))
         with quiet():
             super().__init__(
                 pretrained=stub, tokenizer=tokenizer, backend="causal", batch_size=batch_size,
                 max_length=config.max_length, add_bos_token=False,
-            )
+            )  # fmt: skip
         self.model_config, self.decode_config = config, decode_config
         self.seed, self.prefill = seed, prefill
         self.records: list[Record] = []
@@ -124,8 +128,10 @@ class _ProfilingHarness(HFLM):
         jobs = self._jobs(requests)
         todo = [job for job in jobs if not self.recall(job)]
         self._tokenize(todo)
-        done = len(jobs) - len(todo)
-        with tqdm(total=len(jobs), initial=done, desc=f"{self.family} samples", unit="sample", disable=disable_tqdm, dynamic_ncols=True) as bar:
+        with tqdm(
+            total=len(jobs), initial=len(jobs) - len(todo), desc=f"{self.family} samples", unit="sample",
+            disable=disable_tqdm, dynamic_ncols=True,
+        ) as bar:  # fmt: skip
             progress = _Progress(bar)
             for stops in sorted({job.stops for job in todo}):
                 # longest first: the batch that needs most memory is met at once, not after hours
@@ -135,7 +141,9 @@ class _ProfilingHarness(HFLM):
 
     def loglikelihood(self, requests, disable_tqdm: bool = False):
         """Raises: the stock method would return a number, but a causal likelihood means nothing here."""
-        raise NotImplementedError("a masked-diffusion model has no causal log-likelihood; only generation tasks are supported")
+        raise NotImplementedError(
+            "a masked-diffusion model has no causal log-likelihood; only generation tasks are supported"
+        )
 
     loglikelihood_rolling = _loglikelihood_tokens = loglikelihood
 
@@ -167,7 +175,10 @@ class _ProfilingHarness(HFLM):
     # -- the seam for a store of finished samples
 
     def recall(self, job: _Job) -> bool:
-        """Whether the sample's record is already known, and then set. Called for every request before batching."""
+        """Whether the sample is already known: then job.record is set, and is among self.records.
+
+        Called for every request before anything is tokenized or loaded.
+        """
         return False
 
     def remember(self, job: _Job) -> None:
@@ -183,7 +194,9 @@ class _ProfilingHarness(HFLM):
             # lm-eval repeats the same Instance object, once per repeat
             repeat = seen[id(request)] = seen.get(id(request), -1) + 1
             prompt = context + self.prefill(request.doc)
-            jobs.append(_Job(request.doc_id, repeat, prompt, stops_of(gen_kwargs), sample_seed(self.seed, prompt, repeat)))
+            jobs.append(
+                _Job(request.doc_id, repeat, prompt, stops_of(gen_kwargs), sample_seed(self.seed, prompt, repeat))
+            )
         return jobs
 
     def _tokenize(self, jobs: Sequence[_Job]) -> None:
@@ -193,7 +206,8 @@ class _ProfilingHarness(HFLM):
             job.ids = self.tokenizer.encode(job.prompt, add_special_tokens=False)
         long = [job for job in jobs if len(job.ids) + canvas > room]
         if long:
-            shown = ", ".join(f"{job.doc_id} ({len(job.ids)} tokens)" for job in long[:10]) + (", ..." if len(long) > 10 else "")
+            shown = ", ".join(f"{job.doc_id} ({len(job.ids)} tokens)" for job in long[:10])
+            shown += ", ..." if len(long) > 10 else ""
             raise UsageError(
                 f"{len(long)} prompts do not fit: with a canvas of {canvas} they exceed the model's {room} positions; "
                 f"documents {shown}; a shorter --gen_length may help"
@@ -213,24 +227,20 @@ class _ProfilingHarness(HFLM):
         return self.device.type == "cuda"
 
     def _decode_group(self, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> None:
-        """Decode jobs that share their stop strings. One that fails is tried alone before it is given up."""
-        model = self.transformer
-        try:
-            self._decode(model, jobs, stops, progress)
-        except DllmexpError:
-            raise  # a full disk, say: no fault of the samples
-        except Exception as failure:  # whatever it is, it is a status of these samples and not an answer
-            left = [job for job in jobs if job.record is None]
-            logging.getLogger("dllmexp").warning(f"a batch failed ({type(failure).__name__}: {failure}); its {len(left)} open samples are tried one by one")
-            for job in left:
-                try:
-                    self._decode(model, [job], stops, progress)
-                except DllmexpError:
-                    raise
-                except Exception:
-                    self._finish(job, self._failed(job, traceback.format_exc()), progress)
+        """Decode jobs that share their stop strings. Where a batch fails its samples are tried one by one."""
+        failure = self._decode(jobs, stops, progress)
+        left = [job for job in jobs if job.record is None]
+        if failure:
+            reason = failure.splitlines()[-1]
+            logging.getLogger("dllmexp").warning(f"a batch failed ({reason}); {len(left)} samples are tried one by one")
+        for job in left:
+            if failure := self._decode([job], stops, progress):
+                told = {"prompt_tokens": len(job.ids), "seed": job.seed, "error": failure}
+                self._finish(job, Record(job.doc_id, job.repeat, job.prompt, **told), progress)
 
-    def _decode(self, model: Transformer, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> None:
+    def _decode(self, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> str | None:
+        """Decode and finish jobs; the traceback where that fails (as text: an exception would keep its tensors)."""
+        model = self.transformer
         stop = (lambda ids: text_is_final(self._text(ids), stops)) if stops else None
         started = self._now()
         try:
@@ -238,9 +248,14 @@ class _ProfilingHarness(HFLM):
                 model, [job.ids for job in jobs], self.decode_config, [job.seed for job in jobs],
                 batch_size=self.batch_size, stop=stop,
                 on_finish=lambda i, completion: self._finish(jobs[i], self._record(jobs[i], completion), progress),
-            )
+            )  # fmt: skip
+        except DllmexpError:
+            raise  # a full disk, say: no fault of the samples
+        except Exception:  # whatever it is, it is a status of these samples and not an answer
+            return traceback.format_exc()
         finally:
             self.seconds += self._now() - started
+        return None
 
     def _now(self) -> float:
         if self._on_cuda:
@@ -253,10 +268,12 @@ class _ProfilingHarness(HFLM):
         progress.add(record)
 
     def _text(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Text of ids. A prefix of the ids gives a prefix of the text, but for an unfinished UTF-8 sequence at its end."""
+        """Text of ids. A prefix of the ids gives a prefix of the text, less its unfinished UTF-8 tail."""
         return self.tokenizer.decode(
-            ids, skip_special_tokens=self.skip_special_tokens and not special,
-            clean_up_tokenization_spaces=False, spaces_between_special_tokens=False,
+            ids,
+            skip_special_tokens=self.skip_special_tokens and not special,
+            clean_up_tokenization_spaces=False,
+            spaces_between_special_tokens=False,
         )
 
     def _record(self, job: _Job, completion: Completion) -> Record:
@@ -269,17 +286,17 @@ class _ProfilingHarness(HFLM):
         found = first_stop(text, job.stops)
         if found is not None:
             text, cut = text[: found[0]], f"stop string {found[1]!r}"
-            n_returned = bisect_left(range(n_body), len(text), key=lambda n: len(self._text(ids[:n]).rstrip(BROKEN_TAIL)))
+            n_returned = bisect_left(
+                range(n_body), len(text), key=lambda n: len(self._text(ids[:n]).rstrip(BROKEN_TAIL))
+            )
         reason = "stop_string" if found else "end_token" if n_body < n_prefix else "length"
+        raw = self._text(ids[: min(n_body + 1, n_prefix)], special=True)
+        same = "token_ids committed_at tokens_committed nfe forwards_saved positions_computed seconds".split()
         return Record(
-            job.doc_id, job.repeat, job.prompt, text, self._text(ids[: min(n_body + 1, n_prefix)], special=True), cut, reason,
-            prompt_tokens=len(job.ids), tokens_committed=completion.tokens_committed, tokens_returned=n_returned,
-            nfe=completion.nfe, forwards_saved=completion.forwards_saved, positions_computed=completion.positions_computed,
-            seconds=completion.seconds, seed=job.seed, token_ids=completion.token_ids, committed_at=completion.committed_at,
-        )
-
-    def _failed(self, job: _Job, error: str) -> Record:
-        return Record(job.doc_id, job.repeat, job.prompt, prompt_tokens=len(job.ids), seed=job.seed, error=error)
+            job.doc_id, job.repeat, job.prompt, text, raw, cut, reason,
+            prompt_tokens=len(job.ids), tokens_returned=n_returned, seed=job.seed,
+            **{name: getattr(completion, name) for name in same},
+        )  # fmt: skip
 
     # -- what it cost
 
@@ -300,7 +317,7 @@ class LladaHarness(_ProfilingHarness):
 
 
 class DreamHarness(_ProfilingHarness):
-    """Dream and DiffuCoder. Their evaluation leaves special tokens in the text (Dream, eval_instruct, models/diffllm.py)."""
+    """Dream and DiffuCoder. Their evaluation leaves special tokens in the text (Dream, eval_instruct)."""
 
     family = "dream"
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep lm-eval, transformers and datasets to errors, and lm-eval from describing the machine (our stamp does, in 0.1 s)."""
+    """Keep lm-eval, transformers and datasets to errors, and lm-eval from describing the machine: our stamp does."""
     import datasets
     import lm_eval.api.task
     import lm_eval.evaluator
@@ -31,17 +31,22 @@ def quiet() -> Iterator[None]:
     def silent(items, **_):
         return items
 
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "transformers", "datasets", "evaluate", "absl")]
+    loggers = [
+        logging.getLogger(name) for name in ("lm_eval", "lm-eval", "transformers", "datasets", "evaluate", "absl")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        with mock.patch.object(lm_eval.api.task, "tqdm", silent), mock.patch.object(lm_eval.evaluator, "add_env_info", lambda storage: None):
+        with (
+            mock.patch.object(lm_eval.api.task, "tqdm", silent),
+            mock.patch.object(lm_eval.evaluator, "add_env_info", lambda storage: None),
+        ):
             yield
     finally:
-        for logger, level in zip(loggers, levels):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
@@ -56,8 +61,15 @@ def evaluate(lm: LM, task, *, chat_template: bool, system: str | None, limit: in
 
     with quiet():
         found = simple_evaluate(
-            model=lm, tasks=[task], task_manager=TaskManager(include_defaults=False), limit=limit, bootstrap_iters=0,
-            apply_chat_template=chat_template, system_instruction=system, confirm_run_unsafe_code=True, log_samples=True,
+            model=lm,
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False),
+            limit=limit,
+            bootstrap_iters=0,
+            apply_chat_template=chat_template,
+            system_instruction=system,
+            confirm_run_unsafe_code=True,
+            log_samples=True,
         )
     (name,) = found["samples"]
     samples = found["samples"][name]
@@ -66,7 +78,7 @@ def evaluate(lm: LM, task, *, chat_template: bool, system: str | None, limit: in
 
 
 def _check_means(samples: Sequence[dict[str, Any]], means: dict[str, float]) -> None:
-    """lm-eval's aggregate of every metric is the mean of its samples, or we would report another number than it does."""
+    """lm-eval's aggregate of every metric is the mean of its samples, or we would report another number."""
     for key, e in metrics_of(samples).items():
         assert abs(e.value - means[key]) < 1e-9, f"{key}: mean of the samples {e.value}, lm-eval says {means[key]}"
 

@@ -86,6 +86,7 @@ def profile(records: Iterable[Record], *, seconds: float, peak_bytes: Mapping[st
 
 # ---------------------------------------------------------------- predictions made elsewhere
 
+
 def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, str]:
     """doc_id -> text of a file of lines {"doc_id": n, "text": "..."}; every document below `limit` must be there.
 
@@ -108,7 +109,10 @@ def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, st
     missing = [i for i in wanted if i not in texts]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-        problems.append(f"{path}: no text for {len(missing)} of {len(wanted)} documents, doc_id {shown}; --limit N needs 0 to N-1 only")
+        problems.append(
+            f"{path}: no text for {len(missing)} of {len(wanted)} documents, doc_id {shown}; "
+            "--limit N needs 0 to N-1 only"
+        )
     if problems:
         raise BadDataError(problems)
     return {i: texts[i] for i in wanted}
@@ -121,10 +125,14 @@ def _read_prediction(line: str, number: int, n_docs: int, texts: dict[int, str],
     except ValueError as error:
         return f"not JSON: {error}"
     if not isinstance(row, dict):
-        return "not an object; expected {\"doc_id\": n, \"text\": \"...\"}"
+        return 'not an object; expected {"doc_id": n, "text": "..."}'
     doc_id, text = row.get("doc_id"), row.get("text")
     if type(doc_id) is not int:
-        return f"field 'doc_id': expected a whole number, got {doc_id!r:.40}" if "doc_id" in row else "field 'doc_id' is missing"
+        return (
+            f"field 'doc_id': expected a whole number, got {doc_id!r:.40}"
+            if "doc_id" in row
+            else "field 'doc_id' is missing"
+        )
     if not isinstance(text, str):
         return f"field 'text': expected text, got {text!r:.40}" if "text" in row else "field 'text' is missing"
     if not 0 <= doc_id < n_docs:
@@ -137,8 +145,9 @@ def _read_prediction(line: str, number: int, n_docs: int, texts: dict[int, str],
 
 # ---------------------------------------------------------------- metrics and samples
 
+
 def metrics_of(samples: Iterable[Mapping[str, Any]]) -> dict[str, Estimate]:
-    """lm-eval's "metric,filter" -> mean, stderr and interval over lm-eval's logged samples (one per document and filter)."""
+    """lm-eval's "metric,filter" -> mean, stderr and interval over its logged samples, one per document and filter."""
     values: dict[str, list[float]] = {}
     for sample in samples:
         for name in sample["metrics"]:
@@ -174,7 +183,9 @@ def sample_rows(records: Sequence[Record], logged: Sequence[Mapping[str, Any]]) 
                     row.setdefault("program", answer.get("program"))
                     answer = answer.get("candidate")
                 row.setdefault("extracted", {})[sample["filter"]] = answer
-                row.setdefault("metrics", {}).update({f"{m},{sample['filter']}": float(sample[m]) for m in sample["metrics"]})
+                row.setdefault("metrics", {}).update(
+                    {f"{m},{sample['filter']}": float(sample[m]) for m in sample["metrics"]}
+                )
         rows.append(row)
         times.append(time)
     return rows, times
@@ -187,6 +198,7 @@ def _unwrap(filtered: Any, repeat: int) -> Any:
 
 
 # ---------------------------------------------------------------- the result
+
 
 def build_result(
     *,
@@ -241,13 +253,18 @@ def load_result(path: Path) -> dict[str, Any] | None:
     """The result at `path`, None where there is none. Raises BadDataError where it is not a result of this schema."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
-        raise BadDataError(f"{path} is there but is no result file ({error}); --overwrite replaces it, --tag writes beside it") from error
+        raise BadDataError(
+            f"{path} is there but is no result file ({error}); --overwrite replaces it, --tag writes beside it"
+        ) from error
     version = result.get("schema_version") if isinstance(result, dict) else None
     if version != SCHEMA_VERSION:
-        raise BadDataError(f"{path} has schema_version {version}, this program writes {SCHEMA_VERSION}; --overwrite replaces it, --tag writes beside it")
+        raise BadDataError(
+            f"{path} has schema_version {version}, this program writes {SCHEMA_VERSION}; "
+            "--overwrite replaces it, --tag writes beside it"
+        )
     return result
 
 
@@ -265,16 +282,28 @@ def table(result: Mapping[str, Any], path: Path) -> str:
     for key, e in (result["metrics"] or result["score_on_completed"] or {}).items():
         name = f"{key} *" if key == headline else key
         low, high = e["ci95"]
-        rows.add_row([name, shown(e["value"], 4), f"{shown(low, 4)} to {shown(high, 4)}", shown(e["stderr"], 4), e["n"]])
+        rows.add_row(
+            [name, shown(e["value"], 4), f"{shown(low, 4)} to {shown(high, 4)}", shown(e["stderr"], 4), e["n"]]
+        )
     p, config = result["profile"], result["config"]
-    lines = [f"{config['model_alias']} {config['task']} ({config['protocol']}): {result['status']}, {result['n_samples']} samples", rows.get_string()]
+    lines = [
+        f"{config['model_alias']} {config['task']} ({config['protocol']}): "
+        f"{result['status']}, {result['n_samples']} samples",
+        rows.get_string(),
+    ]
     if result["n_failed"]:
-        lines.append(f"{result['n_failed']} samples failed and are not scored: the values above are of the others, and no score of the benchmark")
+        first = next(sample["error"] for sample in result["samples"] if sample["error"])
+        lines.append(
+            f"{result['n_failed']} samples failed and are not scored: the values above are of the others, "
+            f"and no score of the benchmark. The first: {first.strip().splitlines()[-1]}"
+        )
     if p.get("forward_passes_per_sample"):
         lines.append(
             f"{shown(p['tokens_per_second'], 1)} tokens/s, {shown(p['tpf'], 2)} tokens per forward pass, "
             f"{shown(p['forward_passes_per_sample'], 1)} forward passes per sample"
         )
-    if result["reference"]:
-        lines.append(f"published: {result['reference']['score']} % ({result['reference']['metric']}, {result['reference']['source']})")
+    if reference := result["reference"]:
+        lines.append(
+            f"published: {reference['score']} % ({reference['metric']}, {reference['source']})"
+        )
     return "\n".join([*lines, f"result: {path}"])

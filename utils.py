@@ -31,7 +31,7 @@ EXIT_COMPLETE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OU
 
 
 class DllmexpError(Exception):
-    """Something that the user can mend. `.problems` has one line for each; `.exit_code` is what the process ends with."""
+    """Something that the user can mend. `.problems`: one line each; `.exit_code`: what the process ends with."""
 
     exit_code = 1
 
@@ -85,6 +85,7 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 
 
 # ---------------------------------------------------------------- configuration
+
 
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, ASCII, no NaN."""
@@ -152,10 +153,10 @@ class RunConfig:
     LABELS = ("model_alias", "checkpoint", "tokens_per_step")
     # what scored predictions have nothing to do with
     GENERATION = (
-        "checkpoint", "fingerprint", "algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step", "quotas",
-        "temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf", "confidence_dtype",
-        "early_exit", "dtype", "seed",
-    )
+        "checkpoint", "fingerprint", "algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step",
+        "quotas", "temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
+        "confidence_dtype", "early_exit", "dtype", "seed",
+    )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Every field that applies, ready for JSON."""
@@ -208,6 +209,7 @@ def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None 
 
 
 # ---------------------------------------------------------------- statistics
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -266,7 +268,10 @@ def percentile(values: Sequence[float], q: float) -> float | None:
 
 # ---------------------------------------------------------------- environment
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "lm-eval", "datasets", "numpy", "sacrebleu", "rouge-score")
+PACKAGES = (
+    "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "lm-eval", "datasets", "numpy",
+    "sacrebleu", "rouge-score",
+)  # fmt: skip
 
 
 def _version(package: str) -> str | None:
@@ -281,7 +286,10 @@ def _git(*arguments: str) -> str | None:
     try:
         run = subprocess.run(
             ["git", "-C", str(Path(__file__).resolve().parent), *arguments],
-            capture_output=True, text=True, timeout=10, check=True,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -291,13 +299,15 @@ def _git(*arguments: str) -> str | None:
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+            return next(
+                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+            )
     except OSError:
         return platform.processor() or platform.machine()
 
 
 def environment() -> dict[str, Any]:
-    """Package versions, git commit and whether the tree is dirty, CPU: what a number may depend on besides its config."""
+    """Package versions, git commit and dirt, CPU: what a number may depend on besides its configuration."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "python": platform.python_version(),
@@ -314,8 +324,9 @@ def environment() -> dict[str, Any]:
 
 # ---------------------------------------------------------------- files
 
+
 def readable_json(value: dict[str, Any]) -> str:
-    """JSON with one line per top-level key, and one per entry of a list of objects: readable, and small with long lists of ids."""
+    """JSON with one line per top-level key, and one per entry of a list of objects: readable, and still small."""
 
     def one(value: Any) -> str:
         return json.dumps(value, ensure_ascii=True, allow_nan=False)
@@ -372,7 +383,7 @@ def _way_out(error: OSError) -> str:
 
 
 def output_problem(directory: str | Path) -> str | None:
-    """Why results cannot be written to `directory`, or None; makes the directory and writes, syncs and removes a probe."""
+    """Why `directory` cannot be written to, or None. Makes it, and writes, syncs and removes a probe."""
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,235 @@
+"""The flags, their help, and the values they take one by one: argv -> Namespace and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from decoding.algorithms import FAMILIES, algorithms_of
+from utils import UsageError, nearest
+
+Models = Mapping[str, Mapping[str, str]]  # MODEL_DEFAULTS of eval.py
+EXIT_CODES = (
+    "Exit codes: 0 complete, 2 usage or configuration, 3 environment (no GPU, no sandbox), 4 data or checkpoint, "
+    "5 finished but some samples failed, 74 not writable or disk full, 75 another process has the job, "
+    "128+n signal n."
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises its problem instead of printing usage and leaving."""
+
+    def error(self, message: str):
+        raise UsageError(re.sub(r"^argument (--\w+): ", r"\1: ", message))
+
+
+class _Values:
+    """Makes converters that note a bad value and go on, so that every one of them is reported."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def of(self, flag: str, read: Callable[[str], Any], allowed: str) -> Callable[[str], Any]:
+        """A converter for --flag; read raises ValueError or KeyError for what is not `allowed`."""
+
+        def convert(text: str):
+            try:
+                return read(text)
+            except (ValueError, KeyError):
+                self.problems.append(f"--{flag} {text}: must be {allowed}")
+                return None
+
+        return convert
+
+
+def _whole(low: int) -> tuple[Callable[[str], int], str]:
+    def read(text: str) -> int:
+        if int(text) < low:
+            raise ValueError
+        return int(text)
+
+    return read, f"a whole number of at least {low}"
+
+
+def _real(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
+COUNT, SEED, REAL = _whole(1), _whole(0), (_real, "a number")
+TRUTH = ({"true": True, "false": False}.__getitem__, "true or false")
+
+
+class _Group:
+    """A titled group of flags."""
+
+    def __init__(self, parser: argparse.ArgumentParser, values: _Values, title: str, description: str | None = None):
+        self.group, self.values = parser.add_argument_group(title, description), values
+
+    def add(self, flag: str, metavar: str, text: str, kind: tuple[Callable[[str], Any], str] | None = None, **more):
+        """A flag that takes a value; `kind` says how it is read. Not given: None, or default=..."""
+        if kind is not None:
+            more["type"] = self.values.of(flag, *kind)
+        self.group.add_argument(f"--{flag}", metavar=metavar, help=text, **more)
+
+    def switch(self, flag: str, text: str) -> None:
+        self.group.add_argument(f"--{flag}", action="store_true", help=text)
+
+
+def build_parser(models: Models, tasks: Sequence[str], values: _Values) -> argparse.ArgumentParser:
+    """The parser. Choices are checked by `resolve`, which names the nearest one; None means: not given."""
+    parser = _Parser(
+        prog="eval.py", allow_abbrev=False, epilog=EXIT_CODES,
+        description="Evaluate a masked-diffusion language model on one benchmark and write one result file.",
+    )  # fmt: skip
+    _what(_Group(parser, values, "what is evaluated"), models, tasks)
+    rule = "Where a flag is not given, the protocol decides; a flag always wins, and the result says so."
+    _steps(_Group(parser, values, "decoding", rule))
+    _sampling(_Group(parser, values, "sampling and precision"))
+    _running(_Group(parser, values, "running"))
+    _output(_Group(parser, values, "output"))
+    return parser
+
+
+def _what(group: _Group, models: Models, tasks: Sequence[str]) -> None:
+    group.add("model_alias", "NAME", f"The model: {', '.join(models)}. Required.")
+    group.add("task", "NAME", f"The benchmark: {', '.join(tasks)}. Required.")
+    group.add(
+        "protocol", "NAME",
+        "Where prompts, lengths, algorithm and sampling come from. 'uniform' is the same for all models, so that they "
+        "can be compared; 'official' is what the model's authors report with, so that a published score can be "
+        "reproduced. Default: uniform.",
+        default="uniform",
+    )  # fmt: skip
+    for alias, entry in models.items():
+        group.add(
+            entry["flag"], "DIR_OR_HUB_ID",
+            f"Checkpoint of {alias}: a directory in the hub's layout, or a hub id. Default: {entry['checkpoint']}.",
+        )  # fmt: skip
+    group.add(
+        "predictions", "FILE.jsonl",
+        'Score texts that were made elsewhere instead of generating: one line {"doc_id": n, "text": "..."} for each '
+        "document, n counting from 0 in the benchmark's order. Texts are cut at the task's stop strings as generated "
+        "ones are. No checkpoint is needed, and decoding flags have no effect.",
+    )  # fmt: skip
+
+
+def _steps(group: _Group) -> None:
+    table = "; ".join(f"{family} family: {', '.join(algorithms_of(family))}" for family in FAMILIES)
+    group.add("alg", "NAME", f"The decoding algorithm: which positions are committed at each step ({table}).")
+    group.add("remasking", "NAME", "LLaDA's name for --alg. Give either, or both with the same value.")
+    group.add(
+        "tokens_per_step", "K",
+        "Tokens committed per step; more is faster and usually worse. LLaDA takes (gen_length / block_length) * "
+        "ceil(block_length / K) steps, Dream and DiffuCoder ceil(gen_length / K). Default: 1.",
+        COUNT,
+    )  # fmt: skip
+    group.add(
+        "num_steps", "N",
+        "Decoding steps per sample, the same knob seen from the other side. It decides where both are given; if they "
+        "disagree the realised tokens per step are printed and stored. Default: from --tokens_per_step.",
+        COUNT,
+    )  # fmt: skip
+    text = "Length of the canvas in tokens, which is the longest that an answer can be. Default: the protocol's."
+    group.add("gen_length", "N", text, COUNT)
+    text = "Dream's name for --gen_length. Give either, or both with the same value."
+    group.add("max_new_tokens", "N", text, COUNT)
+    group.add(
+        "block_length", "N",
+        "LLaDA decodes the canvas in blocks of this many tokens, left to right; it must divide --gen_length. "
+        "Algorithms without blocks refuse it. Default: the protocol's.",
+        COUNT,
+    )  # fmt: skip
+    group.switch(
+        "no_early_exit",
+        "Fill the whole canvas even where the answer can no longer change. Answers are the same either way; the result "
+        "says how many forward passes the early exit saved.",
+    )
+
+
+def _sampling(group: _Group) -> None:
+    group.add(
+        "temperature", "T",
+        "0 takes the likeliest token at every position; above 0 tokens are drawn, from a generator seeded per sample. "
+        "Default: the protocol's.",
+        REAL,
+    )  # fmt: skip
+    inactive = "Has no effect at temperature 0, and the run says so. Default: the protocol's."
+    group.add("top_p", "P", f"Draw only from the likeliest tokens that together have probability P. {inactive}", REAL)
+    group.add("top_k", "N", f"Draw only from the N likeliest tokens. {inactive}", COUNT)
+    group.add(
+        "alg_temp", "T",
+        "Dream family: above 0 the positions to commit are themselves drawn, by softmax(score / T). "
+        "Default: the protocol's.",
+        REAL,
+    )  # fmt: skip
+    end = "Without a value it means true. Default: the protocol's."
+    text = f"LLaDA family: never propose the end-of-text token (the end of turn still can be). {end}"
+    group.add("logits_eos_inf", "true|false", text, TRUTH, nargs="?", const=True)
+    text = f"LLaDA family: end tokens get no confidence, so they are committed last. {end}"
+    group.add("confidence_eos_eot_inf", "true|false", text, TRUTH, nargs="?", const=True)
+    group.add(
+        "confidence_dtype", "NAME",
+        "Precision in which probabilities and scores are computed: float64, float32, or model for that of the logits, "
+        "which in bfloat16 ties most confident positions. Default: float64.",
+        default="float64",
+    )  # fmt: skip
+    group.add(
+        "dtype", "NAME",
+        "Precision of the weights and of the forward pass: bfloat16, float16 or float32. Default: bfloat16, as "
+        "published.",
+        default="bfloat16",
+    )  # fmt: skip
+    group.add(
+        "seed", "N",
+        "Start of all randomness. Each sample's generator is seeded from this, its prompt and its repeat. Default: 0.",
+        SEED, default=0,
+    )  # fmt: skip
+
+
+def _running(group: _Group) -> None:
+    group.add("limit", "N", "Only the first N documents, for a trial. Default: all.", COUNT)
+    text = "Samples in flight at a time. At float32 it does not change a token. Default: 1."
+    group.add("batch_size", "N", text, COUNT, default=1)
+    text = "cuda, cuda:1, ... or cpu. Default: cuda where there is one, else cpu; it is printed."
+    group.add("device", "NAME", text)
+    group.add(
+        "data_dir", "DIR",
+        "Directory with the benchmarks' original files, to run without a network. Default: the environment variable "
+        "DLLMEXP_DATA_DIR; unset, data comes from the hub.",
+        default=os.environ.get("DLLMEXP_DATA_DIR") or None,
+    )  # fmt: skip
+    group.switch("debug", "Print tracebacks where something fails.")
+
+
+def _output(group: _Group) -> None:
+    group.add("output_dir", "DIR", "Where results go. Default: results.", default="results")
+    group.add("tag", "NAME", "Becomes part of the result's file name, to keep variants apart. Default: none.")
+    group.switch(
+        "overwrite",
+        "Run again although a finished result is there, and replace it. Without it, a finished result of the same "
+        "configuration is reported and kept, and one of another configuration is an error.",
+    )
+    text = "Print the normalised configuration, the schedule and the path of the result, and leave. Loads nothing."
+    group.switch("dry_run", text)
+    group.switch("print_output_path", "Print the path of the result and leave.")
+
+
+def parse(argv: Sequence[str] | None, models: Models, tasks: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Arguments and the problems with single values. Raises UsageError where argparse cannot go on."""
+    values = _Values()
+    parser = build_parser(models, tasks, values)
+    args, unknown = parser.parse_known_args(argv)
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    problems = [
+        f"unknown argument {word!r}{nearest(word.split('=')[0], flags) or '; --help lists them all'}"
+        for word in unknown if word.startswith("--")
+    ]  # fmt: skip
+    if unknown and not problems:
+        problems = [f"unexpected argument {unknown[0]!r}; every value follows its --flag"]
+    return args, values.problems + problems

@@ -1,0 +1,192 @@
+"""What the arguments mean together: Namespace -> Job, or every problem at once."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from decoding.algorithms import ALGORITHMS, algorithms_of
+from decoding.schedule import CONFIDENCE_DTYPES, DecodeConfig, Schedule, ScheduleError, make_schedule
+from options.arguments import Models
+from tasks.protocols import PROTOCOLS, Protocol, protocol
+from utils import RunConfig, UsageError, nearest, result_name, run_lengths
+
+DTYPES = ("bfloat16", "float16", "float32")
+# an explicit flag of this name wins over the protocol's value of this name
+PROTOCOL_FLAGS = (
+    "algorithm", "gen_length", "block_length", "temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf",
+    "confidence_eos_eot_inf",
+)  # fmt: skip
+# flags that say how to generate; scored predictions have no use for them
+GENERATION_FLAGS = (
+    "alg", "remasking", "tokens_per_step", "num_steps", "gen_length", "max_new_tokens", "block_length", "temperature",
+    "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One experiment and how to run it.
+
+    config:    what decides the numbers. decode: its decoding part, ready for decoding.decode.
+    overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the protocol.
+    notes:     what a user should be told: sentences, printed and stored.
+    """
+
+    config: RunConfig
+    decode: DecodeConfig
+    protocol: Protocol
+    overrides: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+    output_dir: Path
+    tag: str | None
+    limit: int | None
+    batch_size: int
+    device: str | None
+    data_dir: Path | None
+    predictions: Path | None
+    overwrite: bool
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.decode.schedule
+
+    @property
+    def path(self) -> Path:
+        """Where the result goes."""
+        return self.output_dir / result_name(self.config, tag=self.tag, limit=self.limit)
+
+
+class _Check:
+    """Collects what is wrong."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+
+    def choice(self, flag: str, value: str | None, allowed: Sequence[str], known="known", listing="there are"):
+        """`value` where it is allowed; otherwise a problem with the nearest one, and None."""
+        if value in allowed:
+            return value
+        wrong = "is required" if value is None else f"{value!r} is not {known}{nearest(value, allowed)}"
+        self.problems.append(f"--{flag} {wrong}; {listing}: {', '.join(allowed)}")
+        return None
+
+    def one_of_two(self, args: Namespace, first: str, second: str) -> Any:
+        """The value of two names for one thing; a problem naming both where they are given and differ."""
+        a, b = getattr(args, first), getattr(args, second)
+        if a is not None and b is not None and a != b:
+            self.problems.append(
+                f"--{first} {a} and --{second} {b} are two names for one thing; give one, or the same value"
+            )
+        return a if a is not None else b
+
+    def text(self, flag: str, value: str | None, pattern: str, allowed: str) -> None:
+        if value is not None and not re.fullmatch(pattern, value):
+            self.problems.append(f"--{flag} {value!r}: allowed: {allowed}")
+
+
+def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Sequence[str]) -> Job:
+    """What the arguments mean together. `problems` are those already found; raises UsageError with all of them."""
+    check = _Check(problems)
+    alias = check.choice("model_alias", args.model_alias, list(models))
+    task = check.choice("task", args.task, tasks)
+    name = check.choice("protocol", args.protocol, PROTOCOLS)
+    check.choice("dtype", args.dtype, DTYPES)
+    check.choice("confidence_dtype", args.confidence_dtype, CONFIDENCE_DTYPES)
+    check.text("device", args.device, r"cpu|cuda(:\d+)?", "cpu, cuda, cuda:0, cuda:1, ...")
+    check.text("tag", args.tag, r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_', '-', for a file name")
+    algorithm = check.one_of_two(args, "alg", "remasking")
+    gen_length = check.one_of_two(args, "gen_length", "max_new_tokens")
+    family = models[alias]["family"] if alias else None
+    if algorithm is not None:
+        flag = "alg" if args.alg is not None else "remasking"
+        which = (algorithms_of(family), f"an algorithm of {alias}", f"{alias} has") if alias else (list(ALGORITHMS),)
+        algorithm = check.choice(flag, algorithm, *which)
+    if None in (alias, task, name):
+        raise UsageError(check.problems)
+    proto = protocol(name, alias, task)
+    given = {n: getattr(args, n, None) for n in PROTOCOL_FLAGS} | {"algorithm": algorithm, "gen_length": gen_length}
+    decode = _decode_config(args, proto, given, family, check.problems)
+    if check.problems or decode is None:
+        raise UsageError(check.problems)
+    notes = _notes(args, decode)
+    if decode.temperature == 0:
+        decode = replace(decode, top_p=None, top_k=None)
+    checkpoint = getattr(args, models[alias]["flag"]) or models[alias]["checkpoint"]
+    return Job(
+        _run_config(args, family, checkpoint, proto, decode), decode, proto,
+        {} if args.predictions else _overrides(proto, given, decode), notes,
+        output_dir=Path(args.output_dir), tag=args.tag, limit=args.limit, batch_size=args.batch_size,
+        device=args.device, data_dir=Path(args.data_dir) if args.data_dir else None,
+        predictions=Path(args.predictions) if args.predictions else None, overwrite=args.overwrite,
+    )  # fmt: skip
+
+
+def _decode_config(
+    args: Namespace, proto: Protocol, given: dict[str, Any], family: str, problems: list[str]
+) -> DecodeConfig | None:
+    """The decoding configuration, or None; what is wrong with it is added to `problems`."""
+    value = {name: getattr(proto, name) if given[name] is None else given[name] for name in PROTOCOL_FLAGS}
+    if given["block_length"] is None and not ALGORITHMS[value["algorithm"]].blocks:
+        value["block_length"] = None  # the protocol's is meant for its own algorithm
+    k = args.tokens_per_step if args.tokens_per_step or args.num_steps else 1
+    try:
+        schedule = make_schedule(value["algorithm"], value["gen_length"], value["block_length"], k, args.num_steps)
+    except ScheduleError as error:
+        from_protocol = given["block_length"] is None and value["block_length"] is not None
+        hint = f" (block_length is the {proto.name} protocol's; --block_length changes it)" if from_protocol else ""
+        problems += [f"--{text}{hint}" for text in error.problems]
+        return None
+    known = args.confidence_dtype in CONFIDENCE_DTYPES  # otherwise already a problem
+    config = DecodeConfig(
+        schedule, value["temperature"], value["top_p"], value["top_k"], value["alg_temp"],
+        confidence_dtype=args.confidence_dtype if known else CONFIDENCE_DTYPES[0],
+        logits_eos_inf=value["logits_eos_inf"], confidence_eos_eot_inf=value["confidence_eos_eot_inf"],
+        early_exit=not args.no_early_exit,
+    )  # fmt: skip
+    problems += [f"--{text}" for text in config.problems(family)]
+    return config
+
+
+def _notes(args: Namespace, config: DecodeConfig) -> tuple[str, ...]:
+    """What the user should be told about flags that act otherwise than they look."""
+    if args.predictions:
+        given = ", ".join(f"--{n}" for n in GENERATION_FLAGS if getattr(args, n) is not None)
+        return (f"texts are scored, not generated: {given} have no effect",) if given else ()
+    notes = [config.schedule.note] if config.schedule.note else []
+    if config.temperature == 0:
+        unused = [f"{n} {v:g}" for n, v in (("top_p", config.top_p), ("top_k", config.top_k)) if v is not None]
+        notes += [f"{' and '.join(unused)} inactive at temperature 0: nothing is drawn"] if unused else []
+    return tuple(notes)
+
+
+def _overrides(proto: Protocol, given: dict[str, Any], decode: DecodeConfig) -> dict[str, dict[str, Any]]:
+    """Flags whose value departs from the protocol's and has an effect. The protocol's tokens_per_step is 1."""
+    schedule, inactive = decode.schedule, ("top_p", "top_k") if decode.temperature == 0 else ()
+    differ = {
+        name: {"protocol": getattr(proto, name), "run": value}
+        for name, value in given.items()
+        if value is not None and value != getattr(proto, name) and name not in inactive
+    }
+    if schedule.realised_tps != 1 and schedule.tokens_per_step != 1:
+        realised = float(f"{schedule.realised_tps:.4g}")
+        differ["tokens_per_step"] = {"protocol": 1, "run": schedule.tokens_per_step or realised}
+    return differ
+
+
+def _run_config(args: Namespace, family: str, checkpoint: str, proto: Protocol, decode: DecodeConfig) -> RunConfig:
+    schedule = decode.schedule
+    same = ("temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
+            "confidence_dtype", "early_exit")  # fmt: skip
+    return RunConfig(
+        model_alias=args.model_alias, family=family, checkpoint=checkpoint, task=args.task, dtype=args.dtype,
+        seed=args.seed, protocol=proto.name, prompt_form=proto.form, num_fewshot=proto.num_fewshot,
+        chat_template=proto.chat_template, system=proto.system, algorithm=schedule.algorithm,
+        gen_length=schedule.gen_length, block_length=schedule.block_length, num_steps=schedule.num_steps,
+        tokens_per_step=schedule.tokens_per_step, quotas=run_lengths(schedule.quotas),
+        **{name: getattr(decode, name) for name in same},
+    )  # fmt: skip
