@@ -1,0 +1,410 @@
+"""eval.py and options.py: what the arguments mean, what is refused and how, what is written."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
+
+import eval as cli
+from utils import OutputError
+
+README_EXAMPLE = """
+  --model_alias llada --task humaneval --alg low_confidence --tokens_per_step 1 --num_steps 128
+  --gen_length 512 --block_length 64 --temperature 0.0 --top_p 0.95 --max_new_tokens 512 --remasking low_confidence
+  --limit 10 --output_dir results --tag debug_run --dtype bfloat16 --device cuda
+  --dream_ckpt Dream-org/Dream-v0-Instruct-7B --llada_ckpt GSAI-ML/LLaDA-8B-Instruct
+  --llada15_ckpt GSAI-ML/LLaDA-1.5 --diffucoder_ckpt apple/DiffuCoder-7B-cpGRPO
+"""
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Call the program; (exit code, stdout, stderr). The environment names no data directory."""
+    monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
+
+    def call(arguments: str, *more: str):
+        code = cli.main([*shlex.split(arguments), *map(str, more)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def mini(tmp_path):
+    """Arguments of a small run on a tiny checkpoint and a benchmark of three documents."""
+    data = gsm8k_dir(tmp_path / "data")
+    return (
+        f"--model_alias llada --task gsm8k --llada_ckpt {LLADA} --data_dir {data} --output_dir {tmp_path / 'out'} "
+        "--device cpu --dtype float32 --gen_length 8 --block_length 8"
+    )
+
+
+def result_in(folder: Path) -> dict:
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+# ---------------------------------------------------------------- what the arguments mean
+
+
+def test_readme_example_is_four_tokens_per_step(run):
+    """512 tokens in 128 steps look like --tokens_per_step 1 and are 4: the run must say so."""
+    code, out, _ = run(README_EXAMPLE, "--dry_run")
+    assert code == 0
+    assert "output: results/llada_humaneval_low_confidence_tps4_debug_run_limit10.json" in out
+    assert "128 steps in 8 block(s) of 64, 4 tokens per step realised, at most 128 forward passes" in out
+    assert "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1" in out
+    assert "top_p 0.95 inactive at temperature 0" in out
+    assert "override: block_length 64 (protocol uniform: 32)" in out
+    assert "override: top_p" not in out
+
+
+def test_dry_run_and_bad_input_import_nothing_heavy():
+    """They must be answered at once, not after seconds of imports."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import eval
+assert eval.main({shlex.split(README_EXAMPLE)!r} + ["--dry_run"]) == 0
+assert eval.main(["--model_alias", "x"]) == 2
+assert eval.main("--model_alias llada --task gsm8k --data_dir /nowhere --llada_ckpt {LLADA}".split()) == 4
+heavy = {{"torch", "transformers", "lm_eval", "datasets"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_print_output_path_prints_nothing_else(run):
+    assert run("--model_alias dream --task mbpp --tokens_per_step 3 --tag a --print_output_path") == (
+        0, "results/dream_mbpp_maskgit_plus_tps3_a.json\n", "",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, shown", [
+    ("--task gsm8k", ["algorithm               low_confidence", "gen_length              256", "block_length            32"]),
+    ("--task gsm8k --max_new_tokens 128", ["gen_length              128", "override: gen_length 128 (protocol uniform: 256)"]),
+    ("--task gsm8k --gen_length 128 --max_new_tokens 128", ["gen_length              128"]),
+    ("--task gsm8k --remasking random", ["algorithm               random", "override: algorithm random"]),
+    ("--task gsm8k --alg leftright", ["block_length            256", "256 steps in 1 block"]),
+    ("--task humaneval", ["logits_eos_inf          True"]),
+    ("--task humaneval --logits_eos_inf false", ["logits_eos_inf          False", "override: logits_eos_inf False (protocol uniform: True)"]),
+    ("--task gsm8k --num_steps 64", ["llada_gsm8k_low_confidence_tps4.json", "override: tokens_per_step 4 "]),
+    ("--task gsm8k --tokens_per_step 3", ["tps3.json", "quotas                  3x10,2", "88 steps in 8 block(s)"]),
+    ("--task gsm8k --protocol official", ["num_fewshot             5", "protocol                official"]),
+    ("--task gsm8k --temperature 0.5 --top_p 0.9 --top_k 5", ["top_p                   0.9", "top_k                   5", "override: top_p 0.9"]),
+    ("--task gsm8k --top_k 5 --top_p 0.9", ["top_p 0.9 and top_k 5 inactive", "top_k                   None"]),
+    ("--task gsm8k --no_early_exit", ["early_exit              False"]),
+    ("--task mbpp", ["note: test_setup_code is run before the tests"]),
+])  # fmt: skip
+def test_flags_win_over_the_protocol(run, arguments, shown):
+    code, out, err = run("--model_alias llada --dry_run", *shlex.split(arguments))
+    assert (code, err) == (0, "")
+    for text in shown:
+        assert text in out
+
+
+def test_dream_has_no_blocks_and_its_own_schedule(run):
+    _, out, _ = run("--model_alias dream --task gsm8k --dry_run --protocol official")
+    for text in (
+        "algorithm               entropy",
+        "temperature             0.1",
+        "0,1x",
+        "256 steps in 1 block(s) of 256",
+    ):
+        assert text in out
+
+
+def test_inactive_flags_do_not_make_another_experiment(run, mini):
+    """top_p at temperature 0 changes no number, so it must not make the finished result a foreign one."""
+    ids = [
+        run(mini, "--dry_run", *more)[1].split("id ")[-1].split()[0]
+        for more in ([], ["--top_p", "0.9"], ["--batch_size", "7"])
+    ]
+    assert len(set(ids)) == 1 and len(ids[0]) == 64
+
+
+def test_prompt_template_of_a_model_and_task():
+    assert cli.get_prompt_template("llada", "humaneval").until == ()
+    assert (
+        cli.get_prompt_template("dream", "mbpp", "official").prefill == "Here is the completed function:\n```python\n"
+    )
+
+
+def test_help_has_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert caught.value.code == 0
+    for flag in [*(w for w in README_EXAMPLE.split() if w.startswith("--")), "--batch_size", "--seed", "--alg_temp", "--top_k", "--data_dir",
+                 "--protocol", "--confidence_dtype", "--no_early_exit", "--dry_run", "--print_output_path", "--predictions", "--overwrite"]:  # fmt: skip
+        assert f"  {flag}" in out
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("arguments, fragments", [
+    ("--task gsm8k", ["--model_alias is required; there are: llada, llada1.5, dream, diffucoder"]),
+    ("--model_alias lada --task gsm8k", ["--model_alias 'lada' is not known; did you mean 'llada'?"]),
+    ("--model_alias llada --task gsmk", ["--task 'gsmk' is not known; did you mean 'gsm8k'?; there are: humaneval, mbpp, gsm8k, truthfulqa"]),
+    ("--model_alias llada --task gsm8k --alg leftrigth", ["'leftrigth' is not an algorithm of llada; did you mean 'leftright'?; llada has: low_confidence, random, leftright"]),
+    ("--model_alias dream --task gsm8k --alg low_confidence", ["'low_confidence' is not an algorithm of dream", "dream has: leftright, maskgit_plus"]),
+    ("--model_alias llada --task gsm8k --alg random --remasking leftright", ["--alg random and --remasking leftright are two names for one thing"]),
+    ("--model_alias llada --task gsm8k --gen_length 64 --max_new_tokens 32", ["--gen_length 64 and --max_new_tokens 32 are two names for one thing"]),
+    ("--model_alias llada --task gsm8k --gen_length 250 --block_length 32", ["--gen_length 250 is not a multiple of block_length 32; nearest: 224, 256"]),
+    ("--model_alias llada --task gsm8k --gen_length 100", ["nearest: 96, 128", "block_length is the uniform protocol's"]),
+    ("--model_alias llada --task gsm8k --num_steps 100", ["--num_steps 100 does not divide over the 8 blocks of 32; nearest: 96, 104"]),
+    ("--model_alias dream --task gsm8k --block_length 32", ["--block_length 32: maskgit_plus knows no blocks"]),
+    ("--model_alias dream --task gsm8k --logits_eos_inf", ["logits_eos_inf is a rule of the llada family; dream lacks it"]),
+    ("--model_alias llada --task gsm8k --alg_temp 0.3", ["--alg_temp 0.3: low_confidence has no drawn order"]),
+    ("--model_alias llada --task gsm8k --tokens_per_step 0", ["--tokens_per_step 0: must be a whole number of at least 1"]),
+    ("--model_alias llada --task gsm8k --limit -1", ["--limit -1: must be a whole number of at least 1"]),
+    ("--model_alias llada --task gsm8k --limit 0.5", ["--limit 0.5: must be a whole number"]),
+    ("--model_alias llada --task gsm8k --temperature -1", ["--temperature -1 must be 0 or more"]),
+    ("--model_alias llada --task gsm8k --top_p 1.5", ["--top_p 1.5 must be above 0 and at most 1"]),
+    ("--model_alias llada --task gsm8k --protocol oficial", ["--protocol 'oficial' is not known; did you mean 'official'?; there are: uniform, official"]),
+    ("--model_alias llada --task gsm8k --dtype int8", ["bfloat16, float16, float32"]),
+    ("--model_alias llada --task gsm8k --confidence_dtype half", ["--confidence_dtype 'half' is not known; there are: float64, float32, model"]),
+    ("--model_alias llada --task gsm8k --device gpu", ["--device 'gpu': allowed: cpu, cuda"]),
+    ("--model_alias llada --task gsm8k --tag a/b", ["--tag 'a/b': allowed: letters, digits"]),
+    ("--model_alias llada --task gsm8k --bach_size 2", ["unknown argument '--bach_size'; did you mean '--batch_size'?"]),
+    ("--model_alias llada --task gsm8k --seed", ["--seed: expected one argument"]),
+    ("--model_alias llada --task gsm8k stray", ["unexpected argument 'stray'"]),
+])  # fmt: skip
+def test_bad_arguments_are_one_clear_line(run, arguments, fragments):
+    code, out, err = run(arguments, "--dry_run")
+    assert code == 2 and out == ""
+    assert len(err.splitlines()) == 1 and err.startswith("error: ")
+    for fragment in fragments:
+        assert fragment in err
+
+
+def test_all_problems_are_reported_at_once(run):
+    code, _, err = run(
+        "--model_alias lada --task gsmk --limit -1 --dtype x --tag / --protocol y --bach_size 1 --tokens_per_step 0"
+    )
+    assert code == 2
+    assert len(err.splitlines()) == 8 and all(line.startswith("error: ") for line in err.splitlines())
+
+
+def test_problems_with_files_are_reported_at_once_before_a_model_loads(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "execute", lambda *_: pytest.fail("went on"))
+    (tmp_path / "file").write_text("")
+    code, _, err = run(
+        f"--model_alias llada --task gsm8k --llada_ckpt /nowhere/x --data_dir /nowhere --output_dir {tmp_path}/file/out --device cpu"
+    )
+    assert code == 4
+    for text in (
+        "data directory /nowhere does not exist",
+        "--llada_ckpt: model path /nowhere/x does not exist",
+        "--output_dir",
+    ):
+        assert text in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_cuda_names_the_way_out(run, mini):
+    code, _, err = run(mini.replace("--device cpu", "--device cuda"))
+    assert code == 3 and "--device cpu" in err and len(err.splitlines()) == 1
+
+
+def test_device_is_chosen_and_printed(run, mini):
+    _, _, err = run(mini.replace("--device cpu", ""), "--limit", "1")
+    assert f"device: {'cuda' if torch.cuda.is_available() else 'cpu'} (chosen; --device decides)" in err
+
+
+def test_output_directory_that_cannot_be_written(run, mini, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(mini, "--output_dir", str(tmp_path / "file"))
+    assert code == 74 and err.startswith(f"error: --output_dir {tmp_path / 'file'} cannot be written: ")
+
+
+def damaged(tmp_path: Path, change) -> Path:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(LLADA, checkpoint)
+    change(checkpoint)
+    return checkpoint
+
+
+SHARD = "model-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("change, fragment", [
+    (lambda d: (d / SHARD).unlink(), f"{SHARD} is named in model.safetensors.index.json but missing"),
+    (lambda d: (d / SHARD).write_text("version https://git-lfs.github.com/spec/v1\n"), "git-lfs"),
+    (lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:-100]), SHARD),
+    (lambda d: (d / "tokenizer.json").unlink(), "tokenizer files not found"),
+    (lambda d: (d / "config.json").unlink(), "config.json not found"),
+    (lambda d: (d / "config.json").write_text("{"), "config.json"),
+])  # fmt: skip
+def test_broken_checkpoint(run, mini, tmp_path, change, fragment):
+    code, _, err = run(mini, "--llada_ckpt", str(damaged(tmp_path, change)))
+    assert code == 4 and "error: --llada_ckpt: " in err and fragment in err and "Traceback" not in err
+
+
+def test_hub_id_that_is_not_there_offline(run, mini):
+    """The tests set HF_HUB_OFFLINE."""
+    code, _, err = run(mini, "--llada_ckpt", "nobody/nothing")
+    assert code == 4 and "nobody/nothing" in err and "HF_HUB_OFFLINE=1" in err
+
+
+def test_checkpoint_of_another_family(run, mini):
+    code, _, err = run(mini, "--llada_ckpt", str(DREAM))
+    assert code == 2 and "dream family" in err
+
+
+@pytest.mark.parametrize("lines, fragment", [
+    (['{"question": "q", "answer": "a"}', "{oops"], "line 2"),
+    (['{"question": "q"}'], "line 1: field 'answer'"),
+    (['{"question": "q", "answer": "a"}'], "1 rows, expected 3"),
+])  # fmt: skip
+def test_malformed_data(run, mini, tmp_path, lines, fragment):
+    write_lines(tmp_path / "data" / "gsm8k" / "test.jsonl", lines)
+    code, _, err = run(mini)
+    assert code == 4 and "test.jsonl" in err and fragment in err
+
+
+@pytest.mark.parametrize("rows, fragments", [
+    (["{oops"], ["line 1: not JSON", "no text for 3 of 3 documents, doc_id 0, 1, 2"]),
+    ([{"doc_id": 0, "text": "a"}, {"doc_id": 0, "text": "b"}, {"doc_id": 1, "text": ""}], ["line 2: doc_id 0 was already on line 1", "no text for 1 of 3 documents, doc_id 2"]),
+    ([{"doc_id": 3, "text": "a"}], ["line 1: doc_id 3 is not one of 0 to 2"]),
+    ([{"doc_id": "0", "text": "a"}], ["line 1: field 'doc_id': expected a whole number, got '0'"]),
+    ([{"doc_id": True, "text": "a"}], ["line 1: field 'doc_id': expected a whole number"]),
+    ([{"doc_id": 0}], ["line 1: field 'text' is missing"]),
+    ([{"text": "a"}], ["line 1: field 'doc_id' is missing"]),
+    ([{"doc_id": 0, "text": 5}], ["line 1: field 'text': expected text, got 5"]),
+    ([[1]], ["line 1: not an object"]),
+])  # fmt: skip
+def test_bad_predictions(run, mini, tmp_path, rows, fragments):
+    code, _, err = run(mini, "--predictions", str(write_lines(tmp_path / "p.jsonl", rows)))
+    assert code == 4 and all(line.startswith("error: ") for line in err.splitlines())
+    for fragment in fragments:
+        assert fragment in err
+
+
+def test_predictions_file_that_is_not_there(run, mini):
+    code, _, err = run(mini, "--predictions", "/nowhere.jsonl")
+    assert code == 4 and "--predictions /nowhere.jsonl cannot be read" in err
+
+
+# ---------------------------------------------------------------- what a run does
+
+
+def test_predictions_need_no_checkpoint(run, mini, tmp_path):
+    """Scored as generated texts would be: cut at stop strings, numbers extracted, lm-eval's metrics."""
+    texts = ["so it is #### 2", "1 + 2 = 4", "4 Question: is it 5?"]
+    path = write_lines(tmp_path / "p.jsonl", [{"doc_id": i, "text": t} for i, t in enumerate(texts)])
+    code, out, err = run(
+        mini, "--predictions", str(path), "--llada_ckpt", "/nowhere", "--output_dir", str(tmp_path / "out")
+    )
+    assert code == 0 and "--gen_length, --block_length have no effect" in err
+    result = result_in(tmp_path / "out")
+    assert result["headline"] | {"ci95": None, "stderr": None} == {
+        "metric": "exact_match,flexible-extract", "value": 2 / 3, "stderr": None, "ci95": None, "n": 3,
+    }  # fmt: skip
+    assert [s["extracted"]["flexible-extract"] for s in result["samples"]] == ["2", "4", "4"]
+    assert [s["cut"] for s in result["samples"]] == [None, None, "stop string 'Question:'"]
+    assert result["metrics"]["exact_match,strict-match"]["value"] == pytest.approx(1 / 3)
+    assert "fingerprint" not in result["config"] and len(result["config"]["predictions"]) == 64
+    assert "llada_gsm8k_predictions.json" in out
+
+
+def test_predictions_with_a_limit_need_only_the_first(run, mini, tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", [{"doc_id": 0, "text": "2"}])
+    assert run(mini, "--predictions", str(path), "--limit", "1")[0] == 0
+
+
+def test_finished_result_is_kept_and_another_ones_is_not_replaced(run, mini, tmp_path):
+    assert run(mini, "--limit", "1")[0] == 0
+    (path,) = (tmp_path / "out").iterdir()
+    before = path.read_bytes()
+    code, out, err = run(mini, "--limit", "1", "--batch_size", "4")
+    assert code == 0 and "finished already" in err and str(path) in out
+    code, _, err = run(mini, "--limit", "1", "--seed", "3")
+    assert code == 2 and "seed: 0 -> 3" in err and "--tag" in err and "--overwrite" in err
+    assert path.read_bytes() == before
+    assert run(mini, "--limit", "1", "--seed", "3", "--overwrite")[0] == 0
+    assert json.loads(path.read_text())["config"]["seed"] == 3
+    path.write_text("not a result")
+    code, _, err = run(mini, "--limit", "1")
+    assert code == 4 and "is no result file" in err and "--overwrite" in err
+
+
+def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
+    """Out of memory or a crash must not lower a score: the run is incomplete, and says on how many it rests."""
+    import harness
+
+    real = harness.decode
+
+    def failing(model, prompts, config, seeds, **options):
+        if any(p == bad for p in prompts):
+            raise RuntimeError("CUDA out of memory")
+        return real(model, prompts, config, seeds, **options)
+
+    run(mini, "--tag", "whole")
+    whole = result_in(tmp_path / "out")
+    import models
+
+    bad = models.load_tokenizer(LLADA).encode(whole["samples"][1]["prompt"], add_special_tokens=False)
+    monkeypatch.setattr(harness, "decode", failing)
+    code, out, err = run(mini, "--output_dir", str(tmp_path / "part"))
+    result = result_in(tmp_path / "part")
+    assert code == 5 and result["status"] == "incomplete" and result["n_failed"] == 1
+    assert result["headline"] is None and result["metrics"] == {}
+    assert result["score_on_completed"]["exact_match,flexible-extract"]["n"] == 2
+    failed = result["samples"][1]
+    assert failed["status"] == "error" and "CUDA out of memory" in failed["error"] and "Traceback" in failed["error"]
+    assert "metrics" not in failed and failed["text"] == ""
+    assert [s["token_ids"] for s in result["samples"][::2]] == [s["token_ids"] for s in whole["samples"][::2]]
+    assert "1 samples failed" in out
+    monkeypatch.setattr(harness, "decode", real)  # an incomplete result is no reason to stop
+    assert run(mini, "--output_dir", str(tmp_path / "part"))[0] == 0
+    assert result_in(tmp_path / "part")["status"] == "complete"
+
+
+def test_full_disk_at_the_end(run, mini, monkeypatch):
+    def full(*_):
+        raise OutputError("cannot write r.json: No space left on device; free some space or give another --output_dir")
+
+    monkeypatch.setattr(cli, "atomic_write_json", full)
+    code, _, err = run(mini, "--limit", "1")
+    assert code == 74 and "error: cannot write r.json: No space left on device" in err
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_their_code(run, mini, monkeypatch, number, code):
+    monkeypatch.setattr(cli, "execute", lambda *_: os.kill(os.getpid(), number))
+    got, _, err = run(mini)
+    assert got == code and "Traceback" not in err
+
+
+def test_unexpected_failure_is_one_line_unless_debugged(run, mini, monkeypatch):
+    def broken(*_):
+        raise KeyError("what")
+
+    monkeypatch.setattr(cli, "execute", broken)
+    code, _, err = run(mini)
+    assert (
+        code == 1
+        and "error: KeyError: 'what'; this should not happen, --debug shows where" in err
+        and "Traceback" not in err
+    )
+    code, _, err = run(mini, "--debug")
+    assert code == 1 and "Traceback" in err
+
+
+def test_program_runs_as_a_command(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "eval.py", "--model_alias", "x"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2 and run.stdout == "" and "Traceback" not in run.stderr
+    assert run.stderr.count("error: ") == 2

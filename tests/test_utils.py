@@ -1,0 +1,205 @@
+"""utils.py: identity, statistics, safe writes."""
+
+import errno
+import json
+import math
+import os
+from dataclasses import replace
+
+import pytest
+
+import utils
+from utils import (
+    BadDataError,
+    EnvironmentProblem,
+    ManyProblems,
+    OutputError,
+    RunConfig,
+    UsageError,
+    atomic_write_json,
+    differing_keys,
+    estimate,
+    output_problem,
+    percentile,
+    result_name,
+    run_lengths,
+    sample_seed,
+    wilson,
+)
+
+CONFIG = RunConfig(
+    model_alias="llada",
+    family="llada",
+    checkpoint="/a",
+    task="gsm8k",
+    protocol="uniform",
+    prompt_form="chat",
+    num_fewshot=0,
+    chat_template=True,
+    system=None,
+    algorithm="low_confidence",
+    gen_length=64,
+    block_length=32,
+    num_steps=32,
+    tokens_per_step=2,
+    quotas="2x16",
+    temperature=0.0,
+    top_p=None,
+    top_k=None,
+    alg_temp=None,
+    logits_eos_inf=False,
+    confidence_eos_eot_inf=False,
+    confidence_dtype="float64",
+    early_exit=True,
+    dtype="float32",
+    seed=0,
+    fingerprint={"path": "/a", "revision": None},
+    data={"f": "1"},
+)
+
+
+@pytest.mark.parametrize("change", [
+    {"seed": 1}, {"dtype": "bfloat16"}, {"quotas": "1x32"}, {"protocol": "official"}, {"temperature": 0.1},
+    {"confidence_dtype": "model"}, {"fingerprint": {"path": "/b", "revision": None}}, {"data": {"f": "2"}},
+    {"predictions": "abc"}, {"early_exit": False},
+])  # fmt: skip
+def test_id_changes_with_everything_that_can_change_a_number(change):
+    assert replace(CONFIG, **change).id != CONFIG.id
+
+
+@pytest.mark.parametrize("change", [{"model_alias": "mine"}, {"checkpoint": "../a"}, {"tokens_per_step": None}])
+def test_id_ignores_names(change):
+    """Two ways to write one experiment must find each other's result."""
+    assert replace(CONFIG, **change).id == CONFIG.id
+
+
+def test_id_ignores_where_a_hub_snapshot_lies_but_not_its_commit():
+    at = lambda path, revision: replace(CONFIG, fingerprint={"path": path, "revision": revision}).id
+    assert at("/x", "c1") == at("/y", "c1") != at("/x", "c2")
+
+
+def test_id_of_predictions_ignores_decoding():
+    texts = replace(CONFIG, predictions="abc")
+    assert replace(texts, seed=5, gen_length=8, fingerprint=None).id == texts.id
+
+
+def test_id_is_stable():
+    """An id that changes by itself would make every stored result foreign: change it knowingly, with SCHEMA_VERSION."""
+    assert CONFIG.id == "264240b2d31a3a84b0f96d0d8667e62c339041f0c9fc04a5a754b78f72f39d1a"
+
+
+def test_differing_keys_name_both_values():
+    assert differing_keys({"a": 1, "f": {"x": 1}}, {"a": 2, "f": {"x": 1, "y": 3}}) == ["a: 1 -> 2", "f.y: null -> 3"]
+
+
+@pytest.mark.parametrize("change, tag, limit, name", [
+    ({}, None, None, "llada_gsm8k_low_confidence_tps2.json"),
+    ({}, "x", 5, "llada_gsm8k_low_confidence_tps2_x_limit5.json"),
+    ({"tokens_per_step": None, "num_steps": 16}, None, None, "llada_gsm8k_low_confidence_tps4.json"),
+    ({"tokens_per_step": None, "num_steps": 22}, None, None, "llada_gsm8k_low_confidence_tps2.90909.json"),
+    ({"predictions": "abc"}, None, 2, "llada_gsm8k_predictions_limit2.json"),
+])  # fmt: skip
+def test_result_name(change, tag, limit, name):
+    assert result_name(replace(CONFIG, **change), tag=tag, limit=limit) == name
+
+
+def test_run_lengths():
+    assert run_lengths((0, 1, 1, 1, 2)) == "0,1x3,2"
+
+
+def test_sample_seed_depends_on_content_only():
+    seeds = {sample_seed(s, p, r) for s in (0, 1) for p in ("a", "b") for r in (0, 1)}
+    assert len(seeds) == 8 and all(0 <= s < 2**63 for s in seeds)
+    assert sample_seed(0, "a", 0) == sample_seed(0, "a", 0)
+
+
+@pytest.mark.parametrize(
+    "k, n, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)]
+)
+def test_wilson_interval(k, n, low, high):
+    """Newcombe 1998, table I, for 81 of 263; closed forms at the ends."""
+    assert wilson(k, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_estimate_of_a_proportion():
+    e = estimate([1, 0, 1, 1], proportion=True)
+    assert (e.value, e.n) == (0.75, 4)
+    assert e.stderr == pytest.approx(0.25)  # sample standard deviation 0.5 over 2
+    assert (e.low, e.high) == pytest.approx(wilson(3, 4))
+
+
+def test_estimate_of_other_values_is_normal():
+    e = estimate([1.0, 2.0, 3.0], proportion=False)
+    half = 1.959963984540054 / math.sqrt(3)
+    assert (e.value, e.low, e.high) == pytest.approx((2.0, 2 - half, 2 + half))
+
+
+def test_one_value_has_no_error():
+    e = estimate([7.0], proportion=False)
+    assert (e.value, e.stderr, e.low, e.high, e.n) == (7.0, None, None, None, 1)
+
+
+def test_estimate_refuses_nonsense():
+    with pytest.raises(ValueError, match="no values"):
+        estimate([], proportion=True)
+    with pytest.raises(ValueError, match="other than 0 and 1"):
+        estimate([0.5], proportion=True)
+
+
+def test_percentile_interpolates():
+    assert percentile([4.0, 1.0, 2.0, 3.0], 0.5) == 2.5
+    assert percentile([1.0, 2.0], 0.95) == pytest.approx(1.95)
+    assert percentile([], 0.5) is None
+
+
+def test_many_problems_end_with_the_lowest_code():
+    error = ManyProblems([BadDataError(["a", "b"]), EnvironmentProblem("c")])
+    assert error.problems == ["a", "b", "c"] and error.exit_code == 3
+    assert UsageError("x").exit_code == 2 and OutputError("x").exit_code == 74
+
+
+def test_json_is_whole_and_readable(tmp_path):
+    value = {"a": 1, "samples": [{"x": [1, 2]}, {"x": []}], "empty": [], "text": "\u00e9"}
+    atomic_write_json(tmp_path / "deep" / "r.json", value)
+    text = (tmp_path / "deep" / "r.json").read_text(encoding="ascii")
+    assert json.loads(text) == value
+    assert '\n  {"x": [1, 2]},\n' in text
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, call):
+    """A full disk must not cost the result that was there, nor leave half a file beside it."""
+    path = tmp_path / "r.json"
+    atomic_write_json(path, {"a": 1})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(utils.os, call, full)
+    with pytest.raises(OutputError, match="No space left on device; free some space") as caught:
+        atomic_write_json(path, {"a": 2})
+    assert caught.value.exit_code == 74
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["r.json"]
+
+
+def test_nan_is_never_written(tmp_path):
+    with pytest.raises(ValueError):
+        atomic_write_json(tmp_path / "r.json", {"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+def test_output_problem(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert output_problem(tmp_path / "new" / "results") is None
+    assert os.listdir(tmp_path / "new" / "results") == []
+    assert "cannot be written: Not a directory; give another --output_dir" in output_problem(
+        tmp_path / "file" / "results"
+    )
+
+
+def test_environment_says_what_a_number_may_depend_on():
+    stamp = utils.environment()
+    assert stamp["packages"]["torch"] and stamp["python"].startswith("3.") and stamp["cpu"]
+    assert stamp["git_dirty"] in (None, True, False)
