@@ -112,20 +112,24 @@ def check_inputs(job: Job, spec: TaskSpec) -> tuple[Job, dict[int, str] | None, 
     if spec.kind == "code":
         errors += _sandbox_errors()
     if job.predictions is not None:
-        try:
-            texts = read_predictions(job.predictions, n_docs, job.limit)
+        try:  # without good data nobody knows how many documents there are
+            texts = read_predictions(job.predictions, n_docs, job.limit) if config.data else None
             config = replace(config, predictions=_file_sha256(job.predictions))
         except BadDataError as error:
             errors.append(error)
-    elif problems := check_checkpoint(config.checkpoint):
-        flag = MODEL_DEFAULTS[config.model_alias]["flag"]
+        return replace(job, config=config, notes=tuple(notes)), texts, errors
+    flag = MODEL_DEFAULTS[config.model_alias]["flag"]
+    if problems := check_checkpoint(config.checkpoint):
         errors.append(BadDataError(f"--{flag}: {problem}" for problem in problems))
     else:
+        stored = read_config(config.checkpoint)
         config = replace(config, fingerprint=fingerprint(config.checkpoint))
-        stored = read_config(config.checkpoint).dtype_on_disk
-        if stored not in (None, config.dtype):
-            notes.append(f"the checkpoint is {stored}, it runs in {config.dtype}")
-    return replace(job, config=config, notes=tuple(notes)), texts, errors
+        if stored.family != config.family:
+            alias = f"--model_alias {config.model_alias} is of the {config.family} family"
+            errors.append(UsageError(f"--{flag} {config.checkpoint} is of the {stored.family} family; {alias}"))
+        if stored.dtype_on_disk not in (None, config.dtype):
+            notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
+    return replace(job, config=config, notes=tuple(notes)), None, errors
 
 
 def _data_identity(job: Job, spec: TaskSpec) -> dict[str, str]:
@@ -145,7 +149,10 @@ def _sandbox_errors() -> list[DllmexpError]:
 def _file_sha256(path: Path) -> str:
     import hashlib
 
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
 
 
 def _identified(job: Job, spec: TaskSpec) -> Job:
