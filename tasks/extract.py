@@ -319,6 +319,8 @@ def _reachable(chosen: str, others: list[str], prompt: str, entry_point: str, ro
     bound = frozenset().union(*(u.binds for u in units))
     helpers = [u for u in _prompt_units(prompt, entry_point) if not u.binds <= bound]
     foreign = [u for piece in others for u in _units(piece) if u.kind != "assert" and not u.uses & SHOWING_OFF]
+    modules = frozenset().union(*(u.binds for u in units if u.kind == "import"))
+    have = bound | BUILTINS | frozenset().union(*(u.binds for u in helpers))
     needed = set(roots).union(*(u.uses for u in helpers))
     if any(u.uses & LOOKS_UP_NAMES for u in units if u.kind == "def"):
         needed |= bound
@@ -327,14 +329,12 @@ def _reachable(chosen: str, others: list[str], prompt: str, entry_point: str, ro
     size = -1
     while size != len(needed) + len(keep) + len(borrowed):
         size = len(needed) + len(keep) + len(borrowed)
-        modules = frozenset().union(*(u.binds for u in units if u.kind == "import"))
         for i, unit in enumerate(units):
             acts = unit.kind == "other" and unit.uses & ((needed & bound) | modules)
             acts = acts and entry_point not in unit.uses and not unit.uses & SHOWING_OFF
             if unit.kind == "import" or unit.binds & needed or acts:
                 keep.add(i)
                 needed |= unit.uses | unit.binds
-        have = bound | BUILTINS | frozenset().union(*(u.binds for u in helpers))
         for i, unit in enumerate(foreign):
             if unit.binds & (needed - have) and entry_point not in unit.binds:
                 borrowed[i] = unit

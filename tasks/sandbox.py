@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TIMEOUT_S = 10.0  # CPU; MBPP's slowest reference solution takes 1.6 s
-WALL_FACTOR = 3
+WALL_S = 30.0
 MEMORY_MB = 4096
 FILE_MB = 16
 RUNNER = Path(__file__).with_name("sandbox_runner.py")
@@ -58,15 +58,15 @@ class Verdict:
     seconds: float
 
 
-def judge(candidate: str, tests: str, *, timeout_s: float = TIMEOUT_S) -> Verdict:
+def judge(candidate: str, tests: str, *, timeout_s: float = TIMEOUT_S, wall_s: float = WALL_S) -> Verdict:
     """Execute candidate, then tests, in one empty namespace (`__name__` is not "__main__"); passed if neither raises.
 
-    timeout_s: CPU seconds; three times as much wall time. Raises SandboxError if no process can be started (tried
-    three times) or if the tests are not Python.
+    timeout_s: CPU seconds. wall_s: seconds until a program that waits is ended. Raises SandboxError if no process
+    can be started (tried three times) or if the tests are not Python.
     """
     for attempt in range(3):
         with _scratch() as folder:
-            verdict = _run(candidate, tests, timeout_s, folder)
+            verdict = _run(candidate, tests, timeout_s, wall_s, folder)
         if verdict is not None:
             return verdict
         time.sleep(0.1 * 2**attempt)
@@ -74,13 +74,17 @@ def judge(candidate: str, tests: str, *, timeout_s: float = TIMEOUT_S) -> Verdic
 
 
 def judge_many(
-    programs: Sequence[tuple[str, str]], workers: int | None = None, *, timeout_s: float = TIMEOUT_S
+    programs: Sequence[tuple[str, str]],
+    workers: int | None = None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    wall_s: float = WALL_S,
 ) -> list[Verdict]:
     """judge() for each (candidate, tests), in order, `workers` at a time (None: one per available core)."""
     workers = workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
         try:
-            return list(pool.map(lambda program: judge(*program, timeout_s=timeout_s), programs))
+            return list(pool.map(lambda program: judge(*program, timeout_s=timeout_s, wall_s=wall_s), programs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -122,7 +126,7 @@ def _environment(folder: str) -> dict[str, str]:
     return {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PYTHONUTF8": "1"} | threads | paths
 
 
-def _run(candidate: str, tests: str, timeout_s: float, folder: str) -> Verdict | None:
+def _run(candidate: str, tests: str, timeout_s: float, wall_s: float, folder: str) -> Verdict | None:
     """One process. None: the interpreter never came as far as the program."""
     token = secrets.token_hex(16)
     job = {
@@ -130,7 +134,7 @@ def _run(candidate: str, tests: str, timeout_s: float, folder: str) -> Verdict |
         "tests": tests,
         "token": token,
         "cpu_s": timeout_s,
-        "wall_s": timeout_s * WALL_FACTOR + 5,  # it ends by itself also where nobody is left to kill it
+        "wall_s": wall_s + 5,  # it ends by itself also where nobody is left to kill it
         "memory_bytes": MEMORY_MB << 20,
         "file_bytes": FILE_MB << 20,
         "site": sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}),
@@ -153,7 +157,7 @@ def _run(candidate: str, tests: str, timeout_s: float, folder: str) -> Verdict |
                 stdin.write(json.dumps(job).encode())
         except BrokenPipeError:
             pass
-        message, timed_out = _listen(process.pid, read_fd, start + timeout_s * WALL_FACTOR)
+        message, timed_out = _listen(process.pid, read_fd, start + wall_s)
     finally:
         os.close(read_fd)
         status, cpu_s = _end(process)
@@ -214,11 +218,12 @@ def _verdict(
     if reason == "tests":
         raise SandboxError(f"the tests are not Python: {detail}")
     if timed_out:
-        return failed("wall", f"over {timeout_s * WALL_FACTOR:g} s of wall time")
+        return failed("wall", f"still running after {seconds:.0f} s")
     if reason == "passed" and status != 0:
         return failed("protocol", f"passed, then exit status {status}")
     if reason:
         return Verdict(reason == "passed", reason, detail, seconds)
-    if status in (-signal.SIGXCPU, -signal.SIGKILL) and cpu_s >= 0.95 * timeout_s:
+    # the kernel counts for the limit in ticks: its signal may come a little before cpu_s reaches it
+    if status == -signal.SIGXCPU or status == -signal.SIGKILL and cpu_s >= timeout_s:
         return failed("cpu", f"over {timeout_s:g} s of CPU time")
     return failed("protocol", f"ended before the last test, exit status {status}")

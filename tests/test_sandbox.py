@@ -59,7 +59,7 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failure_is_told_by_its_reason(name):
     candidate, reason = FAILURES[name]
-    verdict = judge(candidate, TESTS, timeout_s=1)
+    verdict = judge(candidate, TESTS, wall_s=3 if reason == "wall" else 30)
     assert not verdict.passed and verdict.reason == (reason or verdict.reason)
     assert len(verdict.detail) < 1500
     verdict.detail.encode()  # no surrogates: it will be written to a file
@@ -76,9 +76,7 @@ def test_a_failure_is_told_by_its_reason(name):
     ],
 )  # fmt: skip
 def test_a_program_that_does_not_end_is_ended(name, candidate, reason):
-    start = time.monotonic()
-    assert judge(candidate, TESTS, timeout_s=1).reason == reason
-    assert time.monotonic() - start < 10
+    assert judge(candidate, TESTS, timeout_s=1, wall_s=2 if reason == "wall" else 60).reason == reason
 
 
 PASSES = {
@@ -124,8 +122,22 @@ def test_nothing_is_left_behind():
     candidate += "os.mkdir('locked'); open('locked/x', 'w').close(); os.chmod('locked', 0)\n"
     assert judge(candidate + GOOD, TESTS).passed
     assert scratch_folders() <= before
-    running = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if os.access(p, os.R_OK)]
-    assert not any(marker.encode() in command for command in running)
+    for _ in range(100):  # killed, but dying takes a moment
+        if not running_with(marker):
+            break
+        time.sleep(0.05)
+    assert not running_with(marker)
+
+
+def running_with(marker: str) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (process / "cmdline").read_bytes():
+                found.append(process.name)
+        except OSError:
+            pass  # it has ended, or is another user's
+    return found
 
 
 def test_many_programs_keep_their_order():
