@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+ENGINE_VERSION = 1  # raised with every change of decoding that can change a token: stored samples are then made anew
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -166,10 +167,12 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The part that can change a number, and nothing else: not batch size, limit, device or file names."""
         kept = {k: v for k, v in self.as_dict().items() if k not in self.LABELS}
-        if kept.get("fingerprint") and kept["fingerprint"].get("revision"):
-            # a commit of the hub says it all; a local directory is told from another one by its place
-            kept["fingerprint"] = {k: v for k, v in kept["fingerprint"].items() if k != "path"}
-        return kept | {"schema_version": SCHEMA_VERSION}
+        if found := kept.get("fingerprint"):
+            # a commit of the hub says it all, before its shards are downloaded too; a directory is what it holds
+            kept["fingerprint"] = (
+                {"revision": found["revision"]} if found["revision"] else {k: found[k] for k in ("files", "shards")}
+            )
+        return kept | {"schema_version": SCHEMA_VERSION, "engine_version": ENGINE_VERSION}
 
     @property
     def id(self) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from models.config import CheckpointError, Family, ModelConfig, parameter_shapes
 from models.dream import DREAM
 from models.llada import LLADA
-from models.safetensors_header import TensorEntry, not_the_file, read_header
+from models.safetensors_header import TensorEntry, content_digest, not_the_file, read_header
 
 FAMILIES = (LLADA, DREAM)
 _SMALL = ("*.json", "*.txt", "*.jinja", "*.model")
@@ -352,14 +352,14 @@ def vocabulary_problems(folder: Path, config: ModelConfig) -> list[str]:
 
 
 def fingerprint(path_or_repo: str | Path, revision: str | None = None) -> dict:
-    """What identifies a checkpoint in a result: path, hub revision, sha256 of its small files, shard sizes."""
+    """What identifies a checkpoint: path, hub revision, sha256 of its small files, content_digest of its shards."""
     folder = resolve(path_or_repo, revision, weights=False)
     small = sorted({p for pattern in _SMALL for p in folder.glob(pattern) if p.is_file()})
     return {
         "path": str(folder),
         "revision": folder.name if folder.parent.name == "snapshots" else None,
         "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in small},
-        "shards": {p.name: p.stat().st_size for p in sorted(folder.glob("*.safetensors"))},
+        "shards": {p.name: content_digest(p) for p in sorted(folder.glob("*.safetensors"))},
     }
 
 

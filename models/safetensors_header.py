@@ -4,6 +4,7 @@ Source: the format's description, https://github.com/huggingface/safetensors#for
 little-endian length N, N bytes of JSON, then the data, which the offsets cover without a hole.
 """
 
+import hashlib
 import json
 from math import prod
 from pathlib import Path
@@ -60,6 +61,26 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError([f"{path.name}: bad safetensors header: {type(error).__name__}: {error}"]) from None
     return _checked(path.name, size - 8 - length, entries, spans)
+
+
+def content_digest(path: Path, n_bytes: int = 4096) -> str:
+    """sha256 of a shard's size, its header, and the first and the middle n_bytes of every tensor.
+
+    Tells checkpoints apart in a second where hashing 16 GB takes twenty: training moves every tensor. It is no check
+    that the rest arrived whole.
+    """
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+        digest.update(header)
+        for name, entry in sorted(json.loads(header).items()):
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                for at in (begin, (begin + end) // 2):
+                    file.seek(8 + length + at)
+                    digest.update(file.read(min(n_bytes, end - at)))
+    return digest.hexdigest()
 
 
 def _checked(file: str, n_bytes: int, entries: dict, spans: list) -> dict[str, TensorEntry]:

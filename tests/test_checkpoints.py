@@ -130,11 +130,22 @@ def test_a_window_that_is_switched_off_is_no_window(dream):
 def test_fingerprint_changes_with_the_small_files_and_names_the_shards(llada):
     before = fingerprint(llada)
     assert before["path"] == str(llada.resolve()) and before["revision"] is None
-    assert set(before["shards"]) == set(SHARDS) and before["shards"][SHARDS[0]] == (llada / SHARDS[0]).stat().st_size
+    assert set(before["shards"]) == set(SHARDS)
     assert {"config.json", "tokenizer.json", INDEX} <= before["files"].keys()
     edit(llada / "config.json", note="changed")
     after = fingerprint(llada)
     assert [name for name in before["files"] if before["files"][name] != after["files"][name]] == ["config.json"]
+    assert before["shards"] == after["shards"]
+
+
+def test_fingerprint_sees_other_weights_of_the_same_size(llada):
+    """By name and size alone, a checkpoint trained on would inherit the samples of the one it replaced."""
+    before, weights = fingerprint(llada), load_file(llada / SHARDS[1])
+    name = sorted(weights)[0]
+    weights[name] = weights[name].flip(0).contiguous()
+    save_file(weights, llada / SHARDS[1])
+    after = fingerprint(llada)
+    assert before["shards"][SHARDS[0]] == after["shards"][SHARDS[0]] and before["shards"] != after["shards"]
 
 
 # ---- where it is

@@ -53,14 +53,14 @@ CONFIG = RunConfig(
     early_exit=True,
     dtype="float32",
     seed=0,
-    fingerprint={"path": "/a", "revision": None},
+    fingerprint={"path": "/a", "revision": None, "files": {"config.json": "1"}, "shards": {"a": "1"}},
     data={"f": "1"},
 )
 
 
 @pytest.mark.parametrize("change", [
     {"seed": 1}, {"dtype": "bfloat16"}, {"quotas": "1x32"}, {"protocol": "official"}, {"temperature": 0.1},
-    {"confidence_dtype": "model"}, {"fingerprint": {"path": "/b", "revision": None}}, {"data": {"f": "2"}},
+    {"confidence_dtype": "model"}, {"data": {"f": "2"}},
     {"predictions": "abc"}, {"early_exit": False},
 ])  # fmt: skip
 def test_id_changes_with_everything_that_can_change_a_number(change):
@@ -73,9 +73,13 @@ def test_id_ignores_names(change):
     assert replace(CONFIG, **change).id == CONFIG.id
 
 
-def test_id_ignores_where_a_hub_snapshot_lies_but_not_its_commit():
-    at = lambda path, revision: replace(CONFIG, fingerprint={"path": path, "revision": revision}).id
-    assert at("/x", "c1") == at("/y", "c1") != at("/x", "c2")
+def test_id_goes_by_what_a_checkpoint_holds_and_not_by_where_it_lies():
+    """A hub snapshot is its commit, also before its shards are downloaded; a directory is its files and weights."""
+    at = lambda path, revision, shards: replace(
+        CONFIG, fingerprint={"path": path, "revision": revision, "files": {}, "shards": shards}
+    ).id  # fmt: skip
+    assert at("/x", "c1", {}) == at("/y", "c1", {"a": "1"}) != at("/x", "c2", {})
+    assert at("/x", None, {"a": "1"}) == at("/y", None, {"a": "1"}) != at("/x", None, {"a": "2"})
 
 
 def test_id_of_predictions_ignores_decoding():
@@ -84,8 +88,8 @@ def test_id_of_predictions_ignores_decoding():
 
 
 def test_id_is_stable():
-    """An id that changes by itself would make every stored result foreign: change it knowingly, with SCHEMA_VERSION."""
-    assert CONFIG.id == "264240b2d31a3a84b0f96d0d8667e62c339041f0c9fc04a5a754b78f72f39d1a"
+    """An id that changes by itself would make every stored result foreign: change it knowingly, with SCHEMA_VERSION or ENGINE_VERSION."""
+    assert CONFIG.id == "e7276de2ada7fa20fa6179810484b09eb5a57d5632e907a78447b4aebde0737e"
 
 
 def test_differing_keys_name_both_values():
