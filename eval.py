@@ -9,19 +9,22 @@ Nothing heavy is imported until every cheap check has passed.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ledger import Ledger, ShareDone
 from options import Job, parse, resolve
 from results import build_result, load_result, read_predictions, table
+from store import Store
 from tasks import DataError, PromptForm, TaskSpec, build_task, check_data, data_checksums
 from tasks.base import load_data
 from tasks.gsm8k import SPEC as GSM8K
@@ -46,6 +49,7 @@ from utils import (
     environment,
     output_problem,
 )
+from workers import Crew, Place, announce, await_leader, place_of
 
 if TYPE_CHECKING:
     from harness import _ProfilingHarness
@@ -69,7 +73,7 @@ def get_prompt_template(alias: str, task: str, protocol_name: str = "uniform") -
     return TASKS[task].forms[protocol(protocol_name, alias, task).form]
 
 
-def get_model(job: Job, device: str, task) -> _ProfilingHarness:
+def get_model(job: Job, device: str, task, ledger: Ledger) -> _ProfilingHarness:
     """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them."""
     from harness import DreamHarness, LladaHarness
     from models import load_model, load_tokenizer, read_config
@@ -89,6 +93,7 @@ def get_model(job: Job, device: str, task) -> _ProfilingHarness:
         device=device,
         batch_size=job.batch_size,
         seed=job.config.seed,
+        ledger=ledger,
         prefill=task.prefill,
     )
 
@@ -186,16 +191,23 @@ def finished_result(job: Job) -> dict[str, Any] | None:
     )
 
 
-def choose_device(requested: str | None) -> str:
-    """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there."""
+def choose_device(requested: str | None, place: Place) -> str:
+    """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there.
+
+    Under a launcher "cuda" is the device of the process's local rank.
+    """
     if requested == "cpu":
         return requested
     with _uncollected():
         import torch
 
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if requested is None and not n:
+        return "cpu"
+    if place.size > 1 and requested in (None, "cuda"):
+        requested = f"cuda:{place.local_rank}"
     if requested is None:
-        return "cuda" if n else "cpu"
+        return "cuda"
     if not n:
         why = "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
         raise EnvironmentProblem(f"--device {requested}: {why}; --device cpu runs on the processor")
@@ -254,15 +266,64 @@ def _say(text: str) -> None:
 # ---------------------------------------------------------------- a run
 
 
-def execute(job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str) -> dict[str, Any]:
-    """Generate or take the texts, let lm-eval score them, and put the result together."""
+class Interrupted(DllmexpError):
+    """A signal has ended the run; what was finished is kept."""
+
+    def __init__(self, number: int, problem: str):
+        super().__init__(problem)
+        self.exit_code = 128 + number
+
+
+def open_store(job: Job, place: Place) -> Store:
+    """The store of a job's samples. The leader takes the lock and lets its workers in; a worker waits for that."""
+    root, identity = job.output_dir / "cache", job.config.identity()
+    if not place.leads:
+        await_leader(root / job.config.id[:16], place)
+        return Store.open(root, identity, job.config.id, alone=False)
+    store = Store.open(root, identity, job.config.id, fresh=job.overwrite)
+    announce(store.directory, place)
+    if len(store):
+        _say(f"resuming: {len(store)} finished samples of this configuration are in {store.directory}")
+    damage = {name: getattr(store.report, name) for name in ("torn", "corrupt", "foreign")}
+    if any(damage.values()):
+        told = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
+        _say(f"note: lines of {store.directory} that are not used: {told}; their samples are made again")
+    return store
+
+
+def execute(
+    job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str, place: Place, argv: list[str]
+) -> dict[str, Any] | None:
+    """Generate or take the texts, let lm-eval score them, and put the result together; None in a further worker."""
+    store: Store | None = None
+    try:
+        with ExitStack() as stack:
+            if texts is None:
+                store = stack.enter_context(open_store(job, place))
+            crew = stack.enter_context(Crew(argv, job.devices, place)) if len(job.devices) > 1 else None
+            return _execute(job, spec, texts, device, place, store, crew)
+    except ShareDone:
+        return None
+    except (KeyboardInterrupt, _Signal) as error:
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
+        kept = f"; {len(store)} finished samples are kept in {store.directory}" if store else ""
+        raise Interrupted(number, f"ended by {signal.Signals(number).name}{kept}; the same command goes on") from error
+
+
+def _execute(
+    job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str, place: Place, store: Store | None,
+    crew: Crew | None,
+) -> dict[str, Any]:  # fmt: skip
     started = time.time()
     with _uncollected():
         import harness
         import lmeval
+    place = replace(place, size=max(place.size, len(job.devices)))
+    stamp, on = environment(), lmeval.device_stamp(device)
+    ledger = Ledger(job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else []))
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
-    lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task)
+    lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task, ledger)
     logged = lmeval.evaluate(
         lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
     )
@@ -284,10 +345,21 @@ def execute(job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str)
             "total_seconds": time.time() - started,
             "data_origin": task.data.origin,
             "batch_size": job.batch_size,
-            "device": lmeval.device_stamp(device),
-            "environment": environment(),
+            "batch_sizes_out_of_memory": getattr(lm, "halved", []),
+            "samples_made": ledger.provenances(),
+            "store": {"directory": str(store.directory), "found": str(store.report)} if store else None,
+            "device": on,
+            "environment": stamp,
         },
     )
+
+
+def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
+    """What of the machine can move a number and is not part of the configuration; kept with each sample."""
+    names = ("hostname", "device", "device_name", "cpu", "driver", "cuda")
+    return {name: stamp.get(name) for name in names} | {
+        "torch": stamp["packages"].get("torch"), "batch_size": job.batch_size,
+    }  # fmt: skip
 
 
 def run(argv: list[str] | None) -> int:
@@ -297,6 +369,9 @@ def run(argv: list[str] | None) -> int:
     if args.print_output_path:
         print(job.path)
         return EXIT_COMPLETE
+    place = place_of(os.environ)
+    if place.size > 1 and job.devices:
+        raise UsageError(f"--devices is for a run of its own: here a launcher has started {place.size} processes already")
     spec = TASKS[job.config.task]
     job = replace(job, notes=(*job.notes, *filter(None, [TASK_NOTES.get(spec.name)])))
     if args.dry_run:
@@ -309,25 +384,40 @@ def run(argv: list[str] | None) -> int:
         errors.append(error)
     else:
         if done is not None:
-            _say(f"finished already (id {job.config.id[:12]}); --overwrite runs it again")
-            print(table(done, job.path))
+            if place.leads:
+                _say(f"finished already (id {job.config.id[:12]}); --overwrite runs it again")
+            if place.leads:
+                print(table(done, job.path))
             return EXIT_COMPLETE
     if problem := output_problem(job.output_dir):
         errors.append(OutputError(problem))
     device = "cpu"
     if job.predictions is None and not (errors and job.device is None):
         try:
-            device = choose_device(job.device)
+            device = choose_device(job.device, place)
         except DllmexpError as error:
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
-    _say(describe(job))
-    _say(f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}")
-    result = execute(job, spec, texts, device)
+    if place.leads:
+        _say(describe(job))
+        _say(f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}")
+    result = execute(job, spec, texts, device, place, _worker_argv(sys.argv[1:] if argv is None else argv))
+    if result is None:
+        return EXIT_COMPLETE
     atomic_write_json(job.path, result)
     print(table(result, job.path))
     return EXIT_COMPLETE if result["status"] == "complete" else EXIT_INCOMPLETE
+
+
+def _worker_argv(argv: list[str]) -> list[str]:
+    """The arguments with which this run starts its workers: its own, less --devices."""
+    kept, skip = [], False
+    for word in argv:
+        if not skip and word.partition("=")[0] != "--devices":
+            kept.append(word)
+        skip = word == "--devices"
+    return kept
 
 
 class _Signal(BaseException):
@@ -336,20 +426,23 @@ class _Signal(BaseException):
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM as an exception inside, as SIGINT is."""
+    """SIGTERM, and SIGHUP where it is not ignored, as an exception inside, as SIGINT is."""
 
     def handler(number, _frame):
         raise _Signal(number)
 
+    old = {}
     try:
-        old = signal.signal(signal.SIGTERM, handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                old[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread
-        yield
-        return
+        pass
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        for number, previous in old.items():
+            signal.signal(number, previous)
 
 
 def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tuple[list[str], int]:
@@ -363,9 +456,9 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
     if isinstance(error, ModuleNotFoundError):
         return [f"package {error.name} is missing; pip install -r requirements.txt"], EXIT_ENVIRONMENT
     if isinstance(error, KeyboardInterrupt):
-        return ["interrupted; the same command runs it again"], 128 + signal.SIGINT
+        return ["interrupted; the same command goes on"], 128 + signal.SIGINT
     if isinstance(error, _Signal):
-        return ["terminated; the same command runs it again"], 128 + error.args[0]
+        return ["terminated; the same command goes on"], 128 + error.args[0]
     first = (str(error).splitlines() or [""])[0]
     return [f"{type(error).__name__}: {first}; this should not happen, --debug shows where"], 1
 

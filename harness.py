@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from decoding.engine import Completion, decode
 from decoding.schedule import DecodeConfig
+from ledger import Ledger
 from lmeval import quiet
 from results import Record, profile
+from stops import BROKEN_TAIL, first_stop, stops_of, text_is_final
 from utils import DllmexpError, UsageError, sample_seed
 
 if TYPE_CHECKING:
@@ -32,35 +34,7 @@ if TYPE_CHECKING:
 
     from models import ModelConfig, Transformer
 
-BROKEN_TAIL = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
-
-
-# ---------------------------------------------------------------- stop strings
-
-
-def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
-    """(index, stop string) of the earliest stop string in the text, the longest where two begin there; or None."""
-    found = [(text.find(s), -len(s), s) for s in stops]
-    at, _, stop = min((f for f in found if f[0] >= 0), default=(-1, 0, None))
-    return None if stop is None else (at, stop)
-
-
-def text_is_final(text: str, stops: Sequence[str]) -> bool:
-    """Whether a committed prefix of an answer already decides where the answer is cut.
-
-    A stop string at i is final once the text reaches i + the longest stop string: until then another one that begins
-    before i may still be completed. The tail that an unfinished UTF-8 sequence decodes to does not count as reached.
-    """
-    settled = text.rstrip(BROKEN_TAIL)
-    found = first_stop(settled, stops)
-    return found is not None and len(settled) >= found[0] + max(map(len, stops))
-
-
-def stops_of(gen_kwargs: dict[str, Any]) -> tuple[str, ...]:
-    """The stop strings of a request; lm-eval gives a list, a single string or nothing."""
-    until = gen_kwargs.get("until") or ()
-    return tuple(s for s in ((until,) if isinstance(until, str) else until) if s)
-
+_log = logging.getLogger("dllmexp")
 
 # ---------------------------------------------------------------- the harness
 
@@ -74,8 +48,17 @@ class _Job:
     prompt: str
     stops: tuple[str, ...]
     seed: int
+    key: str
     ids: list[int] = field(default_factory=list)
     record: Record | None = None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a batch failed, as text: an exception would keep its tensors."""
+
+    traceback: str
+    out_of_memory: bool
 
 
 class _ProfilingHarness(HFLM):
@@ -83,10 +66,13 @@ class _ProfilingHarness(HFLM):
 
     A prompt that does not fit (prompt + canvas > the model's max_length) is never cut: before anything is generated
     a UsageError lists all such documents, since no repetition of the run could answer them.
-    A sample whose decoding raises gets a record with the traceback and an empty text; the others go on.
+    A sample whose decoding raises gets a record with the traceback and an empty text; the others go on. Where memory
+    runs out the batch is halved.
 
     tokenizer, config: of the checkpoint, read eagerly. load: gives the Transformer; called on the first request that
-    needs it. prefill: doc -> the beginning of the answer that goes behind the rendered prompt.
+    needs it. ledger: which samples are known already, which are this process's, where finished ones are kept; None
+    keeps nothing.
+    prefill: doc -> the beginning of the answer that goes behind the rendered prompt.
     """
 
     family = ""
@@ -102,6 +88,7 @@ class _ProfilingHarness(HFLM):
         device: str,
         batch_size: int = 1,
         seed: int = 0,
+        ledger: Ledger | None = None,
         prefill: Callable[[dict], str] = lambda doc: "",
     ):
         if config.family != self.family:
@@ -115,28 +102,32 @@ class _ProfilingHarness(HFLM):
                 max_length=config.max_length, add_bos_token=False,
             )  # fmt: skip
         self.model_config, self.decode_config = config, decode_config
-        self.seed, self.prefill = seed, prefill
+        self.seed, self.ledger, self.prefill = seed, ledger or Ledger(config_id=""), prefill
         self.records: list[Record] = []
-        self.seconds = 0.0
+        self.halved: list[int] = []  # batch sizes that did not fit into memory
+        self._last_finish = 0.0
         self._load = load
         self._transformer: Transformer | None = None
 
     # -- what lm-eval asks
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The text of each request, in order; records are appended as samples finish."""
+        """The text of each request, in order; records are appended as samples finish.
+
+        Raises ShareDone in a worker that does not lead, once its share is decoded.
+        """
         jobs = self._jobs(requests)
-        todo = [job for job in jobs if not self.recall(job)]
-        self._tokenize(todo)
         with tqdm(
-            total=len(jobs), initial=len(jobs) - len(todo), desc=f"{self.family} samples", unit="sample",
-            disable=disable_tqdm, dynamic_ncols=True,
+            total=len(jobs), desc=f"{self.family} samples", unit="sample", dynamic_ncols=True,
+            disable=disable_tqdm or not self.ledger.place.leads,
         ) as bar:  # fmt: skip
             progress = _Progress(bar)
-            for stops in sorted({job.stops for job in todo}):
-                # longest first: the batch that needs most memory is met at once, not after hours
-                group = sorted((j for j in todo if j.stops == stops), key=lambda j: (-len(j.ids), j.doc_id, j.repeat))
-                self._decode_group(group, stops, progress)
+            todo = [job for job in jobs if not self._recall(job, progress)]
+            progress.start()
+            self._tokenize(todo)
+            self._decode_all([job for job in todo if self.ledger.mine(job.key)], progress)
+            self.ledger.share_done()
+            self._gather([job for job in todo if not self.ledger.mine(job.key)], progress)
         return [job.record.text for job in jobs]
 
     def loglikelihood(self, requests, disable_tqdm: bool = False):
@@ -172,18 +163,37 @@ class _ProfilingHarness(HFLM):
         """For lm-eval's own result; ours is written elsewhere, and the stock method asks the hub."""
         return {}
 
-    # -- the seam for a store of finished samples
+    # -- what is kept, and what others decode
 
-    def recall(self, job: _Job) -> bool:
-        """Whether the sample is already known: then job.record is set, and is among self.records.
+    def _recall(self, job: _Job, progress: _Progress) -> bool:
+        """Whether the sample is known already; then job.record is set."""
+        kept = self.ledger.recall(job.key)
+        if kept is not None:
+            self._take(job, kept, progress)
+        return kept is not None
 
-        Called for every request before anything is tokenized or loaded.
-        """
-        return False
-
-    def remember(self, job: _Job) -> None:
-        """Keep job.record. Called the moment a sample finishes, failed ones included."""
+    def _take(self, job: _Job, kept: dict[str, Any], progress: _Progress) -> None:
+        """A kept sample becomes a record: its text is cut out of the canvas anew."""
+        result, meta = kept["result"], kept["meta"]
+        completion = Completion(
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in result.items() if name != "prompt_tokens"},
+            seconds=meta["seconds"],
+        )
+        job.record = self._record(job, completion, result["prompt_tokens"], meta["cost_seconds"])
         self.records.append(job.record)
+        progress.add(job.record, decoded_here=False)
+
+    def _gather(self, jobs: list[_Job], progress: _Progress) -> None:
+        """Wait for the samples of other workers; decode here what they leave undone."""
+        for job, kept in self.ledger.arriving([(job.key, job) for job in jobs]):
+            if kept is None:
+                self._give_up(job, self.ledger.error_of(job.key), progress)
+            else:
+                self._take(job, kept, progress)
+        left = [job for job in jobs if job.record is None]
+        if left:
+            _log.warning(f"the other workers have ended and left {len(left)} samples; they are decoded here")
+            self._decode_all(left, progress)
 
     # -- from requests to texts
 
@@ -194,8 +204,9 @@ class _ProfilingHarness(HFLM):
             # lm-eval repeats the same Instance object, once per repeat
             repeat = seen[id(request)] = seen.get(id(request), -1) + 1
             prompt = context + self.prefill(request.doc)
+            stops, seed = stops_of(gen_kwargs), sample_seed(self.seed, prompt, repeat)
             jobs.append(
-                _Job(request.doc_id, repeat, prompt, stops_of(gen_kwargs), sample_seed(self.seed, prompt, repeat))
+                _Job(request.doc_id, repeat, prompt, stops, seed, self.ledger.key(prompt, repeat, stops))
             )
         return jobs
 
@@ -226,46 +237,78 @@ class _ProfilingHarness(HFLM):
     def _on_cuda(self) -> bool:
         return self.device.type == "cuda"
 
-    def _decode_group(self, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> None:
-        """Decode jobs that share their stop strings. Where a batch fails its samples are tried one by one."""
-        failure = self._decode(jobs, stops, progress)
-        left = [job for job in jobs if job.record is None]
-        if failure:
-            reason = failure.splitlines()[-1]
-            logging.getLogger("dllmexp").warning(f"a batch failed ({reason}); {len(left)} samples are tried one by one")
-        for job in left:
-            if failure := self._decode([job], stops, progress):
-                told = {"prompt_tokens": len(job.ids), "seed": job.seed, "error": failure}
-                self._finish(job, Record(job.doc_id, job.repeat, job.prompt, **told), progress)
+    def _decode_all(self, jobs: list[_Job], progress: _Progress) -> None:
+        for stops in sorted({job.stops for job in jobs}):
+            # longest first: the batch that needs most memory is met at once, not after hours
+            group = sorted((j for j in jobs if j.stops == stops), key=lambda j: (-len(j.ids), j.doc_id, j.repeat))
+            self._decode_group(group, stops, progress)
 
-    def _decode(self, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> str | None:
-        """Decode and finish jobs; the traceback where that fails (as text: an exception would keep its tensors)."""
+    def _decode_group(self, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> None:
+        """Decode jobs that share their stop strings, whatever happens to some of them.
+
+        Where memory runs out the batch is halved for the rest of the run. Where anything else fails, the samples that
+        were in flight - rows are admitted in order - are tried one by one, and the others go on.
+        """
+        while failure := self._decode(jobs, stops, progress):
+            jobs = [job for job in jobs if job.record is None]
+            if failure.out_of_memory and self.batch_size > 1:
+                self.halved.append(self.batch_size)
+                self.batch_size_per_gpu = self.batch_size // 2
+                _log.warning(f"out of memory with {self.halved[-1]} samples in flight; going on with {self.batch_size}")
+                continue
+            suspects, jobs = jobs[: self.batch_size], jobs[self.batch_size :]
+            reason = failure.traceback.splitlines()[-1]
+            _log.warning(f"a batch failed ({reason}); its {len(suspects)} samples are tried one by one")
+            for job in suspects:
+                if failure := self._decode([job], stops, progress):
+                    self.ledger.failed(job.key, failure.traceback)
+                    self._give_up(job, failure.traceback, progress)
+
+    def _decode(self, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> _Failure | None:
+        """Decode, keep and record jobs; what went wrong where something did."""
+        if not jobs:
+            return None
         model = self.transformer
         stop = (lambda ids: text_is_final(self._text(ids), stops)) if stops else None
-        started = self._now()
+        self._last_finish = self._now()
         try:
             decode(
                 model, [job.ids for job in jobs], self.decode_config, [job.seed for job in jobs],
                 batch_size=self.batch_size, stop=stop,
-                on_finish=lambda i, completion: self._finish(jobs[i], self._record(jobs[i], completion), progress),
+                on_finish=lambda i, completion: self._finish(jobs[i], completion, progress),
             )  # fmt: skip
         except DllmexpError:
             raise  # a full disk, say: no fault of the samples
-        except Exception:  # whatever it is, it is a status of these samples and not an answer
-            return traceback.format_exc()
-        finally:
-            self.seconds += self._now() - started
-        return None
+        except Exception as error:  # whatever it is, it is a status of these samples and not an answer
+            failure = _Failure(traceback.format_exc(), out_of_memory(error))
+        else:
+            return None
+        if self._on_cuda:
+            torch.cuda.empty_cache()
+        return failure
 
     def _now(self) -> float:
         if self._on_cuda:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _finish(self, job: _Job, record: Record, progress: _Progress) -> None:
-        job.record = record
-        self.remember(job)
-        progress.add(record)
+    def _finish(self, job: _Job, completion: Completion, progress: _Progress) -> None:
+        """Record and keep a sample the moment its row leaves the engine."""
+        now = self._now()
+        cost, self._last_finish = now - self._last_finish, now
+        job.record = self._record(job, completion, len(job.ids), cost)
+        result = {name: value for name, value in vars(completion).items() if name != "seconds"}
+        meta = {"doc_id": job.doc_id, "repeat": job.repeat, "seconds": completion.seconds, "cost_seconds": cost,
+                "tokens_returned": job.record.tokens_returned}  # fmt: skip
+        self.ledger.remember(job.key, result | {"prompt_tokens": len(job.ids)}, meta)
+        self.records.append(job.record)
+        progress.add(job.record)
+
+    def _give_up(self, job: _Job, error: str, progress: _Progress) -> None:
+        told = {"prompt_tokens": len(job.ids), "seed": job.seed, "error": error}
+        job.record = Record(job.doc_id, job.repeat, job.prompt, **told)
+        self.records.append(job.record)
+        progress.add(job.record)
 
     def _text(self, ids: Sequence[int], *, special: bool = False) -> str:
         """Text of ids. A prefix of the ids gives a prefix of the text, less its unfinished UTF-8 tail."""
@@ -276,7 +319,7 @@ class _ProfilingHarness(HFLM):
             spaces_between_special_tokens=False,
         )
 
-    def _record(self, job: _Job, completion: Completion) -> Record:
+    def _record(self, job: _Job, completion: Completion, prompt_tokens: int, cost_seconds: float) -> Record:
         """What a completion says: ids cut at the first end token, decoded, cut at the first stop string."""
         ids = list(completion.token_ids)
         n_prefix = next((i for i, at in enumerate(completion.committed_at) if at < 0), len(ids))
@@ -294,7 +337,7 @@ class _ProfilingHarness(HFLM):
         same = "token_ids committed_at tokens_committed nfe forwards_saved positions_computed seconds".split()
         return Record(
             job.doc_id, job.repeat, job.prompt, text, raw, cut, reason,
-            prompt_tokens=len(job.ids), tokens_returned=n_returned, seed=job.seed,
+            prompt_tokens=prompt_tokens, tokens_returned=n_returned, seed=job.seed, cost_seconds=cost_seconds,
             **{name: getattr(completion, name) for name in same},
         )  # fmt: skip
 
@@ -306,7 +349,7 @@ class _ProfilingHarness(HFLM):
 
         device = torch.cuda.max_memory_allocated(self.device) if self._on_cuda and self._transformer else None
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return profile(self.records, seconds=self.seconds, peak_bytes={"device": device, "host": host})
+        return profile(self.records, peak_bytes={"device": device, "host": host})
 
 
 class LladaHarness(_ProfilingHarness):
@@ -355,22 +398,36 @@ class Predictions(LM):
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in chat_history)
 
     def profile(self) -> dict[str, Any]:
-        return profile([], seconds=0.0, peak_bytes={"device": None, "host": None})
+        return profile([], peak_bytes={"device": None, "host": None})
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: CUDA has an exception of its own, the CPU allocator only says so."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 @dataclass
 class _Progress:
-    """The one bar: samples, tokens per second, tokens per forward pass, time left."""
+    """The one bar: samples, tokens per second of those decoded here, tokens per forward pass, time left."""
 
     bar: tqdm
     tokens: int = 0
     forwards: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    def add(self, record: Record) -> None:
-        self.tokens += record.tokens_returned
-        self.forwards += record.nfe
-        rate = self.tokens / (time.perf_counter() - self.started)
-        tpf = self.tokens / self.forwards if self.forwards else 0.0
-        self.bar.set_postfix_str(f"{rate:.1f} tok/s, {tpf:.2f} TPF", refresh=False)
+    def start(self) -> None:
+        """What was known before is there; from now on the time left is counted."""
+        self.bar.initial = self.bar.n
+        self.bar.unpause()
+        self.started = time.perf_counter()
+
+    def add(self, record: Record, *, decoded_here: bool = True) -> None:
+        if decoded_here:
+            self.tokens += record.tokens_returned
+            self.forwards += record.nfe
+            rate = self.tokens / (time.perf_counter() - self.started)
+            tpf = self.tokens / self.forwards if self.forwards else 0.0
+            self.bar.set_postfix_str(f"{rate:.1f} tok/s, {tpf:.2f} TPF", refresh=False)
         self.bar.update(1)

@@ -30,6 +30,7 @@ class Record:
     committed_at:  which forward pass committed each position, -1 where left open.
     error:         traceback, where the sample failed; then the fields of the answer are empty. Never scored.
     seconds:       wall time in flight, shared with the rows of the same batch.
+    cost_seconds:  wall time of decoding since the sample before it was done: over a run they add up to the whole.
     """
 
     doc_id: int
@@ -46,16 +47,18 @@ class Record:
     forwards_saved: int = 0
     positions_computed: int = 0
     seconds: float = 0.0
+    cost_seconds: float = 0.0
     seed: int = 0
     token_ids: tuple[int, ...] = ()
     committed_at: tuple[int, ...] = ()
     error: str | None = None
 
 
-def profile(records: Iterable[Record], *, seconds: float, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
+def profile(records: Iterable[Record], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
     """What a run cost. The one definition of these numbers; failed samples count nowhere.
 
-    seconds:           wall time of decoding, device synchronised before and after; loading and scoring are not in it.
+    seconds:           wall time of decoding these samples, device synchronised, summed over sessions and workers;
+                       loading and scoring are not in it.
     tokens_committed:  positions of the canvas that were filled.
     tokens_returned:   tokens before the first end token and before the first stop string: the text that is scored.
     forward_passes:    model calls times rows taking part; full: over the whole sequence, partial: with a cache.
@@ -67,7 +70,7 @@ def profile(records: Iterable[Record], *, seconds: float, peak_bytes: Mapping[st
     """
     done = [r for r in records if r.error is None]
     returned, forwards = sum(r.tokens_returned for r in done), sum(r.nfe for r in done)
-    latencies = [r.seconds for r in done]
+    latencies, seconds = [r.seconds for r in done], sum(r.cost_seconds for r in done)
     return {
         "samples": len(done),
         "seconds": seconds,
@@ -171,7 +174,7 @@ def sample_rows(records: Sequence[Record], logged: Sequence[Mapping[str, Any]]) 
     rows, times = [], []
     for record in sorted(records, key=lambda r: (r.doc_id, r.repeat)):
         row = asdict(record)
-        time = {"doc_id": record.doc_id, "repeat": record.repeat, "seconds": row.pop("seconds")}
+        time = {"doc_id": record.doc_id, "repeat": record.repeat, "seconds": row.pop("seconds"), "cost_seconds": row.pop("cost_seconds")}
         row["status"] = "ok" if record.error is None else "error"
         if record.error is None:
             for sample in scored.get(record.doc_id, []):

@@ -40,7 +40,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,9 +93,9 @@ def _writing(path: Path) -> Iterator[None]:
         raise full from error
 
 
-def sample_key(config_id: str, prompt: str, repeat: int) -> str:
-    """Key of one sample, 64 hex: what is asked (rendered prompt, repeat) of which configuration, whatever the order."""
-    return sha256([config_id, prompt, repeat])
+def sample_key(config_id: str, prompt: str, repeat: int, stops: Sequence[str] = ()) -> str:
+    """Key of one sample, 64 hex: what is asked (rendered prompt, repeat, stop strings) of which configuration."""
+    return sha256([config_id, prompt, repeat, list(stops)])
 
 
 def _content(line: bytes) -> dict[str, Any] | None:

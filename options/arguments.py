@@ -199,6 +199,11 @@ def _running(group: _Group) -> None:
     text = "cuda, cuda:1, ... or cpu. Default: cuda where there is one, else cpu; it is printed."
     group.add("device", "NAME", text)
     group.add(
+        "devices", "LIST",
+        "Share the samples among several processes on this node, one for each device of a list such as 0,1,2,3 (or "
+        "cpu,cpu). The result is that of one process. Under torchrun or accelerate launch it is not needed.",
+    )  # fmt: skip
+    group.add(
         "data_dir", "DIR",
         "Directory with the benchmarks' original files, to run without a network. Default: the environment variable "
         "DLLMEXP_DATA_DIR; unset, data comes from the hub.",

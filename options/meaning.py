@@ -35,6 +35,7 @@ class Job:
     config:    what decides the numbers. decode: its decoding part, ready for decoding.decode.
     overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the protocol.
     notes:     what a user should be told: sentences, printed and stored.
+    devices:   one for each worker that this process is to lead, its own first; () where it starts none.
     """
 
     config: RunConfig
@@ -47,6 +48,7 @@ class Job:
     limit: int | None
     batch_size: int
     device: str | None
+    devices: tuple[str, ...]
     data_dir: Path | None
     predictions: Path | None
     overwrite: bool
@@ -98,6 +100,9 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     check.choice("dtype", args.dtype, DTYPES)
     check.choice("confidence_dtype", args.confidence_dtype, CONFIDENCE_DTYPES)
     check.text("device", args.device, r"cpu|cuda(:\d+)?", "cpu, cuda, cuda:0, cuda:1, ...")
+    check.text("devices", args.devices, r"(cpu|\d+)(,(cpu|\d+))*", "a list such as 0,1,2,3 or cpu,cpu")
+    if args.device is not None and args.devices is not None:
+        check.problems.append(f"--device {args.device} and --devices {args.devices}: give one of them")
     check.text("tag", args.tag, r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_', '-', for a file name")
     algorithm = check.one_of_two(args, "alg", "remasking")
     gen_length = check.one_of_two(args, "gen_length", "max_new_tokens")
@@ -117,11 +122,12 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     if decode.temperature == 0:
         decode = replace(decode, top_p=None, top_k=None)
     checkpoint = getattr(args, models[alias]["flag"]) or models[alias]["checkpoint"]
+    devices = tuple(d if d == "cpu" else f"cuda:{d}" for d in args.devices.split(",")) if args.devices else ()
     return Job(
         _run_config(args, family, checkpoint, proto, decode), decode, proto,
         {} if args.predictions else _overrides(proto, given, decode), notes,
         output_dir=Path(args.output_dir), tag=args.tag, limit=args.limit, batch_size=args.batch_size,
-        device=args.device, data_dir=Path(args.data_dir) if args.data_dir else None,
+        device=devices[0] if devices else args.device, devices=devices, data_dir=Path(args.data_dir) if args.data_dir else None,
         predictions=Path(args.predictions) if args.predictions else None, overwrite=args.overwrite,
     )  # fmt: skip
 

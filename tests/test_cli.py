@@ -325,7 +325,7 @@ def test_predictions_with_a_limit_need_only_the_first(run, mini, tmp_path):
 
 def test_finished_result_is_kept_and_another_ones_is_not_replaced(run, mini, tmp_path):
     assert run(mini, "--limit", "1")[0] == 0
-    (path,) = (tmp_path / "out").iterdir()
+    (path,) = (tmp_path / "out").glob("*.json")
     before = path.read_bytes()
     code, out, err = run(mini, "--limit", "1", "--batch_size", "4")
     assert code == 0 and "finished already" in err and str(path) in out

@@ -14,8 +14,11 @@ import eval as cli
 import models
 from decoding.engine import Completion
 from decoding.schedule import DecodeConfig, make_schedule
-from harness import DreamHarness, LladaHarness, Predictions, first_stop, stops_of, text_is_final
+from harness import DreamHarness, LladaHarness, Predictions
+from ledger import Ledger
 from results import VOLATILE, Record, load_result, profile
+from stops import first_stop, stops_of, text_is_final
+from store import Store
 from utils import BadDataError, UsageError, sample_seed, sha256
 
 
@@ -28,6 +31,7 @@ def harness_of(
     prefill=lambda doc: "",
     algorithm="leftright",
     k=1,
+    ledger=None,
     **options,
 ):
     checkpoint, kind = (LLADA, LladaHarness) if family == "llada" else (DREAM, DreamHarness)
@@ -39,6 +43,7 @@ def harness_of(
         load=load or (lambda: models.load_model(checkpoint, device="cpu", dtype="float32")[0]),
         device="cpu",
         batch_size=batch_size,
+        ledger=ledger,
         prefill=prefill,
     )
 
@@ -59,7 +64,7 @@ def completion(ids, open_from=None, **fields):
 
 def read(harness, ids, stops=(), open_from=None) -> Record:
     job = SimpleNamespace(doc_id=0, repeat=0, prompt="p", ids=[1], seed=0, stops=tuple(stops))
-    return harness._record(job, completion(ids, open_from))
+    return harness._record(job, completion(ids, open_from), prompt_tokens=1, cost_seconds=0.1)
 
 
 # ---------------------------------------------------------------- stop strings
@@ -163,13 +168,12 @@ def test_a_full_canvas_is_said():
 
 def test_prefill_is_appended_as_it_is():
     """LLaDA's template trims content, and would glue the first line of code to the fence."""
-    seen = {}
     harness = harness_of("llada", prefill=lambda doc: f"```python\n{doc['code']}\n")
-    harness.remember = lambda job: seen.update(prompt=job.prompt, ids=job.ids)
     prompt = harness.apply_chat_template([{"role": "user", "content": "Go"}])
     harness.generate_until([request(prompt, doc={"code": "def f():"})], disable_tqdm=True)
-    assert seen["prompt"] == prompt + "```python\ndef f():\n"
-    assert harness.tokenizer.decode(seen["ids"]) == seen["prompt"]
+    [record] = harness.records
+    assert record.prompt == prompt + "```python\ndef f():\n"
+    assert record.prompt_tokens == len(harness.tokenizer.encode(record.prompt, add_special_tokens=False))
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -218,17 +222,16 @@ def test_prompt_that_does_not_fit_is_reported_before_the_model_loads():
         harness.generate_until([request("a b", 6), request("a b c d e " * 20, 7)], disable_tqdm=True)
 
 
-def test_model_loads_for_the_first_sample_that_needs_it():
+def test_model_loads_for_the_first_sample_that_needs_it(tmp_path):
+    """Scoring anew what is kept already must not read 16 GB."""
     loads = []
-    harness = harness_of(
-        "llada", load=lambda: loads.append(1) or models.load_model(LLADA, device="cpu", dtype="float32")[0]
-    )
-    harness.recall = lambda job: setattr(job, "record", Record(job.doc_id, 0, job.prompt, text="known")) or True
-    assert harness.generate_until([request("a")], disable_tqdm=True) == ["known"]
-    assert loads == []
-    harness.recall = lambda job: False
-    harness.generate_until([request("a"), request("b", 1)], disable_tqdm=True)
-    harness.generate_until([request("c")], disable_tqdm=True)
+    load = lambda: loads.append(1) or models.load_model(LLADA, device="cpu", dtype="float32")[0]
+    with Store.open(tmp_path, {}, "f" * 64) as store:
+        texts = harness_of("llada", ledger=Ledger("f" * 64, store)).generate_until([request("a")], disable_tqdm=True)
+        harness = harness_of("llada", load=load, ledger=Ledger("f" * 64, store))
+        assert harness.generate_until([request("a")], disable_tqdm=True) == texts and loads == []
+        harness.generate_until([request("a"), request("b", 1)], disable_tqdm=True)
+        harness.generate_until([request("c")], disable_tqdm=True)
     assert loads == [1]
 
 
@@ -278,10 +281,10 @@ def test_error_of_the_project_is_no_failed_sample():
     """A full disk while samples are kept must end the run, not fill the result with failed samples."""
     harness = harness_of("llada", gen_length=4)
 
-    def full(job):
+    def full(*_):
         raise BadDataError("no space")
 
-    harness.remember = full
+    harness.ledger.remember = full
     with pytest.raises(BadDataError):
         harness.generate_until([request("a")], disable_tqdm=True)
 
@@ -315,15 +318,15 @@ def test_early_exit_changes_no_text(family, algorithm, k):
 def test_profile_has_one_definition():
     done = dict(prompt="", tokens_committed=8, positions_computed=100)
     records = [
-        Record(0, 0, **done, tokens_returned=6, nfe=4, seconds=1.0, forwards_saved=2),
-        Record(1, 0, **done, tokens_returned=2, nfe=4, seconds=3.0),
+        Record(0, 0, **done, tokens_returned=6, nfe=4, seconds=1.0, cost_seconds=0.5, forwards_saved=2),
+        Record(1, 0, **done, tokens_returned=2, nfe=4, seconds=3.0, cost_seconds=1.5),
         Record(2, 0, "", error="Traceback"),
     ]
-    p = profile(records, seconds=2.0, peak_bytes={"device": None, "host": 1})
+    p = profile(records, peak_bytes={"device": None, "host": 1})
     assert (p["samples"], p["tokens_returned"], p["tokens_committed"], p["positions_computed"]) == (2, 8, 16, 200)
     assert p["forward_passes"] == {"full": 8, "partial": 0} and p["forwards_saved"] == 2
     assert (p["tpf"], p["tokens_per_second"], p["latency_s"]) == (1.0, 4.0, {"p50": 2.0, "p95": pytest.approx(2.9)})
-    nothing = profile([], seconds=0.0, peak_bytes={})
+    nothing = profile([], peak_bytes={})
     assert nothing["tpf"] is None and nothing["tokens_per_second"] is None
 
 

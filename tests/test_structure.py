@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A room may import rooms of a lower floor, and itself. scripts/ and tests/ stand outside.
 FLOORS = (
-    ("utils",),
-    ("models", "decoding", "tasks", "store", "results"),
-    ("lmeval", "options"),
+    ("utils", "stops"),
+    ("models", "decoding", "tasks", "store", "results", "workers"),
+    ("lmeval", "options", "ledger"),
     ("harness",),
     ("eval",),
 )
