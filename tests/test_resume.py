@@ -1,0 +1,302 @@
+"""Nothing is lost and nothing depends on luck: resume, signals, several workers, running out of memory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from mini import LLADA, ROOT, gsm8k_dir
+
+import eval as cli
+import harness
+import models
+from decoding.algorithms import ALGORITHMS, algorithms_of
+from workers import Crew, LeaderGone, Place, await_leader, place_of
+
+N = 6
+
+
+@pytest.fixture
+def data(tmp_path):
+    return gsm8k_dir(tmp_path / "data", n=N)
+
+
+def arguments(data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--model_alias", "llada", "--llada_ckpt", str(LLADA), "--task", "gsm8k", "--data_dir", str(data),
+        "--output_dir", str(out), "--gen_length", "32", "--tokens_per_step", "2", "--dtype", "float32", *more,
+    ]  # fmt: skip
+
+
+def run(data, out, *more) -> tuple[int, dict | None]:
+    """Exit code and result of a run in this process."""
+    code = cli.main(arguments(data, out, "--device", "cpu", *more))
+    found = sorted(out.glob("*.json"))
+    return code, json.loads(found[-1].read_text()) if found else None
+
+
+def start(data, out, *more, module=(), **environment) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, *module, str(ROOT / "eval.py"), *arguments(data, out, *more)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def drop_result(out: Path) -> None:
+    for path in out.glob("*.json"):
+        path.unlink()
+
+
+def shards(out: Path) -> list[Path]:
+    return sorted(out.glob("cache/*/shard-*"))
+
+
+# ---- resume
+
+
+@pytest.mark.parametrize("temperature", ["0", "0.7"])
+def test_a_resumed_run_is_the_run_that_was_never_interrupted(data, tmp_path, temperature):
+    """Other limit, other batch size, in two parts: the same result, and nothing is decoded twice."""
+    more = ("--temperature", temperature)
+    _, whole = run(data, tmp_path / "a", *more)
+    _, part = run(data, tmp_path / "b", *more, "--limit", "4", "--batch_size", "3")
+    drop_result(tmp_path / "b")
+    code, resumed = run(data, tmp_path / "b", *more, "--batch_size", "2")
+    assert code == 0 and part["n_samples"] == 4
+    assert resumed["content_sha256"] == whole["content_sha256"]
+    assert sum(len(p.read_text().splitlines()) - 1 for p in shards(tmp_path / "b")) == N
+    assert [s["samples"] for s in resumed["meta"]["samples_made"]] == [4, 2]
+    assert resumed["profile"]["tokens_returned"] == whole["profile"]["tokens_returned"]
+    assert resumed["profile"]["seconds"] > 0
+
+
+def test_all_samples_there_means_that_no_model_is_loaded(data, tmp_path, monkeypatch):
+    _, first = run(data, tmp_path / "a")
+    drop_result(tmp_path / "a")
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    code, again = run(data, tmp_path / "a")
+    assert code == 0 and again["content_sha256"] == first["content_sha256"]
+
+
+def test_the_text_is_cut_anew_from_what_is_kept(data, tmp_path, monkeypatch):
+    """A change of extraction re-scores in seconds: what is kept is the canvas, not the text."""
+    run(data, tmp_path / "a")
+    drop_result(tmp_path / "a")
+    monkeypatch.setattr(harness._ProfilingHarness, "_text", lambda self, ids, special=False: f"#### {len(ids)}")
+    _, again = run(data, tmp_path / "a")
+    assert all(s["text"].startswith("#### ") for s in again["samples"])
+
+
+def test_another_configuration_shares_nothing(data, tmp_path):
+    run(data, tmp_path / "a")
+    for more in (("--seed", "1"), ("--temperature", "0.5"), ("--tokens_per_step", "4"), ("--dtype", "bfloat16")):
+        run(data, tmp_path / "a", *more, "--tag", "other" + more[1].replace(".", "_"))
+    assert len(list((tmp_path / "a" / "cache").iterdir())) == 5
+    assert [len(p.read_text().splitlines()) for p in shards(tmp_path / "a")] == [N + 1] * 5
+
+
+def test_overwrite_ignores_what_is_kept_and_says_so(data, tmp_path, caplog):
+    run(data, tmp_path / "a")
+    code, result = run(data, tmp_path / "a", "--overwrite")
+    assert code == 0 and result["status"] == "complete"
+    assert len(shards(tmp_path / "a")) == 1 and len(list(tmp_path.glob("a/cache/*/aside-1/shard-*"))) == 1
+    assert "set aside" in caplog.text
+
+
+def test_results_deleted_between_runs(data, tmp_path):
+    import shutil
+
+    _, first = run(data, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a")
+    assert run(data, tmp_path / "a")[1]["content_sha256"] == first["content_sha256"]
+
+
+def test_a_damaged_sample_alone_is_made_again(data, tmp_path, capsys):
+    _, first = run(data, tmp_path / "a")
+    drop_result(tmp_path / "a")
+    [shard] = shards(tmp_path / "a")
+    lines = shard.read_bytes().split(b"\n")
+    lines[3] = lines[3][:60] + bytes([lines[3][60] ^ 1]) + lines[3][61:]
+    shard.write_bytes(b"\n".join(lines))
+    _, again = run(data, tmp_path / "a")
+    assert again["content_sha256"] == first["content_sha256"] and "1 corrupt" in capsys.readouterr().err
+    assert [len(p.read_bytes().splitlines()) for p in shards(tmp_path / "a")].count(2) == 1
+
+
+# ---- failures
+
+
+def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypatch):
+    _, whole = run(data, tmp_path / "a")
+    real = harness.decode
+    bad = whole["samples"][2]["prompt"]
+
+    def failing(model, prompts, *more, **options):
+        texts = [models.load_tokenizer(LLADA).decode(p) for p in prompts]
+        if bad in texts:
+            raise RuntimeError("injected")
+        return real(model, prompts, *more, **options)
+
+    monkeypatch.setattr(harness, "decode", failing)
+    code, result = run(data, tmp_path / "b", "--batch_size", "2")
+    assert code == 5 and result["status"] == "incomplete" and result["n_failed"] == 1 and result["headline"] is None
+    assert "injected" in result["samples"][2]["error"]
+    monkeypatch.setattr(harness, "decode", real)
+    code, again = run(data, tmp_path / "b")
+    assert code == 0 and again["content_sha256"] == whole["content_sha256"]
+    assert again["meta"]["samples_made"][0]["samples"] == N - 1, "the others were decoded once"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_out_of_memory_halves_the_batch_and_goes_on(data, tmp_path, monkeypatch, error):
+    """The samples in flight are decoded again, none is lost, none is scored as wrong, and the result says so."""
+    _, whole = run(data, tmp_path / "a")
+    real = models.Transformer.predict
+
+    def small(self, tokens, spans, rows, cache=None):
+        if len(spans) > 2:
+            raise error
+        return real(self, tokens, spans, rows, cache)
+
+    monkeypatch.setattr(models.Transformer, "predict", small)
+    code, result = run(data, tmp_path / "b", "--batch_size", "6")
+    assert code == 0 and result["content_sha256"] == whole["content_sha256"]
+    assert result["meta"]["batch_sizes_out_of_memory"] == [6, 3]
+
+
+def test_out_of_memory_with_one_sample_in_flight_is_a_status(data, tmp_path, monkeypatch):
+    def never(self, *_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(models.Transformer, "predict", never)
+    code, result = run(data, tmp_path / "b", "--limit", "2")
+    assert code == 5 and result["n_failed"] == 2 and result["metrics"] == {} and result["score_on_completed"] == {}
+
+
+# ---- two processes, signals
+
+
+def test_a_second_process_exits_75_and_says_who_has_it(data, tmp_path, capsys):
+    from store import Store
+
+    job_id = run(data, tmp_path / "a")[1]["id"]
+    drop_result(tmp_path / "a")
+    config = json.loads(next(tmp_path.glob("a/cache/*/config.json")).read_text())
+    identity = {k: v for k, v in config.items() if k not in ("config_id", "store_version")}
+    with Store.open(tmp_path / "a" / "cache", identity, job_id):
+        capsys.readouterr()
+        assert run(data, tmp_path / "a")[0] == 75
+    assert f"pid {os.getpid()}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
+    """Pre-emption: exit 128+n within seconds, nothing finished is lost, no result pretends to be final."""
+    big = gsm8k_dir(tmp_path / "big", n=200)
+    process = start(big, tmp_path / "a", "--device", "cpu", "--gen_length", "64", "--tokens_per_step", "1")
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not any(p.stat().st_size > 3000 for p in shards(tmp_path / "a")):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number and "Traceback" not in err
+    kept = [line for line in err.splitlines() if "samples are kept in" in line]
+    assert len(kept) == 1 and "the same command goes on" in kept[0] and not list((tmp_path / "a").glob("*.json"))
+    n = int(kept[0].split(" finished samples")[0].split()[-1])
+    assert n == sum(len(p.read_text().splitlines()) - 1 for p in shards(tmp_path / "a")) > 0
+
+
+# ---- several workers
+
+
+def test_place_of_a_process():
+    assert place_of({}).leads and place_of({}).size == 1
+    place = place_of({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500"})
+    assert (place.rank, place.size, place.local_rank, place.leads) == (3, 4, 1, False)
+    assert place.session == f"{os.getppid()}-29500"
+
+
+@pytest.mark.parametrize("environ", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "x"}, {"WORLD_SIZE": "0"}])
+def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, capsys):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(arguments(data, tmp_path / "a")) == 2
+    assert "which is no place among workers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["devices", "torchrun"])
+def test_two_processes_give_the_result_of_one(data, tmp_path, how):
+    _, whole = run(data, tmp_path / "a", "--temperature", "0.7")
+    if how == "devices":
+        process = start(data, tmp_path / "b", "--temperature", "0.7", "--devices", "cpu,cpu")
+    else:
+        module = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
+        process = start(data, tmp_path / "b", "--temperature", "0.7", "--device", "cpu", module=module)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    [path] = (tmp_path / "b").glob("*.json")
+    assert json.loads(path.read_text())["content_sha256"] == whole["content_sha256"]
+    written = [len(p.read_text().splitlines()) - 1 for p in shards(tmp_path / "b")]
+    assert len(written) == 2 and sum(written) == N
+
+
+def test_what_a_dead_worker_leaves_is_decoded_by_the_leader(data, tmp_path, monkeypatch):
+    """A worker that cannot start, say for want of memory on its device, costs time and no sample."""
+    _, whole = run(data, tmp_path / "a")
+
+    class Stillborn(Crew):
+        def __init__(self, argv, devices, place):
+            self.processes = [subprocess.Popen([sys.executable, "-c", "raise SystemExit(4)"])]
+
+    monkeypatch.setattr(cli, "Crew", Stillborn)
+    assert cli.main(arguments(data, tmp_path / "b", "--devices", "cpu,cpu")) == 0
+    [path] = (tmp_path / "b").glob("*.json")
+    assert json.loads(path.read_text())["content_sha256"] == whole["content_sha256"]
+
+
+def test_a_worker_does_not_outlive_its_leader(tmp_path):
+    place = Place(rank=1, size=2, session="s", parent=1)
+    with pytest.raises(LeaderGone, match="what it decoded is kept"):
+        place.check()
+    with pytest.raises(LeaderGone, match=r"waited 0\.1 s for rank 0"):
+        await_leader(tmp_path, Place(rank=1, size=2, session="s"), timeout_s=0.1)
+
+
+def test_device_and_devices_are_not_given_together(data, tmp_path, capsys):
+    assert cli.main(arguments(data, tmp_path, "--device", "cpu", "--devices", "0,1")) == 2
+    assert "--device cpu and --devices 0,1" in capsys.readouterr().err
+
+
+# ---- determinism of every algorithm, through the command line
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_path, family):
+    """temperature 0 and 0.7; batch sizes 1, 3, 8; half of it resumed."""
+    from mini import DREAM
+
+    checkpoint = [f"--{family}_ckpt", str(LLADA if family == "llada" else DREAM)]
+    for algorithm in algorithms_of(family):
+        for temperature in ("0", "0.7"):
+            seen = set()
+            for batch in ("1", "3", "8"):
+                out = tmp_path / f"{algorithm}-{temperature}-{batch}"
+                more = [
+                    "--model_alias", family, *checkpoint, "--task", "gsm8k", "--data_dir", str(data), "--device", "cpu",
+                    "--output_dir", str(out), "--gen_length", "16", "--tokens_per_step", "3", "--dtype", "float32",
+                    "--alg", algorithm, "--temperature", temperature, "--batch_size", batch,
+                ]  # fmt: skip
+                if ALGORITHMS[algorithm].blocks:
+                    more += ["--block_length", "8"]
+                if batch == "3":
+                    assert cli.main([*more, "--limit", "2"]) == 0
+                assert cli.main(more) == 0
+                [path] = [p for p in out.glob("*.json") if "limit" not in p.name]
+                seen.add(json.loads(path.read_text())["content_sha256"])
+            assert len(seen) == 1, (algorithm, temperature)
