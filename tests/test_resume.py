@@ -300,3 +300,11 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_pat
                 [path] = [p for p in out.glob("*.json") if "limit" not in p.name]
                 seen.add(json.loads(path.read_text())["content_sha256"])
             assert len(seen) == 1, (algorithm, temperature)
+
+
+def test_kill_test_small(capsys):
+    """SIGKILL at random moments, each resumed: scripts/kill_test.py in small."""
+    from scripts.kill_test import main
+
+    assert main(["--kills", "2", "--samples", "12", "--seed", "1"]) == 0
+    assert "lost 0, differing bytes 0" in capsys.readouterr().out
