@@ -2,36 +2,35 @@
 
     python eval.py --model_alias llada --task gsm8k --tokens_per_step 2
 
-This file checks, calls lm-eval through harness.py and writes the result. What the arguments mean is in options.py.
-Nothing heavy is imported until every cheap check has passed.
+This file checks, calls lm-eval through harness.py and writes the result. What the arguments mean is in options/,
+what surrounds the model in experiment/. Nothing heavy is imported until every cheap check has passed.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledger import Ledger, ShareDone
+from experiment.checks import check_inputs, choose_device, finished_result, identified, open_store, say, uncollected
+from experiment.ledger import Ledger, ShareDone
+from experiment.result import build_result, table
+from experiment.signals import Interrupted, Signalled, signals_raise
+from experiment.workers import Crew, Place, place_of
 from options import Job, parse, resolve
-from results import build_result, load_result, read_predictions, table
 from store import Store
-from tasks import DataError, PromptForm, TaskSpec, build_task, check_data, data_checksums
-from tasks.base import load_data
+from tasks import DataError, PromptForm, TaskSpec, build_task
 from tasks.gsm8k import SPEC as GSM8K
 from tasks.humaneval import SPEC as HUMANEVAL
 from tasks.mbpp import SPEC as MBPP
 from tasks.protocols import protocol
-from tasks.sandbox import SandboxError, judge
+from tasks.sandbox import SandboxError
 from tasks.truthfulqa import SPEC as TRUTHFULQA
 from utils import (
     EXIT_COMPLETE,
@@ -40,16 +39,13 @@ from utils import (
     EXIT_INCOMPLETE,
     BadDataError,
     DllmexpError,
-    EnvironmentProblem,
     ManyProblems,
     OutputError,
     UsageError,
     atomic_write_json,
-    differing_keys,
     environment,
     output_problem,
 )
-from workers import Crew, Place, announce, await_leader, place_of
 
 if TYPE_CHECKING:
     from harness import _ProfilingHarness
@@ -98,127 +94,6 @@ def get_model(job: Job, device: str, task, ledger: Ledger) -> _ProfilingHarness:
     )
 
 
-# ---------------------------------------------------------------- checks before anything heavy
-
-
-def check_inputs(job: Job, spec: TaskSpec) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
-    """The job with what identifies its inputs filled in, the predictions if there are any, and what is wrong."""
-    from models import check_checkpoint, fingerprint, read_config
-
-    errors: list[DllmexpError] = []
-    notes, config, texts, n_docs = list(job.notes), job.config, None, spec.n_docs
-    if problems := check_data(spec, job.data_dir):
-        errors.append(BadDataError(problems))
-    else:
-        config = replace(config, data=_data_identity(job, spec))
-        n_docs = len(load_data(spec, job.data_dir).splits[spec.eval_split]) if job.data_dir else n_docs
-    if job.limit is not None and job.limit > n_docs:
-        notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
-    if spec.kind == "code":
-        errors += _sandbox_errors()
-    if job.predictions is not None:
-        try:  # without good data nobody knows how many documents there are
-            texts = read_predictions(job.predictions, n_docs, job.limit) if config.data else None
-            config = replace(config, predictions=_file_sha256(job.predictions))
-        except BadDataError as error:
-            errors.append(error)
-        return replace(job, config=config, notes=tuple(notes)), texts, errors
-    flag = MODEL_DEFAULTS[config.model_alias]["flag"]
-    if problems := check_checkpoint(config.checkpoint):
-        errors.append(BadDataError(f"--{flag}: {problem}" for problem in problems))
-    else:
-        stored = read_config(config.checkpoint)
-        config = replace(config, fingerprint=fingerprint(config.checkpoint))
-        if stored.family != config.family:
-            alias = f"--model_alias {config.model_alias} is of the {config.family} family"
-            errors.append(UsageError(f"--{flag} {config.checkpoint} is of the {stored.family} family; {alias}"))
-        if stored.dtype_on_disk not in (None, config.dtype):
-            notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
-    return replace(job, config=config, notes=tuple(notes)), None, errors
-
-
-def _data_identity(job: Job, spec: TaskSpec) -> dict[str, str]:
-    """sha256 of each benchmark file, or the hub's data set."""
-    return data_checksums(spec, job.data_dir) or {"hub": "/".join(filter(None, spec.hub))}
-
-
-def _sandbox_errors() -> list[DllmexpError]:
-    """Why generated code could not be run here, found before hours are spent on generating it."""
-    try:
-        judge("x = 1", "assert x == 1")
-    except SandboxError as error:
-        return [EnvironmentProblem(str(error))]
-    return []
-
-
-def _file_sha256(path: Path) -> str:
-    import hashlib
-
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
-
-
-def _identified(job: Job, spec: TaskSpec) -> Job:
-    """The job with the identity of its inputs, as far as they are local files; nothing is fetched or checked."""
-    from models import fingerprint
-
-    config = job.config
-    if job.predictions is None and Path(config.checkpoint).is_dir():
-        config = replace(config, fingerprint=fingerprint(config.checkpoint))
-    if job.predictions is not None and job.predictions.is_file():
-        config = replace(config, predictions=_file_sha256(job.predictions))
-    if job.data_dir is None or job.data_dir.is_dir():
-        config = replace(config, data=_data_identity(job, spec))
-    return replace(job, config=config)
-
-
-def finished_result(job: Job) -> dict[str, Any] | None:
-    """The finished result of this configuration where there is one, else None.
-
-    Raises UsageError where another configuration's result is at the path, BadDataError where something else is.
-    """
-    result = None if job.overwrite else load_result(job.path)
-    if result is None:
-        return None
-    if result["id"] == job.config.id:
-        return result if result["status"] == "complete" else None
-    differ = differing_keys(result["config"], job.config.as_dict())
-    raise UsageError(
-        f"{job.path} is the result of another configuration ({'; '.join(differ) or 'made by another version'}); "
-        "--tag NAME writes beside it, --overwrite replaces it"
-    )
-
-
-def choose_device(requested: str | None, place: Place) -> str:
-    """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there.
-
-    Under a launcher "cuda" is the device of the process's local rank.
-    """
-    if requested == "cpu":
-        return requested
-    with _uncollected():
-        import torch
-
-    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if requested is None and not n:
-        return "cpu"
-    if place.size > 1 and requested in (None, "cuda"):
-        requested = f"cuda:{place.local_rank}"
-    if requested is None:
-        return "cuda"
-    if not n:
-        why = "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
-        raise EnvironmentProblem(f"--device {requested}: {why}; --device cpu runs on the processor")
-    index = int(requested.partition(":")[2] or 0)
-    if index >= n:
-        raise EnvironmentProblem(
-            f"--device {requested}: there are {n} CUDA devices, cuda:0 to cuda:{n - 1}; or --device cpu"
-        )
-    return requested
-
-
 # ---------------------------------------------------------------- what is printed
 
 
@@ -248,47 +123,7 @@ def describe(job: Job) -> str:
     return "\n".join([*lines, f"output: {job.path}"])
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Imports make a million objects that stay: looking for garbage among them is a fifth of the start-up time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 # ---------------------------------------------------------------- a run
-
-
-class Interrupted(DllmexpError):
-    """A signal has ended the run; what was finished is kept."""
-
-    def __init__(self, number: int, problem: str):
-        super().__init__(problem)
-        self.exit_code = 128 + number
-
-
-def open_store(job: Job, place: Place) -> Store:
-    """The store of a job's samples. The leader takes the lock and lets its workers in; a worker waits for that."""
-    root, identity = job.output_dir / "cache", job.config.identity()
-    if not place.leads:
-        await_leader(root / job.config.id[:16], place)
-        return Store.open(root, identity, job.config.id, alone=False)
-    store = Store.open(root, identity, job.config.id, fresh=job.overwrite)
-    announce(store.directory, place)
-    if len(store):
-        _say(f"resuming: {len(store)} finished samples of this configuration are in {store.directory}")
-    damage = {name: getattr(store.report, name) for name in ("torn", "corrupt", "foreign")}
-    if any(damage.values()):
-        told = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
-        _say(f"note: lines of {store.directory} that are not used: {told}; their samples are made again")
-    return store
 
 
 def execute(
@@ -304,7 +139,7 @@ def execute(
             return _execute(job, spec, texts, device, place, store, crew)
     except ShareDone:
         return None
-    except (KeyboardInterrupt, _Signal) as error:
+    except (KeyboardInterrupt, Signalled) as error:
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
         kept = f"; {len(store)} finished samples are kept in {store.directory}" if store else ""
         raise Interrupted(number, f"ended by {signal.Signals(number).name}{kept}; the same command goes on") from error
@@ -315,9 +150,9 @@ def _execute(
     crew: Crew | None,
 ) -> dict[str, Any]:  # fmt: skip
     started = time.time()
-    with _uncollected():
+    with uncollected():
         import harness
-        import lmeval
+        from experiment import lmeval
     place = replace(place, size=max(place.size, len(job.devices)))
     stamp, on = environment(), lmeval.device_stamp(device)
     ledger = Ledger(job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else []))
@@ -375,9 +210,9 @@ def run(argv: list[str] | None) -> int:
     spec = TASKS[job.config.task]
     job = replace(job, notes=(*job.notes, *filter(None, [TASK_NOTES.get(spec.name)])))
     if args.dry_run:
-        print(describe(_identified(job, spec)))
+        print(describe(identified(job, spec)))
         return EXIT_COMPLETE
-    job, texts, errors = check_inputs(job, spec)
+    job, texts, errors = check_inputs(job, spec, MODEL_DEFAULTS[job.config.model_alias]["flag"])
     try:
         done = finished_result(job) if not errors else None
     except DllmexpError as error:
@@ -385,7 +220,7 @@ def run(argv: list[str] | None) -> int:
     else:
         if done is not None:
             if place.leads:
-                _say(f"finished already (id {job.config.id[:12]}); --overwrite runs it again")
+                say(f"finished already (id {job.config.id[:12]}); --overwrite runs it again")
             if place.leads:
                 print(table(done, job.path))
             return EXIT_COMPLETE
@@ -400,8 +235,8 @@ def run(argv: list[str] | None) -> int:
     if errors:
         raise ManyProblems(errors)
     if place.leads:
-        _say(describe(job))
-        _say(f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}")
+        say(describe(job))
+        say(f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}")
     result = execute(job, spec, texts, device, place, _worker_argv(sys.argv[1:] if argv is None else argv))
     if result is None:
         return EXIT_COMPLETE
@@ -420,31 +255,6 @@ def _worker_argv(argv: list[str]) -> list[str]:
     return kept
 
 
-class _Signal(BaseException):
-    """A signal that ends the run in good order."""
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM, and SIGHUP where it is not ignored, as an exception inside, as SIGINT is."""
-
-    def handler(number, _frame):
-        raise _Signal(number)
-
-    old = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                old[number] = signal.signal(number, handler)
-    except ValueError:  # not the main thread
-        pass
-    try:
-        yield
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)
-
-
 def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tuple[list[str], int]:
     """What to say about a failure, and the exit code. `bad_data`: other parts' errors with .problems about files."""
     if isinstance(error, DllmexpError):
@@ -457,7 +267,7 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
         return [f"package {error.name} is missing; pip install -r requirements.txt"], EXIT_ENVIRONMENT
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted; the same command goes on"], 128 + signal.SIGINT
-    if isinstance(error, _Signal):
+    if isinstance(error, Signalled):
         return ["terminated; the same command goes on"], 128 + error.args[0]
     first = (str(error).splitlines() or [""])[0]
     return [f"{type(error).__name__}: {first}; this should not happen, --debug shows where"], 1
@@ -468,14 +278,14 @@ def main(argv: list[str] | None = None) -> int:
     from models import CheckpointError
 
     try:
-        with _terminated():
+        with signals_raise():
             return run(argv)
-    except (Exception, KeyboardInterrupt, _Signal) as error:
+    except (Exception, KeyboardInterrupt, Signalled) as error:
         problems, code = _verdict(error, (DataError, CheckpointError))
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             traceback.print_exception(error)
     for problem in problems:
-        _say(f"error: {problem}")
+        say(f"error: {problem}")
     return code
 
 

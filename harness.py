@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 from decoding.engine import Completion, decode
 from decoding.schedule import DecodeConfig
-from ledger import Ledger
-from lmeval import quiet
-from results import Record, profile
-from stops import BROKEN_TAIL, first_stop, stops_of, text_is_final
+from experiment.ledger import Ledger
+from experiment.lmeval import quiet
+from experiment.result import Record, profile
+from experiment.stops import BROKEN_TAIL, first_stop, stops_of, text_is_final
 from utils import DllmexpError, UsageError, sample_seed
 
 if TYPE_CHECKING:
@@ -344,7 +344,7 @@ class _ProfilingHarness(HFLM):
     # -- what it cost
 
     def profile(self) -> dict[str, Any]:
-        """See results.profile for what the numbers mean."""
+        """See experiment.result.profile for what the numbers mean."""
         import resource
 
         device = torch.cuda.max_memory_allocated(self.device) if self._on_cuda and self._transformer else None

@@ -7,7 +7,6 @@ config.json, the names of its tensors, its special tokens and its tokenizer file
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
-from typing import NamedTuple
 
 
 class CheckpointError(ValueError):

@@ -1,4 +1,4 @@
-"""harness.py, results.py, lmeval.py: from a request to a text, its record, and the result of a whole run."""
+"""harness.py, experiment/: from a request to a text, its record, and the result of a whole run."""
 
 import json
 import random
@@ -15,9 +15,9 @@ import models
 from decoding.engine import Completion
 from decoding.schedule import DecodeConfig, make_schedule
 from harness import DreamHarness, LladaHarness, Predictions
-from ledger import Ledger
-from results import VOLATILE, Record, load_result, profile
-from stops import first_stop, stops_of, text_is_final
+from experiment.ledger import Ledger
+from experiment.result import VOLATILE, Record, load_result, profile
+from experiment.stops import first_stop, stops_of, text_is_final
 from store import Store
 from utils import BadDataError, UsageError, sample_seed, sha256
 
@@ -451,7 +451,7 @@ def test_profile_adds_up(tmp_path, mini):
 
 def test_published_score_only_beside_its_own_protocol(tmp_path):
     """Predictions, a limit or one changed flag make it another experiment."""
-    from results import build_result
+    from experiment.result import build_result
 
     def reference(overrides=None, limit=None, name="original", **config):
         return build_result(

@@ -16,7 +16,7 @@ import eval as cli
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
-from workers import Crew, LeaderGone, Place, await_leader, place_of
+from experiment.workers import Crew, LeaderGone, Place, await_leader, place_of
 
 N = 6
 

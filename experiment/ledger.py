@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from store import Store, sample_key
 from utils import canonical_json
-from workers import Place
+from experiment.workers import Place
 
 J = TypeVar("J")
 WAIT_S = 0.2  # between two looks at what other workers have written

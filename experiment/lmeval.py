@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from results import metrics_of
+from experiment.result import metrics_of
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM

@@ -106,7 +106,7 @@ class Crew:
             }  # fmt: skip
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, str(Path(__file__).with_name("eval.py")), *argv, "--device", device],
+                    [sys.executable, str(Path(__file__).resolve().parent.parent / "eval.py"), *argv, "--device", device],
                     env=os.environ | {name: str(value) for name, value in told.items()}, stdin=subprocess.DEVNULL,
                 )  # fmt: skip
             )

@@ -1,0 +1,168 @@
+"""Everything that can be wrong with an experiment's inputs, found before anything heavy loads; and its device and store."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from experiment.result import load_result, read_predictions
+from experiment.workers import Place, announce, await_leader
+from options import Job
+from store import Store
+from tasks import TaskSpec, check_data, data_checksums, load_data
+from tasks.sandbox import SandboxError, judge
+from utils import BadDataError, DllmexpError, EnvironmentProblem, UsageError, differing_keys
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; stdout is for the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Imports make a million objects that stay: looking for garbage among them is a fifth of the start-up time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
+    """The job with what identifies its inputs filled in, the predictions if there are any, and what is wrong."""
+    from models import check_checkpoint, fingerprint, read_config
+
+    errors: list[DllmexpError] = []
+    notes, config, texts, n_docs = list(job.notes), job.config, None, spec.n_docs
+    if problems := check_data(spec, job.data_dir):
+        errors.append(BadDataError(problems))
+    else:
+        config = replace(config, data=_data_identity(job, spec))
+        n_docs = len(load_data(spec, job.data_dir).splits[spec.eval_split]) if job.data_dir else n_docs
+    if job.limit is not None and job.limit > n_docs:
+        notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
+    if spec.kind == "code":
+        errors += _sandbox_errors()
+    if job.predictions is not None:
+        try:  # without good data nobody knows how many documents there are
+            texts = read_predictions(job.predictions, n_docs, job.limit) if config.data else None
+            config = replace(config, predictions=_file_sha256(job.predictions))
+        except BadDataError as error:
+            errors.append(error)
+        return replace(job, config=config, notes=tuple(notes)), texts, errors
+    if problems := check_checkpoint(config.checkpoint):
+        errors.append(BadDataError(f"--{checkpoint_flag}: {problem}" for problem in problems))
+    else:
+        stored = read_config(config.checkpoint)
+        config = replace(config, fingerprint=fingerprint(config.checkpoint))
+        if stored.family != config.family:
+            alias = f"--model_alias {config.model_alias} is of the {config.family} family"
+            errors.append(UsageError(f"--{checkpoint_flag} {config.checkpoint} is of the {stored.family} family; {alias}"))
+        if stored.dtype_on_disk not in (None, config.dtype):
+            notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
+    return replace(job, config=config, notes=tuple(notes)), None, errors
+
+
+def _data_identity(job: Job, spec: TaskSpec) -> dict[str, str]:
+    """sha256 of each benchmark file, or the hub's data set."""
+    return data_checksums(spec, job.data_dir) or {"hub": "/".join(filter(None, spec.hub))}
+
+
+def _sandbox_errors() -> list[DllmexpError]:
+    """Why generated code could not be run here, found before hours are spent on generating it."""
+    try:
+        judge("x = 1", "assert x == 1")
+    except SandboxError as error:
+        return [EnvironmentProblem(str(error))]
+    return []
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
+
+
+def identified(job: Job, spec: TaskSpec) -> Job:
+    """The job with the identity of its inputs, as far as they are local files; nothing is fetched or checked."""
+    from models import fingerprint
+
+    config = job.config
+    if job.predictions is None and Path(config.checkpoint).is_dir():
+        config = replace(config, fingerprint=fingerprint(config.checkpoint))
+    if job.predictions is not None and job.predictions.is_file():
+        config = replace(config, predictions=_file_sha256(job.predictions))
+    if job.data_dir is None or job.data_dir.is_dir():
+        config = replace(config, data=_data_identity(job, spec))
+    return replace(job, config=config)
+
+
+def finished_result(job: Job) -> dict[str, Any] | None:
+    """The finished result of this configuration where there is one, else None.
+
+    Raises UsageError where another configuration's result is at the path, BadDataError where something else is.
+    """
+    result = None if job.overwrite else load_result(job.path)
+    if result is None:
+        return None
+    if result["id"] == job.config.id:
+        return result if result["status"] == "complete" else None
+    differ = differing_keys(result["config"], job.config.as_dict())
+    raise UsageError(
+        f"{job.path} is the result of another configuration ({'; '.join(differ) or 'made by another version'}); "
+        "--tag NAME writes beside it, --overwrite replaces it"
+    )
+
+
+def choose_device(requested: str | None, place: Place) -> str:
+    """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there.
+
+    Under a launcher "cuda" is the device of the process's local rank.
+    """
+    if requested == "cpu":
+        return requested
+    with uncollected():
+        import torch
+
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if requested is None and not n:
+        return "cpu"
+    if place.size > 1 and requested in (None, "cuda"):
+        requested = f"cuda:{place.local_rank}"
+    if requested is None:
+        return "cuda"
+    if not n:
+        why = "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        raise EnvironmentProblem(f"--device {requested}: {why}; --device cpu runs on the processor")
+    index = int(requested.partition(":")[2] or 0)
+    if index >= n:
+        raise EnvironmentProblem(
+            f"--device {requested}: there are {n} CUDA devices, cuda:0 to cuda:{n - 1}; or --device cpu"
+        )
+    return requested
+
+
+def open_store(job: Job, place: Place) -> Store:
+    """The store of a job's samples. The leader takes the lock and lets its workers in; a worker waits for that."""
+    root, identity = job.output_dir / "cache", job.config.identity()
+    if not place.leads:
+        await_leader(root / job.config.id[:16], place)
+        return Store.open(root, identity, job.config.id, alone=False)
+    store = Store.open(root, identity, job.config.id, fresh=job.overwrite)
+    announce(store.directory, place)
+    if len(store):
+        say(f"resuming: {len(store)} finished samples of this configuration are in {store.directory}")
+    damage = {name: getattr(store.report, name) for name in ("torn", "corrupt", "foreign")}
+    if any(damage.values()):
+        told = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
+        say(f"note: lines of {store.directory} that are not used: {told}; their samples are made again")
+    return store

@@ -1,0 +1,42 @@
+"""How a run ends early: a signal becomes an exception, and what was finished is kept."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from utils import DllmexpError
+
+
+class Signalled(BaseException):
+    """A signal that ends the run in good order."""
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """SIGTERM, and SIGHUP where it is not ignored, as an exception inside, as SIGINT is."""
+
+    def handler(number, _frame):
+        raise Signalled(number)
+
+    old = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                old[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread
+        pass
+    try:
+        yield
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)
+
+
+class Interrupted(DllmexpError):
+    """A signal has ended the run; what was finished is kept."""
+
+    def __init__(self, number: int, problem: str):
+        super().__init__(problem)
+        self.exit_code = 128 + number
