@@ -1,44 +1,38 @@
 """Runs a candidate program and its tests in a process of its own, and says whether the tests passed.
 
-What is covered: a fresh interpreter per program (the process that holds the model is never forked), its own
-session, all of which is killed afterwards; limits on CPU time, wall time, memory, file size and open files; an
-environment built from scratch (no tokens, PYTHONHASHSEED=0); a scratch directory that is removed; output thrown
-away; a verdict that only a message on a private pipe after the last test can give, so that exit codes and
-printed text count for nothing.
+    judge(candidate, tests)               the verdict of the standard executor: one program, candidate then tests
+    judge(candidate, tests, strict=True)  the tests in a process that never executes candidate code
+    judge_many(programs)                  the same for a list, on every core
 
-What is NOT covered: this is no security sandbox. The program runs as the same user: it can read and write that
-user's files, use the network, start processes, signal others, and leave its session and outlive the limits. A
-program that sets out to do so can search its own process for the token of the verdict and forge a pass, and
-objects that compare equal to everything pass tests here as they do in every executor of this kind.
+A fresh interpreter per program, confined as tasks/jail/ says; which tier of confinement this machine has is tried
+out once (`tier()`), and below the floor nothing runs unless `accept()` was told so. A pass is a message with a
+one-time token after the last test; exit codes and printed text count for nothing. Three outcomes: a pass, a failure
+with its reason, and SandboxError: the machine's fault or the tests', never a failed sample.
 
-CPU time decides, so a loaded machine does not change a verdict; wall time is the backstop for a program that sleeps.
+Not covered: faults of the kernel, side channels, what stat() shows of files, and in the default mode a program that
+searches its own process for the token or returns objects that equal everything. The strict mode refuses those two.
 """
 
 from __future__ import annotations
 
-import functools
-import json
+import ast
+import builtins
 import os
-import secrets
-import select
-import shutil
-import signal
-import subprocess
-import sys
-import sysconfig
-import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-TIMEOUT_S = 10.0  # CPU; MBPP's slowest reference solution takes 1.6 s
-WALL_S = 30.0
-MEMORY_MB = 4096
-FILE_MB = 16
-RUNNER = Path(__file__).with_name("sandbox_runner.py")
-MAX_MESSAGE = 1 << 16
+from tasks.jail import tiers
+from tasks.jail.process import Limits, Outcome, run_program, run_strict
+from tasks.jail.scratch import RUN
+from tasks.jail.tiers import Tier
+
+TIMEOUT_S = Limits.cpu_s  # CPU; MBPP's slowest reference solution takes 1.6 s
+WALL_S = Limits.wall_s
+ATTEMPTS = 3
+UNSAFE = ("fs", "all")
 
 
 class SandboxError(RuntimeError):
@@ -47,183 +41,166 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """reason: "passed", or why not: "assertion", "exception", "syntax", "cpu", "wall", "memory", "protocol"
-    (it ended without a verdict: exit() before the last test, a crash). detail: at most about 1 kB of text.
-    seconds: wall time of the process.
+    """reason: "passed", or why not: "assertion", "exception", "syntax", "cpu", "wall", "memory", "files" (too much on
+    disk), "protocol" (it ended without a verdict: exit() before the last test, a crash, noise in the verdict's pipe);
+    strict also "opaque" (the tests compare an object that is no data) and "unverifiable" (they use one, so this mode
+    cannot tell). detail: at most about 600 characters. seconds, cpu_s: of the process. tier: that of the sandbox.
     """
 
     passed: bool
     reason: str
     detail: str
     seconds: float
+    cpu_s: float = 0.0
+    tier: str = ""
 
 
-def judge(candidate: str, tests: str, *, timeout_s: float = TIMEOUT_S, wall_s: float = WALL_S) -> Verdict:
+@dataclass(frozen=True)
+class Program:
+    """A candidate, its tests, and what the strict mode has to know of the tests.
+
+    helpers: trusted source that the tests need, executed beside them. names: what in the tests is the candidate's;
+    None: every name that the tests use and that neither they, nor `helpers`, nor Python define.
+    """
+
+    candidate: str
+    tests: str
+    helpers: str = ""
+    names: tuple[str, ...] | None = None
+
+    def asked(self) -> tuple[str, ...]:
+        if self.names is not None:
+            return self.names
+        known = defined_names(self.helpers) | set(dir(builtins))
+        return tuple(sorted(free_names(self.tests) - known))
+
+
+_accepted: str | None = None
+
+
+def accept(unsafe: str | None) -> None:
+    """Run programs also where the sandbox is below the floor: "fs" (tier B), "all" (B and C), None (neither)."""
+    global _accepted
+    assert unsafe in (None, *UNSAFE), unsafe
+    _accepted = unsafe
+
+
+def tier() -> Tier:
+    """The sandbox of this machine. Raises SandboxError where it is below the floor and that was not accepted."""
+    found = tiers.find()
+    if not found.accepted(_accepted):
+        raise SandboxError(found.refusal())
+    return found
+
+
+def judge(
+    candidate: str,
+    tests: str,
+    *,
+    strict: bool = False,
+    helpers: str = "",
+    names: tuple[str, ...] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    wall_s: float = WALL_S,
+) -> Verdict:
     """Execute candidate, then tests, in one empty namespace (`__name__` is not "__main__"); passed if neither raises.
 
-    timeout_s: CPU seconds. wall_s: seconds until a program that waits is ended. Raises SandboxError if no process
-    can be started (tried three times) or if the tests are not Python.
+    strict: the tests run in another process, which calls the candidate's functions with data and gets data back;
+    helpers, names: see Program. timeout_s: CPU seconds. wall_s: seconds until a program that waits is ended. Raises
+    SandboxError if there is no verdict after three attempts, if the sandbox is below the floor (see accept), and if
+    the tests are not Python.
     """
-    for attempt in range(3):
-        with _scratch() as folder:
-            verdict = _run(candidate, tests, timeout_s, wall_s, folder)
-        if verdict is not None:
-            return verdict
-        time.sleep(0.1 * 2**attempt)
-    raise SandboxError(f"the interpreter for generated code does not start: {sys.executable} {RUNNER}")
+    return _judge(Program(candidate, tests, helpers, names), strict, Limits(timeout_s, wall_s), None)
 
 
 def judge_many(
-    programs: Sequence[tuple[str, str]],
+    programs: Sequence[Program | tuple[str, str]],
     workers: int | None = None,
     *,
+    strict: bool = False,
     timeout_s: float = TIMEOUT_S,
     wall_s: float = WALL_S,
 ) -> list[Verdict]:
-    """judge() for each (candidate, tests), in order, `workers` at a time (None: one per available core)."""
-    workers = workers or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(workers) as pool:
+    """judge() for each program, in order, `workers` at a time (None: one per available core)."""
+    limits, cancel = Limits(timeout_s, wall_s), threading.Event()
+    whole = [p if isinstance(p, Program) else Program(*p) for p in programs]
+    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:
-            return list(pool.map(lambda program: judge(*program, timeout_s=timeout_s, wall_s=wall_s), programs))
+            return list(pool.map(lambda program: _judge(program, strict, limits, cancel), whole))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            cancel.set()
+            pool.shutdown(wait=True, cancel_futures=True)
             raise
 
 
-@functools.cache
-def _scratch_root() -> str:
-    """Memory rather than disk: creating files on a busy disk is slow enough to change a verdict."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else tempfile.gettempdir()
+def _judge(program: Program, strict: bool, limits: Limits, cancel: threading.Event | None) -> Verdict:
+    found = tier()
+    problem = ""
+    for attempt in range(ATTEMPTS):
+        end = _run(program, strict, limits, found, cancel)
+        if isinstance(end, Outcome):
+            if end.reason == "tests":
+                raise SandboxError(f"the tests are not Python: {end.detail}")
+            passed = end.reason == "passed"
+            return Verdict(passed, end.reason, end.detail, end.seconds, end.cpu_s, found.name)
+        problem = end
+        if cancel is not None and cancel.is_set():
+            break
+        time.sleep(0.1 * 2**attempt)
+    raise SandboxError(f"a program could not be judged, tried {ATTEMPTS} times: {problem}")
 
 
-class _scratch:
-    """A new directory, removed at the end also where the program took its own permissions away."""
-
-    def __enter__(self) -> str:
-        self.path = tempfile.mkdtemp(prefix="dllmexp-", dir=_scratch_root())
-        return self.path
-
-    def __exit__(self, *_exc) -> None:
-        def allow_and_retry(function, path, _info):
-            try:
-                os.chmod(os.path.dirname(path), 0o700)
-                os.chmod(path, 0o700)
-                function(path)
-            except OSError:
-                pass  # what cannot be removed is left to the system; it must not fail the run
-
-        shutil.rmtree(self.path, onerror=allow_and_retry)
-
-
-def _command(verdict_fd: int) -> list[str]:
-    safe_path = ["-P"] if sys.version_info >= (3, 11) else []  # the runner does the same below 3.11
-    return [sys.executable, "-S", "-s", "-B", *safe_path, str(RUNNER), str(verdict_fd)]
-
-
-def _environment(folder: str) -> dict[str, str]:
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
-    paths = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin"}
-    return {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PYTHONUTF8": "1"} | threads | paths
-
-
-def _run(candidate: str, tests: str, timeout_s: float, wall_s: float, folder: str) -> Verdict | None:
-    """One process. None: the interpreter never came as far as the program."""
-    token = secrets.token_hex(16)
-    job = {
-        "candidate": candidate,
-        "tests": tests,
-        "token": token,
-        "cpu_s": timeout_s,
-        "wall_s": wall_s + 5,  # it ends by itself also where nobody is left to kill it
-        "memory_bytes": MEMORY_MB << 20,
-        "file_bytes": FILE_MB << 20,
-        "site": sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}),
-    }
-    read_fd, write_fd = os.pipe()
-    start = time.monotonic()
+def _run(
+    program: Program, strict: bool, limits: Limits, found: Tier, cancel: threading.Event | None
+) -> Outcome | str:
     try:
-        process = subprocess.Popen(
-            _command(write_fd), env=_environment(folder), cwd=folder, start_new_session=True, pass_fds=(write_fd,),
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-    except OSError as e:
-        os.close(read_fd)
-        raise SandboxError(f"cannot start {sys.executable}: {e}") from e
-    finally:
-        os.close(write_fd)
+        if strict:
+            names = program.asked()
+            whole = (program.candidate, program.tests, program.helpers, names)
+            return run_strict(*whole, limits, found.mechanism, cancel)
+        return run_program(program.candidate, program.tests, limits, found.mechanism, cancel)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def close() -> None:
+    """Remove this process's scratch directory; it is made again on use, and the next run sweeps what is left."""
+    RUN.close()
+
+
+# ---------------------------------------------------------------- names
+
+
+def free_names(source: str) -> set[str]:
+    """Names that a source reads at any depth and does not bind itself. Of what does not parse: none."""
+    tree = _parsed(source)
+    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    return read - _bound(tree)
+
+
+def defined_names(source: str) -> set[str]:
+    """Names that a source binds at any depth."""
+    return _bound(_parsed(source))
+
+
+def _parsed(source: str) -> ast.AST:
     try:
-        try:
-            with process.stdin as stdin:
-                stdin.write(json.dumps(job).encode())
-        except BrokenPipeError:
-            pass
-        message, timed_out = _listen(process.pid, read_fd, start + wall_s)
-    finally:
-        os.close(read_fd)
-        status, cpu_s = _end(process)
-    return _verdict(message, token, timed_out, status, cpu_s, timeout_s, time.monotonic() - start)
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.Module([], [])
 
 
-def _exited(pid: int) -> bool:
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _listen(pid: int, fd: int, deadline: float) -> tuple[bytes, bool]:
-    """What the process wrote until it ended, and whether the deadline came first. Both ends may be held open by
-    children of the program, so its own end is watched too."""
-    message, is_open = b"", True
-    while True:
-        ended = _exited(pid)
-        wait = 0.0 if ended else min(0.05, max(0.0, deadline - time.monotonic()))
-        if is_open and select.select([fd], [], [], wait)[0]:
-            chunk = os.read(fd, MAX_MESSAGE)
-            is_open = bool(chunk) and len(message) < MAX_MESSAGE
-            message += chunk[: MAX_MESSAGE - len(message)]
-        elif ended:
-            return message, False
-        elif not is_open:
-            time.sleep(min(0.002, wait))
-        if not ended and time.monotonic() >= deadline:
-            return message, True
-
-
-def _end(process: subprocess.Popen) -> tuple[int, float]:
-    """Kill the whole session, reap its leader: (exit status, negative for a signal; CPU seconds used)."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)  # the leader is not yet reaped: the id cannot be another's
-    except (ProcessLookupError, PermissionError):
-        pass
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_utime + usage.ru_stime
-
-
-def _verdict(
-    message: bytes, token: str, timed_out: bool, status: int, cpu_s: float, timeout_s: float, seconds: float
-) -> Verdict | None:
-    def failed(reason: str, detail: str) -> Verdict:
-        return Verdict(False, reason, detail, seconds)
-
-    started, _, report = message.partition(b"\n")
-    if started != b"S":
-        return None if not timed_out else failed("wall", "the interpreter did not start in time")
-    try:
-        said = json.loads(report) if report else None
-        honest = said is None or said.pop("token") == token
-        reason, detail = (said["reason"], said["detail"]) if said is not None and honest else ("", "")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        said, honest, reason, detail = {}, False, "", ""
-    if not honest:
-        return failed("protocol", "something else than the runner wrote to the verdict's pipe")
-    if reason == "tests":
-        raise SandboxError(f"the tests are not Python: {detail}")
-    if timed_out:
-        return failed("wall", f"still running after {seconds:.0f} s")
-    if reason == "passed" and status != 0:
-        return failed("protocol", f"passed, then exit status {status}")
-    if reason:
-        return Verdict(reason == "passed", reason, detail, seconds)
-    # the kernel counts for the limit in ticks: its signal may come a little before cpu_s reaches it
-    if status == -signal.SIGXCPU or status == -signal.SIGKILL and cpu_s >= timeout_s:
-        return failed("cpu", f"over {timeout_s:g} s of CPU time")
-    return failed("protocol", f"ended before the last test, exit status {status}")
+def _bound(tree: ast.AST) -> set[str]:
+    bound: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            bound.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    return bound
