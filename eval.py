@@ -8,8 +8,13 @@ what surrounds the model in experiment/. Nothing heavy is imported until every c
 
 from __future__ import annotations
 
-import os
 import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load ends without a traceback; see main()
+
+import errno
+import os
 import sys
 import time
 import traceback
@@ -18,7 +23,16 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from experiment.checks import check_inputs, choose_device, finished_result, identified, open_store, say, uncollected
+from experiment.checks import (
+    check_inputs,
+    choose_device,
+    finished_result,
+    identified,
+    input_problems,
+    open_store,
+    say,
+    uncollected,
+)
 from experiment.ledger import Ledger, ShareDone
 from experiment.result import build_result, table
 from experiment.signals import Interrupted, Signalled, signals_raise
@@ -37,6 +51,7 @@ from utils import (
     EXIT_DATA,
     EXIT_ENVIRONMENT,
     EXIT_INCOMPLETE,
+    EXIT_OUTPUT,
     BadDataError,
     DllmexpError,
     ManyProblems,
@@ -45,6 +60,7 @@ from utils import (
     atomic_write_json,
     environment,
     output_problem,
+    sha256,
 )
 
 if TYPE_CHECKING:
@@ -169,11 +185,15 @@ def _execute(
         protocol=asdict(job.protocol) | {"form_source": form.source},
         overrides=job.overrides,
         notes=job.notes,
-        data={"name": task.data.name, "files": job.config.data, "n_docs": len(task.eval_docs)},
+        data={
+            "name": task.data.name, "files": job.config.data, "n_docs": len(task.eval_docs),
+            "rows_sha256": sha256([dict(doc) for doc in task.eval_docs]),
+        },
         limit=job.limit,
         records=lm.records,
         logged=logged,
         headline=spec.headline,
+        code=spec.kind == "code",
         profile=lm.profile(),
         meta={
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
@@ -200,7 +220,10 @@ def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
 def run(argv: list[str] | None) -> int:
     """Everything between the command line and the exit code."""
     args, problems = parse(argv, MODEL_DEFAULTS, list(TASKS))
-    job = resolve(args, problems, MODEL_DEFAULTS, list(TASKS))
+    try:
+        job = resolve(args, problems, MODEL_DEFAULTS, list(TASKS))
+    except UsageError as error:
+        raise ManyProblems([error, *input_problems(args, MODEL_DEFAULTS, TASKS)]) from None
     if args.print_output_path:
         print(job.path)
         return EXIT_COMPLETE
@@ -270,6 +293,12 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
     if isinstance(error, Signalled):
         return ["terminated; the same command goes on"], 128 + error.args[0]
     first = (str(error).splitlines() or [""])[0]
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return [f"out of memory: {first}; a free device, a smaller --batch_size or --dtype bfloat16 helps"], EXIT_ENVIRONMENT
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+        # what is left in stdout's buffer must not fail again when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        return [f"cannot write: {error.strerror}"], EXIT_OUTPUT
     return [f"{type(error).__name__}: {first}; this should not happen, --debug shows where"], 1
 
 
@@ -279,7 +308,9 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         with signals_raise():
-            return run(argv)
+            code = run(argv)
+            sys.stdout.flush()
+            return code
     except (Exception, KeyboardInterrupt, Signalled) as error:
         problems, code = _verdict(error, (DataError, CheckpointError))
         if "--debug" in (sys.argv[1:] if argv is None else argv):

@@ -27,7 +27,7 @@ from experiment.ledger import Ledger
 from experiment.lmeval import quiet
 from experiment.result import Record, profile
 from experiment.stops import BROKEN_TAIL, first_stop, stops_of, text_is_final
-from utils import DllmexpError, UsageError, sample_seed
+from utils import BadDataError, DllmexpError, UsageError, sample_seed
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -142,7 +142,7 @@ class _ProfilingHarness(HFLM):
         """The chat as the checkpoint's template renders it, ready for the assistant's answer.
 
         An answer that the chat has already begun (last role assistant) is appended to the rendered prompt as it is:
-        templates trim it, and LLaDA's writes the assistant's header in any case. Raises UsageError where the
+        templates trim it, and LLaDA's writes the assistant's header in any case. Raises BadDataError where the
         template refuses or drops a message; lm-eval would drop the system message and go on.
         """
         import jinja2
@@ -153,10 +153,10 @@ class _ProfilingHarness(HFLM):
         try:
             text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         except (jinja2.exceptions.TemplateError, ValueError) as error:
-            raise UsageError(f"the checkpoint's chat template cannot render this prompt: {error}") from error
+            raise BadDataError(f"the checkpoint's chat template cannot render this prompt: {error}") from error
         lost = [m["role"] for m in chat if m["content"].strip() not in text]
         if lost:
-            raise UsageError(f"the checkpoint's chat template drops a message of role {lost[0]!r}")
+            raise BadDataError(f"the checkpoint's chat template drops a message of role {lost[0]!r}")
         return text + begun
 
     def get_model_info(self) -> dict[str, Any]:

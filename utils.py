@@ -197,7 +197,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None = None) -> str:
+def result_name(
+    config: RunConfig, *, predictions: bool = False, tag: str | None = None, limit: int | None = None
+) -> str:
     """File name of a result: `<alias>_<task>_<alg>_tps<K>[_<tag>][_limit<N>].json`.
 
     K is the requested tokens per step where the schedule has it, else the realised one. Scored predictions have no
@@ -206,7 +208,7 @@ def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None 
     k = config.tokens_per_step
     tps = f"{config.gen_length / config.num_steps:g}" if k is None else str(k)
     parts = [config.model_alias, config.task]
-    parts += ["predictions"] if config.predictions else [config.algorithm, f"tps{tps}"]
+    parts += ["predictions"] if predictions else [config.algorithm, f"tps{tps}"]
     parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
     return "_".join(parts) + ".json"
 

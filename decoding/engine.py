@@ -253,7 +253,7 @@ class _Decoder:
 
     def _remaining(self, row: _Row) -> int:
         """Forward passes that the schedule still has for a row (for `origin`: at most)."""
-        if not row.open.any():
+        if not row.open.any() or not self.config.early_exit:
             return 0
         per_block = np.count_nonzero(self.schedule.quotas)
         left = np.count_nonzero(self.schedule.quotas[row.step :]) + (self.schedule.n_blocks - row.block - 1) * per_block

@@ -74,7 +74,9 @@ def _propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor 
     probs = None
     if rules.temperature > 0:
         # a draw needs more than bfloat16 sums even where the scores are kept in it
-        probs = (filtered(logits.double() / rules.temperature, rules.top_p, rules.top_k)).softmax(dim=-1)
+        wide = logits.double()
+        wide = (wide - wide.amax(dim=-1, keepdim=True)) / rules.temperature  # a tiny temperature must not overflow
+        probs = filtered(wide, rules.top_p, rules.top_k).softmax(dim=-1)
         tokens = draw(probs, noise)
     else:
         tokens = logits.argmax(dim=-1)

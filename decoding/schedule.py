@@ -14,6 +14,8 @@ import numpy as np
 
 from decoding.algorithms import ALGORITHMS
 
+# Far above every model's positions: a typing error must not allocate gigabytes.
+MAX_LENGTH = 1 << 20
 CONFIDENCE_DTYPES = ("float64", "float32", "model")
 
 
@@ -106,11 +108,11 @@ def floor_quotas(n: int, steps: int) -> tuple[int, ...]:
 
 def _problems(algorithm: str, gen_length: int, block_length: int, k: int | None, num_steps: int | None) -> list[str]:
     problems = [
-        f"{name} {value} must be at least 1"
+        f"{name} {value} must be at least 1 and at most {MAX_LENGTH}"
         for name, value in (
             ("gen_length", gen_length), ("block_length", block_length), ("tokens_per_step", k), ("num_steps", num_steps),
         )
-        if value is not None and value < 1
+        if value is not None and not 1 <= value <= MAX_LENGTH
     ]
     if problems:
         return problems
@@ -165,6 +167,8 @@ def make_schedule(
             f"num_steps {steps} decides: {gen_length / steps:g} tokens per step, "
             f"not tokens_per_step {tokens_per_step}, which would be {implied} steps"
         )
+    elif k > block_length:
+        note = f"tokens_per_step {k} is more than the block of {block_length}: {block_length} tokens per step"
     return Schedule(
         algorithm, gen_length, block_length, steps,
         tokens_per_step if steps == implied else None,

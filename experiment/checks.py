@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import sys
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,19 @@ from typing import Any
 from experiment.result import load_result, read_predictions
 from experiment.workers import Place, announce, await_leader
 from options import Job
+from options.arguments import Models
 from store import Store
 from tasks import TaskSpec, check_data, data_checksums, load_data
 from tasks.sandbox import SandboxError, judge
-from utils import BadDataError, DllmexpError, EnvironmentProblem, UsageError, differing_keys
+from utils import (
+    BadDataError,
+    DllmexpError,
+    EnvironmentProblem,
+    OutputError,
+    UsageError,
+    differing_keys,
+    output_problem,
+)
 
 
 def say(text: str) -> None:
@@ -46,7 +56,11 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
         errors.append(BadDataError(problems))
     else:
         config = replace(config, data=_data_identity(job, spec))
-        n_docs = len(load_data(spec, job.data_dir).splits[spec.eval_split]) if job.data_dir else n_docs
+        if job.data_dir:
+            data = load_data(spec, job.data_dir)
+            n_docs = len(data.splits[spec.eval_split])
+            if data.name == "modified":
+                notes.append(f"{job.data_dir} holds as many documents as the published files, but other bytes")
     if job.limit is not None and job.limit > n_docs:
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
     if spec.kind == "code":
@@ -66,9 +80,26 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
         if stored.family != config.family:
             alias = f"--model_alias {config.model_alias} is of the {config.family} family"
             errors.append(UsageError(f"--{checkpoint_flag} {config.checkpoint} is of the {stored.family} family; {alias}"))
+        if (n := config.gen_length) > stored.max_length:
+            errors.append(UsageError(f"--gen_length {n}: the checkpoint has {stored.max_length} positions"))
         if stored.dtype_on_disk not in (None, config.dtype):
             notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
     return replace(job, config=config, notes=tuple(notes)), None, errors
+
+
+def input_problems(args: Namespace, models: Models, tasks: Mapping[str, TaskSpec]) -> list[DllmexpError]:
+    """What is wrong with the files that a command line names which is refused for other reasons: all is said at once."""
+    from models import check_checkpoint
+
+    errors: list[DllmexpError] = []
+    if args.task in tasks and args.data_dir:
+        errors += [BadDataError(found)] if (found := check_data(tasks[args.task], args.data_dir)) else []
+    flag = models[args.model_alias]["flag"] if args.model_alias in models else None
+    if flag and getattr(args, flag) and not args.predictions:
+        errors += [BadDataError(f"--{flag}: {p}") for p in check_checkpoint(getattr(args, flag))]
+    if args.output_dir and (problem := output_problem(Path(args.output_dir))):
+        errors.append(OutputError(problem))
+    return errors
 
 
 def _data_identity(job: Job, spec: TaskSpec) -> dict[str, str]:

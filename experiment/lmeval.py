@@ -43,6 +43,7 @@ def quiet() -> Iterator[None]:
         with (
             mock.patch.object(lm_eval.api.task, "tqdm", silent),
             mock.patch.object(lm_eval.evaluator, "add_env_info", lambda storage: None),
+            mock.patch.object(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
         ):
             yield
     finally:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiment.diagnostics import diagnostics
 from utils import SCHEMA_VERSION, BadDataError, Estimate, estimate, percentile, sha256
 
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
@@ -100,7 +101,7 @@ def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, st
     problems: list[str] = []
     line_of: dict[int, int] = {}
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     problem = _read_prediction(line, number, n_docs, texts, line_of)
@@ -125,7 +126,7 @@ def _read_prediction(line: str, number: int, n_docs: int, texts: dict[int, str],
     """Add one line's text to `texts`; what is wrong with the line, or None."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     if not isinstance(row, dict):
         return 'not an object; expected {"doc_id": n, "text": "..."}'
@@ -215,6 +216,7 @@ def build_result(
     records: Sequence[Record],
     logged: Sequence[Mapping[str, Any]],
     headline: str,
+    code: bool,
     profile: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -245,6 +247,7 @@ def build_result(
         "metrics": estimates if complete else {},
         "score_on_completed": None if complete else estimates,
         "reference": protocol.get("reference") if matches else None,
+        "diagnostics": diagnostics(rows, code=code),
         "samples": rows,
     }
     result["protocol"].pop("reference", None)

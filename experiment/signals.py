@@ -22,6 +22,8 @@ def signals_raise() -> Iterator[None]:
 
     old = {}
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 old[number] = signal.signal(number, handler)

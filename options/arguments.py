@@ -56,12 +56,19 @@ def _whole(low: int) -> tuple[Callable[[str], int], str]:
 
 
 def _real(text: str) -> float:
-    if not math.isfinite(float(text)):
+    if not 0 <= float(text) < math.inf:
         raise ValueError
     return float(text)
 
 
-COUNT, SEED, REAL = _whole(1), _whole(0), (_real, "a number")
+def _share(text: str) -> float:
+    if not 0 < float(text) <= 1:
+        raise ValueError
+    return float(text)
+
+
+COUNT, SEED = _whole(1), _whole(0)
+REAL, SHARE = (_real, "a number of at least 0"), (_share, "a number above 0 and at most 1")
 TRUTH = ({"true": True, "false": False}.__getitem__, "true or false")
 
 
@@ -148,7 +155,8 @@ def _steps(group: _Group) -> None:
     group.switch(
         "no_early_exit",
         "Fill the whole canvas even where the answer can no longer change. Answers are the same either way; the result "
-        "says how many forward passes the early exit saved.",
+        "says how many forward passes the early exit saved. leftright ends at the end token in any case: that is part "
+        "of the algorithm.",
     )
 
 
@@ -160,7 +168,7 @@ def _sampling(group: _Group) -> None:
         REAL,
     )  # fmt: skip
     inactive = "Has no effect at temperature 0, and the run says so. Default: the protocol's."
-    group.add("top_p", "P", f"Draw only from the likeliest tokens that together have probability P. {inactive}", REAL)
+    group.add("top_p", "P", f"Draw only from the likeliest tokens that together have probability P. {inactive}", SHARE)
     group.add("top_k", "N", f"Draw only from the N likeliest tokens. {inactive}", COUNT)
     group.add(
         "alg_temp", "T",

@@ -60,7 +60,8 @@ class Job:
     @property
     def path(self) -> Path:
         """Where the result goes."""
-        return self.output_dir / result_name(self.config, tag=self.tag, limit=self.limit)
+        predictions = self.predictions is not None
+        return self.output_dir / result_name(self.config, predictions=predictions, tag=self.tag, limit=self.limit)
 
 
 class _Check:
@@ -103,7 +104,10 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     check.text("devices", args.devices, r"(cpu|\d+)(,(cpu|\d+))*", "a list such as 0,1,2,3 or cpu,cpu")
     if args.device is not None and args.devices is not None:
         check.problems.append(f"--device {args.device} and --devices {args.devices}: give one of them")
-    check.text("tag", args.tag, r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_', '-', for a file name")
+    name_part = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+    check.text("tag", args.tag, name_part, "up to 100 letters, digits, '.', '_', '-', not ending as --limit's name does")
+    if not args.output_dir:
+        check.problems.append("--output_dir '': a directory is needed; leave it out for results")
     algorithm = check.one_of_two(args, "alg", "remasking")
     gen_length = check.one_of_two(args, "gen_length", "max_new_tokens")
     family = models[alias]["family"] if alias else None
@@ -125,7 +129,7 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     devices = tuple(d if d == "cpu" else f"cuda:{d}" for d in args.devices.split(",")) if args.devices else ()
     return Job(
         _run_config(args, family, checkpoint, proto, decode), decode, proto,
-        {} if args.predictions else _overrides(proto, given, decode), notes,
+        {} if args.predictions else _overrides(args, (models[alias]["checkpoint"], checkpoint), proto, given, decode), notes,
         output_dir=Path(args.output_dir), tag=args.tag, limit=args.limit, batch_size=args.batch_size,
         device=devices[0] if devices else args.device, devices=devices, data_dir=Path(args.data_dir) if args.data_dir else None,
         predictions=Path(args.predictions) if args.predictions else None, overwrite=args.overwrite,
@@ -170,8 +174,13 @@ def _notes(args: Namespace, config: DecodeConfig) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _overrides(proto: Protocol, given: dict[str, Any], decode: DecodeConfig) -> dict[str, dict[str, Any]]:
-    """Flags whose value departs from the protocol's and has an effect. The protocol's tokens_per_step is 1."""
+def _overrides(
+    args: Namespace, checkpoints: tuple[str, str], proto: Protocol, given: dict[str, Any], decode: DecodeConfig
+) -> dict[str, dict[str, Any]]:
+    """Flags whose value departs from the protocol's and has an effect.
+
+    checkpoints: the alias's own and the one that runs. Every protocol means one token per step, the alias's own checkpoint on the hub, bfloat16 weights, float64 scores.
+    """
     schedule, inactive = decode.schedule, ("top_p", "top_k") if decode.temperature == 0 else ()
     differ = {
         name: {"protocol": getattr(proto, name), "run": value}
@@ -181,7 +190,11 @@ def _overrides(proto: Protocol, given: dict[str, Any], decode: DecodeConfig) -> 
     if schedule.realised_tps != 1 and schedule.tokens_per_step != 1:
         realised = float(f"{schedule.realised_tps:.4g}")
         differ["tokens_per_step"] = {"protocol": 1, "run": schedule.tokens_per_step or realised}
-    return differ
+    common = {
+        "checkpoint": checkpoints, "dtype": (DTYPES[0], args.dtype),
+        "confidence_dtype": (CONFIDENCE_DTYPES[0], args.confidence_dtype),
+    }  # fmt: skip
+    return differ | {name: {"protocol": a, "run": b} for name, (a, b) in common.items() if a != b}
 
 
 def _run_config(args: Namespace, family: str, checkpoint: str, proto: Protocol, decode: DecodeConfig) -> RunConfig:

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,13 +39,14 @@ class Source:
     """One original file. fields: name -> "int" | "text" | "texts" (a list) | "source" (Python) | "sources", with a
     "?" at the end where it may be empty.
 
-    rows: how many it must have. key: a field whose value may not occur twice.
+    rows: how many it must have. key: a field whose value may not occur twice. sha256: of the published file.
     columns + convert: for a CSV, the columns it must have and the row -> doc function.
     """
 
     path: str
     rows: int
     fields: Mapping[str, str]
+    sha256: str
     key: str | None = None
     columns: tuple[str, ...] = ()
     convert: Callable[[dict], dict] | None = None
@@ -52,7 +54,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Data:
-    """A benchmark's rows. name: "original", "hub", or the name that a manifest.json gives the set."""
+    """A benchmark's rows.
+
+    name: "original" (the published files, byte for byte), "modified" (as many rows, other bytes), "hub", or the name
+    that a manifest.json gives the set.
+    """
 
     name: str
     origin: str
@@ -79,7 +85,11 @@ def data_checksums(spec: TaskSpec, data_dir: str | os.PathLike | None) -> dict[s
     if data_dir is None:
         return {}
     paths = [p for p in (*spec.files, "manifest.json") if (Path(data_dir) / p).is_file()]
-    return {p: hashlib.sha256((Path(data_dir) / p).read_bytes()).hexdigest() for p in paths}
+    return {p: _sha256(Path(data_dir) / p) for p in paths}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> Data:
@@ -104,7 +114,10 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
             problems.append(f"{data_dir}: {spec.name} has {n} documents to ask, expected {spec.n_docs}")
     if problems:
         raise DataError(problems)
-    return Data(manifest["name"] if manifest else "original", str(data_dir), splits)
+    if manifest:
+        return Data(manifest["name"], str(data_dir), splits)
+    published = all(_sha256(data_dir / source.path) == source.sha256 for source in spec.sources)
+    return Data("original" if published else "modified", str(data_dir), splits)
 
 
 def _read_manifest(data_dir: Path) -> dict | None:
@@ -143,7 +156,7 @@ def _read_source(path: Path, source: Source, expected: int | None) -> tuple[Rows
                 problems.append(f"{path}, line {line}: {bad}")
                 if len(problems) == MAX_PROBLEMS:
                     return rows, [*problems, f"{path}: more may be wrong, stopped here"]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:  # not gzip, cut short, not UTF-8
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as e:  # not gzip, cut short, not UTF-8
         return rows, [*problems, f"{path}: cannot be read: {e}"]
     if not problems and expected is not None and len(rows) != expected:
         problems.append(f"{path}: {len(rows)} rows, expected {expected}")
@@ -158,7 +171,7 @@ def _json_rows(path: Path, source: Source) -> Iterator[tuple[int, dict | str]]:
             if text.strip():
                 try:
                     doc = json.loads(text)
-                except ValueError as e:
+                except (ValueError, RecursionError) as e:
                     yield line, f"not JSON: {e}"
                 else:
                     yield line, doc if isinstance(doc, dict) else "not a JSON object"

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 END_TOKEN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|dlm_pad|start_header_id)\|>")
 FENCE = re.compile(r"```(?:([\w+-]*)[ \t]*(?=\n|$))?")
+PARSED_LINES = 40_000  # per answer: a degenerate text of hundreds of lines would take seconds
 CODE_START = re.compile(r"(?:import|from|def|async|class|if|for|while|try|with)\b|@|[A-Za-z_][\w.\[\]'\", ]*\s*[:+*-]?=")
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 # a statement at top level that uses one of these shows the function off, or waits for a user
@@ -212,9 +213,10 @@ def _pieces(text: str) -> list[str]:
     text = textwrap.dedent(text).strip("\n")
     if _compiles(text):
         return [text]
-    lines, pieces, i = text.split("\n"), [], 0
-    while i < len(lines):
+    lines, pieces, i, budget = text.split("\n"), [], 0, PARSED_LINES
+    while i < len(lines) and budget > 0:
         n = _longest_prefix(lines[i:]) if CODE_START.match(lines[i]) else 0
+        budget -= len(lines) - i
         if n:
             pieces.append("\n".join(lines[i : i + n]))
         i += max(n, 1)
@@ -237,14 +239,18 @@ def _defines(body: list[ast.stmt], name: str) -> bool:
     """Whether the last top-level binding of name is more than a signature with a docstring."""
     for node in reversed(body):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name == name:
-            idle = (ast.Pass, ast.Import, ast.ImportFrom)
-            return not all(
-                isinstance(s, idle) or isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)
-                for s in node.body
-            )
+            return not all(map(_idle, node.body))
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return True
     return False
+
+
+def _idle(node: ast.stmt) -> bool:
+    """Whether a statement stands where a body is still to come: pass, ..., a docstring, raise NotImplementedError."""
+    if isinstance(node, ast.Raise):
+        return "NotImplementedError" in ast.unparse(node)
+    constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return constant or isinstance(node, (ast.Pass, ast.Import, ast.ImportFrom))
 
 
 def _as_body(prompt: str, text: str, entry_point: str) -> str | None:

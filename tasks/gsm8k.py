@@ -33,7 +33,10 @@ SPEC = TaskSpec(
     name="gsm8k",
     build=build,
     n_docs=1319,
-    sources=(Source(TEST, 1319, FIELDS), Source(TRAIN, 7473, FIELDS)),
+    sources=(
+        Source(TEST, 1319, FIELDS, "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"),
+        Source(TRAIN, 7473, FIELDS, "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"),
+    ),
     hub=("openai/gsm8k", "main"),
     splits=lambda rows: {"train": rows[TRAIN], "test": rows[TEST]},
     eval_split="test",

@@ -15,6 +15,7 @@ from tasks.data import Data, Source
 from tasks.extract import Extracted, called_names, extract_code
 
 FILE = "HumanEval.jsonl.gz"
+SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
 YAML = "humaneval/humaneval.yaml"
 FIELDS = {"task_id": "text", "prompt": "text", "canonical_solution": "text", "test": "source", "entry_point": "text"}
 
@@ -67,7 +68,7 @@ SPEC = TaskSpec(
     name="humaneval",
     build=build,
     n_docs=164,
-    sources=(Source(FILE, 164, FIELDS, key="task_id"),),
+    sources=(Source(FILE, 164, FIELDS, SHA256, key="task_id"),),
     hub=("openai/openai_humaneval", None),
     splits=lambda rows: {"test": rows[FILE]},
     eval_split="test",

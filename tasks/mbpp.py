@@ -16,6 +16,7 @@ from tasks.data import Data, Source
 from tasks.extract import Extracted, called_names, extract_code
 
 FILE = "mbpp.jsonl"
+SHA256 = "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f"
 YAML = "mbpp/mbpp.yaml"
 FIELDS = {"task_id": "int", "text": "text", "code": "text", "test_list": "sources", "test_setup_code": "source?"}
 SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
@@ -82,7 +83,7 @@ SPEC = TaskSpec(
     name="mbpp",
     build=build,
     n_docs=500,
-    sources=(Source(FILE, 974, FIELDS, key="task_id"),),
+    sources=(Source(FILE, 974, FIELDS, SHA256, key="task_id"),),
     hub=("google-research-datasets/mbpp", "full"),
     splits=splits,
     eval_split="test",

@@ -23,7 +23,7 @@ FAMILY = {"llada": "llada", "llada1.5": "llada", "dream": "dream", "diffucoder":
 class Protocol:
     """One cell of the table: everything about a run that is neither the model nor the number of steps.
 
-    form: key of the task's prompt forms. fewshot_as_multiturn: the form's examples are chat turns.
+    form: key of the task's prompt forms.
     system: a system prompt, None for what the checkpoint's template does by itself (Dream's and DiffuCoder's
     insert "You are a helpful assistant.", LLaDA's nothing).
     gen_length: the canvas, in tokens; block_length: None is the whole canvas.
@@ -45,7 +45,6 @@ class Protocol:
     alg_temp: float | None = None
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
-    fewshot_as_multiturn: bool = False
     reference: dict | None = None
 
 
@@ -191,7 +190,6 @@ def _official(alias: str, task: str) -> Protocol:
         system=None,
         gen_length=gen_length,
         block_length=block_length,
-        fewshot_as_multiturn=(form, task) == ("opencompass", "mbpp"),
         reference=reference,
         **SAMPLING[alias],
         **_flags(alias, task),

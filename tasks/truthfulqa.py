@@ -16,6 +16,7 @@ from tasks.data import Data, Source
 from tasks.extract import clean_answer
 
 FILE = "TruthfulQA.csv"
+SHA256 = "99d6ae7755e3b435eade956068c9de7c0c474770344237aeb66b56519ba4b697"
 YAML = "truthfulqa/truthfulqa_gen.yaml"
 COLUMNS = ("Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source")
 FIELDS = {
@@ -93,7 +94,7 @@ SPEC = TaskSpec(
     name="truthfulqa",
     build=build,
     n_docs=817,
-    sources=(Source(FILE, 817, FIELDS, columns=COLUMNS, convert=convert),),
+    sources=(Source(FILE, 817, FIELDS, SHA256, columns=COLUMNS, convert=convert),),
     hub=("truthfulqa/truthful_qa", "generation"),
     splits=lambda rows: {"validation": rows[FILE]},
     eval_split="validation",

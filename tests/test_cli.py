@@ -1,4 +1,4 @@
-"""eval.py and options.py: what the arguments mean, what is refused and how, what is written."""
+"""eval.py and options/: what the arguments mean, what is refused and how, what is written."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
+from mini import DREAM, LLADA, REAL, ROOT, gsm8k_dir, write_lines
 
 import eval as cli
 from utils import OutputError
@@ -169,13 +169,17 @@ def test_help_has_every_flag_with_its_default(capsys):
     ("--model_alias llada --task gsm8k --tokens_per_step 0", ["--tokens_per_step 0: must be a whole number of at least 1"]),
     ("--model_alias llada --task gsm8k --limit -1", ["--limit -1: must be a whole number of at least 1"]),
     ("--model_alias llada --task gsm8k --limit 0.5", ["--limit 0.5: must be a whole number"]),
-    ("--model_alias llada --task gsm8k --temperature -1", ["--temperature -1 must be 0 or more"]),
-    ("--model_alias llada --task gsm8k --top_p 1.5", ["--top_p 1.5 must be above 0 and at most 1"]),
+    ("--model_alias llada --task gsm8k --temperature -1", ["--temperature -1: must be a number of at least 0"]),
+    ("--model_alias llada --task gsm8k --top_p 1.5", ["--top_p 1.5: must be a number above 0 and at most 1"]),
     ("--model_alias llada --task gsm8k --protocol oficial", ["--protocol 'oficial' is not known; did you mean 'official'?; there are: uniform, official"]),
     ("--model_alias llada --task gsm8k --dtype int8", ["bfloat16, float16, float32"]),
     ("--model_alias llada --task gsm8k --confidence_dtype half", ["--confidence_dtype 'half' is not known; there are: float64, float32, model"]),
     ("--model_alias llada --task gsm8k --device gpu", ["--device 'gpu': allowed: cpu, cuda"]),
-    ("--model_alias llada --task gsm8k --tag a/b", ["--tag 'a/b': allowed: letters, digits"]),
+    ("--model_alias llada --task gsm8k --tag a/b", ["--tag 'a/b': allowed: up to 100 letters, digits"]),
+    ("--model_alias llada --task gsm8k --tag my_limit2", ["--tag 'my_limit2'", "not ending as --limit's name does"]),
+    ("--model_alias llada --task gsm8k --tag limit2", ["--tag 'limit2'"]),
+    ("--model_alias llada --task gsm8k --output_dir ''", ["--output_dir ''"]),
+
     ("--model_alias llada --task gsm8k --bach_size 2", ["unknown argument '--bach_size'; did you mean '--batch_size'?"]),
     ("--model_alias llada --task gsm8k --seed", ["--seed: expected one argument"]),
     ("--model_alias llada --task gsm8k stray", ["unexpected argument 'stray'"]),
@@ -408,3 +412,66 @@ def test_program_runs_as_a_command(tmp_path):
     )
     assert run.returncode == 2 and run.stdout == "" and "Traceback" not in run.stderr
     assert run.stderr.count("error: ") == 2
+
+
+def test_the_path_that_is_printed_is_the_path_that_is_written(run, mini, tmp_path):
+    texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": i, "text": "1"} for i in range(3)])
+    printed = run(mini, "--predictions", texts, "--print_output_path")[1].strip()
+    assert run(mini, "--predictions", texts)[0] == 0 and Path(printed).is_file()
+
+
+def test_departures_from_the_protocol_are_listed(run, mini, tmp_path):
+    """Other weights or another precision must not stand beside a published score as if they were the model's."""
+    run(mini)
+    overrides = result_in(tmp_path / "out")["protocol"]["overrides"]
+    assert overrides["checkpoint"] == {"protocol": "GSAI-ML/LLaDA-8B-Instruct", "run": str(LLADA)}
+    assert overrides["dtype"] == {"protocol": "bfloat16", "run": "float32"} and "confidence_dtype" not in overrides
+
+
+def test_a_canvas_longer_than_the_model_is_refused_before_it_loads(run, mini):
+    code, _, err = run(mini, "--gen_length", "8000", "--block_length", "8000")
+    assert code == 2 and "--gen_length 8000: the checkpoint has 4096 positions" in err
+
+
+def test_no_memory_for_the_weights_is_the_environments_fault(run, mini, monkeypatch):
+    import models
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(models, "load_model", full)
+    code, _, err = run(mini)
+    assert code == 3 and "out of memory" in err and "--batch_size" in err
+
+
+def test_a_full_disk_behind_stdout_is_no_riddle(mini, tmp_path):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "eval.py", *shlex.split(mini), "--dry_run"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+    assert done.returncode == 74 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_data_of_the_right_size_and_other_content_is_not_the_published_set(run, tmp_path):
+    if not (REAL / "TruthfulQA.csv").is_file():
+        pytest.skip(f"the benchmarks' original files are not in {REAL}; DLLMEXP_DATA_DIR names them")
+    shutil.copy(REAL / "TruthfulQA.csv", tmp_path)
+    texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": 0, "text": "No."}])
+    arguments = f"--model_alias llada --task truthfulqa --data_dir {tmp_path} --limit 1 --predictions {texts}"
+    for change, name in ((str, "original"), (lambda text: text.replace(" you ", " You ", 1), "modified")):
+        text = (tmp_path / "TruthfulQA.csv").read_bytes().decode()
+        (tmp_path / "TruthfulQA.csv").write_bytes(change(text).encode())
+        assert run(arguments, "--output_dir", tmp_path / name)[0] == 0
+        result = result_in(tmp_path / name)
+        assert result["data"]["name"] == name and len(result["data"]["rows_sha256"]) == 64
+        assert any("other bytes" in note for note in result["notes"]) == (name == "modified")
+
+
+def test_all_problems_are_said_at_once(run):
+    """Not one a try, at midnight."""
+    code, _, err = run("--model_alias lada --task gsm8k --top_p 2")
+    assert code == 2 and "did you mean 'llada'" in err and "--top_p 2" in err
+    code, _, err = run("--model_alias llada --task gsm8k --limit -3 --llada_ckpt /nowhere/a --data_dir /nowhere/b")
+    assert code == 2 and len(err.splitlines()) == 3
+    assert all(part in err for part in ("--limit -3", "/nowhere/a does not exist", "/nowhere/b does not exist"))

@@ -67,6 +67,12 @@ def test_the_readme_example_is_four_tokens_per_step_and_says_so():
     assert schedule.note == "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1, which would be 512 steps"
 
 
+def test_more_tokens_per_step_than_a_block_has_is_said():
+    schedule = make_schedule("low_confidence", 64, 32, tokens_per_step=100)
+    assert schedule.note == "tokens_per_step 100 is more than the block of 32: 32 tokens per step"
+    assert schedule.quotas == (32,)
+
+
 def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
     assert make_schedule("leftright", 32, num_steps=20).quotas == (2,) * 12 + (1,) * 8
 
@@ -75,8 +81,8 @@ def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
     (("low_confidence", 250, 32), "gen_length 250 is not a multiple of block_length 32; nearest: 224, 256"),
     (("low_confidence", 16, 32), "gen_length 16 is not a multiple of block_length 32; nearest: 32"),
     (("low_confidence", 512, 64, None, 171), "num_steps 171 does not divide over the 8 blocks of 64; nearest: 168, 176"),
-    (("low_confidence", 512, 64, 0), "tokens_per_step 0 must be at least 1"),
-    (("low_confidence", -4, 64), "gen_length -4 must be at least 1"),
+    (("low_confidence", 512, 64, 0), "tokens_per_step 0 must be at least 1 and at most 1048576"),
+    (("low_confidence", -4, 64), "gen_length -4 must be at least 1 and"),
     (("entropy", 64, 32), "block_length 32: entropy knows no blocks; leave it out or give gen_length 64"),
     (("entrpy", 64), "unknown algorithm 'entrpy'"),
 ])
@@ -179,6 +185,14 @@ def test_draws_follow_the_distribution():
     drawn = draw(probs.expand(n, 4), uniforms(3, 0, n)[0])
     share = torch.bincount(drawn, minlength=4).double() / n
     assert share[1] == 0 and (share - probs).abs().max() < 0.015
+
+
+def test_a_tiny_temperature_takes_the_likeliest_token():
+    """Dividing first would overflow to inf - inf."""
+    logits = torch.tensor([[3.0, 5.0, -torch.inf, 4.0]])
+    rules = Rules(temperature=1e-308, scores_the_draw=True)
+    p = propose(logits, rules, frozenset({"confidence"}), torch.tensor([0.9], dtype=torch.float64))
+    assert (p.tokens.tolist(), p.confidence.tolist()) == ([1], [1.0])
 
 
 def test_a_token_without_mass_is_never_drawn_even_at_the_edges():
@@ -337,7 +351,7 @@ def test_leftright_stops_at_the_end_token_even_without_early_exit():
     """As the official loop does: it is part of the algorithm."""
     model = Scripted([1, 2, 10, 3, 3, 3, 3, 3])
     [done] = decode(model, [[5]], config(block=None, algorithm="leftright", k=2, early_exit=False), [0])
-    assert done.nfe == 2 and done.token_ids == (1, 2, 10, 3) + (11,) * 4
+    assert done.nfe == 2 and done.token_ids == (1, 2, 10, 3) + (11,) * 4 and done.forwards_saved == 0
 
 
 def test_rows_leave_and_others_take_their_place():

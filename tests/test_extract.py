@@ -193,3 +193,8 @@ def test_names_asked_for_by_tests(tests, names):
 )
 def test_short_answers_are_cleaned(text, answer):
     assert clean_answer(text) == answer
+
+
+def test_a_stub_that_raises_not_implemented_is_no_answer():
+    stub = "```python\ndef f(x):\n    raise NotImplementedError\n```\nHere it is:\n"
+    assert "return x + 1" in extract_code(stub + "```python\ndef f(x):\n    return x + 1\n```", "f").code

@@ -203,12 +203,12 @@ def test_template_that_refuses_a_message_is_an_error():
     harness.tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
     )
-    with pytest.raises(UsageError, match="no system"):
+    with pytest.raises(BadDataError, match="no system"):
         harness.apply_chat_template(chat)
     harness.tokenizer.chat_template = (
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
     )
-    with pytest.raises(UsageError, match="drops a message of role 'system'"):
+    with pytest.raises(BadDataError, match="drops a message of role 'system'"):
         harness.apply_chat_template(chat)
 
 
@@ -465,6 +465,7 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
             records=[Record(0, 0, "")],
             logged=[{"doc_id": 0, "filter": "none", "metrics": ["acc"], "acc": 1, "filtered_resps": ["x"]}],
             headline="acc,none",
+            code=False,
             profile={},
             meta={},
         )["reference"]

@@ -19,7 +19,6 @@ def test_every_cell_names_a_form_of_its_task(name, alias, task):
     form = SPECS[task].forms[p.form]
     assert p.name == name
     assert p.num_fewshot == form.num_fewshot
-    assert p.fewshot_as_multiturn == form.multiturn
     assert p.gen_length % (p.block_length or p.gen_length) == 0
     assert p.temperature > 0 or p.top_p is None  # at temperature 0 it would be inactive
     if p.reference:

@@ -101,10 +101,13 @@ def test_differing_keys_name_both_values():
     ({}, "x", 5, "llada_gsm8k_low_confidence_tps2_x_limit5.json"),
     ({"tokens_per_step": None, "num_steps": 16}, None, None, "llada_gsm8k_low_confidence_tps4.json"),
     ({"tokens_per_step": None, "num_steps": 22}, None, None, "llada_gsm8k_low_confidence_tps2.90909.json"),
-    ({"predictions": "abc"}, None, 2, "llada_gsm8k_predictions_limit2.json"),
 ])  # fmt: skip
 def test_result_name(change, tag, limit, name):
     assert result_name(replace(CONFIG, **change), tag=tag, limit=limit) == name
+
+
+def test_result_name_of_predictions_has_no_schedule():
+    assert result_name(CONFIG, predictions=True, limit=2) == "llada_gsm8k_predictions_limit2.json"
 
 
 def test_run_lengths():

@@ -1,0 +1,35 @@
+"""Shares of samples whose format looks wrong."""
+
+from experiment.diagnostics import diagnostics
+
+
+def row(text="a", reason="end_token", committed=(0, 1), status="ok", code=None):
+    extracted = {} if code is None else {"extracted": {"create_test": code}}
+    return {"status": status, "text": text, "finish_reason": reason, "committed_at": list(committed)} | extracted
+
+
+def test_shares_and_warnings():
+    rows = [row() for _ in range(7)] + [row(" \n"), row(reason="length"), row(reason="stop_string")]
+    found = diagnostics(rows, code=False)
+    assert found["empty"] == {"n": 1, "of": 10, "share": 0.1} and found["warnings"] == []
+    found = diagnostics([*rows, row(""), row(reason="length")], code=False)
+    assert found["warnings"] == [
+        "2 of 12 answers are empty",
+        "2 of 12 answers fill the canvas without an end token: a longer --gen_length may be needed",
+    ]
+
+
+def test_open_positions_behind_the_end_are_no_residual_masks():
+    rows = [row(committed=(0, -1)), row(reason="length", committed=(0, -1)), row(reason="length")]
+    assert diagnostics(rows, code=False)["residual_masks"]["n"] == 1
+
+
+def test_code_that_does_not_parse_or_is_not_there():
+    rows = [row(code="x = 1"), row(code="x ="), row(code=""), row(code="# only a comment"), row()]
+    assert diagnostics(rows, code=True)["unparseable_code"] == {"n": 4, "of": 5, "share": 0.8}
+
+
+def test_failed_samples_and_given_texts_are_left_out():
+    rows = [row(status="error", text=""), row(reason=None)]
+    assert diagnostics(rows, code=False) == {"empty": {"n": 0, "of": 1, "share": 0.0}, "warnings": []}
+    assert diagnostics([], code=True) == {"warnings": []}
