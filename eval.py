@@ -42,6 +42,8 @@ from store import Store
 from tasks import DataError, PromptForm, TaskSpec, build_task
 from tasks.gsm8k import SPEC as GSM8K
 from tasks.humaneval import SPEC as HUMANEVAL
+from tasks.installed import NOTE as OTHER_TASK_NOTE
+from tasks.installed import headline_of, spec_of
 from tasks.mbpp import SPEC as MBPP
 from tasks.protocols import protocol
 from tasks.sandbox import SandboxError
@@ -82,7 +84,7 @@ TASK_NOTES = {"mbpp": "test_setup_code is run before the tests; lm-eval forgets 
 
 def get_prompt_template(alias: str, task: str, protocol_name: str = "uniform") -> PromptForm:
     """How a task is asked of a model under a protocol: wording, examples, prefill, stop strings."""
-    return TASKS[task].forms[protocol(protocol_name, alias, task).form]
+    return (TASKS.get(task) or spec_of(task)).forms[protocol(protocol_name, alias, task).form]
 
 
 def get_model(job: Job, device: str, task, ledger: Ledger) -> _ProfilingHarness:
@@ -192,7 +194,7 @@ def _execute(
         limit=job.limit,
         records=lm.records,
         logged=logged,
-        headline=spec.headline,
+        headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
         profile=lm.profile(),
         meta={
@@ -230,8 +232,9 @@ def run(argv: list[str] | None) -> int:
     place = place_of(os.environ)
     if place.size > 1 and job.devices:
         raise UsageError(f"--devices is for a run of its own: here a launcher has started {place.size} processes already")
-    spec = TASKS[job.config.task]
-    job = replace(job, notes=(*job.notes, *filter(None, [TASK_NOTES.get(spec.name)])))
+    spec = TASKS.get(job.config.task) or spec_of(job.config.task)
+    note = OTHER_TASK_NOTE if spec.foreign else TASK_NOTES.get(spec.name)
+    job = replace(job, notes=(*job.notes, *filter(None, [note])))
     if args.dry_run:
         print(describe(identified(job, spec)))
         return EXIT_COMPLETE

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -207,7 +208,7 @@ def result_name(
     """
     k = config.tokens_per_step
     tps = f"{config.gen_length / config.num_steps:g}" if k is None else str(k)
-    parts = [config.model_alias, config.task]
+    parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
     parts += ["predictions"] if predictions else [config.algorithm, f"tps{tps}"]
     parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
     return "_".join(parts) + ".json"

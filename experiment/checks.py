@@ -56,12 +56,12 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
         errors.append(BadDataError(problems))
     else:
         config = replace(config, data=_data_identity(job, spec))
-        if job.data_dir:
+        if job.data_dir and not spec.foreign:
             data = load_data(spec, job.data_dir)
             n_docs = len(data.splits[spec.eval_split])
             if data.name == "modified":
                 notes.append(f"{job.data_dir} holds as many documents as the published files, but other bytes")
-    if job.limit is not None and job.limit > n_docs:
+    if job.limit is not None and job.limit > n_docs and not spec.foreign:
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
     if spec.kind == "code":
         errors += _sandbox_errors()

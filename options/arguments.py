@@ -105,7 +105,8 @@ def build_parser(models: Models, tasks: Sequence[str], values: _Values) -> argpa
 
 def _what(group: _Group, models: Models, tasks: Sequence[str]) -> None:
     group.add("model_alias", "NAME", f"The model: {', '.join(models)}. Required.")
-    group.add("task", "NAME", f"The benchmark: {', '.join(tasks)}. Required.")
+    group.add("task", "NAME", f"The benchmark: {', '.join(tasks)}; or lm_eval:NAME, any other "
+              "generation task that the installed lm-eval defines, with its data from the hub. Required.")
     group.add(
         "protocol", "NAME",
         "Where prompts, lengths, algorithm and sampling come from. 'uniform' is the same for all models, so that they "

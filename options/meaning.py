@@ -12,7 +12,7 @@ from typing import Any
 from decoding.algorithms import ALGORITHMS, algorithms_of
 from decoding.schedule import CONFIDENCE_DTYPES, DecodeConfig, Schedule, ScheduleError, make_schedule
 from options.arguments import Models
-from tasks.protocols import PROTOCOLS, Protocol, protocol
+from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import RunConfig, UsageError, nearest, result_name, run_lengths
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -96,7 +96,10 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     """What the arguments mean together. `problems` are those already found; raises UsageError with all of them."""
     check = _Check(problems)
     alias = check.choice("model_alias", args.model_alias, list(models))
-    task = check.choice("task", args.task, tasks)
+    other = (args.task or "").startswith(PREFIX) and len(args.task) > len(PREFIX)
+    task = args.task if other else check.choice("task", args.task, [*tasks, f"{PREFIX}NAME"])
+    if other and args.predictions:
+        check.problems.append(f"--predictions: only for {', '.join(tasks)}")
     name = check.choice("protocol", args.protocol, PROTOCOLS)
     check.choice("dtype", args.dtype, DTYPES)
     check.choice("confidence_dtype", args.confidence_dtype, CONFIDENCE_DTYPES)

@@ -65,7 +65,8 @@ class TaskSpec:
     hub:      (data set, configuration) for the case that there is no data_dir.
     splits:   rows by file -> rows by split, in the hub's naming; eval_split is the one that is asked.
     headline: lm-eval's key of the metric that stands for the benchmark.
-    kind:     "code" | "math" | "qa".
+    kind:     "code" | "math" | "qa" | "other".
+    foreign:  lm-eval reads its data by itself, see tasks/installed.py.
     """
 
     name: str
@@ -79,6 +80,7 @@ class TaskSpec:
     headline: str
     kind: str
     doc_fields: Mapping[str, str] = field(default_factory=dict)
+    foreign: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -97,6 +99,8 @@ def build_task(spec: TaskSpec, data_dir: str | os.PathLike | None, form: str, nu
         raise ValueError(f"unknown prompt form {form!r}; {spec.name} has: {', '.join(spec.forms)}")
     if num_fewshot is not None and num_fewshot < 0:
         raise ValueError(f"num_fewshot is {num_fewshot}, it must be 0 or more")
+    if spec.foreign:
+        return spec.build(None, form)
     task = spec.build(load_data(spec, data_dir), form)
     if num_fewshot is not None:
         available = len(list(task.fewshot_docs()))

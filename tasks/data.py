@@ -71,7 +71,7 @@ def check_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> list[str]:
 
     With data_dir None there is nothing to check before the hub is asked.
     """
-    if data_dir is None:
+    if data_dir is None or spec.foreign:
         return []
     try:
         _read_local(spec, Path(data_dir))
@@ -82,7 +82,7 @@ def check_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> list[str]:
 
 def data_checksums(spec: TaskSpec, data_dir: str | os.PathLike | None) -> dict[str, str]:
     """File -> sha256 of the originals (and of a manifest.json beside them); {} for the hub's data."""
-    if data_dir is None:
+    if data_dir is None or spec.foreign:
         return {}
     paths = [p for p in (*spec.files, "manifest.json") if (Path(data_dir) / p).is_file()]
     return {p: _sha256(Path(data_dir) / p) for p in paths}

@@ -12,9 +12,10 @@ README and issue 10; Fast-dLLM Table 1 and Figure 5. Only the standard library i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PROTOCOLS = ("uniform", "official")
+PREFIX = "lm_eval:"  # any other task that lm-eval has installed
 TASKS = ("humaneval", "mbpp", "gsm8k", "truthfulqa")
 FAMILY = {"llada": "llada", "llada1.5": "llada", "dream": "dream", "diffucoder": "dream"}
 
@@ -55,19 +56,22 @@ def protocol(name: str, alias: str, task: str) -> Protocol:
         ("model alias", alias, tuple(FAMILY)),
         ("task", task, TASKS),
     ):
-        if value not in known:
+        if value not in known and not (what == "task" and value.startswith(PREFIX)):
             raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(known)}")
+    if task.startswith(PREFIX):
+        return replace(_uniform(alias, task), name=name, form="lm_eval", **(SAMPLING[alias] if name == "official" else {}))
     return _uniform(alias, task) if name == "uniform" else _official(alias, task)
 
 
 # ---------------------------------------------------------------- uniform
 
+OTHER_CANVAS = 256  # of any other task of lm-eval's
 CANVAS = {"humaneval": 512, "mbpp": 512, "gsm8k": 256, "truthfulqa": 128}
 
 
 def _flags(alias: str, task: str) -> dict[str, bool]:
     """End-token flags of the models that have them: what their authors set, also under `uniform`."""
-    if FAMILY[alias] != "llada" or (alias, task) == ("llada", "gsm8k"):
+    if FAMILY[alias] != "llada" or (alias, task) == ("llada", "gsm8k") or task.startswith(PREFIX):
         return {}
     if (alias, task) == ("llada", "humaneval"):
         return {"logits_eos_inf": True}
@@ -82,7 +86,7 @@ def _uniform(alias: str, task: str) -> Protocol:
         num_fewshot=0,
         chat_template=True,
         system=None,
-        gen_length=CANVAS[task],
+        gen_length=CANVAS.get(task, OTHER_CANVAS),
         block_length=32 if llada else None,
         algorithm="low_confidence" if llada else "maskgit_plus",
         temperature=0.0,
