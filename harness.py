@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from decoding.engine import Completion, decode
 from decoding.schedule import DecodeConfig
 from experiment.ledger import Ledger
 from experiment.lmeval import quiet
+from experiment.progress import Failure, Progress
 from experiment.result import Record, profile
 from experiment.stops import BROKEN_TAIL, first_stop, stops_of, text_is_final
 from utils import BadDataError, DllmexpError, UsageError, sample_seed
@@ -51,14 +51,6 @@ class _Job:
     key: str
     ids: list[int] = field(default_factory=list)
     record: Record | None = None
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why a batch failed, as text: an exception would keep its tensors."""
-
-    traceback: str
-    out_of_memory: bool
 
 
 class _ProfilingHarness(HFLM):
@@ -121,7 +113,7 @@ class _ProfilingHarness(HFLM):
             total=len(jobs), desc=f"{self.family} samples", unit="sample", dynamic_ncols=True,
             disable=disable_tqdm or not self.ledger.place.leads,
         ) as bar:  # fmt: skip
-            progress = _Progress(bar)
+            progress = Progress(bar)
             todo = [job for job in jobs if not self._recall(job, progress)]
             progress.start()
             self._tokenize(todo)
@@ -165,14 +157,14 @@ class _ProfilingHarness(HFLM):
 
     # -- what is kept, and what others decode
 
-    def _recall(self, job: _Job, progress: _Progress) -> bool:
+    def _recall(self, job: _Job, progress: Progress) -> bool:
         """Whether the sample is known already; then job.record is set."""
         kept = self.ledger.recall(job.key)
         if kept is not None:
             self._take(job, kept, progress)
         return kept is not None
 
-    def _take(self, job: _Job, kept: dict[str, Any], progress: _Progress) -> None:
+    def _take(self, job: _Job, kept: dict[str, Any], progress: Progress) -> None:
         """A kept sample becomes a record: its text is cut out of the canvas anew."""
         result, meta = kept["result"], kept["meta"]
         completion = Completion(
@@ -183,7 +175,7 @@ class _ProfilingHarness(HFLM):
         self.records.append(job.record)
         progress.add(job.record, decoded_here=False)
 
-    def _gather(self, jobs: list[_Job], progress: _Progress) -> None:
+    def _gather(self, jobs: list[_Job], progress: Progress) -> None:
         """Wait for the samples of other workers; decode here what they leave undone."""
         for job, kept in self.ledger.arriving([(job.key, job) for job in jobs]):
             if kept is None:
@@ -237,13 +229,13 @@ class _ProfilingHarness(HFLM):
     def _on_cuda(self) -> bool:
         return self.device.type == "cuda"
 
-    def _decode_all(self, jobs: list[_Job], progress: _Progress) -> None:
+    def _decode_all(self, jobs: list[_Job], progress: Progress) -> None:
         for stops in sorted({job.stops for job in jobs}):
             # longest first: the batch that needs most memory is met at once, not after hours
             group = sorted((j for j in jobs if j.stops == stops), key=lambda j: (-len(j.ids), j.doc_id, j.repeat))
             self._decode_group(group, stops, progress)
 
-    def _decode_group(self, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> None:
+    def _decode_group(self, jobs: list[_Job], stops: tuple[str, ...], progress: Progress) -> None:
         """Decode jobs that share their stop strings, whatever happens to some of them.
 
         Where memory runs out the batch is halved for the rest of the run. Where anything else fails, the samples that
@@ -264,7 +256,7 @@ class _ProfilingHarness(HFLM):
                     self.ledger.failed(job.key, failure.traceback)
                     self._give_up(job, failure.traceback, progress)
 
-    def _decode(self, jobs: list[_Job], stops: tuple[str, ...], progress: _Progress) -> _Failure | None:
+    def _decode(self, jobs: list[_Job], stops: tuple[str, ...], progress: Progress) -> Failure | None:
         """Decode, keep and record jobs; what went wrong where something did."""
         if not jobs:
             return None
@@ -280,7 +272,7 @@ class _ProfilingHarness(HFLM):
         except DllmexpError:
             raise  # a full disk, say: no fault of the samples
         except Exception as error:  # whatever it is, it is a status of these samples and not an answer
-            failure = _Failure(traceback.format_exc(), out_of_memory(error))
+            failure = Failure.of(error)
         else:
             return None
         if self._on_cuda:
@@ -292,7 +284,7 @@ class _ProfilingHarness(HFLM):
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _finish(self, job: _Job, completion: Completion, progress: _Progress) -> None:
+    def _finish(self, job: _Job, completion: Completion, progress: Progress) -> None:
         """Record and keep a sample the moment its row leaves the engine."""
         now = self._now()
         cost, self._last_finish = now - self._last_finish, now
@@ -304,7 +296,7 @@ class _ProfilingHarness(HFLM):
         self.records.append(job.record)
         progress.add(job.record)
 
-    def _give_up(self, job: _Job, error: str, progress: _Progress) -> None:
+    def _give_up(self, job: _Job, error: str, progress: Progress) -> None:
         told = {"prompt_tokens": len(job.ids), "seed": job.seed, "error": error}
         job.record = Record(job.doc_id, job.repeat, job.prompt, **told)
         self.records.append(job.record)
@@ -399,35 +391,3 @@ class Predictions(LM):
 
     def profile(self) -> dict[str, Any]:
         return profile([], peak_bytes={"device": None, "host": None})
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: CUDA has an exception of its own, the CPU allocator only says so."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-@dataclass
-class _Progress:
-    """The one bar: samples, tokens per second of those decoded here, tokens per forward pass, time left."""
-
-    bar: tqdm
-    tokens: int = 0
-    forwards: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    def start(self) -> None:
-        """What was known before is there; from now on the time left is counted."""
-        self.bar.initial = self.bar.n
-        self.bar.unpause()
-        self.started = time.perf_counter()
-
-    def add(self, record: Record, *, decoded_here: bool = True) -> None:
-        if decoded_here:
-            self.tokens += record.tokens_returned
-            self.forwards += record.nfe
-            rate = self.tokens / (time.perf_counter() - self.started)
-            tpf = self.tokens / self.forwards if self.forwards else 0.0
-            self.bar.set_postfix_str(f"{rate:.1f} tok/s, {tpf:.2f} TPF", refresh=False)
-        self.bar.update(1)

@@ -85,16 +85,17 @@ class Ledger:
 
         Ends when all have arrived, or when nobody is left to deliver the rest.
         """
-        left = dict(waiting)
+        left: dict[str, list[J]] = {}
+        for key, item in waiting:  # two documents may ask the same
+            left.setdefault(key, []).append(item)
         while left:
             alive = self.alive()  # asked before looking: what a worker wrote before it ended is seen below
             self.store.refresh()
             errors = {r["key"]: r["meta"] for r in self.store.errors()}
             for key in list(left):
-                if kept := self.recall(key):
-                    yield left.pop(key), kept
-                elif errors.get(key, {}).get("session") == self.place.session:
-                    yield left.pop(key), None
+                kept = self.recall(key)
+                if kept or errors.get(key, {}).get("session") == self.place.session:
+                    yield from ((item, kept) for item in left.pop(key))
             if not alive:
                 return
             if left:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from experiment.diagnostics import diagnostics
-from utils import SCHEMA_VERSION, BadDataError, Estimate, estimate, percentile, sha256
+from experiment.statistics import Estimate, estimate, percentile
+from utils import SCHEMA_VERSION, BadDataError, sha256
 
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 PROPORTIONS = ("exact_match", "pass@1", "acc")  # metrics that are 0 or 1 for a sample, and those ending in _acc

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 import utils
+from experiment.statistics import estimate, percentile, wilson
 from utils import (
     BadDataError,
     EnvironmentProblem,
@@ -18,13 +19,10 @@ from utils import (
     UsageError,
     atomic_write_json,
     differing_keys,
-    estimate,
     output_problem,
-    percentile,
     result_name,
     run_lengths,
     sample_seed,
-    wilson,
 )
 
 CONFIG = RunConfig(

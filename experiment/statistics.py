@@ -1,0 +1,65 @@
+"""Means, standard errors and 95 % intervals of a metric over its samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n samples, its standard error and its 95 % interval (None where one sample says nothing)."""
+
+    value: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "stderr": self.stderr, "ci95": [self.low, self.high], "n": self.n}
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval of a proportion; within [0, 1], also at 0 and n successes. Wilson 1927, JASA 22."""
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    high = 1.0 if successes == n else min(1.0, centre + half)
+    return low, high
+
+
+def estimate(values: Sequence[float], *, proportion: bool) -> Estimate:
+    """Mean, standard error (sample standard deviation / sqrt(n)) and 95 % interval.
+
+    proportion: every value is 0 or 1; the interval is Wilson's, otherwise the normal one. Nothing is drawn at random.
+    Raises ValueError on no values, and where a proportion has another value than 0 and 1.
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("no values to estimate a mean from")
+    mean = math.fsum(values) / n
+    stderr = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
+    if proportion:
+        if not all(v in (0, 1) for v in values):
+            raise ValueError(f"a proportion has values other than 0 and 1: {sorted(set(values))[:5]}")
+        return Estimate(mean, stderr, *wilson(round(math.fsum(values)), n), n)
+    if stderr is None:
+        return Estimate(mean, None, None, None, n)
+    return Estimate(mean, stderr, mean - Z95 * stderr, mean + Z95 * stderr, n)
+
+
+def percentile(values: Sequence[float], q: float) -> float | None:
+    """The q-quantile (0 to 1) with linear interpolation, None of nothing."""
+    if not values:
+        return None
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
