@@ -106,9 +106,9 @@ def test_what_was_put_is_there_now_and_in_a_later_run_alike(tmp_path):
 
 
 def test_the_key_tells_configuration_prompt_and_repeat_apart():
-    asked = [("a", "b", 0), ("a", "b", 1), ("a", "", 0), ("ab", "", 0), ("", "ab", 0), ("a", "b\n", 0)]
+    asked = [("a", "b", 0), ("a", "b", 0, ("x",)), ("a", "b", 1), ("a", "", 0), ("ab", "", 0), ("", "ab", 0), ("a", "b\n", 0)]
     assert len({sample_key(*a) for a in asked}) == len(asked)
-    assert sample_key("a", "b", 0) == "32b3c2cbaa7f8c2ad0640408c9ab47939c9ded171fd57e2789ec83478c51f83a"
+    assert sample_key("a", "b", 0) == "a294a01d0a1a185f9db4d1267dd8689e6865d0d540ebfb10acecd716ae02f6cd"
 
 
 def test_one_write_for_each_line_and_a_sync_once_a_second_and_at_the_end(tmp_path, monkeypatch):
