@@ -18,8 +18,9 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ from utils import (
 
 if TYPE_CHECKING:
     from harness import _ProfilingHarness
+    from models import Transformer
 
 # alias -> family (algorithms, harness), default checkpoint, and the flag that replaces it
 MODEL_DEFAULTS: dict[str, dict[str, str]] = {
@@ -87,10 +89,30 @@ def get_prompt_template(alias: str, task: str, protocol_name: str = "uniform") -
     return (TASKS.get(task) or spec_of(task)).forms[protocol(protocol_name, alias, task).form]
 
 
-def get_model(job: Job, device: str, task, ledger: Ledger) -> _ProfilingHarness:
+@dataclass(frozen=True)
+class Parts:
+    """What a process that runs several experiments puts in place of the usual.
+
+    load:   (checkpoint, device, dtype) -> the transformer. ledger: who decides which samples are this process's.
+    """
+
+    load: Callable[[str, str, str], Transformer]
+    ledger: type[Ledger] = Ledger
+
+
+def _load(checkpoint: str, device: str, dtype: str) -> Transformer:
+    from models import load_model
+
+    return load_model(checkpoint, device=device, dtype=dtype)[0]
+
+
+USUAL = Parts(_load)
+
+
+def get_model(job: Job, device: str, task, ledger: Ledger, load=_load) -> _ProfilingHarness:
     """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them."""
     from harness import DreamHarness, LladaHarness
-    from models import load_model, load_tokenizer, read_config
+    from models import load_tokenizer, read_config
 
     checkpoint = job.config.checkpoint
     tokenizer = load_tokenizer(checkpoint)
@@ -103,7 +125,7 @@ def get_model(job: Job, device: str, task, ledger: Ledger) -> _ProfilingHarness:
         tokenizer,
         read_config(checkpoint),
         job.decode,
-        load=lambda: load_model(checkpoint, device=device, dtype=job.config.dtype)[0],
+        load=lambda: load(checkpoint, device, job.config.dtype),
         device=device,
         batch_size=job.batch_size,
         seed=job.config.seed,
@@ -145,7 +167,8 @@ def describe(job: Job) -> str:
 
 
 def execute(
-    job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str, place: Place, argv: list[str]
+    job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str, place: Place, argv: list[str],
+    parts: Parts = USUAL,
 ) -> dict[str, Any] | None:
     """Generate or take the texts, let lm-eval score them, and put the result together; None in a further worker."""
     store: Store | None = None
@@ -154,7 +177,7 @@ def execute(
             if texts is None:
                 store = stack.enter_context(open_store(job, place))
             crew = stack.enter_context(Crew(argv, job.devices, place)) if len(job.devices) > 1 else None
-            return _execute(job, spec, texts, device, place, store, crew)
+            return _execute(job, spec, texts, device, place, store, crew, parts)
     except ShareDone:
         return None
     except (KeyboardInterrupt, Signalled) as error:
@@ -165,7 +188,7 @@ def execute(
 
 def _execute(
     job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str, place: Place, store: Store | None,
-    crew: Crew | None,
+    crew: Crew | None, parts: Parts,
 ) -> dict[str, Any]:  # fmt: skip
     started = time.time()
     with uncollected():
@@ -173,10 +196,10 @@ def _execute(
         from experiment import lmeval
     place = replace(place, size=max(place.size, len(job.devices)))
     stamp, on = environment(), lmeval.device_stamp(device)
-    ledger = Ledger(job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else []))
+    ledger = parts.ledger(job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else []))
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
-    lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task, ledger)
+    lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load)
     logged = lmeval.evaluate(
         lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
     )
@@ -219,7 +242,7 @@ def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(argv: list[str] | None) -> int:
+def run(argv: list[str] | None, parts: Parts = USUAL) -> int:
     """Everything between the command line and the exit code."""
     args, problems = parse(argv, MODEL_DEFAULTS, list(TASKS))
     try:
@@ -263,7 +286,7 @@ def run(argv: list[str] | None) -> int:
     if place.leads:
         say(describe(job))
         say(f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}")
-    result = execute(job, spec, texts, device, place, _worker_argv(sys.argv[1:] if argv is None else argv))
+    result = execute(job, spec, texts, device, place, _worker_argv(sys.argv[1:] if argv is None else argv), parts)
     if result is None:
         return EXIT_COMPLETE
     atomic_write_json(job.path, result)
@@ -305,13 +328,13 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
     return [f"{type(error).__name__}: {first}; this should not happen, --debug shows where"], 1
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, parts: Parts = USUAL) -> int:
     """Run; a failure is one line per problem on stderr and an exit code, a traceback only with --debug."""
     from models import CheckpointError
 
     try:
         with signals_raise():
-            code = run(argv)
+            code = run(argv, parts)
             sys.stdout.flush()
             return code
     except (Exception, KeyboardInterrupt, Signalled) as error:
