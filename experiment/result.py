@@ -157,10 +157,11 @@ def metrics_of(samples: Iterable[Mapping[str, Any]]) -> dict[str, Estimate]:
     for sample in samples:
         for name in sample["metrics"]:
             values.setdefault(f"{name},{sample['filter']}", []).append(float(sample[name]))
-    return {key: estimate(v, proportion=_is_proportion(key)) for key, v in values.items()}
+    return {key: estimate(v, proportion=is_proportion(key)) for key, v in values.items()}
 
 
-def _is_proportion(key: str) -> bool:
+def is_proportion(key: str) -> bool:
+    """Whether a metric, "metric,filter", is 0 or 1 for every sample: its mean is an accuracy."""
     metric = key.partition(",")[0]
     return metric in PROPORTIONS or metric.endswith("_acc")
 
