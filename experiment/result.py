@@ -249,12 +249,20 @@ def build_result(
         "metrics": estimates if complete else {},
         "score_on_completed": None if complete else estimates,
         "reference": protocol.get("reference") if matches else None,
+        "reference_note": _reference_note(protocol, matches),
         "diagnostics": diagnostics(rows, code=code),
         "samples": rows,
     }
     result["protocol"].pop("reference", None)
     result["content_sha256"] = sha256(result)
     return result | {"profile": {**profile, "sample_seconds": times}, "meta": dict(meta)}
+
+
+def _reference_note(protocol: Mapping[str, Any], matches: bool) -> str | None:
+    """Why no published score stands beside the result, where none does."""
+    if protocol.get("reference") is None:
+        return "no score is published for this protocol, model and task"
+    return None if matches else "not set beside the published score: the run, its data or its size departs from the protocol"
 
 
 def load_result(path: Path) -> dict[str, Any] | None:
@@ -310,8 +318,11 @@ def table(result: Mapping[str, Any], path: Path) -> str:
             f"{shown(p['tokens_per_second'], 1)} tokens/s, {shown(p['tpf'], 2)} tokens per forward pass, "
             f"{shown(p['forward_passes_per_sample'], 1)} forward passes per sample"
         )
+    lines += [f"warning: {warning}" for warning in result["diagnostics"]["warnings"]]
     if reference := result["reference"]:
         lines.append(
             f"published: {reference['score']} % ({reference['metric']}, {reference['source']})"
         )
+    elif config["protocol"] == "official":
+        lines.append(f"published: {result['reference_note']}")
     return "\n".join([*lines, f"result: {path}"])

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from tasks.data import Data, Rows, Source, load_data
+from tasks.data import Data, DataError, Rows, Source, load_data
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def build_task(spec: TaskSpec, data_dir: str | os.PathLike | None, form: str, nu
     if num_fewshot is not None:
         available = len(list(task.fewshot_docs()))
         if num_fewshot > available:
-            raise ValueError(f"num_fewshot is {num_fewshot}, {spec.name} has {available} examples")
+            raise DataError([f"num_fewshot is {num_fewshot}, {spec.name} has {available} examples"])
         task.set_config("num_fewshot", num_fewshot)
     return task
 

@@ -475,3 +475,22 @@ def test_all_problems_are_said_at_once(run):
     code, _, err = run("--model_alias llada --task gsm8k --limit -3 --llada_ckpt /nowhere/a --data_dir /nowhere/b")
     assert code == 2 and len(err.splitlines()) == 3
     assert all(part in err for part in ("--limit -3", "/nowhere/a does not exist", "/nowhere/b does not exist"))
+
+
+@pytest.mark.parametrize(("alias", "task", "note"), [
+    ("llada", "gsm8k", "departs from the protocol"), ("diffucoder", "gsm8k", "no score is published"),
+])  # fmt: skip
+def test_why_no_published_score_stands_beside_is_said(run, tmp_path, alias, task, note):
+    gsm8k_dir(tmp_path / "data", n=8)
+    checkpoint = f"--llada_ckpt {LLADA}" if alias == "llada" else f"--diffucoder_ckpt {DREAM}"
+    arguments = f"--model_alias {alias} {checkpoint} --task {task} --data_dir {tmp_path / 'data'} --device cpu"
+    code, out, _ = run(arguments, "--protocol", "official", "--output_dir", tmp_path / "o", "--tokens_per_step", 64, "--limit", 1)
+    assert code == 0 and f"published: {result_in(tmp_path / 'o')['reference_note']}" in out and note in out
+    assert "warning: 1 of 1 answers fill the canvas without an end token" in out or "end_token" in json.dumps(
+        [s["finish_reason"] for s in result_in(tmp_path / "o")["samples"]]
+    )
+
+
+def test_fewer_worked_examples_than_the_protocol_needs_is_the_datas_fault(run, mini):
+    code, _, err = run(mini, "--protocol", "official")
+    assert code == 4 and "num_fewshot is 5, gsm8k has 3 examples" in err
