@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -253,19 +254,19 @@ def curves(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def curve_labels(group: Sequence[Sequence[Run]]) -> list[str]:
-    """A name for each curve of one picture or table: the model, and what tells its curves apart."""
+    """A name for each curve of a picture or table: the model, and what tells its curves of one task apart."""
+    apart: dict[str, set[str]] = {}
+    settings = [(runs[0], runs[0].identity or {"algorithm": runs[0].algorithm}) for runs in group]
+    for (a, mine), (b, other) in combinations(settings, 2):
+        if (a.model, a.task) == (b.model, b.task):
+            apart.setdefault(a.model, set()).update(
+                k for k in {*mine, *other} - {*SPEED} if mine.get(k) != other.get(k)
+            )
     labels = []
-    for runs in group:
-        run = runs[0]
-        rivals = [c[0] for c in group if c[0].model == run.model and c[0] is not run]
-        if not rivals:
-            labels.append(run.model)
-            continue
-        mine, theirs = run.identity or {"predictions": True}, [r.identity or {"predictions": True} for r in rivals]
-        names = sorted(k for k in {*mine}.union(*theirs) - {*SPEED} if any(mine.get(k) != t.get(k) for t in theirs))
-        shown = [run.algorithm] if "algorithm" in names or run.identity is None else []
-        shown += [f"{k} {_short(mine.get(k))}" for k in names if k not in ("algorithm", "predictions") and k in mine]
-        labels.append(f"{run.model}, {', '.join(shown)}")
+    for run, mine in settings:
+        names = sorted(apart.get(run.model, ()), key=lambda k: (k != "algorithm", k))
+        shown = [mine[k] if k == "algorithm" else f"{k} {_short(mine[k])}" for k in names if k in mine]
+        labels.append(", ".join([run.model, *shown]))
     return labels
 
 
