@@ -23,6 +23,7 @@ FLOORS = (
     ("experiment",),
     ("harness",),
     ("eval",),
+    ("suite",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -38,7 +39,7 @@ NEVER = {
 
 # Heavy packages, imported only inside functions, so that --help and bad input answer at once.
 HEAVY = {"torch", "transformers", "lm_eval", "datasets", "tokenizers", "pandas", "scipy"}
-LEAN = {"eval", "options", "utils", "store", "tasks"}
+LEAN = {"eval", "options", "utils", "store", "suite", "tasks"}
 
 
 class Import(NamedTuple):
@@ -118,7 +119,7 @@ def test_a_broken_rule_is_seen(room, source, told):
 
 
 @pytest.mark.parametrize(
-    "module", ["utils", "options", "experiment.checks", "experiment.result", "store", "eval", "tasks", "models"]
+    "module", ["utils", "options", "experiment.checks", "experiment.result", "store", "eval", "tasks", "models", "suite.table", "suite.local", "suite.worker"]
 )
 def test_the_front_of_the_program_loads_nothing_heavy(module):
     """What the source cannot show: a lean module that imports a heavy one through another."""

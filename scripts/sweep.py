@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Many experiments: 4 models x 4 tasks x 1, 2, 3 tokens per step, or any others.
+
+    python scripts/sweep.py plan                                   every experiment, its command, where it stands
+    python scripts/sweep.py run --engine local                     one worker for each visible GPU
+    python scripts/sweep.py run --models llada --tps 1 2 4 8 --extra "--batch_size 8 --limit 100"
+    python scripts/sweep.py run --file my.yaml --workers 2
+    python scripts/sweep.py progress --watch
+
+A YAML file is a list. Each entry is text ("--model_alias llada --task gsm8k"), a list of words, or flag: value, where a
+list of values means one experiment for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from experiment.signals import Signalled, signals_raise  # noqa: E402
+from suite.claims import Claim, read_claims  # noqa: E402
+from suite.matrix import Experiment, Selection, experiments, select  # noqa: E402
+from suite.state import Standing, Watcher, forget_identities  # noqa: E402
+from suite.table import outcomes, plan, progress_table, summary_line  # noqa: E402
+from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_INCOMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    which = argparse.ArgumentParser(add_help=False)
+    group = which.add_argument_group("which experiments")
+    listed = {"nargs": "+", "default": [], "action": "extend"}
+    group.add_argument("--models", metavar="NAME", help="only these models (default: all)", **listed)
+    group.add_argument("--tasks", metavar="NAME", help="only these benchmarks; lm_eval:NAME adds another one", **listed)
+    group.add_argument("--tps", metavar="K", type=int, help="these tokens per step instead of 1 2 3", **listed)
+    group.add_argument(
+        "--algs", metavar="NAME", help="each of these algorithms that the model has, instead of the protocol's", **listed
+    )
+    group.add_argument(
+        "--extra", metavar='"..."', action="append", default=[], help="arguments that every experiment gets; may be repeated"
+    )
+    group.add_argument("--file", metavar="YAML", type=Path, help="these argument sets instead of the matrix; filters apply")
+    group.add_argument("--output_dir", metavar="DIR", default="results", help="where results go (default: results)")
+
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="plan | run | progress")
+    commands.add_parser("plan", parents=[which], help="print every experiment, its command and its state")
+    run = commands.add_parser("run", parents=[which], help="run what is not done")
+    run.add_argument("--engine", choices=["local"], default="local", help="local: the devices of this machine (default)")
+    run.add_argument(
+        "--workers", metavar="N", type=int,
+        help="processes that generate (default: one for each visible GPU, or one on the CPU); more than GPUs share them",
+    )  # fmt: skip
+    run.add_argument("--check", action="store_true", help="say what is wrong with the options, and leave")
+    progress = commands.add_parser(
+        "progress", parents=[which],
+        help="a table of the experiments of the running suite, else of the last one, else of the matrix",
+    )  # fmt: skip
+    progress.add_argument("--watch", metavar="S", type=float, nargs="?", const=5.0, help="again every S seconds (default 5)")
+    worker = commands.add_parser("worker")  # started by `run`
+    worker.add_argument("--parent", type=int, required=True)
+    return parser
+
+
+def selection_of(args: argparse.Namespace) -> Selection:
+    try:
+        extra = tuple(word for text in args.extra for word in shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--extra {' '.join(args.extra)}: {error}") from None
+    lists = {name: tuple(w for v in getattr(args, name) for w in str(v).split(",")) for name in ("models", "tasks", "algs")}
+    return Selection(**lists, tps=tuple(args.tps), extra=extra, file=args.file, output_dir=args.output_dir)
+
+
+def standings(watchers: list[Watcher]) -> list[tuple[Experiment, Standing]]:
+    return [(watcher.experiment, watcher.standing()) for watcher in watchers]
+
+
+# ---------------------------------------------------------------- progress
+
+
+def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
+    """What to show, and how many workers share what is left."""
+    selection = selection_of(args)
+    claims = read_claims(Path(selection.output_dir))
+    living = [c for c in claims if c["alive"]]
+    workers = max(1, sum(c.get("workers", 1) for c in living))
+    if selection != Selection(output_dir=selection.output_dir) or not claims:
+        return [Watcher(e) for e in select(selection)], workers
+    told = {tuple(e["argv"]): e["id"] for c in living or claims[-1:] for e in c["experiments"]}
+    return [Watcher(e, told[e.argv]) for e in experiments(told)], workers
+
+
+def show_progress(args: argparse.Namespace) -> int:
+    watchers, workers = watched(args)
+    while True:
+        text = progress_table(standings(watchers), workers)
+        if args.watch is None:
+            print(text)
+            return EXIT_COMPLETE
+        # the screen is cleared when there is something to put there, so that it does not flicker
+        print(f"\033[2J\033[H{time.strftime('%Y-%m-%d %H:%M:%S')}  every {args.watch:g} s, Ctrl-C leaves\n{text}", flush=True)
+        time.sleep(max(0.2, args.watch))
+        forget_identities()
+        fresh, workers = watched(args)
+        if [w.experiment.argv for w in fresh] != [w.experiment.argv for w in watchers]:
+            watchers = fresh
+
+
+# ---------------------------------------------------------------- run
+
+
+class Diary:
+    """What the suite says, on the terminal and in results/logs/sweep.log."""
+
+    def __init__(self, output_dir: Path):
+        self.path = output_dir / "logs" / "sweep.log"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, text: str) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+        try:
+            print(text, flush=True)
+        except OSError:  # the terminal is gone, the work is not
+            sys.stdout = open(os.devnull, "w")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.workers is not None and args.workers < 1:
+        raise UsageError(f"--workers {args.workers}: must be at least 1")
+    selection = selection_of(args)
+    chosen = select(selection)
+    if problem := output_problem(selection.output_dir):
+        raise OutputError(problem)
+    if args.check:
+        return EXIT_COMPLETE
+    from suite.local import LocalEngine, make_workers
+
+    out = Path(selection.output_dir)
+    workers = make_workers(args.workers)
+    claim = Claim(out, chosen, len(workers))
+    try:
+        say = Diary(out)
+        rows = standings([Watcher(e) for e in claim.mine])
+        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {summary_line(rows, len(workers))}")
+        if claim.elsewhere:
+            say(f"{len(claim.elsewhere)} more are with another suite")
+        say(f"workers: {', '.join(w.device for w in workers)}; logs: {out / 'logs'}; ./scripts/progress.sh shows where it stands")
+        todo = [(e, standing) for e, standing in rows if standing.state != "done"]
+        engine = LocalEngine(claim, todo, workers, say)
+        tasks = engine.run()
+        ended = Counter(done=len(rows) - len(todo)) + Counter(task.outcome for task in tasks)
+        ended["elsewhere"] += len(claim.elsewhere)
+        say(progress_table(standings([Watcher(e) for e in chosen]), len(workers)))
+        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} ended: {outcomes(ended)}")
+        report(out, say)
+        return EXIT_INCOMPLETE if ended["failed"] else EXIT_BUSY if ended["elsewhere"] else EXIT_COMPLETE
+    finally:
+        claim.release()
+
+
+def report(out: Path, say: Diary) -> None:
+    """Tables and plots, where this project has the script for them. That they fail is said, and nothing more."""
+    script = ROOT / "scripts" / "report.py"
+    if script.is_file():
+        made = subprocess.run([sys.executable, str(script), str(out), "--out", str(out / "report")], stdin=subprocess.DEVNULL)
+        say(f"report: {out / 'report'}" if made.returncode == 0 else f"scripts/report.py ended with exit code {made.returncode}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        with signals_raise():
+            args = build_parser().parse_args(argv)
+            if args.command == "worker":
+                from suite.worker import main as work
+
+                return work(args.parent)
+            if args.command == "plan":
+                print(plan(standings([Watcher(e) for e in select(selection_of(args))])))
+                return EXIT_COMPLETE
+            return show_progress(args) if args.command == "progress" else run(args)
+    except DllmexpError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; every finished sample is kept, the same command goes on", file=sys.stderr)
+        return 130
+    except Signalled as error:
+        return 128 + error.args[0]
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""Many experiments: which there are, where each stands, and running them.
+
+matrix   the experiments as data: axes, filters, files of argument sets
+state    where an experiment stands, read from files only; tally: what its sample store holds, counted cheaply
+claims   which suite is running which experiments, on this or another node
+local    the workers of one machine; worker: one process that keeps a model loaded
+table    what a person sees
+"""

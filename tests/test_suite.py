@@ -1,0 +1,365 @@
+"""The suite: which experiments there are, where each stands, and that running them loses, repeats and hides nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mini import DREAM, LLADA, ROOT, gsm8k_dir
+
+import eval as cli
+from scripts.sweep import main
+from store import Store
+from suite.claims import Claim, read_claims
+from suite.local import LocalEngine, Task, Worker, make_workers
+from suite.matrix import Selection, arguments, experiments, select
+from suite.state import Standing, Watcher, config_id, read_summary, write_note
+from suite.table import Estimator, duration, progress_table
+from suite.tally import Sums, Tally
+from utils import BusyError, UsageError
+
+SWEEP = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
+
+
+def flags(data: Path, *more: str) -> tuple[str, ...]:
+    return (
+        "--llada_ckpt", str(LLADA), "--llada15_ckpt", str(LLADA), "--dream_ckpt", str(DREAM), "--data_dir", str(data),
+        "--gen_length", "32", "--dtype", "float32", *more,
+    )  # fmt: skip
+
+
+def chosen(tmp_path: Path, n: int = 6, **selection) -> list:
+    """Experiments on n word problems; by default one."""
+    data = tmp_path / "data"
+    if not data.exists():
+        gsm8k_dir(data, n)
+    more = selection.pop("extra", ())
+    told = {"models": ("llada",), "tasks": ("gsm8k",), "tps": (2,)} | selection
+    return select(Selection(**told, extra=flags(data, *more), output_dir=str(tmp_path / "out")))
+
+
+def run_here(experiment) -> dict:
+    assert cli.main([*experiment.argv, "--device", "cpu"]) == 0
+    return json.loads(experiment.job.path.read_text())
+
+
+# ---- which experiments
+
+
+def test_the_matrix_is_48_experiments_with_48_results():
+    found = select(Selection())
+    assert len(found) == len({e.job.path for e in found}) == 48
+    assert found[0].command == "python eval.py --model_alias llada --task humaneval --tokens_per_step 1"
+    assert sum(e.n for e in found) == 12 * (164 + 500 + 1319 + 817)
+    # those of one model stand together
+    models = [e.model for e in found]
+    assert sum(a != b for a, b in zip(models, models[1:])) == 3
+
+
+def test_filters_and_extensions():
+    names = [e.name for e in select(Selection(models=("dream",), tasks=("mbpp",), tps=(4, 8), extra=("--limit", "5")))]
+    assert names == ["dream_mbpp_maskgit_plus_tps4_limit5", "dream_mbpp_maskgit_plus_tps8_limit5"]
+    # an algorithm is for the models that have it
+    found = select(Selection(tasks=("gsm8k",), tps=(1,), algs=("leftright", "entropy")))
+    assert [e.name for e in found] == [
+        "llada_gsm8k_leftright_tps1", "llada1.5_gsm8k_leftright_tps1", "dream_gsm8k_leftright_tps1",
+        "dream_gsm8k_entropy_tps1", "diffucoder_gsm8k_leftright_tps1", "diffucoder_gsm8k_entropy_tps1",
+    ]  # fmt: skip
+
+
+def test_a_yaml_file_of_any_argument_sets(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        "- --model_alias llada --task gsm8k --tag a\n"
+        "- [--model_alias, dream, --task, mbpp, --limit, 3]\n"
+        "- {model_alias: [llada, dream], task: humaneval, tokens_per_step: [2, 4], no_early_exit: true, tag: null}\n"
+    )
+    found = select(Selection(file=file))
+    assert [e.name for e in found] == [
+        "llada_gsm8k_low_confidence_tps1_a", "dream_mbpp_maskgit_plus_tps1_limit3",
+        "llada_humaneval_low_confidence_tps2", "llada_humaneval_low_confidence_tps4",
+        "dream_humaneval_maskgit_plus_tps2", "dream_humaneval_maskgit_plus_tps4",
+    ]  # fmt: skip
+    assert found[2].argv[-1] == "--no_early_exit"
+    assert [e.name for e in select(Selection(file=file, models=("dream",), tps=(4,)))] == ["dream_humaneval_maskgit_plus_tps4"]
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("a: b: c", "is not YAML"),
+    ("model_alias: llada", "expected a list"),
+    ("- 3", "3 is no argument set"),
+    ("- --model_alias llada --task gsm9k", "--task 'gsm9k' is not known"),
+    ("- --model_alias llada --task gsm8k --seed 1\n- --model_alias llada --task gsm8k", "two experiments would write"),
+])  # fmt: skip
+def test_a_file_that_cannot_be_is_named(tmp_path, text, told):
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(UsageError, match=told):
+        select(Selection(file=tmp_path / "my.yaml"))
+
+
+def test_wrong_options_are_said_at_once(capsys, tmp_path):
+    assert main(["plan", "--models", "lada", "--tasks", "gsm9k"]) == 2
+    assert "did you mean 'llada'" in (err := capsys.readouterr().err) and "did you mean 'gsm8k'" in err
+    assert main(["run", "--extra", "--device cuda:1 --overwrite", "--output_dir", str(tmp_path)]) == 2
+    assert "--device cannot be given" in (err := capsys.readouterr().err) and "--overwrite cannot be given" in err
+    assert main(["run", "--workers", "0"]) == 2 and main(["plan", "--nonsense"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_true_is_a_switch_and_false_leaves_it_out():
+    assert arguments({"task": "mbpp", "no_early_exit": True, "debug": False}) == [["--task", "mbpp", "--no_early_exit"]]
+
+
+# ---- where an experiment stands
+
+
+def test_a_tally_is_what_the_store_says(tmp_path):
+    with Store.open(tmp_path, {}, "a" * 64) as store:
+        for i in range(5):
+            meta = {"cost_seconds": 0.5, "doc_id": i, "seconds": 1.0, "tokens_returned": 10 + i, "provenance": {"cpu": '"nfe":'}}
+            result = {"committed_at": [1, 2], "nfe": 7, "token_ids": [3]}
+            store.put(f"{i:064x}", {"status": "ok", "result": result, "meta": meta})
+        store.put("f" * 64, {"status": "error", "result": {}, "meta": {"error": "x"}})
+        store.put(f"{0:064x}", {"status": "error", "result": {}, "meta": {}})
+        tally = Tally(store.directory)
+        tally.update()
+        assert tally.sums() == Sums(5, 60, 35, 2.5, failed=1)
+        assert tally.sums(limit=2) == Sums(2, 21, 14, 1.0, failed=1)
+        [shard] = store.directory.glob("shard-*")
+        with open(shard, "ab") as file:  # torn, damaged, and nothing of it counted
+            file.write(b"xx\n00000000 {not json\n1234")
+        tally.update()
+        assert tally.sums().n == 5
+        shard.rename(shard.with_name("elsewhere"))
+        tally.update()
+        assert tally.sums() == Sums()
+
+
+def test_states_from_the_first_sample_to_the_result(tmp_path):
+    """Waiting, partial, running while another process has the store, failed as the suite noted it, done."""
+    [experiment] = chosen(tmp_path)
+    [limited] = chosen(tmp_path, extra=("--limit", "2"))
+    watcher = Watcher(experiment)
+    assert watcher.standing() == Standing("waiting", 0, 6)
+    result = run_here(limited)
+    assert watcher.id == result["id"] and Watcher(limited).standing().state == "done"
+    standing = watcher.standing()
+    assert (standing.state, standing.n, standing.of) == ("partial", 2, 6) and standing.sums.forwards == 32
+    config = json.loads(next((tmp_path / "out" / "cache").glob("*/config.json")).read_text())
+    identity = {k: v for k, v in config.items() if k not in ("config_id", "store_version")}
+    with Store.open(tmp_path / "out" / "cache", identity, watcher.id):
+        assert watcher.standing().state == "running" and f"pid {os.getpid()}" in watcher.standing().note
+    experiment.log.parent.mkdir()
+    write_note(experiment, "failed", 3, "no memory")
+    assert (watcher.standing().state, watcher.standing().note) == ("failed", "no memory")
+    run_here(experiment)
+    standing = watcher.standing()
+    assert (standing.state, standing.n, standing.score[0], standing.score[3]) == ("done", 6, 0.0, 6)
+    assert standing.sums.seconds > 0 and standing.sums.tokens > 0
+
+
+def test_a_holder_that_was_killed_is_not_running(tmp_path):
+    [experiment] = chosen(tmp_path)
+    folder = tmp_path / "out" / "cache" / config_id(experiment)[:16]
+    folder.mkdir(parents=True)
+    (folder / "LOCK").write_text(f"pid 1 on {os.uname().nodename} since 2026-01-01T00:00:00+0000 (process start 99)")
+    assert Watcher(experiment).standing().state == "waiting"
+    (folder / "LOCK").write_text("pid 1 on node7 since 2026-01-01T00:00:00+0000 (process start 99)")
+    assert Watcher(experiment).standing().note == "pid 1 on node7"  # another node: its file is fresh
+    os.utime(folder / "LOCK", (0, 0))
+    assert Watcher(experiment).standing().state == "waiting"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "not json", "{\n \"status\": 3\n}\n", '{\n "status": "complete",\n "samples": [\n'])
+def test_a_foreign_file_in_place_of_a_result_is_named(tmp_path, text):
+    [experiment] = chosen(tmp_path)
+    experiment.job.path.parent.mkdir()
+    experiment.job.path.write_text(text)
+    standing = Watcher(experiment).standing()
+    assert standing.state == "failed" and str(experiment.job.path) in standing.note
+
+
+def test_a_result_of_another_configuration_is_no_result_of_this_one(tmp_path):
+    [experiment] = chosen(tmp_path)
+    [other] = chosen(tmp_path, extra=("--seed", "1"))
+    run_here(other)
+    standing = Watcher(experiment).standing()
+    assert standing.state == "failed" and "of another configuration" in standing.note
+
+
+def test_the_summary_of_a_result_is_the_result_without_its_samples(tmp_path):
+    [experiment] = chosen(tmp_path)
+    whole = run_here(experiment)
+    summary = read_summary(experiment.job.path)
+    profile = whole.pop("profile")
+    assert profile.pop("sample_seconds") and summary.pop("profile") == profile
+    assert summary == {k: v for k, v in whole.items() if k not in ("samples", "content_sha256", "meta")}
+
+
+def test_time_left_goes_by_the_nearest_relative(tmp_path):
+    one, two, other = chosen(tmp_path, tps=(1, 2)) + chosen(tmp_path, models=("dream",), tps=(1,))
+    fresh, begun = Standing("waiting", 0, 6), Standing("partial", 2, 6, Sums(2, 40, 64, 4.0))
+    assert Estimator([(one, fresh)]).left_s(one, fresh) is None
+    estimator = Estimator([(one, begun), (two, fresh), (other, fresh)])
+    assert estimator.left_s(one, begun) == 8.0
+    assert estimator.left_s(two, fresh) == pytest.approx(6.0)  # half the forward passes
+    assert estimator.left_s(other, fresh) == pytest.approx(12.0 * 31 / 32)  # 31 of its 32 steps commit something
+    text = progress_table([(one, begun), (two, fresh)], workers=2)
+    assert "2 experiments: 1 partial, 1 waiting; 2 of 12 samples; about 7 s left with 2 workers" in text
+    assert [duration(s) for s in (None, 40, 600, 7500, 200000)] == ["-", "40 s", "10 m", "2 h 5 m", "2 d 7 h"]
+
+
+def test_progress_over_48_stores_of_1319_samples_is_quick(tmp_path):
+    """The stores are links to one shard: each is read as if it were its own."""
+    out = tmp_path / "out"
+    sets = [[*e.argv, *flags(gsm8k_dir(tmp_path / "data", 1319)), "--output_dir", str(out)] for e in select(Selection(tasks=("gsm8k",)))[:1]]
+    found = experiments([*sets[0], "--tag", f"t{i}", "--seed", str(i)] for i in range(48))
+    with Store.open(tmp_path / "one", {}, "a" * 64) as store:
+        ids = list(range(100_000, 100_512))
+        meta = {"cost_seconds": 1.5, "seconds": 12.0, "tokens_returned": 200, "provenance": {"device_name": "x" * 300}}
+        for i in range(1319):
+            result = {"committed_at": ids, "nfe": 300, "token_ids": ids}
+            store.put(f"{i:064x}", {"status": "ok", "result": result, "meta": meta | {"doc_id": i}})
+        [shard] = store.directory.glob("shard-*")
+    for experiment in found:
+        folder = out / "cache" / config_id(experiment)[:16]
+        folder.mkdir(parents=True)
+        os.link(shard, folder / shard.name)
+    Claim(out, found, workers=4).release()
+    began = time.monotonic()
+    run = subprocess.run([*SWEEP, "progress", "--output_dir", str(out)], capture_output=True, text=True)
+    took = time.monotonic() - began
+    assert "48 experiments: 48 partial; 63312 of 63312 samples" in run.stdout, run.stderr
+    print(f"{48 * shard.stat().st_size / 1e6:.0f} MB in {took:.2f} s")
+    assert took < 6  # measured 1.2 to 1.3 s on two busy cores
+
+
+# ---- who has which experiments, who does what
+
+
+def test_a_claimed_experiment_is_not_taken_by_a_second_suite(tmp_path):
+    one, two = chosen(tmp_path, tps=(1, 2))
+    out = tmp_path / "out"
+    first = Claim(out, [one], workers=1)
+    living = first.path.with_name("sweep-here-1.json")  # as if of another process of this host
+    first.path.rename(living)
+    second = Claim(out, [one, two], workers=1)
+    assert (second.mine, second.elsewhere) == ([two], [one])
+    with pytest.raises(BusyError, match=f"with the suite of pid {os.getpid()}"):
+        Claim(out, [one], workers=1)
+    first.path = living
+    first.release()
+    assert [c["alive"] for c in read_claims(out)] == [False, True]
+    assert Claim(out, [one], workers=1).mine == [one] and not living.exists()
+
+
+def test_devices_as_they_are_told(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert [w.environ["CUDA_VISIBLE_DEVICES"] for w in make_workers(None)] == ["2", "3"]
+    assert [w.device for w in make_workers(3)] == ["cuda 2", "cuda 3", "cuda 2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [w.device for w in make_workers(None)] == ["cpu"] and len(make_workers(2)) == 2
+
+
+def test_a_worker_stays_with_its_model_and_no_device_idles(tmp_path):
+    """Four models of three experiments on two workers: each model is loaded by one worker, until only one is left."""
+    claim = Claim(tmp_path, [], workers=2)
+    found = select(Selection(tasks=("gsm8k",)))
+    engine = LocalEngine(claim, [(e, Standing("waiting", 0, 1319)) for e in found], [Worker("cpu", {}), Worker("cpu", {})], print)
+    order = {0: [], 1: []}
+    for turn in range(12):
+        worker = engine.workers[turn % 2]
+        worker.task = None
+        task: Task = engine._next(worker)
+        worker.task, worker.model, task.stage = task, task.experiment.model, "score"
+        order[turn % 2].append(task.experiment.job.config.model_alias)
+    assert order == {0: ["llada"] * 3 + ["dream"] * 3, 1: ["llada1.5"] * 3 + ["diffucoder"] * 3}
+
+
+# ---- whole runs
+
+
+def test_a_sweep_of_two_workers_one_failure_and_a_second_start(tmp_path, capfd):
+    """One model is not there: its experiments fail at once, the others are done, each model loaded once."""
+    good = chosen(tmp_path, models=("llada", "dream"), tps=(2, 4))
+    [bad] = chosen(tmp_path, models=("diffucoder",), tps=(2,), extra=("--diffucoder_ckpt", str(tmp_path / "absent")))
+    claim = Claim(tmp_path / "out", [*good, bad], workers=2)
+    rows = [(e, Watcher(e).standing()) for e in claim.mine]
+    workers = [Worker("cpu", {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    tasks = LocalEngine(claim, rows, workers, print).run()
+    claim.release()
+    assert [t.outcome for t in tasks] == ["done"] * 4 + ["failed"]
+    assert "absent does not exist" in tasks[-1].error and tasks[-1].attempts == 1
+    assert Watcher(bad).standing().state == "failed"
+    assert sum(w.loads for w in workers) == 2 and all(w.process is None for w in workers)
+    assert [Watcher(e).standing().state for e in good] == ["done"] * 4
+    result = json.loads(good[0].job.path.read_text())
+    assert result["meta"]["environment"]["command"][0] == "eval.py" and "scoring on cpu" in good[0].log.read_text()
+    stamps = {e.name: e.job.path.stat().st_mtime_ns for e in good}
+    extra = " ".join(flags(tmp_path / "data"))
+    told = ["--models", "llada", "dream", "--tasks", "gsm8k", "--tps", "2", "4", "--extra", extra, "--output_dir", str(tmp_path / "out")]
+    capfd.readouterr()
+    assert main(["run", *told]) == 0
+    assert "ended: 4 done" in capfd.readouterr().out
+    assert {e.name: e.job.path.stat().st_mtime_ns for e in good} == stamps
+    assert main(["plan", *told]) == 0
+    assert capfd.readouterr().out.startswith("done ")
+
+
+def wait_for(condition, seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(tmp_path):
+    [experiment] = chosen(tmp_path, n=60, extra=("--gen_length", "96", "--block_length", "32"), tps=(1,))
+    argv = [
+        "--models", "llada", "--tasks", "gsm8k", "--tps", "1", "--output_dir", str(tmp_path / "out"),
+        "--extra", " ".join([*flags(tmp_path / "data"), "--gen_length 96 --block_length 32"]),
+    ]  # fmt: skip
+    environ = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    watcher = Watcher(experiment)
+
+    def start() -> subprocess.Popen:
+        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "text": True}
+        return subprocess.Popen([*SWEEP, "run", *argv], env=environ, cwd=ROOT, **quiet)
+
+    def more_samples(suite: subprocess.Popen) -> None:
+        before = watcher.standing().n
+        wait_for(lambda: suite.poll() is not None or watcher.standing().n > before + 1)
+        assert suite.poll() is None, suite.communicate()[0]
+
+    suite = start()
+    more_samples(suite)
+    second = start()  # while the first runs
+    assert second.wait(30) == 75 and "already" in second.communicate()[0]
+    assert watcher.standing().state == "running"
+    os.kill(children(suite.pid)[0], signal.SIGKILL)  # its worker
+    more_samples(suite)
+    [worker] = children(suite.pid)
+    suite.kill()  # the suite itself; its worker must not keep the device
+    suite.wait()
+    wait_for(lambda: not Path(f"/proc/{worker}").exists(), 20)
+    assert watcher.standing().state == "partial"
+    suite = start()
+    more_samples(suite)
+    suite.send_signal(signal.SIGINT)
+    assert suite.wait(30) == 130
+    assert "Traceback" not in (text := suite.communicate()[0]) and "the same command goes on" in text
+    assert watcher.standing().state == "partial"
+    suite = start()
+    text = suite.communicate(timeout=120)[0]
+    assert suite.returncode == 0 and "ended: 1 done" in text
+    assert sum(len(p.read_bytes().splitlines()) - 1 for p in watcher.directory.glob("shard-*")) == 60
+    assert "ended by signal 9; tried again" in (tmp_path / "out" / "logs" / "sweep.log").read_text()
+    assert "Traceback" not in experiment.log.read_text()
