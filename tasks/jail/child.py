@@ -1,0 +1,165 @@
+"""What a fresh interpreter does: confine itself, then run one candidate and its tests. Started by process.py.
+
+argv: file descriptor of the verdict, "program" | "oracle" | "checker", two more descriptors for the last two.
+stdin: a length, the job (marshal: it comes from the harness, and needs no import), then the token of the verdict.
+Writes "S" when it is confined, or "E" and why it could not be; then "P" and the token, or "F", a reason, a line
+feed and a detail. What is imported here is paid for with every program.
+"""
+
+import os
+import sys
+
+REASONS = ((AssertionError, b"assertion"), (MemoryError, b"memory"))
+DETAIL = 500
+TOKEN = 16
+
+
+def text_of(error, limit=DETAIL):
+    """Type and message of an exception whose own methods may be hostile; clean UTF-8."""
+    try:
+        text = f"{type(error).__name__}: {str(error)[:limit]}"
+    except BaseException:
+        return b"an exception whose text cannot be had"
+    return text[: limit + 100].encode("utf-8", "backslashreplace")
+
+
+def reason_of(error, reasons=REASONS):
+    return next((reason for kind, reason in reasons if isinstance(error, kind)), b"exception")
+
+
+def read_exactly(fd, size, read=os.read):
+    parts = []
+    while size > 0:
+        part = read(fd, min(size, 1 << 20))
+        if not part:
+            raise EOFError("the harness is gone")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def limit_itself(limits):
+    import resource
+
+    for name, (soft, hard) in limits.items():
+        which = getattr(resource, name)
+        ceiling = resource.getrlimit(which)[1]
+        if ceiling != resource.RLIM_INFINITY:  # a limit of the machine's own may be lower and cannot be raised
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(which, (soft, hard))
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:  # where memory ends, this process goes first
+            file.write("1000")
+    except OSError:
+        pass
+
+
+def confine(job):
+    """Landlock, no privileges, seccomp: in this order, each as far as the job has it. Raises OSError."""
+    import ctypes
+    from struct import pack
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(what, function, *arguments):
+        result = function(*arguments)
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, f"{what}: {os.strerror(code)}")
+        return result
+
+    def prctl(what, option, value):
+        zero = ctypes.c_ulong(0)
+        call(what, libc.prctl, option, ctypes.c_ulong(value), zero, zero, zero)
+
+    prctl("no_new_privs", 38, 1)
+    if job["landlock"]:
+        create, add, restrict = 444, 445, 446
+        sizes, rules = job["landlock"]
+        attributes = pack("<QQQ", *sizes[1:])[: sizes[0]]
+        ruleset = call("landlock", libc.syscall, create, attributes, ctypes.c_size_t(len(attributes)), 0)
+        for path, rights in rules:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            call(f"landlock {path}", libc.syscall, add, ruleset, 1, pack("<Qi", rights, fd), 0)
+            os.close(fd)
+        call("landlock", libc.syscall, restrict, ruleset, 0)
+        os.close(ruleset)
+    if job["seccomp"] or job["landlock"]:
+        call("capset", libc.capset, pack("<Ii", 0x20080522, 0), bytes(24))  # root without its powers
+    prctl("pdeathsig", 1, 9)  # gone with the harness, also with one that was killed
+    if job["parent"] and os.getppid() != job["parent"]:
+        os._exit(1)
+    if job["seccomp"]:
+        prctl("dumpable", 4, 0)
+        code, pid_at = bytearray(job["seccomp"][0]), job["seccomp"][1]
+        for at in pid_at:
+            code[at : at + 4] = pack("<I", os.getpid())
+        buffer = ctypes.create_string_buffer(bytes(code), len(code))
+        prog = ctypes.create_string_buffer(pack("@HP", len(code) // 8, ctypes.addressof(buffer)))
+        call("seccomp", libc.prctl, 22, ctypes.c_ulong(2), prog)
+
+
+def run_program(job, verdict, token_fd):
+    """Compile both parts before either runs, execute them in one empty namespace, say how it went."""
+    # the names below stay the real ones whatever the program rebinds in these modules
+    write, leave, run, get_token = os.write, os._exit, exec, read_exactly
+    reason_for, text_for = reason_of, text_of
+
+    def failed(reason, detail):
+        write(verdict, b"F" + reason + b"\n" + detail)
+        leave(0)
+
+    try:
+        second = compile(job["tests"], "<tests>", "exec", dont_inherit=True)
+    except BaseException as error:
+        failed(b"tests", text_for(error))
+    try:
+        first = compile(job["candidate"], "<candidate>", "exec", dont_inherit=True)
+    except BaseException as error:  # SyntaxError, ValueError, RecursionError, the parser's MemoryError
+        failed(b"syntax", text_for(error))
+    # empty, as under lm-eval: __name__ is then "builtins" and no `if __name__ == "__main__"` block runs
+    namespace = {}
+    try:
+        run(first, namespace)
+        run(second, namespace)
+    except BaseException as error:
+        failed(reason_for(error), text_for(error))
+    write(verdict, b"P" + get_token(token_fd, TOKEN))
+    leave(0)
+
+
+def main():
+    verdict, mode, *pipes = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+    from marshal import loads
+
+    job = loads(read_exactly(0, int.from_bytes(read_exactly(0, 8), "little")))
+    token_fd = os.dup(0)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    for fd in (verdict, *pipes):
+        os.set_inheritable(fd, False)
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]
+    action = run_program
+    if mode != "program":
+        sys.path.insert(0, job["lib"])
+        import oracle
+
+        del sys.path[0]
+        action = getattr(oracle, f"run_{mode}")
+    sys.path += job["site"]  # appended without reading .pth files: numpy can be imported as under lm-eval
+    sys.argv = [""]
+    sys.modules["__main__"] = type(sys)("__main__")
+    try:
+        limit_itself(job["limits"])
+        if job["confine"]:
+            confine(job)
+    except BaseException as error:
+        os.write(verdict, b"E" + text_of(error))
+        os._exit(1)
+    os.write(verdict, b"S")
+    action(job, verdict, token_fd, *pipes)
+
+
+if __name__ == "__main__":
+    main()

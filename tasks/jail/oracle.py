@@ -1,0 +1,340 @@
+"""The strict re-check, in two fresh interpreters: the oracle has the candidate, the checker has the tests.
+
+Only data passes between them: requests ["look", names] and ["call", name, args, kwargs], replies ["v", value],
+["o", class, truth] (an object that is no data), ["e", classes, text] (it raised) or ["n", why] (not expressible).
+What the tests expect never leaves the checker, and nothing of the candidate's but data reaches it: an object that
+claims to equal everything has no class left there, and frames, pipes and builtins of the tests are out of reach.
+Messages: four bytes of length, then JSON. Values are tagged lists of exact builtin types; never pickle.
+"""
+
+import builtins
+import json
+import os
+
+from child import read_exactly, reason_of, text_of
+
+MAX_BYTES, MAX_DEPTH, MAX_ITEMS = 16 << 20, 60, 100_000
+
+
+class NotData(Exception):
+    """A value that cannot be sent."""
+
+
+# ---------------------------------------------------------------- values
+
+
+def encode(value, depth=0):
+    """JSON-ready form of a value; a subclass of a builtin type is sent as that type. Raises NotData."""
+    if depth > MAX_DEPTH:
+        raise NotData(f"nested more than {MAX_DEPTH} deep")
+    if value is None or value is True or value is False:
+        return value
+    kind = type(value)
+    if isinstance(value, str):
+        return ["s", str.encode(value, "utf-8", "surrogatepass").decode("utf-8", "surrogatepass")]
+    if isinstance(value, int):
+        return ["i", int.__format__(value, "x")]
+    if isinstance(value, float):
+        return ["f", float.hex(value)]
+    if isinstance(value, complex):
+        return ["c", float.hex(complex.__complex__(value).real), float.hex(complex.__complex__(value).imag)]
+    if isinstance(value, bytes | bytearray):
+        return ["b" if isinstance(value, bytes) else "B", bytes(value).hex()]
+    special = _special(kind, value, depth)
+    if special is not None:
+        return special
+    for tag, base in (("l", list), ("t", tuple), ("S", set), ("z", frozenset)):
+        if isinstance(value, base):
+            return [tag, [encode(v, depth + 1) for v in base.__iter__(value)]]
+    if isinstance(value, dict):
+        return ["d", _pairs(value, depth)]
+    if isinstance(value, range):
+        return ["r", *(encode(v) for v in (value.start, value.stop, value.step))]
+    raise NotData(f"an object of class {kind.__name__}")
+
+
+def _pairs(value, depth):
+    return [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in dict.items(value)]
+
+
+def _special(kind, value, depth):
+    """Classes of the standard library that compare equal to builtin ones, and numpy's scalars."""
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if name in ("collections.Counter", "collections.OrderedDict", "collections.defaultdict"):
+        return ["D", kind.__name__, _pairs(value, depth)]
+    if name == "collections.deque":
+        return ["q", [encode(v, depth + 1) for v in value], encode(value.maxlen)]
+    if name in ("fractions.Fraction", "decimal.Decimal"):
+        return ["n", kind.__name__, str(value)]
+    if kind.__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return encode(value.item(), depth + 1)
+    if name in ("builtins.dict_keys", "builtins.dict_items"):
+        return ["S", [encode(v, depth + 1) for v in value]]  # as sets they compare, and go on to be iterated
+    if hasattr(kind, "__next__"):
+        items = []
+        for item in value:
+            if len(items) == MAX_ITEMS:
+                raise NotData(f"an iterator of more than {MAX_ITEMS} items")
+            items.append(encode(item, depth + 1))
+        return ["I", items]
+    return None
+
+
+def decode(sent):
+    """The value of an encoded form. Raises ValueError, TypeError, KeyError, ... where it is none."""
+    if sent is None or sent is True or sent is False:
+        return sent
+    tag, *parts = sent
+    if tag in ("l", "t", "S", "z", "I"):
+        kind = {"l": list, "t": tuple, "S": set, "z": frozenset, "I": iter}[tag]
+        return kind([decode(v) for v in parts[0]])
+    if tag == "d":
+        return {decode(k): decode(v) for k, v in parts[0]}
+    if tag in ("D", "q", "n"):
+        return _decode_special(tag, *parts)
+    simple = {
+        "s": lambda text: "".join([text]),
+        "i": lambda text: int(text, 16),
+        "f": float.fromhex,
+        "c": lambda real, imaginary: complex(float.fromhex(real), float.fromhex(imaginary)),
+        "b": bytes.fromhex,
+        "B": bytearray.fromhex,
+        "r": lambda *ends: range(*map(decode, ends)),
+    }
+    return simple[tag](*parts)
+
+
+def _decode_special(tag, first, second):
+    import collections
+
+    if tag == "q":
+        return collections.deque([decode(v) for v in first], decode(second))
+    if tag == "n":
+        module = __import__({"Fraction": "fractions", "Decimal": "decimal"}[first])
+        return getattr(module, first)(second)
+    pairs = [(decode(k), decode(v)) for k, v in second]
+    kinds = {
+        "Counter": lambda: collections.Counter(dict(pairs)),
+        "OrderedDict": lambda: collections.OrderedDict(pairs),
+        "defaultdict": lambda: collections.defaultdict(None, pairs),
+    }
+    return kinds[first]()
+
+
+# ---------------------------------------------------------------- messages
+
+
+def send(fd, message, write=os.write):
+    body = json.dumps(message).encode()
+    if len(body) > MAX_BYTES:
+        raise NotData(f"more than {MAX_BYTES >> 20} MiB")
+    body = memoryview(len(body).to_bytes(4, "little") + body)
+    while body:
+        body = body[write(fd, body) :]
+
+
+def receive(fd):
+    size = int.from_bytes(read_exactly(fd, 4), "little")
+    if size > MAX_BYTES:
+        raise ValueError("a message that is too long")
+    return json.loads(read_exactly(fd, size))
+
+
+# ---------------------------------------------------------------- the candidate's side
+
+
+def run_oracle(job, verdict, token_fd, requests, replies):
+    """Execute the candidate, then answer calls until nobody asks any more."""
+    os.close(token_fd)
+    answer, next_request, leave, run = send, receive, os._exit, exec
+    namespace = {}
+    try:
+        program = compile(job["candidate"], "<candidate>", "exec", dont_inherit=True)
+    except BaseException as error:
+        answer(replies, ["F", "syntax", text_of(error).decode()])
+        leave(0)
+    try:
+        run(program, namespace)
+    except BaseException as error:
+        answer(replies, ["F", reason_of(error).decode(), text_of(error).decode()])
+        leave(0)
+    answer(replies, ["ready"])
+    while True:
+        try:
+            request = next_request(requests)
+        except EOFError:
+            leave(0)
+        for reply in (_reply(request, namespace), ["n", "more than can be sent"]):
+            try:
+                answer(replies, reply)
+                break
+            except NotData:
+                continue
+
+
+def _reply(request, namespace):
+    try:
+        if request[0] == "look":
+            return ["v", encode({name: _kind(name, namespace) for name in request[1]})]
+        _, name, args, kwargs = request
+        return _sent(namespace[name](*decode(args), **decode(kwargs)))
+    except BaseException as error:
+        classes = [c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins"]
+        return ["e", classes, text_of(error).decode()]
+
+
+def _kind(name, namespace):
+    if name not in namespace:
+        return "missing"
+    if callable(namespace[name]):
+        return "callable"
+    return _sent(namespace[name])
+
+
+def _sent(value):
+    try:
+        return ["v", encode(value)]
+    except NotData as error:
+        opaque = not isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(type(value), "__next__")
+        return ["o", type(value).__name__, bool(value)] if opaque else ["n", str(error)]
+
+
+# ---------------------------------------------------------------- the tests' side
+
+
+class Stop(BaseException):
+    """The check is over: with which reason and why."""
+
+    over = None  # the first of them; tests with a bare except do not get past it
+
+    def __init__(self, reason, detail):
+        super().__init__(reason, detail)
+        Stop.over = Stop.over or (reason, detail)
+
+
+class Opaque:
+    """Stands for an object of the candidate's that is no data: it has a truth, and equals nothing."""
+
+    def __init__(self, kind, truth):
+        object.__setattr__(self, "_seen", (kind, truth))
+
+    def __bool__(self):
+        return self._seen[1] is True
+
+    def _compared(self, _other):
+        raise Stop("opaque", f"an object of class {self._seen[0]} was compared; it is no data")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compared
+
+    def _used(self, *_args):
+        raise Stop("unverifiable", f"the tests use an object of class {self._seen[0]}, which is no data")
+
+    __hash__ = __len__ = __iter__ = __call__ = __getitem__ = __contains__ = __setattr__ = __getattr__ = _used
+
+
+class Proxy:
+    """A function of the candidate's, called in its own process."""
+
+    def __init__(self, name, ask):
+        object.__setattr__(self, "_target", (name, ask))
+
+    def __call__(self, *args, **kwargs):
+        name, ask = self._target
+        try:
+            request = ["call", name, encode(args), encode(kwargs)]
+        except NotData as error:
+            raise Stop("unverifiable", f"{name} is called with {error}") from None
+        return _value(ask(request))
+
+    def __getattr__(self, attribute):
+        raise Stop("unverifiable", f"the tests use {self._target[0]}.{attribute}")
+
+    def __setattr__(self, attribute, _value):
+        raise Stop("unverifiable", f"the tests set {self._target[0]}.{attribute}")
+
+
+def _value(reply):
+    """What a reply says. Raises what the candidate raised, and Stop where it says nothing that counts."""
+    try:
+        tag, *parts = reply
+        if tag == "v":
+            return decode(*parts)
+        if tag == "o":
+            return Opaque(str(parts[0])[:100], parts[1])
+        if tag == "n":
+            raise Stop("unverifiable", str(parts[0])[:200])
+        names, text = parts
+        assert tag == "e"
+        known = (getattr(builtins, name, None) for name in names)
+        kind = next(k for k in known if isinstance(k, type) and issubclass(k, BaseException))
+    except Stop:
+        raise
+    except Exception as error:
+        raise Stop("protocol", f"an answer that is none: {type(error).__name__}") from None
+    try:
+        error = kind(text)
+    except TypeError:  # a class that wants more than a text
+        error = Exception(text)
+    raise error
+
+
+def run_checker(job, verdict, token_fd, requests, replies):
+    """Execute the tests; every use of a name of the candidate's is a question to the oracle."""
+
+    def ask(request):
+        try:
+            send(requests, request)
+            return receive(replies)
+        except NotData as error:
+            raise Stop("unverifiable", f"arguments of {error}") from None
+        except EOFError:
+            raise Stop("gone", "the candidate's process ended") from None
+        except (ValueError, OSError, RecursionError) as error:
+            gone = isinstance(error, BrokenPipeError)
+            raise Stop("gone" if gone else "protocol", f"no answer: {type(error).__name__}") from None
+
+    def say(message):
+        os.write(verdict, message)
+        os._exit(0)
+
+    try:
+        tests = compile(job["tests"], "<tests>", "exec", dont_inherit=True)
+        namespace = {}
+        exec(compile(job["helpers"], "<helpers>", "exec", dont_inherit=True), namespace)
+    except BaseException as error:
+        say(b"Ftests\n" + text_of(error))
+    try:
+        _meet(replies)
+        found = _value(ask(["look", job["names"]]))
+        for name in job["names"]:
+            namespace.pop(name, None)
+            if found[name] == "callable":
+                namespace[name] = Proxy(name, ask)
+            elif found[name] != "missing":
+                namespace[name] = _value(found[name])
+        exec(tests, namespace)
+    except BaseException as error:
+        outcome = (reason_of(error), text_of(error))
+    else:
+        outcome = None
+    if Stop.over is not None:
+        outcome = tuple(part.encode("utf-8", "backslashreplace") for part in Stop.over)
+    if outcome is not None:
+        say(b"F" + outcome[0] + b"\n" + outcome[1])
+    say(b"P" + read_exactly(token_fd, 16))
+
+
+def _meet(replies):
+    """Wait for the candidate to be loaded. Raises Stop where it was not."""
+    try:
+        hello = receive(replies)
+    except EOFError:
+        raise Stop("gone", "the candidate's process ended before it was loaded") from None
+    except (ValueError, RecursionError):
+        hello = None
+    if hello == ["ready"]:
+        return
+    known = ("syntax", "assertion", "exception", "memory")
+    if isinstance(hello, list) and len(hello) == 3 and hello[0] == "F" and hello[1] in known:
+        raise Stop(hello[1], str(hello[2])[:600])
+    raise Stop("protocol", "the candidate's process said something that is no greeting")

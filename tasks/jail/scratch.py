@@ -1,0 +1,159 @@
+"""Directories that programs may write to: in memory, one below another per run of the harness, swept when it is dead.
+
+<root>/dllmexp-<uid>-<random>/         one per harness process, mode 0700
+    lock                               held (flock) as long as that process lives, whatever kills it
+    lib/                               child.py and oracle.py, compiled
+    <random>/                          the working directory of one program
+Memory rather than disk: creating files on a busy disk is slow enough to change a verdict.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import py_compile
+import shutil
+import stat
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+MODULES = ("child", "oracle")
+MAX_ENTRIES = 20_000  # files and directories that one program may leave in its scratch
+
+
+def root() -> str:
+    """Where runs are kept: shared memory, the user's runtime directory, or what TMPDIR says."""
+    for path in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR") or ""):
+        if path and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK):
+            return path
+    return tempfile.gettempdir()
+
+
+def prefix() -> str:
+    return f"dllmexp-{os.geteuid()}-"
+
+
+class Run:
+    """The directory of this process. Made on first use, and again where something took it away."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._path: str | None = None
+        self._pid = 0
+        self._lock = -1
+
+    def path(self) -> str:
+        with self._guard:
+            gone = self._path is None or not os.path.isdir(f"{self._path}/lib")
+            if gone or self._pid != os.getpid():  # a fork has to make its own: the lock is its parent's
+                self._make()
+            return self._path
+
+    def lib(self) -> str:
+        return f"{self.path()}/lib"
+
+    def _make(self) -> None:
+        sweep()
+        atexit.register(self.close)
+        self._path = tempfile.mkdtemp(prefix=prefix(), dir=root())
+        self._pid = os.getpid()
+        self._lock = os.open(f"{self._path}/lock", os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.mkdir(f"{self._path}/lib")
+        for name in MODULES:  # an interpreter starts faster from compiled code, and __pycache__ may be read-only
+            py_compile.compile(str(HERE / f"{name}.py"), f"{self._path}/lib/{name}.pyc", doraise=True)
+
+    def close(self) -> None:
+        """Remove the directory, at the end of the process."""
+        with self._guard:
+            if self._path is not None and self._pid == os.getpid():
+                remove(self._path)
+                os.close(self._lock)
+                self._path = None
+
+
+RUN = Run()
+
+
+class Scratch:
+    """A new directory, removed at the end also where the program took its own permissions away."""
+
+    def __enter__(self) -> str:
+        self.path = tempfile.mkdtemp(prefix="s", dir=RUN.path())
+        return self.path
+
+    def __exit__(self, *_exc) -> None:
+        remove(self.path)
+
+
+def remove(path: str) -> None:
+    """Remove a tree, following no link. What cannot be removed is left to the next sweep: it must not fail a run."""
+
+    def allow_and_retry(function, where, _info):
+        try:
+            os.chmod(os.path.dirname(where), 0o700)
+            if not os.path.islink(where):
+                os.chmod(where, 0o700)
+            if function is os.unlink:
+                os.unlink(where)
+            else:
+                shutil.rmtree(where, ignore_errors=True)
+        except OSError:
+            pass
+
+    shutil.rmtree(path, onerror=allow_and_retry)
+
+
+def sweep() -> list[str]:
+    """Remove the directories of this user's dead runs; their paths. A run is dead when nobody holds its lock."""
+    swept = []
+    for name in os.listdir(root()):
+        path = os.path.join(root(), name)
+        if name.startswith(prefix()) and _is_dead(path):
+            remove(path)
+            swept.append(path)
+    return swept
+
+
+def _is_dead(path: str) -> bool:
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        lock = os.open(f"{path}/lock", os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:  # it is being made, or was left half made
+        return os.path.isdir(path) and time.time() - status.st_mtime > 60
+    except OSError:
+        return False
+    try:
+        # a lock that is only just being taken: the run has no lib/ yet
+        fresh = time.time() - os.fstat(lock).st_mtime < 60 and not os.path.isdir(f"{path}/lib")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return not fresh
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+
+
+def holds(path: str, most_bytes: int) -> bool:
+    """Whether a scratch directory holds more than most_bytes, or more than MAX_ENTRIES files and directories."""
+    total = entries = 0
+    waiting = [path]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as found:
+                for entry in found:
+                    entries += 1
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if total > most_bytes or entries > MAX_ENTRIES:
+                        return True
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+        except OSError:
+            continue  # it went away, or its owner locked it
+    return False
