@@ -98,8 +98,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        k = "" if self.k is None else f", {self.k:.3g} per step"
-        return f"{self.model} {self.task}, {self.algorithm}{k}"
+        k = "" if self.k is None else f", K = {self.k:.3g}"
+        return f"{self.model} {self.task}, {self.config['protocol']}, {self.algorithm}{k}"
 
     @cached_property
     def curve(self) -> str:
@@ -226,7 +226,7 @@ def read_all(places: Sequence[Path]) -> tuple[list[Run], list[Skipped]]:
 def _files(place: Path) -> Iterable[Path]:
     if not place.is_dir():
         return [place]
-    return sorted(p for p in place.iterdir() if p.is_file() and p.name != ".gitkeep")
+    return sorted(p for p in place.iterdir() if not p.is_dir() and p.name != ".gitkeep")
 
 
 def _order(run: Run) -> tuple:

@@ -139,7 +139,7 @@ def _caption(lines: Sequence[Line], axis: str) -> str:
     told = "Bars: 95 % intervals. Tokens per step K" + (" = " if len(steps) == 1 else " rise along each line: ")
     told += ", ".join(f"{k:g}" for k in steps) + "."
     if axis == "tok_s":
-        told += f"\nDecoded on {machines.pop()}." if len(machines) == 1 else "\nDecoded on several machines: speeds do not compare."
+        told += f"\nDecoded on {machines.pop() if len(machines) == 1 else 'several machines: speeds do not compare'}."
     return told
 
 
@@ -155,8 +155,9 @@ def _dress(axes, run: Run, axis: str) -> None:
 
 
 def inline(svg: str, prefix: str) -> str:
-    """An SVG file as part of an HTML page that holds several: no prologue, ids of its own, as wide as the page lets it."""
+    """An SVG file as part of an HTML page that holds several: ids of its own, at most as wide as the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    return re.sub(r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"', r'<svg \1style="width:\2pt;max-width:100%"', svg, count=1)
+    size = r'width="([\d.]+)pt" height="[\d.]+pt"'
+    return re.sub(size, r'style="width:\1pt;max-width:100%"', svg, count=1)

@@ -122,8 +122,7 @@ def comparisons(runs: Sequence[Run], asked: Sequence[tuple[Run, Run]] = ()) -> T
     automatic = [pair for pair in _pairs(runs) if pair not in asked]
     for a, b in [*asked, *automatic]:
         found = compare_runs(a, b)
-        names = _pair_names(a, b)
-        rows.append((*names, *_compared(found, a.accuracy, names)))
+        rows.append((*_pair_names(a, b), *_compared(found, a.accuracy)))
         records.append({
             "a": a.path.name, "b": b.path.name, "metric": a.metric, "n": found.n,
             "difference": found.difference, "ci95_low": found.low, "ci95_high": found.high, "p": found.p,
@@ -140,21 +139,20 @@ def comparisons(runs: Sequence[Run], asked: Sequence[tuple[Run, Run]] = ()) -> T
 
 
 def _pair_names(a: Run, b: Run) -> tuple[str, str]:
-    """What A and B are called: in full; their files too where that does not tell them apart."""
+    """What A and B are called; their files too where that does not tell them apart."""
     if a.name != b.name:
-        return a.name, b.name
+        return a.name, f"K = {_k(b)}" if a.curve == b.curve else b.name
     return f"{a.name} ({a.path.name})", f"{b.name} ({b.path.name})"
 
 
-def _compared(found: Paired, accuracy: bool, names: tuple[str, str]) -> tuple[str, ...]:
+def _compared(found: Paired, accuracy: bool) -> tuple[str, ...]:
     scale, digits = (100, 1) if accuracy else (1, 3)
     only = "-" if found.only_a is None else f"{found.only_a} / {found.only_b}"
     p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
-    verdict = found.verdict("A", "B")
     return (
         str(found.n),
         interval(found.difference * scale, found.low * scale, found.high * scale, digits, sign=True),
-        only, p, found.test, verdict,
+        only, p, found.test, found.verdict("A", "B"),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ FLOORS = (
     ("models", "decoding", "tasks", "store"),
     ("options",),
     ("experiment",),
-    ("harness",),
+    ("harness", "reporting"),
     ("eval",),
     ("suite",),
 )
@@ -32,14 +32,15 @@ NEVER = {
     "utils": {"torch", "transformers", "lm_eval", "datasets"},
     "store": {"torch", "transformers", "lm_eval", "datasets"},
     "options": {"torch", "transformers", "lm_eval", "datasets"},
+    "reporting": {"torch", "transformers", "lm_eval", "datasets"},
     "tasks": {"torch", "transformers"},
     "decoding": {"transformers", "lm_eval", "datasets"},
     "models": {"lm_eval", "datasets"},
 }
 
 # Heavy packages, imported only inside functions, so that --help and bad input answer at once.
-HEAVY = {"torch", "transformers", "lm_eval", "datasets", "tokenizers", "pandas", "scipy"}
-LEAN = {"eval", "options", "utils", "store", "suite", "tasks"}
+HEAVY = {"torch", "transformers", "lm_eval", "datasets", "tokenizers", "pandas", "scipy", "matplotlib"}
+LEAN = {"eval", "options", "reporting", "utils", "store", "suite", "tasks"}
 
 
 class Import(NamedTuple):

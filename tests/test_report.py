@@ -1,0 +1,332 @@
+"""scripts/report.py: tables, figures, what is left out, and the page in a browser."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from crafted import craft, save
+from mini import ROOT
+
+from experiment.result import VOLATILE
+from reporting.data import curve_labels, curves, read_all
+from reporting.stats import compare_runs
+from reporting.tables import aup_table, comparisons, interval, results, to_csv, to_markdown, to_text
+from scripts import report
+from utils import UsageError, atomic_write_json, sha256
+
+# ---------------------------------------------------------------- tables
+
+
+def test_only_the_documents_that_both_have_are_compared(tmp_path):
+    save(tmp_path, k=1, scores=[1.0] * 10, n=10)
+    save(tmp_path, k=2, scores=[0.0] * 6, n=6, limit=6)
+    save(tmp_path, k=2, task="humaneval", n=10)
+    save(tmp_path, k=3, n=10, data="mini")
+    by_task = {run.task: run for run in read_all([tmp_path])[0]}
+    whole, first = by_task["gsm8k"], by_task["gsm8k (first 6)"]
+    # same rows: the data's hash says so, the number of documents may differ
+    assert compare_runs(whole, first).n == 6 and compare_runs(whole, first).p == 0.03125
+    with pytest.raises(ValueError, match="not on the same documents"):
+        compare_runs(whole, by_task["humaneval"])
+
+
+@pytest.mark.parametrize("arguments, shown", [
+    ((74.75, 72.35, 77.02), "74.8 [72.3, 77.0]"), ((0.0, 0.0, 16.11), "0.0 [0.0, 16.1]"), ((50.0, None, None), "50.0"),
+    ((-3.2, -8.04, 1.6, 1, True), "-3.2 [-8.0, +1.6]"), ((0.5, 0.25, 0.75, 3), "0.500 [0.250, 0.750]"),
+])  # fmt: skip
+def test_interval_display(arguments, shown):
+    assert interval(*arguments) == shown
+
+
+def test_results_show_what_was_measured(tmp_path):
+    save(tmp_path, k=2, scores=[1.0] * 30 + [0.0] * 10)
+    (run,) = read_all([tmp_path])[0]
+    table = results([run])
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert row["accuracy % [95 %]"] == "75.0 [59.8, 85.8]" and row["K"] == "2" and row["n"] == "40"
+    result, _ = craft(k=2, scores=[1.0] * 30 + [0.0] * 10)
+    assert row["TPF"] == f"{result['profile']['tpf']:.2f}"
+    assert row["tok/s"] == f"{result['profile']['tokens_per_second']:.1f}"
+    (record,) = csv.DictReader(to_csv(table).splitlines())
+    assert float(record["value"]) == 75.0 and record["published"] == "" and record["machine"] == "NVIDIA H200"
+    assert "| gsm8k | llada | uniform | low_confidence | 2 | 75.0 [59.8, 85.8] | 40 |" in to_markdown(table)
+    assert "75.0 [59.8, 85.8]" in to_text(table) and "NVIDIA H200" in to_text(table)
+
+
+def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
+    """79.3 is published for LLaDA on GSM8K."""
+    for name, options in {
+        "within": {"scores": [1.0] * 80 + [0.0] * 20}, "beyond": {"scores": [1.0] * 60 + [0.0] * 40},
+        "uniform": {"protocol": "uniform"}, "mini": {"data": "mini"}, "limit": {"limit": 100},
+        "override": {"overrides": {"temperature": {}}},
+    }.items():  # fmt: skip
+        save(tmp_path / name, n=100, **({"protocol": "official"} | options))
+    shown = {}
+    for name in ("within", "beyond", "uniform", "mini", "limit", "override"):
+        table = results(read_all([tmp_path / name])[0])
+        shown[name] = table.rows[0][-2:]
+    assert shown == {
+        "within": ("79.3", "+0.7, within noise"), "beyond": ("79.3", "-19.3, beyond noise"),
+        "uniform": ("-", "-"), "mini": ("-", "-"), "limit": ("-", "-"), "override": ("-", "-"),
+    }  # fmt: skip
+
+
+def test_another_data_set_carries_its_name_everywhere(tmp_path):
+    result, config = craft(data="mini", protocol="official")
+    reference = {"score": 79.3, "metric": "exact_match,flexible-extract", "source": "s", "settings": "t"}
+    _sign(result, reference=reference)
+    atomic_write_json(tmp_path / "forged.json", result)
+    save(tmp_path, data="mini", protocol="official", k=2)
+    save(tmp_path, data="original", protocol="official", k=3)
+    runs, _ = read_all([tmp_path])
+    minis = [run for run in runs if run.data["name"] == "mini"]
+    assert [(run.task, run.reference) for run in minis] == [("gsm8k (on mini)", None)] * 2
+    assert all("on mini" in run.name for run in minis)
+    assert [len(curve) for curve in curves(runs)] == [1, 2]  # no line joins the two data sets
+    assert {row[0] for row in aup_table(runs).rows} == {"gsm8k", "gsm8k (on mini)"}
+    assert {row[6] for row in comparisons(runs).rows} == {"McNemar exact"} and len(comparisons(runs).rows) == 1
+
+
+def test_settings_of_one_model_are_compared_by_themselves(tmp_path):
+    for k, right in ((1, 30), (2, 29), (3, 10)):
+        save(tmp_path, k=k, scores=[1.0] * right + [0.0] * (40 - right))
+    save(tmp_path, "dream", k=1)
+    runs, _ = read_all([tmp_path])
+    told = [(row[0][-5:], row[1], row[-1]) for row in comparisons(runs).rows]
+    assert told == [
+        ("K = 1", "K = 2", "not distinguishable"), ("K = 1", "K = 3", "A higher"), ("K = 2", "K = 3", "A higher"),
+    ]  # fmt: skip
+    llada = [run for run in runs if run.model == "llada"]
+    (dream,) = [run for run in runs if run.model == "dream"]
+    asked = comparisons(runs, [(llada[0], dream), (llada[0], llada[1])]).rows
+    assert len(asked) == 4 and asked[0][1] == dream.name  # what was asked for comes first, and once
+
+
+def test_aup_says_what_it_depends_on(tmp_path):
+    save(tmp_path, k=1, scores=[1.0] * 30 + [0.0] * 10)
+    save(tmp_path, k=2, scores=[1.0] * 10 + [0.0] * 30)
+    save(tmp_path, "dream", k=1, scores=[1.0] * 36 + [0.0] * 4)
+    runs, _ = read_all([tmp_path])
+    rows = [dict(zip(aup_table(runs).columns, row, strict=True)) for row in aup_table(runs, 3, 5).rows]
+    assert [(r["method"], r["points"], r["y_max"], r["comparison set"]) for r in rows] == [
+        ("dream", "1", "90.0", "dream; llada"), ("llada", "1", "90.0", "dream; llada"),
+    ]  # fmt: skip
+    assert rows[1]["dropped"].startswith("25.0 % at TPF ")
+    assert aup_table(runs, 3, 100).rows[1][4] == "2"
+
+
+def test_curves_of_one_model_are_told_apart(tmp_path):
+    save(tmp_path, k=1)
+    save(tmp_path, k=2, algorithm="leftright")
+    save(tmp_path, "dream", k=2)
+    save(tmp_path, k=2, tag="other", overrides={"checkpoint": {}}, checkpoint="/x/mine", fingerprint=None)
+    runs, _ = read_all([tmp_path])
+    assert sorted(curve_labels(curves(runs))) == ["dream", "llada [mine]", "llada, leftright", "llada, low_confidence"]
+
+
+# ---------------------------------------------------------------- what is left out
+
+
+def damaged(folder, name, change):
+    result, _ = craft(n=3)
+    change(result)
+    (folder / name).write_text(json.dumps(result), encoding="utf-8")
+
+
+def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
+    good = save(tmp_path, k=1)
+    (tmp_path / "cut.json").write_text(good.read_text()[:1000])
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    (tmp_path / "other.json").write_text('{"results": {}}')
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".x.json.abc.tmp").write_text("{")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "x.json").write_text("not looked at")
+    (tmp_path / "gone.json").symlink_to("/nowhere")
+    damaged(tmp_path, "edited.json", lambda r: r["headline"].update(value=0.99))
+    damaged(tmp_path, "newer.json", lambda r: r.update(schema_version=99))
+    damaged(tmp_path, "failed.json", lambda r: _sign(r, status="incomplete", n_failed=2))
+    damaged(tmp_path, "lacking.json", lambda r: _sign(r, headline={"metric": "m"}))
+    damaged(tmp_path, "wrong.json", lambda r: _sign(r, samples=[1]))
+    runs, skipped = read_all([tmp_path])
+    assert [run.path for run in runs] == [good]
+    reasons = {s.path.name: s.reason for s in skipped}
+    for name, reason in {
+        "cut.json": "not JSON", "empty.json": "not JSON", "bytes.json": "not JSON", "list.json": "no result",
+        "deep.json": "not JSON", "other.json": "no result", "notes.txt": "not a .json file",
+        ".x.json.abc.tmp": "unfinished", "gone.json": "cannot be read",
+        "edited.json": "checksum", "newer.json": "schema_version 99",
+        "failed.json": "2 of 3 samples failed", "lacking.json": "malformed", "wrong.json": "malformed",
+    }.items():  # fmt: skip
+        assert reason in reasons.pop(name), name
+    assert reasons == {}
+
+
+def _sign(result, **changes):
+    result.update(changes)
+    result["content_sha256"] = sha256({k: v for k, v in result.items() if k not in VOLATILE})
+
+
+def test_of_two_files_of_one_experiment_the_newer_counts(tmp_path):
+    save(tmp_path, k=1)
+    result, _ = craft(k=1)
+    result["meta"]["started"] = "2026-02-01T00:00:00+00:00"
+    atomic_write_json(tmp_path / "again.json", result)
+    runs, skipped = read_all([tmp_path])
+    assert [run.path.name for run in runs] == ["again.json"]
+    assert "the same experiment as again.json" in skipped[0].reason
+
+
+def test_a_place_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        read_all([tmp_path / "nowhere"])
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """A small suite, reported: the folder of the results and that of the report."""
+    folder, out = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("report")
+    for alias in ("llada", "dream"):
+        for task in ("gsm8k", "humaneval"):
+            for k in (1, 2):
+                save(folder, alias, task, k, right=0.8 - 0.2 * k, n=12)
+    save(folder, "dream", "gsm8k", 3, n=230, data="mini", limit=230)
+    (folder / "notes.txt").write_text("x")
+    assert report.main([str(folder), "--out", str(out)]) == 0
+    return folder, out
+
+
+def test_the_command_writes_everything(suite):
+    _, out = suite
+    assert sorted(p.name for p in out.iterdir()) == [
+        "accuracy_tok_s_uniform.png", "accuracy_tok_s_uniform.svg", "accuracy_tpf_uniform.png",
+        "accuracy_tpf_uniform.svg", "aup.csv", "comparisons.csv", "report.html", "report.md", "results.csv",
+    ]  # fmt: skip
+    assert "notes.txt: not a .json file" in (out / "report.md").read_text()
+    assert "gsm8k (on mini, first 230)" in (out / "report.md").read_text()
+    assert len(list(csv.DictReader((out / "results.csv").open()))) == 9
+    assert (out / "accuracy_tpf_uniform.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_same_results_make_the_same_report(suite, tmp_path):
+    folder, out = suite
+    assert report.main([str(folder), "--out", str(tmp_path)]) == 0
+    for path in sorted(out.iterdir()):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_it_loads_neither_torch_nor_lm_eval(suite, tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, '.'); from scripts import report; report.main(sys.argv[1:]); "
+        "assert not {'torch', 'lm_eval', 'transformers', 'datasets'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, suite[0], "--out", tmp_path], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_two_named_results_are_compared(suite, tmp_path, capsys):
+    folder, _ = suite
+    a, b = folder / "llada_gsm8k_low_confidence_tps1.json", folder / "dream_gsm8k_maskgit_plus_tps1.json"
+    assert report.main([str(a), "--out", str(tmp_path), "--compare", str(a), str(b)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"llada gsm8k, uniform.*\| dream gsm8k.*\| 12 \|.*(not distinguishable|higher)", told)
+
+
+@pytest.mark.parametrize("arguments, code, told", [
+    (["{out}/nothing"], 2, "nothing does not exist"),
+    (["{results}/notes.txt"], 4, "no complete result"),
+    (["{results}", "--compare", "{results}/notes.txt", "{results}/notes.txt"], 4, "notes.txt: not JSON"),
+    (
+        ["{results}", "--compare", "{results}/llada_gsm8k_low_confidence_tps1.json",
+         "{results}/llada_humaneval_low_confidence_tps1.json"], 2, "not on the same documents",
+    ),
+    (["{results}", "--out", "/dev/null/x"], 74, "cannot write /dev/null/x"),
+])  # fmt: skip
+def test_errors_are_lines_and_exit_codes(suite, tmp_path, capsys, arguments, code, told):
+    words = [a.format(out=tmp_path, results=suite[0]) for a in arguments]
+    out = [] if "--out" in words else ["--out", str(tmp_path / "report")]
+    assert report.main([*words, *out]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_a_suite_of_zeros_and_predictions_has_a_report(tmp_path):
+    save(tmp_path, k=1, scores=[0.0] * 5, n=5)
+    save(tmp_path, k=2, scores=[0.0] * 5, n=5)
+    texts = save(tmp_path, k=2, scores=[1.0] * 5, n=5, predictions="abc", tag="texts")
+    assert report.main([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    assert report.main([str(texts), "--out", str(tmp_path / "alone")]) == 0
+    (row,) = csv.DictReader((tmp_path / "alone" / "results.csv").open())
+    assert (row["algorithm"], row["value"], row["tpf"]) == ("predictions", "100.0", "")
+    assert not list((tmp_path / "alone").glob("*.png"))  # no speed to plot against
+
+
+# ---------------------------------------------------------------- the page
+
+
+class Links(HTMLParser):
+    """Whatever an HTML page could load: every src and href, and the tags in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.tags = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        loading = ("src", "href", "xlink:href", "data", "srcset")
+        self.loaded += [v for k, v in attrs if k in loading and not v.startswith("#")]
+
+
+def test_the_page_loads_nothing_from_elsewhere(suite):
+    text = (suite[1] / "report.html").read_text()
+    page = Links()
+    page.feed(text)
+    assert page.loaded == [] and not {"link", "iframe", "img", "object", "embed"} & set(page.tags)
+    assert page.tags.count("svg") == 2 and "@import" not in text and "default-src 'none'" in text
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids)), "two figures share an id"
+    assert "Answer to 3" not in text  # samples are packed, not in the page's text
+
+
+def chromium(tmp_path, *arguments):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine; apt-get install chromium")
+    return subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000",
+            "--window-size=1280,1600", *arguments,
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+
+
+def test_a_click_opens_a_sample(suite, tmp_path):
+    """The fragment makes the page click a result and a sample, far below those that are listed at first."""
+    url = (suite[1] / "report.html").as_uri()
+    folded = chromium(tmp_path, "--dump-dom", url)
+    assert folded.count('class="run"') == 9 and 'class="sample"' not in folded
+    index = [run.task for run in read_all([suite[0]])[0]].index("gsm8k (on mini, first 230)")
+    dom = chromium(tmp_path, "--dump-dom", f"{url}#result={index}&doc=205")
+    assert dom.count('class="sample"') == 206  # of 230: those in front of it, and no more
+    assert re.findall(r'<details class="sample" data-doc="(\d+)" open', dom) == ["205"]
+    assert "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom  # text of a sample is text, not HTML
+    assert "Answer to 205: &lt;b&gt;" in dom and "flexible-extract: 205" in dom
+    assert len(re.findall(r'title="position \d+, token id \d+: forward pass \d+ of 86"', dom)) == 256
+
+
+def test_the_page_is_drawn(suite, tmp_path):
+    """A picture that is blank compresses to a few kB."""
+    picture = tmp_path / "page.png"
+    chromium(tmp_path, f"--screenshot={picture}", (suite[1] / "report.html").as_uri())
+    assert picture.stat().st_size > 50_000
