@@ -30,7 +30,10 @@ class Table:
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
-    return "-" if value is None else f"{value:{'+' if sign else ''}.{digits}f}"
+    if value is None:
+        return "-"
+    shown = f"{value:{'+' if sign else ''}.{digits}f}"
+    return shown if float(shown) else shown.lstrip("+-")  # not -0.0
 
 
 def interval(value: float, low: float | None, high: float | None, digits: int = 1, sign: bool = False) -> str:
@@ -149,9 +152,10 @@ def _compared(found: Paired, accuracy: bool) -> tuple[str, ...]:
     scale, digits = (100, 1) if accuracy else (1, 3)
     only = "-" if found.only_a is None else f"{found.only_a} / {found.only_b}"
     p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
+    bounds = (None, None) if found.only_a == found.only_b == 0 else (found.low * scale, found.high * scale)
     return (
         str(found.n),
-        interval(found.difference * scale, found.low * scale, found.high * scale, digits, sign=True),
+        interval(found.difference * scale, *bounds, digits, sign=True),
         only, p, found.test, found.verdict("A", "B"),
     )  # fmt: skip
 

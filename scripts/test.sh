@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 # threads of two tests at once, and of torch on few cores, cost more than they give
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-exec .venv/bin/python -m pytest -q "$@" tests
+exec .venv/bin/python -m pytest -q -rs "$@" tests

@@ -38,6 +38,7 @@ def test_only_the_documents_that_both_have_are_compared(tmp_path):
 @pytest.mark.parametrize("arguments, shown", [
     ((74.75, 72.35, 77.02), "74.8 [72.3, 77.0]"), ((0.0, 0.0, 16.11), "0.0 [0.0, 16.1]"), ((50.0, None, None), "50.0"),
     ((-3.2, -8.04, 1.6, 1, True), "-3.2 [-8.0, +1.6]"), ((0.5, 0.25, 0.75, 3), "0.500 [0.250, 0.750]"),
+    ((-0.0, -0.04, 0.1, 1, True), "0.0 [0.0, +0.1]"),
 ])  # fmt: skip
 def test_interval_display(arguments, shown):
     assert interval(*arguments) == shown
@@ -105,6 +106,13 @@ def test_settings_of_one_model_are_compared_by_themselves(tmp_path):
     (dream,) = [run for run in runs if run.model == "dream"]
     asked = comparisons(runs, [(llada[0], dream), (llada[0], llada[1])]).rows
     assert len(asked) == 4 and asked[0][1] == dream.name  # what was asked for comes first, and once
+
+
+def test_results_that_never_differ_have_no_interval(tmp_path):
+    """An interval from 0 to 0 would read as certainty."""
+    for k in (1, 2):
+        save(tmp_path, k=k, scores=[0.0] * 10, n=10)
+    assert comparisons(read_all([tmp_path])[0]).rows[0][2:6] == ("10", "0.0", "0 / 0", "1.000")
 
 
 def test_aup_says_what_it_depends_on(tmp_path):
