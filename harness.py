@@ -97,7 +97,7 @@ class _ProfilingHarness(HFLM):
         self.seed, self.ledger, self.prefill = seed, ledger or Ledger(config_id=""), prefill
         self.records: list[Record] = []
         self.halved: list[int] = []  # batch sizes that did not fit into memory
-        self._last_finish = 0.0
+        self._last_finish, self._peak_bytes = 0.0, 0  # of the device, over all sessions
         self._load = load
         self._transformer: Transformer | None = None
 
@@ -167,6 +167,7 @@ class _ProfilingHarness(HFLM):
     def _take(self, job: _Job, kept: dict[str, Any], progress: Progress) -> None:
         """A kept sample becomes a record: its text is cut out of the canvas anew."""
         result, meta = kept["result"], kept["meta"]
+        self._peak_bytes = max(self._peak_bytes, meta.get("peak_bytes") or 0)
         completion = Completion(
             **{name: tuple(v) if isinstance(v, list) else v for name, v in result.items() if name != "prompt_tokens"},
             seconds=meta["seconds"],
@@ -290,8 +291,10 @@ class _ProfilingHarness(HFLM):
         cost, self._last_finish = now - self._last_finish, now
         job.record = self._record(job, completion, len(job.ids), cost)
         result = {name: value for name, value in vars(completion).items() if name != "seconds"}
+        if self._on_cuda:
+            self._peak_bytes = max(self._peak_bytes, torch.cuda.max_memory_allocated(self.device))
         meta = {"doc_id": job.doc_id, "repeat": job.repeat, "seconds": completion.seconds, "cost_seconds": cost,
-                "tokens_returned": job.record.tokens_returned}  # fmt: skip
+                "tokens_returned": job.record.tokens_returned, "peak_bytes": self._peak_bytes or None}  # fmt: skip
         self.ledger.remember(job.key, result | {"prompt_tokens": len(job.ids)}, meta)
         self.records.append(job.record)
         progress.add(job.record)
@@ -339,9 +342,8 @@ class _ProfilingHarness(HFLM):
         """See experiment.result.profile for what the numbers mean."""
         import resource
 
-        device = torch.cuda.max_memory_allocated(self.device) if self._on_cuda and self._transformer else None
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return profile(self.records, peak_bytes={"device": device, "host": host})
+        return profile(self.records, peak_bytes={"device": self._peak_bytes or None, "host": host})
 
 
 class LladaHarness(_ProfilingHarness):

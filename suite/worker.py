@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,17 @@ def obey(order: dict[str, Any], kept: KeptModel) -> int:
     return code
 
 
+def import_everything() -> None:
+    """Before the first run: a package keeps an exception from its import, and with it the frames that imported it.
+
+    Were that a run's, its harness and its model would stay for ever.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what packages say of each other is nothing for the terminal
+        import experiment.lmeval
+        import harness  # noqa: F401
+
+
 def die_with_parent(parent: int) -> None:
     """SIGTERM when the parent ends by whatever means; a GPU must not stay with an orphan."""
     try:
@@ -126,6 +138,7 @@ def main(parent: int) -> int:
     die_with_parent(parent)
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)
+    import_everything()
     kept = KeptModel()
     for line in sys.stdin:
         order = json.loads(line)

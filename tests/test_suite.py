@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
+from experiment.ledger import Ledger
 from scripts.sweep import main
 from store import Store
 from suite.claims import Claim, read_claims
@@ -20,6 +22,7 @@ from suite.matrix import Selection, arguments, experiments, select
 from suite.state import Standing, Watcher, config_id, read_summary, write_note
 from suite.table import Estimator, duration, progress_table
 from suite.tally import Sums, Tally
+from suite.worker import KeptModel, import_everything, obey
 from utils import BusyError, UsageError
 
 SWEEP = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
@@ -278,6 +281,44 @@ def test_a_worker_stays_with_its_model_and_no_device_idles(tmp_path):
         worker.task, worker.model, task.stage = task, task.experiment.model, "score"
         order[turn % 2].append(task.experiment.job.config.model_alias)
     assert order == {0: ["llada"] * 3 + ["dream"] * 3, 1: ["llada1.5"] * 3 + ["diffucoder"] * 3}
+
+
+def test_a_worker_holds_one_model_at_a_time(tmp_path, monkeypatch):
+    """A harness is in a reference cycle, and the next run freezes what is there: two models of 16 GB would be held."""
+    found = chosen(tmp_path, models=("llada", "dream"), tps=(2, 4), extra=("--limit", "1"))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    import_everything()
+    kept, held, loads = KeptModel(), [], []
+    for experiment in found:
+        order = {"argv": [*experiment.argv, "--device", "cpu"], "log": str(tmp_path / "log"), "score": False, "what": ""}
+        assert obey(order, kept) == 0
+        held.append(weakref.ref(kept._model))
+        loads.append(kept.loads)
+        assert Watcher(experiment).standing().state == "partial"  # generated, not scored
+    assert loads == [1, 1, 2, 2]
+    assert [ref() is None for ref in held] == [True, True, False, False]
+
+
+def test_a_scorer_never_loads_a_model(tmp_path, monkeypatch, capsys):
+    [experiment] = chosen(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    order = {"argv": [*experiment.argv, "--device", "cpu"], "log": str(tmp_path / "log"), "score": True, "what": ""}
+    assert obey(order, KeptModel()) == 1
+    assert "they are generated again" in capsys.readouterr().err
+
+
+def test_the_device_memory_of_a_run_is_told_by_the_process_that_scores_it(tmp_path, monkeypatch):
+    [experiment] = chosen(tmp_path)
+    run_here(experiment)
+    experiment.job.path.unlink()
+    recall = Ledger.recall
+
+    def with_peak(self, key):
+        kept = recall(self, key)
+        return kept | {"meta": kept["meta"] | {"peak_bytes": 123}}
+
+    monkeypatch.setattr(Ledger, "recall", with_peak)
+    assert run_here(experiment)["profile"]["peak_memory_bytes"]["device"] == 123
 
 
 # ---- whole runs
