@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from math import fsum
+from math import fsum, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ class Run:
         if self.config["task"] != other.config["task"]:
             return False
         a, b = (r.data.get("rows_sha256") for r in (self, other))
-        return (a is not None and a == b) or (self.data["files"] is not None and self.data["files"] == other.data["files"])
+        files = self.data["files"]
+        return (a is not None and a == b) or (files is not None and files == other.data["files"])
 
 
 # ---------------------------------------------------------------- one file
@@ -148,7 +149,7 @@ def _run(path: Path, result: dict[str, Any]) -> Run:
     low, high = headline["ci95"]
     values: dict[int, list[float]] = {}
     for row in result["samples"]:
-        values.setdefault(int(row["doc_id"]), []).append(float(row["metrics"][metric]))
+        values.setdefault(int(row["doc_id"]), []).append(_finite(row["metrics"][metric]))
     predictions = config.get("predictions") is not None
     if not predictions:
         config["task"], config["model_alias"], config["gen_length"] / config["num_steps"]  # has them, or is malformed
@@ -161,19 +162,25 @@ def _run(path: Path, result: dict[str, Any]) -> Run:
         data={"files": None, **result["data"], "name": str(result["data"]["name"])},
         limit=result["limit"],
         metric=metric,
-        value=headline["value"] * scale,
-        low=None if low is None else low * scale,
-        high=None if high is None else high * scale,
+        value=_finite(headline["value"]) * scale,
+        low=None if low is None else _finite(low) * scale,
+        high=None if high is None else _finite(high) * scale,
         metrics=result["metrics"],
         scores={doc: fsum(v) / len(v) for doc, v in sorted(values.items())},
-        tpf=profile["tpf"],
-        tok_s=profile["tokens_per_second"],
+        tpf=None if profile["tpf"] is None else _finite(profile["tpf"]),
+        tok_s=None if profile["tokens_per_second"] is None else _finite(profile["tokens_per_second"]),
         reference=_reference(result),
         warnings=tuple(result["diagnostics"]["warnings"]),
         machine=_machine(result.get("meta") or {}),
         started=str((result.get("meta") or {}).get("started", "")),
         packed=pack(result, metric),
     )
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        raise ValueError(f"{value!r:.40} is no number")
+    return float(value)
 
 
 def _reference(result: dict[str, Any]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 from reporting.data import Run, curve_labels
 from reporting.tables import panels
@@ -99,7 +100,7 @@ def _figure(lines: Sequence[Line], axis: str):
     rows = math.ceil(len(tasks) / columns)
     labels = sorted({line.label for line in lines})
     per_line = columns * (2 if max(map(len, labels)) <= 26 else 1)
-    caption = _caption(lines, axis)
+    caption = "\n".join(fill(line, 55 * columns) for line in _caption(lines, axis).splitlines())
     height = 2.5 * rows + 0.2 * math.ceil(len(labels) / per_line) + 0.15 * len(caption.splitlines()) + 0.2
     figure = Figure(figsize=(3.5 * columns, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -145,7 +146,7 @@ def _caption(lines: Sequence[Line], axis: str) -> str:
 
 def _dress(axes, run: Run, axis: str) -> None:
     metric = run.metric.partition(",")[0]
-    axes.set_title(run.task)
+    axes.set_title(fill(run.task, 42))
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel(METRICS.get(metric, metric) + (" (%)" if run.accuracy else ""))
     axes.margins(x=0.1, y=0.1)

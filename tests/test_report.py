@@ -164,6 +164,8 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
     damaged(tmp_path, "failed.json", lambda r: _sign(r, status="incomplete", n_failed=2))
     damaged(tmp_path, "lacking.json", lambda r: _sign(r, headline={"metric": "m"}))
     damaged(tmp_path, "wrong.json", lambda r: _sign(r, samples=[1]))
+    damaged(tmp_path, "speed.json", lambda r: r["profile"].update(tpf="fast"))  # no checksum covers what varies by day
+    damaged(tmp_path, "nan.json", lambda r: r["profile"].update(tokens_per_second=float("nan")))
     runs, skipped = read_all([tmp_path])
     assert [run.path for run in runs] == [good]
     reasons = {s.path.name: s.reason for s in skipped}
@@ -173,6 +175,7 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
         ".x.json.abc.tmp": "unfinished", "gone.json": "cannot be read",
         "edited.json": "checksum", "newer.json": "schema_version 99",
         "failed.json": "2 of 3 samples failed", "lacking.json": "malformed", "wrong.json": "malformed",
+        "speed.json": "'fast' is no number", "nan.json": "nan is no number",
     }.items():  # fmt: skip
         assert reason in reasons.pop(name), name
     assert reasons == {}
