@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--check", action="store_true", help="say what is wrong with the options, and leave")
     progress = commands.add_parser(
         "progress", parents=[which],
-        help="a table of the experiments of the running suite, else of the last one, else of the matrix",
+        help="a table of the experiments of the running suites, else of the last ones, else of the matrix",
     )  # fmt: skip
     progress.add_argument("--watch", metavar="S", type=float, nargs="?", const=5.0, help="again every S seconds (default 5)")
     worker = commands.add_parser("worker")  # started by `run`
@@ -98,7 +98,7 @@ def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
     workers = max(1, sum(c.get("workers", 1) for c in living))
     if selection != Selection(output_dir=selection.output_dir) or not claims:
         return [Watcher(e) for e in select(selection)], workers
-    told = {tuple(e["argv"]): e["id"] for c in living or claims[-1:] for e in c["experiments"]}
+    told = {tuple(e["argv"]): e["id"] for c in claims for e in c["experiments"]}
     return [Watcher(e, told[e.argv]) for e in experiments(told)], workers
 
 

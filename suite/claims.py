@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -49,6 +50,18 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def _see_who_is_silent(output_dir: Path, wanted: set[str]) -> None:
+    """Wait while a suite of another host, that has what is wanted, may be dead: a requeued job starts elsewhere at once."""
+    for claim in read_claims(output_dir):
+        doubtful = claim["alive"] and claim.get("host") != HOST and wanted & {e["path"] for e in claim["experiments"]}
+        if doubtful:
+            print(f"waiting at most {FRESH_S:.0f} s to see whether the suite on {claim['host']} lives", file=sys.stderr)
+        with suppress(OSError):
+            touched = claim["path"].stat().st_mtime
+            while doubtful and claim["path"].stat().st_mtime == touched and alive(claim, claim["path"], FRESH_S):
+                time.sleep(0.5)
+
+
 class Claim:
     """The experiments that this suite has, from construction to release().
 
@@ -60,10 +73,11 @@ class Claim:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"sweep-{HOST}-{os.getpid()}.json"
         self.told = {"pid": os.getpid(), "host": HOST, "start": started(os.getpid()), "claim": str(self.path.resolve())}
+        where = {e.name: str(e.job.path.resolve()) for e in experiments}
+        _see_who_is_silent(output_dir, set(where.values()))
         with _one_at_a_time(folder):
             others = read_claims(output_dir)
             taken = {e["path"]: c for c in others if c["alive"] for e in c["experiments"]}
-            where = {e.name: str(e.job.path.resolve()) for e in experiments}
             self.mine = [e for e in experiments if where[e.name] not in taken]
             self.elsewhere = [e for e in experiments if where[e.name] in taken]
             if experiments and not self.mine:

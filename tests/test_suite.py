@@ -19,7 +19,7 @@ from store import Store
 from suite.claims import Claim, read_claims
 from suite.local import LocalEngine, Task, Worker, make_workers
 from suite.matrix import Selection, arguments, experiments, select
-from suite.state import Standing, Watcher, config_id, read_summary, write_note
+from suite.state import HOST, Standing, Watcher, config_id, read_summary, write_note
 from suite.table import Estimator, duration, progress_table
 from suite.tally import Sums, Tally
 from suite.worker import KeptModel, import_everything, obey
@@ -260,6 +260,18 @@ def test_a_claimed_experiment_is_not_taken_by_a_second_suite(tmp_path):
     assert Claim(out, [one], workers=1).mine == [one] and not living.exists()
 
 
+def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(tmp_path, monkeypatch, capsys):
+    """A job that is killed and requeued starts on another node at once; what its first life claimed is its own."""
+    experiment = chosen(tmp_path)
+    first = Claim(tmp_path / "out", experiment, workers=1)
+    first.path.rename(first.path.with_name("sweep-node7-1.json"))
+    there = first.path.with_name("sweep-node7-1.json")
+    there.write_text(there.read_text().replace(f'"host": "{HOST}"', '"host": "node7"'))
+    monkeypatch.setattr("suite.claims.FRESH_S", 1.5)
+    assert Claim(tmp_path / "out", experiment, workers=1).mine == experiment and not there.exists()
+    assert "whether the suite on node7 lives" in capsys.readouterr().err
+
+
 def test_devices_as_they_are_told(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert [w.environ["CUDA_VISIBLE_DEVICES"] for w in make_workers(None)] == ["2", "3"]
@@ -281,6 +293,21 @@ def test_a_worker_stays_with_its_model_and_no_device_idles(tmp_path):
         worker.task, worker.model, task.stage = task, task.experiment.model, "score"
         order[turn % 2].append(task.experiment.job.config.model_alias)
     assert order == {0: ["llada"] * 3 + ["dream"] * 3, 1: ["llada1.5"] * 3 + ["diffucoder"] * 3}
+
+
+@pytest.mark.parametrize(("codes", "outcome", "attempts"), [
+    ([1, 137, 5], "failed", 3), ([137, 0, 0], "done", 1), ([0, 1, 0, 0], "done", 1), ([2], "failed", 1), ([4], "failed", 1),
+    ([75, 75, 0, 0], "done", 0), ([75] * 4, "elsewhere", 0),
+])  # fmt: skip
+def test_what_an_exit_code_leads_to(tmp_path, codes, outcome, attempts):
+    """A crash is tried twice more, a bad configuration never, a busy store later; a failed scoring generates again."""
+    found = chosen(tmp_path)
+    engine = LocalEngine(Claim(tmp_path / "out", found, workers=1), [(found[0], Standing("waiting", 0, 6))], [Worker("cpu", {})], print)
+    [task] = engine.tasks
+    for code in codes:
+        assert task.stage != "ended"
+        engine._answered(task, code)
+    assert (task.stage, task.outcome, task.attempts) == ("ended", outcome, attempts)
 
 
 def test_a_worker_holds_one_model_at_a_time(tmp_path, monkeypatch):
