@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,6 +116,13 @@ def test_wrong_options_are_said_at_once(capsys, tmp_path):
 
 def test_true_is_a_switch_and_false_leaves_it_out():
     assert arguments({"task": "mbpp", "no_early_exit": True, "debug": False}) == [["--task", "mbpp", "--no_early_exit"]]
+
+
+def test_without_tmux_the_way_out_is_named(tmp_path):
+    for name in ("bash", "dirname"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    told = subprocess.run(["bash", ROOT / "scripts" / "exp.sh"], env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert told.returncode == 3 and "--no_tmux" in told.stderr and "not installed" in told.stderr
 
 
 # ---- where an experiment stands
