@@ -17,8 +17,7 @@ from experiment.workers import Place, announce, await_leader
 from options import Job
 from options.arguments import Models
 from store import Store
-from tasks import TaskSpec, check_data, data_checksums, load_data
-from tasks.sandbox import SandboxError, judge
+from tasks import TaskSpec, check_data, data_checksums, load_data, sandbox
 from utils import (
     BadDataError,
     DllmexpError,
@@ -64,7 +63,7 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
     if job.limit is not None and job.limit > n_docs and not spec.foreign:
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
     if spec.kind == "code":
-        errors += _sandbox_errors()
+        errors += _sandbox_errors(job.unsafe_exec)
     if job.predictions is not None:
         try:  # without good data nobody knows how many documents there are
             texts = read_predictions(job.predictions, n_docs, job.limit) if config.data else None
@@ -107,11 +106,13 @@ def _data_identity(job: Job, spec: TaskSpec) -> dict[str, str]:
     return data_checksums(spec, job.data_dir) or {"hub": "/".join(filter(None, spec.hub))}
 
 
-def _sandbox_errors() -> list[DllmexpError]:
-    """Why generated code could not be run here, found before hours are spent on generating it."""
+def _sandbox_errors(unsafe: str | None) -> list[DllmexpError]:
+    """Why generated code could not be run here, found before hours are spent on generating it; what it runs in is said."""
     try:
-        judge("x = 1", "assert x == 1")
-    except SandboxError as error:
+        sandbox.accept(unsafe)
+        say(sandbox.tier().line)
+        sandbox.judge("x = 1", "assert x == 1")
+    except sandbox.SandboxError as error:
         return [EnvironmentProblem(str(error))]
     return []
 

@@ -184,7 +184,7 @@ def sample_rows(records: Sequence[Record], logged: Sequence[Mapping[str, Any]]) 
                 answer = _unwrap(sample["filtered_resps"], record.repeat)
                 if isinstance(answer, dict):  # code: candidate and verdict
                     answer = dict(answer)
-                    time["judged_s"] = answer.pop("seconds", None)
+                    time |= {"judged_s": answer.pop("seconds", None), "sandbox_tier": answer.pop("tier", None)}
                     row["verdict"] = {k: v for k, v in answer.items() if k not in ("candidate", "program")}
                     row.setdefault("program", answer.get("program"))
                     answer = answer.get("candidate")

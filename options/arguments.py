@@ -213,6 +213,11 @@ def _running(group: _Group) -> None:
         "cpu,cpu). The result is that of one process. Under torchrun or accelerate launch it is not needed.",
     )  # fmt: skip
     group.add(
+        "unsafe_exec", "WHAT",
+        "Run generated code also where it cannot be confined: 'fs' accepts that it can read and write your files, 'all' "
+        "that it can do what you can do. Not needed where the sandbox works; the run says what it found.",
+    )  # fmt: skip
+    group.add(
         "data_dir", "DIR",
         "Directory with the benchmarks' original files, to run without a network. Default: the environment variable "
         "DLLMEXP_DATA_DIR; unset, data comes from the hub.",

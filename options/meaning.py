@@ -52,6 +52,7 @@ class Job:
     data_dir: Path | None
     predictions: Path | None
     overwrite: bool
+    unsafe_exec: str | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -104,6 +105,7 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     check.choice("dtype", args.dtype, DTYPES)
     check.choice("confidence_dtype", args.confidence_dtype, CONFIDENCE_DTYPES)
     check.text("device", args.device, r"cpu|cuda(:\d+)?", "cpu, cuda, cuda:0, cuda:1, ...")
+    check.text("unsafe_exec", args.unsafe_exec, "fs|all", "fs, all")
     check.text("devices", args.devices, r"(cpu|\d+)(,(cpu|\d+))*", "a list such as 0,1,2,3 or cpu,cpu")
     if args.device is not None and args.devices is not None:
         check.problems.append(f"--device {args.device} and --devices {args.devices}: give one of them")
@@ -136,6 +138,7 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
         output_dir=Path(args.output_dir), tag=args.tag, limit=args.limit, batch_size=args.batch_size,
         device=devices[0] if devices else args.device, devices=devices, data_dir=Path(args.data_dir) if args.data_dir else None,
         predictions=Path(args.predictions) if args.predictions else None, overwrite=args.overwrite,
+        unsafe_exec=args.unsafe_exec,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ The filter puts one dict per document into `filtered_resps`:
     candidate  the part of it that came from the answer (and the prompt)
     how        how it was found, see extract.Extracted
     why_cut    what was left out of the answer and why
-    passed, reason, detail, seconds    see sandbox.Verdict
+    passed, reason, detail, tier, seconds    see sandbox.Verdict
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def score_filter(extract: Callable[[dict, str], Extracted], tests_of: Callable[[
                 "passed": v.passed,
                 "reason": v.reason,
                 "detail": v.detail,
+                "tier": v.tier,
                 "seconds": round(v.seconds, 4),
             }
             for e, (candidate, tests), v in zip(found, programs, judge_many(programs), strict=True)

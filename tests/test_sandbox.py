@@ -1,12 +1,13 @@
 """Running a program: what counts as a pass, and what ends the rest."""
 
 import os
-import time
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from tasks import sandbox
+from tasks.jail import tiers
+from tasks.jail.scratch import RUN
 from tasks.sandbox import SandboxError, judge, judge_many
 
 GOOD = "def f(x):\n    return x + 1\n"
@@ -15,7 +16,8 @@ TESTS = "assert f(1) == 2\nassert f(-1) == 0"
 
 
 def scratch_folders() -> set[str]:
-    return {p for p in os.listdir(sandbox._scratch_root()) if p.startswith("dllmexp-")}
+    """Working directories of programs, in this process's run."""
+    return {p for p in os.listdir(RUN.path()) if p.startswith("s")}
 
 
 def test_a_right_program_passes():
@@ -50,8 +52,13 @@ FAILURES = {
     "reads input": ("def f(x):\n    return int(input())\n", "exception"),
     "memory": ("def f(x):\n    return bytearray(8 << 30)\n", "memory"),
     "big file": ("def f(x):\n    open('big', 'wb').write(bytes(64 << 20))\n    return x + 1\n", None),
+    "forks": ("import os\nos.fork()\n" + GOOD, "exception"),
+    "starts a program": ("import subprocess\nsubprocess.run(['true'])\n" + GOOD, "exception"),
+    "connects": ("import socket\nsocket.socket()\n" + GOOD, "exception"),
+    "reads a home": ("import os, pwd\nos.listdir(pwd.getpwuid(os.getuid()).pw_dir)\n" + GOOD, "exception"),
+    "writes elsewhere": ("open('/tmp/dllmexp-escaped', 'w')\n" + GOOD, "exception"),
     "recursion": ("def f(x):\n    return f(x)\n", "exception"),
-    "kills its session": ("import os, signal\nos.killpg(0, signal.SIGKILL)\n", "protocol"),
+    "kills its session": ("import os, signal\nos.killpg(0, signal.SIGKILL)\n", "exception"),
     "stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n", "wall"),
 }  # fmt: skip
 
@@ -82,7 +89,6 @@ def test_a_program_that_does_not_end_is_ended(name, candidate, reason):
 PASSES = {
     "no main block": GOOD + "if __name__ == '__main__':\n    raise SystemExit\n",
     "thread left running": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n" + GOOD,
-    "child left running": "import os, time\nif os.fork() == 0:\n    time.sleep(60)\n    os._exit(0)\n" + GOOD,
     "verbose": "print('x' * 10_000_000)\n" + GOOD,
     "dataclass": "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\n" + GOOD,
     "numpy": "import numpy as np\ndef f(x):\n    return int(np.add(x, 1))\n",
@@ -104,7 +110,7 @@ def test_the_programs_environment_is_made_from_scratch(monkeypatch):
     """A token in the harness's environment must not be in the program's."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     spy = "import os, sys\ndef f(x):\n    return x + 1\nassert 'hf_secret' not in str(os.environ), os.environ\n"
-    spy += "assert os.environ['PYTHONHASHSEED'] == '0' and os.getcwd().rsplit('/', 1)[1].startswith('dllmexp-')\n"
+    spy += "assert os.environ['PYTHONHASHSEED'] == '0' and '/dllmexp-' in os.getcwd()\n"
     spy += "assert __name__ == 'builtins'\nassert not any(p in ('', os.getcwd()) for p in sys.path)\n"
     assert judge(spy, TESTS).passed
 
@@ -117,27 +123,31 @@ def test_set_order_is_the_same_in_every_run():
 
 def test_nothing_is_left_behind():
     before = scratch_folders()
-    marker = f"dllmexp_orphan_{os.getpid()}"
-    candidate = f"import os, subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)', '{marker}'])\n"
-    candidate += "os.mkdir('locked'); open('locked/x', 'w').close(); os.chmod('locked', 0)\n"
+    candidate = "import os\nos.makedirs('a/b'); open('a/b/x', 'w').close(); os.symlink('/', 'root')\n"
     assert judge(candidate + GOOD, TESTS).passed
     assert scratch_folders() <= before
-    for _ in range(100):  # killed, but dying takes a moment
-        if not running_with(marker):
-            break
-        time.sleep(0.05)
-    assert not running_with(marker)
 
 
-def running_with(marker: str) -> list[str]:
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if marker.encode() in (process / "cmdline").read_bytes():
-                found.append(process.name)
-        except OSError:
-            pass  # it has ended, or is another user's
-    return found
+def test_the_sandbox_says_what_it_is():
+    found = sandbox.tier()
+    assert found.line.startswith(f"code sandbox: tier {found.name} (")
+    assert judge(GOOD, TESTS).tier == found.name
+
+
+@pytest.mark.parametrize(("name", "unsafe", "runs"), [
+    ("A", None, True), ("A'", None, True), ("B", None, False), ("B", "fs", True), ("C", "fs", False), ("C", "all", True),
+    ("-", "all", False),
+])  # fmt: skip
+def test_below_the_floor_nothing_runs_unless_that_is_accepted(monkeypatch, name, unsafe, runs):
+    """A sandbox that is silently none would be worse than an error."""
+    found = replace(sandbox.tier(), name=name, open=("read", "write"))
+    monkeypatch.setattr(tiers, "find", lambda: found)
+    monkeypatch.setattr(sandbox, "_accepted", unsafe)
+    if runs:
+        assert judge(GOOD, TESTS).passed
+    else:
+        with pytest.raises(SandboxError, match="tier " + name):
+            judge(GOOD, TESTS)
 
 
 def test_many_programs_keep_their_order():
@@ -153,6 +163,7 @@ def test_tests_that_are_not_python_are_no_verdict():
 
 def test_an_interpreter_that_does_not_start_is_no_verdict(monkeypatch):
     """The machine's fault must never be scored as the model's."""
-    monkeypatch.setattr(sandbox, "RUNNER", Path("/nonexistent.py"))
-    with pytest.raises(SandboxError, match="does not start"):
+    sandbox.tier()
+    monkeypatch.setattr("sys.executable", "/nonexistent/python")
+    with pytest.raises(SandboxError, match="tried 3 times"):
         judge(GOOD, TESTS)

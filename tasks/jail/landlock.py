@@ -59,6 +59,7 @@ def readable() -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(p) for p in real if p != home and p not in home.parents))
 
 
+@functools.cache
 def site_packages() -> tuple[str, ...]:
     return tuple(dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))))
 

@@ -42,7 +42,7 @@ PROBES = {
     ),
     "kill": "import os\ntry:\n    os.kill({pid}, 0)\nexcept OSError: pass\nelse: raise SystemError",
     "env": (
-        "import os\nassert set(os.environ) == {names!r}, os.environ\ntry:\n"
+        "import os\nassert set(os.environ) - {{'PWD', 'LC_CTYPE'}} == {names!r}, os.environ\ntry:\n"
         "    open('/proc/{pid}/environ', 'rb').read()\nexcept OSError: pass\nelse: raise SystemError"
     ),
     "memory": "try:\n    bytearray(2 << 30)\nexcept MemoryError: pass\nelse: raise SystemError",
@@ -77,12 +77,11 @@ class Tier:
     def refusal(self) -> str:
         """What to do where the tier is below the floor."""
         if self.name == "-":
-            return f"{self.line}; no program runs here: --no_exec saves them for another machine"
+            return f"{self.line}; no program runs here"
         can = "CAN READ AND WRITE your files" if self.name == "B" else "COULD DO EVERYTHING that you can do"
         value = "fs" if self.name == "B" else "all"
         return (
-            f"{self.line}; generated code {can} here: --unsafe_exec {value} accepts that, --no_exec saves the programs "
-            "for another machine"
+            f"{self.line}; generated code {can} here: --unsafe_exec {value} accepts that"
         )
 
 
