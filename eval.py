@@ -40,14 +40,13 @@ from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.workers import Crew, Place, place_of
 from options import Job, parse, resolve
 from store import Store
-from tasks import DataError, PromptForm, TaskSpec, build_task
+from tasks import DataError, PromptForm, TaskSpec, build_task, sandbox
 from tasks.gsm8k import SPEC as GSM8K
 from tasks.humaneval import SPEC as HUMANEVAL
 from tasks.installed import NOTE as OTHER_TASK_NOTE
 from tasks.installed import headline_of, spec_of
 from tasks.mbpp import SPEC as MBPP
 from tasks.protocols import protocol
-from tasks.sandbox import SandboxError
 from tasks.truthfulqa import SPEC as TRUTHFULQA
 from utils import (
     EXIT_COMPLETE,
@@ -230,6 +229,7 @@ def _execute(
             "store": {"directory": str(store.directory), "found": str(store.report)} if store else None,
             "device": on,
             "environment": stamp,
+            "sandbox": sandbox.announcement() if spec.kind == "code" else None,
         },
     )
 
@@ -310,7 +310,7 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
         return error.problems, error.exit_code
     if isinstance(error, bad_data):
         return error.problems, EXIT_DATA
-    if isinstance(error, SandboxError):
+    if isinstance(error, sandbox.SandboxError):
         return [str(error)], EXIT_ENVIRONMENT
     if isinstance(error, ModuleNotFoundError):
         return [f"package {error.name} is missing; pip install -r requirements.txt"], EXIT_ENVIRONMENT

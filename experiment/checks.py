@@ -63,7 +63,9 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
     if job.limit is not None and job.limit > n_docs and not spec.foreign:
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
     if spec.kind == "code":
-        errors += _sandbox_errors(job.unsafe_exec)
+        errors += _sandbox_errors(job)
+    elif job.no_exec or job.unsafe_exec:
+        notes.append("this task runs no generated code: --no_exec and --unsafe_exec have no effect")
     if job.predictions is not None:
         try:  # without good data nobody knows how many documents there are
             texts = read_predictions(job.predictions, n_docs, job.limit) if config.data else None
@@ -106,12 +108,11 @@ def _data_identity(job: Job, spec: TaskSpec) -> dict[str, str]:
     return data_checksums(spec, job.data_dir) or {"hub": "/".join(filter(None, spec.hub))}
 
 
-def _sandbox_errors(unsafe: str | None) -> list[DllmexpError]:
+def _sandbox_errors(job: Job) -> list[DllmexpError]:
     """Why generated code could not be run here, found before hours are spent on generating it; what it runs in is said."""
     try:
-        sandbox.accept(unsafe)
-        say(sandbox.tier().line)
-        sandbox.judge("x = 1", "assert x == 1")
+        sandbox.accept(job.unsafe_exec, execute=not job.no_exec)
+        say(sandbox.announcement())
     except sandbox.SandboxError as error:
         return [EnvironmentProblem(str(error))]
     return []

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import diagnostics
 from experiment.statistics import Estimate, estimate, percentile
 from utils import SCHEMA_VERSION, BadDataError, sha256
 
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
-PROPORTIONS = ("exact_match", "pass@1", "acc")  # metrics that are 0 or 1 for a sample, and those ending in _acc
+PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")  # metrics that are 0 or 1 for a sample, and those ending in _acc
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def profile(records: Iterable[Record], *, peak_bytes: Mapping[str, int | None]) 
 
 
 def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, str]:
-    """doc_id -> text of a file of lines {"doc_id": n, "text": "..."}; every document below `limit` must be there.
+    """doc_id -> text of a result file, or of a file of lines {"doc_id": n, "text": "..."}; every document below `limit` must be there.
 
     Raises BadDataError with every malformed line, duplicate, unknown and missing doc_id.
     """
@@ -102,11 +103,10 @@ def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, st
     problems: list[str] = []
     line_of: dict[int, int] = {}
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    problem = _read_prediction(line, number, n_docs, texts, line_of)
-                    problems += [f"{path}, line {number}: {problem}"] if problem else []
+        for number, line in enumerate(_prediction_lines(path.read_text(encoding="utf-8-sig")), start=1):
+            if line.strip():
+                problem = _read_prediction(line, number, n_docs, texts, line_of)
+                problems += [f"{path}, line {number}: {problem}"] if problem else []
     except (OSError, UnicodeDecodeError) as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error}") from error
     if len(problems) > 10:
@@ -121,6 +121,16 @@ def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, st
     if problems:
         raise BadDataError(problems)
     return {i: texts[i] for i in wanted}
+
+
+def _prediction_lines(text: str) -> list[str]:
+    """The lines of a file of predictions; a result file (of a run with --no_exec, say) has one for each sample."""
+    try:
+        result = json.loads(text)
+        rows = [row for row in result["samples"] if row["status"] == "ok"]
+        return [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return text.split("\n")
 
 
 def _read_prediction(line: str, number: int, n_docs: int, texts: dict[int, str], line_of: dict[int, int]) -> str | None:
@@ -184,7 +194,8 @@ def sample_rows(records: Sequence[Record], logged: Sequence[Mapping[str, Any]]) 
                 answer = _unwrap(sample["filtered_resps"], record.repeat)
                 if isinstance(answer, dict):  # code: candidate and verdict
                     answer = dict(answer)
-                    time |= {"judged_s": answer.pop("seconds", None), "sandbox_tier": answer.pop("tier", None)}
+                    for name, key in (("judged_s", "seconds"), ("judged_cpu_s", "cpu_seconds"), ("sandbox_tier", "tier")):
+                        time[name] = answer.pop(key, None)
                     row["verdict"] = {k: v for k, v in answer.items() if k not in ("candidate", "program")}
                     row.setdefault("program", answer.get("program"))
                     answer = answer.get("candidate")
@@ -225,18 +236,19 @@ def build_result(
     """The result, ready for JSON.
 
     complete: every sample was scored; `metrics` holds every metric and `headline` the one that stands for the task.
+    unscored: every sample is there, but programs were not to be run; no metric.
     incomplete: some samples failed. Then there is no headline, and `score_on_completed` says what the others got
     and how many they are. `reference` is the published score, only where nothing departs from its protocol.
     """
     failed = {r.doc_id for r in records if r.error is not None}
     estimates = {k: e.as_dict() for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()}
     rows, times = sample_rows(records, logged)
-    complete = not failed
+    complete = not failed and headline in estimates
     published = data.get("name") in ("original", "hub")
     matches = complete and published and not overrides and limit is None and config.get("predictions") is None
     result = {
         "schema_version": SCHEMA_VERSION,
-        "status": "complete" if complete else "incomplete",
+        "status": "complete" if complete else "incomplete" if failed else "unscored",
         "id": config_id,
         "config": dict(config),
         "protocol": {**protocol, "overrides": dict(overrides)},
@@ -247,10 +259,11 @@ def build_result(
         "n_failed": len(rows) - sum(row["status"] == "ok" for row in rows),
         "headline": {"metric": headline, **estimates[headline]} if complete else None,
         "metrics": estimates if complete else {},
-        "score_on_completed": None if complete else estimates,
+        "score_on_completed": estimates if failed else None,
         "reference": protocol.get("reference") if matches else None,
         "reference_note": _reference_note(protocol, matches),
         "diagnostics": diagnostics(rows, code=code),
+        "strict": strict_summary(rows) if code else None,
         "samples": rows,
     }
     result["protocol"].pop("reference", None)
@@ -318,6 +331,7 @@ def table(result: Mapping[str, Any], path: Path) -> str:
             f"{shown(p['tokens_per_second'], 1)} tokens/s, {shown(p['tpf'], 2)} tokens per forward pass, "
             f"{shown(p['forward_passes_per_sample'], 1)} forward passes per sample"
         )
+    lines += code_lines(result)
     lines += [f"warning: {warning}" for warning in result["diagnostics"]["warnings"]]
     if reference := result["reference"]:
         lines.append(

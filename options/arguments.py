@@ -217,6 +217,11 @@ def _running(group: _Group) -> None:
         "Run generated code also where it cannot be confined: 'fs' accepts that it can read and write your files, 'all' "
         "that it can do what you can do. Not needed where the sandbox works; the run says what it found.",
     )  # fmt: skip
+    group.switch(
+        "no_exec",
+        "Run no generated code: the result keeps the programs and is not complete. Score it on another machine with "
+        "--predictions RESULT.json, or here by the same command without --no_exec.",
+    )
     group.add(
         "data_dir", "DIR",
         "Directory with the benchmarks' original files, to run without a network. Default: the environment variable "

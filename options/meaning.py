@@ -53,6 +53,7 @@ class Job:
     predictions: Path | None
     overwrite: bool
     unsafe_exec: str | None = None
+    no_exec: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -138,7 +139,7 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
         output_dir=Path(args.output_dir), tag=args.tag, limit=args.limit, batch_size=args.batch_size,
         device=devices[0] if devices else args.device, devices=devices, data_dir=Path(args.data_dir) if args.data_dir else None,
         predictions=Path(args.predictions) if args.predictions else None, overwrite=args.overwrite,
-        unsafe_exec=args.unsafe_exec,
+        unsafe_exec=args.unsafe_exec, no_exec=args.no_exec,
     )  # fmt: skip
 
 

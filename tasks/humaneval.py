@@ -9,10 +9,13 @@ as a syntax error; here the program is taken out of the answer first (tasks/extr
 
 from __future__ import annotations
 
+import ast
+
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.code import HEADLINE, scoring
 from tasks.data import Data, Source
 from tasks.extract import Extracted, called_names, extract_code
+from tasks.sandbox import Program
 
 FILE = "HumanEval.jsonl.gz"
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
@@ -51,6 +54,16 @@ def tests_of(doc: dict) -> str:
     return f"{doc['test']}\ncheck({doc['entry_point']})"
 
 
+def program_of(doc: dict, candidate: str) -> Program:
+    """The tests of some tasks use functions that the prompt defines: the strict mode takes the prompt's own."""
+    try:
+        prompt = ast.parse(doc["prompt"].rstrip() + "\n    pass\n")
+    except SyntaxError:
+        return Program(candidate, tests_of(doc))
+    prompt.body = [node for node in prompt.body if getattr(node, "name", None) != doc["entry_point"]]
+    return Program(candidate, tests_of(doc), helpers=ast.unparse(prompt))
+
+
 def build(data: Data, form_name: str):
     form = FORMS[form_name]
 
@@ -59,7 +72,7 @@ def build(data: Data, form_name: str):
             answer, doc["entry_point"], doc["prompt"], roots=called_names(tests_of(doc)), prefill=task.prefill(doc)
         )
 
-    config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(extract, tests_of)
+    config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(extract, program_of)
     task = make_task(data, form_name, form, config)
     return task
 

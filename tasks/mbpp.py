@@ -10,10 +10,13 @@ forgets it, so that its best possible score is 499 of 500 (task 367).
 
 from __future__ import annotations
 
+import builtins
+
 from tasks.base import PromptForm, TaskSpec, installed_config, installed_constant, make_task
 from tasks.code import HEADLINE, scoring
 from tasks.data import Data, Source
 from tasks.extract import Extracted, called_names, extract_code
+from tasks.sandbox import Program, defined_names, free_names
 
 FILE = "mbpp.jsonl"
 SHA256 = "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f"
@@ -64,6 +67,14 @@ def tests_of(doc: dict) -> str:
     return "\n".join([doc["test_setup_code"] or "", *doc["test_list"]]).replace("\r\n", "\n").strip("\n")
 
 
+def program_of(doc: dict, candidate: str) -> Program:
+    """What the reference defines is the candidate's in the tests, also where it is a builtin's name (task 126: sum)."""
+    tests = tests_of(doc)
+    names = free_names(tests)
+    own = {name for name in names if name in defined_names(doc["code"]) or not hasattr(builtins, name)}
+    return Program(candidate, tests, names=tuple(sorted(own)))
+
+
 def build(data: Data, form_name: str):
     form = FORMS[form_name]
 
@@ -73,7 +84,7 @@ def build(data: Data, form_name: str):
             answer, asked[0] if asked else None, roots=called_names(tests_of(doc)), prefill=task.prefill(doc)
         )
 
-    config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(extract, tests_of)
+    config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(extract, program_of)
     config["fewshot_config"] |= {"samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")}
     task = make_task(data, form_name, form, config)
     return task

@@ -76,13 +76,24 @@ class Program:
 
 
 _accepted: str | None = None
+_executes = True
 
 
-def accept(unsafe: str | None) -> None:
-    """Run programs also where the sandbox is below the floor: "fs" (tier B), "all" (B and C), None (neither)."""
-    global _accepted
+def accept(unsafe: str | None, *, execute: bool = True) -> None:
+    """Run programs also where the sandbox is below the floor: "fs" (tier B), "all" (B and C), None (neither).
+    execute False: run none, here they are only kept (executes() says so to whoever scores)."""
+    global _accepted, _executes
     assert unsafe in (None, *UNSAFE), unsafe
-    _accepted = unsafe
+    _accepted, _executes = unsafe, execute
+
+
+def executes() -> bool:
+    return _executes
+
+
+def announcement() -> str:
+    """One line on what programs run in. Raises SandboxError as tier() does."""
+    return tier().line if _executes else "code sandbox: not used (--no_exec): programs are kept in the result, none is run"
 
 
 def tier() -> Tier:

@@ -137,7 +137,7 @@ def test_humaneval_scores_each_form(mini, form):
     metrics, samples = evaluate(task, lambda doc: doc["canonical_solution"], chat=form != "lm_eval")
     assert metrics[PASS] == 1.0
     (verdict,) = samples[0]["filtered_resps"]
-    assert set(verdict) == {"program", "candidate", "how", "why_cut", "passed", "reason", "detail", "tier", "seconds"}
+    assert set(verdict) == {"program", "candidate", "how", "why_cut", "passed", "reason", "detail", "tier", "seconds", "cpu_seconds", "strict"}
     assert verdict["program"].startswith(verdict["candidate"].rstrip()) and "check(double)" in verdict["program"]
     task = build_task(humaneval.SPEC, mini, form)
     metrics, samples = evaluate(task, lambda doc: wrapped("def double(x):\n    return 4\n"), chat=form != "lm_eval")
