@@ -149,7 +149,12 @@ def describe(job: Job) -> str:
     ]
     known = config.data is not None and (config.fingerprint is not None or config.predictions is not None)
     lines.append(f"  {'id':24}{config.id if known else 'known once checkpoint and data are here'}")
-    if not job.config.predictions:
+    if schedule.adaptive and not job.config.predictions:
+        lines.append(
+            f"schedule: {schedule.algorithm} decides, in {schedule.n_blocks} block(s) of {schedule.block_length}: at "
+            f"least {schedule.realised_tps:g} tokens per step, at most {schedule.forward_passes} forward passes"
+        )
+    elif not job.config.predictions:
         lines.append(
             f"schedule: {schedule.num_steps} steps in {schedule.n_blocks} block(s) of {schedule.block_length}, "
             f"{schedule.realised_tps:g} tokens per step realised, at most {schedule.forward_passes} forward passes"

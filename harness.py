@@ -329,7 +329,7 @@ class _ProfilingHarness(HFLM):
             )
         reason = "stop_string" if found else "end_token" if n_body < n_prefix else "length"
         raw = self._text(ids[: min(n_body + 1, n_prefix)], special=True)
-        same = "token_ids committed_at tokens_committed nfe forwards_saved positions_computed seconds".split()
+        same = "token_ids committed_at tokens_committed nfe nfe_partial forwards_saved positions_computed seconds".split()
         return Record(
             job.doc_id, job.repeat, job.prompt, text, raw, cut, reason,
             prompt_tokens=prompt_tokens, tokens_returned=n_returned, seed=job.seed, cost_seconds=cost_seconds,

@@ -118,6 +118,7 @@ class RunConfig:
     fingerprint: of the checkpoint (files, sizes, hashes, revision); None where it is not known or not used.
     data:        sha256 of each benchmark file, or the hub data set; None where not known.
     predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
+    kv_cache, cache_refresh: see DecodeConfig. options: the algorithm's own, None where it has none.
     """
 
     model_alias: str
@@ -148,6 +149,9 @@ class RunConfig:
     fingerprint: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     predictions: str | None = None
+    kv_cache: str = "none"
+    cache_refresh: int | None = None
+    options: dict[str, float] | None = None
 
     # names of things that `fingerprint` and `quotas` state exactly
     LABELS = ("model_alias", "checkpoint", "tokens_per_step")
@@ -155,12 +159,15 @@ class RunConfig:
     GENERATION = (
         "checkpoint", "fingerprint", "algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step",
         "quotas", "temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
-        "confidence_dtype", "early_exit", "dtype", "seed",
+        "confidence_dtype", "early_exit", "dtype", "seed", "kv_cache", "cache_refresh", "options",
     )  # fmt: skip
+    # left out where they say nothing: a configuration from before they were there is the same one
+    SILENT = {"kv_cache": "none", "cache_refresh": None, "options": None}
 
     def as_dict(self) -> dict[str, Any]:
         """Every field that applies, ready for JSON."""
-        without = self.GENERATION if self.predictions else ()
+        without = {name for name, silent in self.SILENT.items() if getattr(self, name) == silent}
+        without |= set(self.GENERATION if self.predictions else ())
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
 
     def identity(self) -> dict[str, Any]:
@@ -196,18 +203,25 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+def method_parts(config: RunConfig) -> list[str]:
+    """What tells two runs of one algorithm apart: its options, the cache. For a file name."""
+    parts = [f"{name}{value:g}" for name, value in (config.options or {}).items()]
+    parts += [] if config.kv_cache == "none" else [config.kv_cache]
+    return parts + ([] if config.cache_refresh is None else [f"refresh{config.cache_refresh}"])
+
+
 def result_name(
     config: RunConfig, *, predictions: bool = False, tag: str | None = None, limit: int | None = None
 ) -> str:
-    """File name of a result: `<alias>_<task>_<alg>_tps<K>[_<tag>][_limit<N>].json`.
+    """File name of a result: `<alias>_<task>_<alg>[_<option><value>...][_<cache>[_refresh<N>]]_tps<K>[_<tag>][_limit<N>].json`.
 
-    K is the requested tokens per step where the schedule has it, else the realised one. Scored predictions have no
+    All options of the algorithm are in it. K is the requested tokens per step where the schedule has it, else the realised one. Scored predictions have no
     schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
     """
     k = config.tokens_per_step
     tps = f"{config.gen_length / config.num_steps:g}" if k is None else str(k)
     parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
-    parts += ["predictions"] if predictions else [config.algorithm, f"tps{tps}"]
+    parts += ["predictions"] if predictions else [config.algorithm, *method_parts(config), f"tps{tps}"]
     parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
     return "_".join(parts) + ".json"
 

@@ -1,62 +1,22 @@
 """Which open positions a step commits: one pure function per algorithm, one table.
 
 An algorithm sees a frozen view of the step and returns a mask. It draws no randomness and writes nothing, so it is
-the same alone and in a batch. It may commit several positions, or none where its schedule asks for none.
-
-Shapes: B rows in flight, T columns of the active block (the whole canvas where an algorithm knows no blocks).
+the same alone and in a batch. It may commit several positions, or none where its schedule asks for none. Those that
+decide themselves how many positions they commit are in adaptive.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from decoding import adaptive
+from decoding.view import Algorithm, Option, StepView, top_k
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILIES = ("llada", "dream")
-
-
-@dataclass(frozen=True)
-class StepView:
-    """What one step looks like. Fields that the algorithm does not name in `reads` are None.
-
-    masked:     [B, T] bool, the open positions of each row's active block.
-    quota:      [B] int64, positions that the schedule asks for at this step.
-    rate:       [B] float64, the chance of each open position to be committed at this step (`origin`), else 1.
-    noise:      [B, T] float64 uniform in (0, 1), drawn per sample, step and position; None where not `noisy`.
-    confidence: [B, T] float64, probability of the proposed token.
-    entropy:    [B, T] float64, entropy of the distribution in nats.
-    margin:     [B, T] float64, probability of the likeliest token less that of the second.
-    alg_temp:   temperature of the order itself; 0 takes the best positions, above 0 draws them.
-    """
-
-    masked: Tensor
-    quota: Tensor
-    rate: Tensor
-    noise: Tensor | None = None
-    confidence: Tensor | None = None
-    entropy: Tensor | None = None
-    margin: Tensor | None = None
-    alg_temp: float = 0.0
-
-
-def top_k(score: Tensor, masked: Tensor, k: Tensor) -> Tensor:
-    """Mask of the k[b] highest-scoring masked positions in each row.
-
-    score:  [B, T] any float dtype; read only where masked.
-    masked: [B, T] bool.
-    k:      [B] int64, positions to take; more than are masked means all of them.
-    Returns [B, T] bool. Equal scores are taken leftmost first, so the choice does not depend on the device.
-    """
-    if score.shape != masked.shape or k.shape != score.shape[:1]:
-        raise ValueError(
-            f"top_k: score {tuple(score.shape)}, masked {tuple(masked.shape)} and k {tuple(k.shape)} "
-            "must be [B, T], [B, T] and [B]"
-        )
-    order = score.masked_fill(~masked, -float("inf")).argsort(dim=-1, descending=True, stable=True)
-    return (order.argsort(dim=-1) < k[:, None]) & masked
 
 
 def _drawn(score: Tensor, view: StepView) -> Tensor:
@@ -122,47 +82,34 @@ def origin(view: StepView) -> Tensor:
     return view.masked & (view.noise < view.rate[:, None])
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """An entry of the table.
-
-    select:   StepView -> [B, T] bool, a subset of view.masked.
-    families: model families that it is defined for.
-    schedule: "even" splits a block over its steps, remainder first (LLaDA); "floor" is Dream's schedule over the
-              whole canvas; "stride" is tokens_per_step positions every step.
-    reads:    scores of the model's distribution that select looks at, of "confidence", "entropy", "margin". With
-              none, the positions are chosen before the forward pass and the model is asked for these alone.
-    noisy:    select reads `noise`.
-    draws_order: alg_temp applies.
-    ends_at_eos: the official loop itself stops once the end token is on the canvas.
-    """
-
-    select: Callable[[StepView], Tensor]
-    families: tuple[str, ...]
-    schedule: str
-    reads: frozenset[str] = field(default_factory=frozenset)
-    noisy: bool = False
-    draws_order: bool = False
-    ends_at_eos: bool = False
-
-    @property
-    def blocks(self) -> bool:
-        """Whether the canvas is decoded in blocks of block_length."""
-        return self.schedule == "even"
-
-
 def _dream(select: Callable[[StepView], Tensor], score: str) -> Algorithm:
     return Algorithm(select, ("dream",), "floor", reads=frozenset({score}), noisy=True, draws_order=True)
 
 
+THRESHOLD = {"threshold": Option(0.9, "commit every position with at least this confidence", high=1.0)}
+CONFIDENCE, ENTROPY = frozenset({"confidence"}), frozenset({"entropy"})
+
 ALGORITHMS: dict[str, Algorithm] = {
-    "low_confidence": Algorithm(low_confidence, ("llada",), "even", reads=frozenset({"confidence"})),
-    "random": Algorithm(random, ("llada",), "even", noisy=True),
+    "low_confidence": Algorithm(low_confidence, ("llada",), "even", blocks=True, reads=CONFIDENCE),
+    "random": Algorithm(random, ("llada",), "even", blocks=True, noisy=True),
     "leftright": Algorithm(leftright, FAMILIES, "stride", ends_at_eos=True),
     "maskgit_plus": _dream(maskgit_plus, "confidence"),
     "topk_margin": _dream(topk_margin, "margin"),
     "entropy": _dream(entropy, "entropy"),
     "origin": Algorithm(origin, ("dream",), "floor", noisy=True),
+    "threshold": Algorithm(
+        adaptive.threshold, FAMILIES, "adaptive", blocks=True, reads=CONFIDENCE, options=THRESHOLD
+    ),
+    "confidence_threshold": Algorithm(
+        adaptive.confidence_threshold, ("dream",), "adaptive", blocks=True, reads=CONFIDENCE | {"step"},
+        options=THRESHOLD,
+    ),
+}
+
+# every option that some algorithm takes, and which ones take it
+OPTIONS: dict[str, list[str]] = {
+    name: [a for a in ALGORITHMS if name in ALGORITHMS[a].options]
+    for name in dict.fromkeys(name for a in ALGORITHMS.values() for name in a.options)
 }
 
 

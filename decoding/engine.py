@@ -2,7 +2,7 @@
 
 A canvas is a prompt and gen_length open positions. Each step of a row asks the model for its open positions,
 proposes a token for each, lets the algorithm choose, and commits. Rows in flight are independent: each has its own
-step, its own noise, and leaves when it is done; the next prompt takes its place.
+step, its own noise, its own slot of the KV cache, and leaves when it is done; the next prompt takes its place.
 
 Shapes: B rows in flight, T columns of the active block, R queried positions, V vocabulary.
 """
@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding.algorithms import ALGORITHMS, Algorithm, StepView
+from decoding.algorithms import ALGORITHMS
 from decoding.sampling import Proposal, Rules, propose, uniforms
 from decoding.schedule import DecodeConfig
+from decoding.spans import CACHES, Span, SpanView
+from decoding.view import Algorithm, StepView
 
 if TYPE_CHECKING:
     from models import ModelConfig
@@ -34,6 +36,8 @@ class Model(Protocol):
 
     def predict(self, tokens: Tensor, spans: Sequence, rows: Tensor, cache=None) -> Tensor: ...
 
+    def new_cache(self): ...
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -42,10 +46,12 @@ class Completion:
     token_ids:     [gen_length] ids; a position that was left open holds the mask id.
     committed_at:  [gen_length] which of the row's forward passes committed the position, -1 where left open.
     nfe:           forward passes that the row took part in.
-    forwards_saved: forward passes that the schedule still had when the row left (for `origin` at most so many).
+    forwards_saved: forward passes that the schedule still had when the row left (for `origin` at most so many; an
+                   adaptive algorithm has no schedule, and saves none).
     positions_computed: columns that went through the model, over all its forward passes.
     seconds:       wall time in flight. Rows of a batch share it: it is a latency, not a cost.
     finish_reason: "end_token", "stop_string" or "length".
+    nfe_partial:   how many of the forward passes took some columns from the KV cache.
     """
 
     token_ids: tuple[int, ...]
@@ -55,15 +61,19 @@ class Completion:
     positions_computed: int
     seconds: float
     finish_reason: str
+    nfe_partial: int = 0
 
     @property
     def tokens_committed(self) -> int:
         return sum(at >= 0 for at in self.committed_at)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
-    """Host-side state of one row in flight. `canvas` is prompt and answer, `open` its answer's open positions."""
+    """State of one row in flight. `canvas` is prompt and answer, `open` its answer's open positions.
+
+    passes: forward passes of the block so far. memory: the algorithm's, of the block's open positions, on the device.
+    """
 
     index: int
     prompt_length: int
@@ -73,7 +83,10 @@ class _Row:
     seed: int
     block: int = 0
     step: int = 0
+    passes: int = 0
+    memory: dict[str, Tensor] | None = None
     nfe: int = 0
+    nfe_partial: int = 0
     positions: int = 0
     started: float = field(default_factory=time.perf_counter)
 
@@ -137,32 +150,44 @@ class _Decoder:
         self.algorithm: Algorithm = ALGORITHMS[config.schedule.algorithm]
         self.rules = rules_of(config, model.config)
         self.end_ids = np.array(model.config.end_ids)
+        self.rows: list[_Row] = []
+        self.cache = None if config.kv_cache == "none" else model.new_cache()
+        # columns to the left of a block that a cached pass needs
+        self.shift = int(self.cache is not None and model.config.shift)
 
     @torch.inference_mode()
     def run(self, prompts, seeds, batch_size: int, on_finish) -> list[Completion]:
         done: list[Completion | None] = [None] * len(prompts)
         waiting = iter(range(len(prompts)))
-        rows: list[_Row] = []
         while True:
-            rows += [self._admit(i, prompts[i], seeds[i]) for _, i in zip(range(batch_size - len(rows)), waiting)]
-            if not rows:
+            for _, i in zip(range(batch_size - len(self.rows)), waiting):
+                self._admit(i, prompts[i], seeds[i])
+            if not self.rows:
                 return done
-            self._step(rows)
-            for row in [row for row in rows if self._final(row)]:
-                rows.remove(row)
+            self._step(self.rows)
+            for row in [row for row in self.rows if self._final(row)]:
+                self._dismiss(row)
                 done[row.index] = self._completion(row)
                 if on_finish is not None:
                     on_finish(row.index, done[row.index])
 
-    def _admit(self, index: int, prompt: Sequence[int], seed: int) -> _Row:
+    def _admit(self, index: int, prompt: Sequence[int], seed: int) -> None:
         n = self.schedule.gen_length
         canvas = np.concatenate([np.asarray(prompt, dtype=np.int64), np.full(n, self.model.config.mask_id)])
-        return _Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), int(seed))
+        self.rows.append(_Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), int(seed)))
+        if self.cache is not None:
+            self.cache.add(len(canvas))
+
+    def _dismiss(self, row: _Row) -> None:
+        at = self.rows.index(row)
+        del self.rows[at]
+        if self.cache is not None:
+            self.cache.drop(at)
 
     def _step(self, rows: list[_Row]) -> None:
         """One step of every row; a row that commits nothing by its schedule takes no part in the forward pass."""
         acting = [row for row in rows if self.schedule.quotas[row.step]]
-        if acting and not self.algorithm.reads:
+        if acting and not self.algorithm.scores:
             self._choose_then_predict(acting)
         elif acting:
             self._predict_then_choose(acting)
@@ -178,23 +203,27 @@ class _Decoder:
         if rows:
             noise = noise if noise is None else noise[:, torch.from_numpy(keep)]
             tokens = np.zeros(chosen.shape, dtype=np.int64)
-            tokens[chosen] = self._propose(rows, chosen, noise).tokens.cpu().numpy()
+            tokens[chosen] = self._propose(rows, chosen, noise)[0].tokens.cpu().numpy()
             self._commit(rows, chosen, tokens)
 
     def _predict_then_choose(self, rows: list[_Row]) -> None:
         """An algorithm that reads scores: all open positions of the blocks are proposed, then some are chosen."""
         noise = self._noise(rows)
         queried = np.stack([row.open[self._block(row)] for row in rows])
-        proposal = self._propose(rows, queried, noise)
+        proposal, observed = self._propose(rows, queried, noise)
         at = torch.from_numpy(queried).to(self.model.device)
-        scores = {
-            name: at.to(torch.float64).masked_scatter(at, getattr(proposal, name)) for name in self.algorithm.reads
-        }
+        found = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
+        scores = {name: at.to(torch.float64).masked_scatter(at, score) for name, score in found.items()}
         chosen = self.algorithm.select(self._view(rows, noise, scores))
         tokens = at.long().masked_scatter(at, proposal.tokens)
         # one transfer for both: the step's only wait for the device
         chosen, tokens = torch.stack([chosen.long(), tokens]).cpu().numpy()
-        self._commit(rows, chosen.astype(bool), tokens)
+        chosen = chosen.astype(bool)
+        self._commit(rows, chosen, tokens)
+        for row, was_open, now_committed in zip(rows, queried, chosen):
+            if row.memory:
+                kept = torch.from_numpy(np.flatnonzero(~now_committed[was_open])).to(self.model.device)
+                row.memory = {name: held[kept] for name, held in row.memory.items()}
 
     def _block(self, row: _Row) -> slice:
         lo = row.block * self.schedule.block_length
@@ -212,31 +241,73 @@ class _Decoder:
     def _view(self, rows: list[_Row], noise: Tensor | None, scores: dict[str, Tensor] | None = None) -> StepView:
         """The step as the algorithm sees it: on the scores' device, or on the CPU where it reads none."""
         device = next(iter(scores.values())).device if scores else torch.device("cpu")
-        steps = [row.step for row in rows]
+        steps, reads = [row.step for row in rows], self.algorithm.reads
+        more = dict(scores or {})
+        if "step" in reads:
+            more["step"] = torch.tensor(steps, device=device)
+        if "canvas" in reads:
+            more["canvas"] = torch.from_numpy(np.stack([row.open for row in rows])).to(device)
+            more["start"] = torch.tensor([self._block(row).start for row in rows], device=device)
         return StepView(
             masked=torch.from_numpy(np.stack([row.open[self._block(row)] for row in rows])).to(device),
             quota=torch.tensor([self.schedule.quotas[j] for j in steps], device=device),
             rate=torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64, device=device),
             noise=noise[1].to(device) if noise is not None and self.algorithm.noisy else None,
-            alg_temp=self.config.alg_temp or 0.0,
-            **(scores or {}),
-        )
+            alg_temp=self.config.alg_temp or 0.0, options=self.config.options, **more,
+        )  # fmt: skip
 
-    def _propose(self, rows: list[_Row], queried: np.ndarray, noise: Tensor | None) -> Proposal:
-        """One forward pass; tokens and scores of the queried positions [B, T], row by row, left to right."""
+    def _span(self, row: _Row) -> Span:
+        """The columns that the row's next forward pass computes, and those that it attends to."""
+        block, refresh = self._block(row), self.config.cache_refresh
+        lo = row.prompt_length + block.start
+        return CACHES[self.config.kv_cache](SpanView(
+            lo=max(0, lo - self.shift * int(row.open[block.start])), hi=lo + self.schedule.block_length, length=len(row.canvas),
+            fresh=row.passes % refresh == 0 if refresh else row.passes == 0,
+        ))  # fmt: skip
+
+    def _predict(self, rows: list[_Row], queried: np.ndarray) -> Tensor:
+        """One forward pass: logits [R, V] of the queried positions [B, T], row by row, left to right."""
         device = self.model.device
-        lengths = np.array([len(row.canvas) for row in rows])
-        starts = np.cumsum(lengths) - lengths
-        block_starts = np.array([row.prompt_length + self._block(row).start for row in rows])
+        # a cache has a slot for each row in flight; a row that sits out has no columns
+        flight = rows if self.cache is None else self.rows
+        acting = {row.index: self._span(row) for row in rows}
+        spans = [acting.get(row.index, (0, 0, 0)) for row in flight]
+        widths = np.array([hi - lo for lo, hi, _ in spans])
+        first = {row.index: at - lo for row, at, (lo, _, _) in zip(flight, np.cumsum(widths) - widths, spans)}
+        origins = np.array([first[row.index] + row.prompt_length + self._block(row).start for row in rows])
         at_row, at_column = queried.nonzero()
-        packed = torch.from_numpy(np.concatenate([row.canvas for row in rows])).to(device)
-        spans = [(0, n, n) for n in lengths.tolist()]
-        logits = self.model.predict(packed, spans, torch.from_numpy((starts + block_starts)[at_row] + at_column).to(device))
+        packed = torch.from_numpy(np.concatenate([row.canvas[lo:hi] for row, (lo, hi, _) in zip(flight, spans)]))
+        asked = torch.from_numpy(origins[at_row] + at_column)
+        logits = self.model.predict(packed.to(device), spans, asked.to(device), self.cache)
         for row in rows:
+            lo, hi, _ = acting[row.index]
             row.nfe += 1
-            row.positions += len(row.canvas)
-        drawn = noise[0][torch.from_numpy(queried)].to(device) if self.config.temperature > 0 else None
-        return propose(logits, self.rules, self.algorithm.reads, drawn)
+            row.passes += 1
+            row.nfe_partial += hi - lo < len(row.canvas)
+            row.positions += hi - lo
+        return logits
+
+    def _propose(
+        self, rows: list[_Row], queried: np.ndarray, noise: Tensor | None
+    ) -> tuple[Proposal, dict[str, Tensor]]:
+        """Tokens and scores of the queried positions after one forward pass; what the algorithm itself observed."""
+        logits, observed = self._predict(rows, queried), {}
+        if self.algorithm.observe is not None:
+            logits, observed = self._observe(rows, logits, queried.sum(axis=1).tolist())
+        drawn = noise[0][torch.from_numpy(queried)].to(logits.device) if self.config.temperature > 0 else None
+        return propose(logits, self.rules, self.algorithm.scores, drawn), observed
+
+    def _observe(self, rows: list[_Row], logits: Tensor, counts: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each row's logits through the algorithm's memory of the block: (logits [R, V], its score if it gives one)."""
+        logits = logits.to(self.rules.dtype or logits.dtype)
+        if self.rules.never:
+            logits = logits.index_fill(-1, torch.tensor(self.rules.never, device=logits.device), -torch.inf)
+        seen = []
+        for row, part in zip(rows, logits.split(counts)):
+            seen.append(self.algorithm.observe(part, row.memory, self.config.options))
+            row.memory = seen[-1].memory
+        scores = {} if seen[0].score is None else {"observed": torch.cat([one.score for one in seen])}
+        return torch.cat([one.logits for one in seen]), scores
 
     def _commit(self, rows: list[_Row], chosen: np.ndarray, tokens: np.ndarray) -> None:
         for row, mask, ids in zip(rows, chosen, tokens):
@@ -248,12 +319,12 @@ class _Decoder:
     def _advance(self, row: _Row) -> None:
         row.step += 1
         if not row.open[self._block(row)].any():
-            row.block, row.step = row.block + 1, 0
+            row.block, row.step, row.passes, row.memory = row.block + 1, 0, 0, None
         assert row.step < self.schedule.steps_per_block, f"{self.schedule.algorithm} left positions open at its last step"
 
     def _remaining(self, row: _Row) -> int:
         """Forward passes that the schedule still has for a row (for `origin`: at most)."""
-        if not row.open.any() or not self.config.early_exit:
+        if not row.open.any() or not self.config.early_exit or self.schedule.adaptive:
             return 0
         per_block = np.count_nonzero(self.schedule.quotas)
         left = np.count_nonzero(self.schedule.quotas[row.step :]) + (self.schedule.n_blocks - row.block - 1) * per_block
@@ -288,4 +359,5 @@ class _Decoder:
             positions_computed=row.positions,
             seconds=time.perf_counter() - row.started,
             finish_reason=reason,
+            nfe_partial=row.nfe_partial,
         )

@@ -1,18 +1,20 @@
 """How many positions each step commits: tokens per step, steps and blocks turned into quotas. No torch.
 
-tokens_per_step (K) and num_steps are one knob. In blocks (LLaDA) a block takes ceil(block_length / K) steps; on the
-whole canvas (Dream, DiffuCoder, left to right) it takes ceil(gen_length / K). An explicit num_steps decides.
+tokens_per_step (K) and num_steps are one knob. A block takes ceil(block_length / K) steps; where there are no blocks
+(Dream, DiffuCoder, left to right, if no block_length is given) the whole canvas takes ceil(gen_length / K). An explicit
+num_steps decides. An adaptive algorithm decides itself; K is the least that it commits.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import ceil
 
 import numpy as np
 
-from decoding.algorithms import ALGORITHMS
+from decoding.algorithms import ALGORITHMS, OPTIONS
+from decoding.spans import CACHES
 
 # Far above every model's positions: a typing error must not allocate gigabytes.
 MAX_LENGTH = 1 << 20
@@ -32,7 +34,8 @@ class Schedule:
     """The steps of one sample.
 
     quotas:  positions that each step of a block commits; all blocks are alike. Zero means: no forward pass.
-             For `origin`, which commits a random number, the most that it can be.
+             For `origin`, which commits a random number, the most that it can be; for an adaptive algorithm the least.
+    num_steps: of all blocks together; for an adaptive algorithm the most that there can be.
     rates:   for `origin`, the chance of an open position to be committed at each step; else 1 for all.
     note:    what a user should be told about it, or None.
     """
@@ -56,8 +59,13 @@ class Schedule:
 
     @property
     def realised_tps(self) -> float:
-        """Positions per step, steps that commit nothing included."""
-        return self.gen_length / self.num_steps
+        """Positions per step, steps that commit nothing included; for an adaptive algorithm the least."""
+        return self.quotas[0] if self.adaptive else self.gen_length / self.num_steps
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the algorithm decides itself how many positions a step commits."""
+        return ALGORITHMS[self.algorithm].schedule == "adaptive"
 
     @property
     def forward_passes(self) -> int:
@@ -116,14 +124,14 @@ def _problems(algorithm: str, gen_length: int, block_length: int, k: int | None,
     ]
     if problems:
         return problems
-    if not ALGORITHMS[algorithm].blocks and block_length != gen_length:
-        return [f"block_length {block_length}: {algorithm} knows no blocks; leave it out or give gen_length {gen_length}"]
+    if ALGORITHMS[algorithm].schedule == "adaptive" and num_steps is not None:
+        return [f"num_steps {num_steps}: {algorithm} decides itself how many steps it takes; leave it out"]
     if gen_length % block_length:
         below = gen_length // block_length * block_length
         nearest = ", ".join(str(n) for n in (below, below + block_length) if n)
         return [f"gen_length {gen_length} is not a multiple of block_length {block_length}; nearest: {nearest}"]
     n_blocks = gen_length // block_length
-    if ALGORITHMS[algorithm].blocks and num_steps is not None and num_steps % n_blocks:
+    if num_steps is not None and num_steps % n_blocks:
         below = num_steps // n_blocks * n_blocks
         nearest = ", ".join(str(n) for n in (below, below + n_blocks) if n)
         return [f"num_steps {num_steps} does not divide over the {n_blocks} blocks of {block_length}; nearest: {nearest}"]
@@ -152,17 +160,19 @@ def make_schedule(
     implied = n_blocks * ceil(block_length / k)
     steps = implied if num_steps is None else num_steps
     kind = ALGORITHMS[algorithm].schedule
-    by_chance = kind == "floor" and not ALGORITHMS[algorithm].reads
+    by_chance = kind == "floor" and not ALGORITHMS[algorithm].scores
     if by_chance:
-        quotas = (block_length,) * steps
+        quotas = (block_length,) * (steps // n_blocks)
     elif kind == "floor":
-        quotas = floor_quotas(block_length, steps)
+        quotas = floor_quotas(block_length, steps // n_blocks)
+    elif kind == "adaptive":
+        steps, quotas = gen_length, (min(k, block_length),) * block_length
     elif kind == "stride" and steps == implied:
         quotas = stride_quotas(block_length, k)
     else:
         quotas = even_quotas(block_length, steps // n_blocks)
     note = None
-    if tokens_per_step is not None and steps != implied:
+    if tokens_per_step is not None and num_steps is not None and steps != implied:
         note = (
             f"num_steps {steps} decides: {gen_length / steps:g} tokens per step, "
             f"not tokens_per_step {tokens_per_step}, which would be {implied} steps"
@@ -171,8 +181,8 @@ def make_schedule(
         note = f"tokens_per_step {k} is more than the block of {block_length}: {block_length} tokens per step"
     return Schedule(
         algorithm, gen_length, block_length, steps,
-        tokens_per_step if steps == implied else None,
-        quotas, floor_rates(steps) if by_chance else (1.0,) * len(quotas), note,
+        tokens_per_step if steps == implied or kind == "adaptive" else None,
+        quotas, floor_rates(steps // n_blocks) if by_chance else (1.0,) * len(quotas), note,
     )
 
 
@@ -187,6 +197,10 @@ class DecodeConfig:
     logits_eos_inf:   LLaDA: the end token is never proposed (the end of turn still can be).
     confidence_eos_eot_inf: LLaDA: both end tokens keep no confidence, so they are committed last.
     early_exit:       a row leaves once no later commit can change its text.
+    kv_cache:         of CACHES: which columns a forward pass computes anew.
+    cache_refresh:    with a cache: every how many forward passes of a block all columns are computed; None: at the
+                      block's first alone. 1 is no cache at all, at a cache's memory.
+    given:            the algorithm's own options that were given, as (name, value), by name.
     """
 
     schedule: Schedule
@@ -198,6 +212,16 @@ class DecodeConfig:
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
     early_exit: bool = True
+    kv_cache: str = "none"
+    cache_refresh: int | None = None
+    given: tuple[tuple[str, float], ...] = ()
+
+    @cached_property
+    def options(self) -> dict[str, float]:
+        """The algorithm's own options, defaults included; counts are int, all others float."""
+        given = dict(self.given)
+        own = ALGORITHMS[self.schedule.algorithm].options
+        return {name: (int if o.whole else float)(given.get(name, o.default)) for name, o in own.items()}
 
     def problems(self, family: str) -> list[str]:
         """One sentence for each option that is out of range, or that the family or the algorithm lacks."""
@@ -218,5 +242,22 @@ class DecodeConfig:
             (family != "llada" and self.logits_eos_inf, f"logits_eos_inf is a rule of the llada family; {family} lacks it"),
             (family != "llada" and self.confidence_eos_eot_inf,
              f"confidence_eos_eot_inf is a rule of the llada family; {family} lacks it"),
+            (self.kv_cache not in CACHES, f"kv_cache {self.kv_cache!r} must be one of {', '.join(CACHES)}"),
+            (self.cache_refresh is not None and self.kv_cache == "none",
+             f"cache_refresh {self.cache_refresh}: there is no cache to refresh; give kv_cache prefix or dual"),
+            (self.cache_refresh is not None and self.cache_refresh < 1,
+             f"cache_refresh {self.cache_refresh} must be at least 1"),
         ]
-        return [text for wrong, text in checks if wrong]
+        return [text for wrong, text in checks if wrong] + self._option_problems()
+
+    def _option_problems(self) -> list[str]:
+        name = self.schedule.algorithm
+        problems = []
+        for option, value in self.given:
+            known = ALGORITHMS[name].options.get(option)
+            if known is None:
+                having = ", ".join(OPTIONS.get(option, ["none"]))
+                problems.append(f"{option} {value:g}: {name} has no such option; these have: {having}")
+            elif problem := known.problem(value):
+                problems.append(f"{option} {value:g} {problem}")
+        return problems

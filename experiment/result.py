@@ -55,6 +55,7 @@ class Record:
     token_ids: tuple[int, ...] = ()
     committed_at: tuple[int, ...] = ()
     error: str | None = None
+    nfe_partial: int = 0
 
 
 def profile(records: Iterable[Record], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -64,7 +65,8 @@ def profile(records: Iterable[Record], *, peak_bytes: Mapping[str, int | None]) 
                        loading and scoring are not in it.
     tokens_committed:  positions of the canvas that were filled.
     tokens_returned:   tokens before the first end token and before the first stop string: the text that is scored.
-    forward_passes:    model calls times rows taking part; full: over the whole sequence, partial: with a cache.
+    forward_passes:    model calls times rows taking part; full: over the whole sequence, partial: the columns that the
+                       KV cache does not have.
     positions_computed: columns that went through the model.
     forwards_saved:    forward passes that the schedule still had when a row left early.
     tpf:               tokens_returned / forward passes.
@@ -73,13 +75,14 @@ def profile(records: Iterable[Record], *, peak_bytes: Mapping[str, int | None]) 
     """
     done = [r for r in records if r.error is None]
     returned, forwards = sum(r.tokens_returned for r in done), sum(r.nfe for r in done)
+    partial = sum(r.nfe_partial for r in done)
     latencies, seconds = [r.seconds for r in done], sum(r.cost_seconds for r in done)
     return {
         "samples": len(done),
         "seconds": seconds,
         "tokens_committed": sum(r.tokens_committed for r in done),
         "tokens_returned": returned,
-        "forward_passes": {"full": forwards, "partial": 0},
+        "forward_passes": {"full": forwards - partial, "partial": partial},
         "forward_passes_per_sample": forwards / len(done) if done else None,
         "positions_computed": sum(r.positions_computed for r in done),
         "forwards_saved": sum(r.forwards_saved for r in done),

@@ -122,6 +122,10 @@ class Transformer(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed.weight.dtype
 
+    def new_cache(self) -> KVCache:
+        """A cache without slots, for the sequences that `KVCache.add` brings."""
+        return KVCache(self.config, [], device=self.device, dtype=self.dtype)
+
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
         """Raw logits [B, L, V] of input_ids [B, L] int64: no shift, the mask token untouched."""

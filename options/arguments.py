@@ -9,9 +9,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from decoding.algorithms import FAMILIES, algorithms_of
+from decoding.algorithms import ALGORITHMS, FAMILIES, OPTIONS, algorithms_of
+from decoding.spans import CACHES
 from utils import UsageError, nearest
 
+BLOCK_LENGTH = 32  # of adaptive algorithms where the protocol knows no blocks: Fast-dLLM's
 Models = Mapping[str, Mapping[str, str]]  # MODEL_DEFAULTS of eval.py
 EXIT_CODES = (
     "Exit codes: 0 complete, 2 usage or configuration, 3 environment (no GPU, no sandbox), 4 data or checkpoint, "
@@ -97,6 +99,7 @@ def build_parser(models: Models, tasks: Sequence[str], values: _Values) -> argpa
     _what(_Group(parser, values, "what is evaluated"), models, tasks)
     rule = "Where a flag is not given, the protocol decides; a flag always wins, and the result says so."
     _steps(_Group(parser, values, "decoding", rule))
+    _parallel(_Group(parser, values, "options of single algorithms, and the KV cache"))
     _sampling(_Group(parser, values, "sampling and precision"))
     _running(_Group(parser, values, "running"))
     _output(_Group(parser, values, "output"))
@@ -134,7 +137,8 @@ def _steps(group: _Group) -> None:
     group.add(
         "tokens_per_step", "K",
         "Tokens committed per step; more is faster and usually worse. LLaDA takes (gen_length / block_length) * "
-        "ceil(block_length / K) steps, Dream and DiffuCoder ceil(gen_length / K). Default: 1.",
+        "ceil(block_length / K) steps, Dream and DiffuCoder ceil(gen_length / K). The least that a step commits where "
+        "the algorithm decides itself. Default: 1.",
         COUNT,
     )  # fmt: skip
     group.add(
@@ -149,8 +153,9 @@ def _steps(group: _Group) -> None:
     group.add("max_new_tokens", "N", text, COUNT)
     group.add(
         "block_length", "N",
-        "LLaDA decodes the canvas in blocks of this many tokens, left to right; it must divide --gen_length. "
-        "Algorithms without blocks refuse it. Default: the protocol's.",
+        "Decode the canvas in blocks of this many tokens, left to right; it must divide --gen_length. Default: the "
+        f"protocol's for LLaDA's own algorithms; {BLOCK_LENGTH} for adaptive ones where the protocol has none; else the "
+        "whole canvas.",
         COUNT,
     )  # fmt: skip
     group.switch(
@@ -159,6 +164,29 @@ def _steps(group: _Group) -> None:
         "says how many forward passes the early exit saved. leftright ends at the end token in any case: that is part "
         "of the algorithm.",
     )
+
+
+def _parallel(group: _Group) -> None:
+    for name, algorithms in OPTIONS.items():
+        uses: dict[str, list[str]] = {}
+        for algorithm in algorithms:
+            option = ALGORITHMS[algorithm].options[name]
+            uses.setdefault(f"{option.help} (default {option.default:g})", []).append(algorithm)
+        text = "; ".join(f"{', '.join(users)}: {use}" for use, users in uses.items())
+        group.add(name, "N" if option.whole else "X", f"{text}.", REAL)
+    group.add(
+        "kv_cache", "NAME",
+        f"{', '.join(CACHES)}. Keys and values of earlier forward passes that are taken over: 'prefix' those left of the "
+        "block, 'dual' those right of it too. Faster, and not exact: what was committed since does not reach them. "
+        "Default: none.",
+        default="none",
+    )  # fmt: skip
+    group.add(
+        "cache_refresh", "N",
+        "With a cache, compute all columns on every Nth forward pass of a block, the first included. 1 gives the tokens "
+        "of no cache. Default: on the first alone.",
+        COUNT,
+    )  # fmt: skip
 
 
 def _sampling(group: _Group) -> None:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from decoding.algorithms import ALGORITHMS, algorithms_of
+from decoding.algorithms import ALGORITHMS, OPTIONS, algorithms_of
 from decoding.schedule import CONFIDENCE_DTYPES, DecodeConfig, Schedule, ScheduleError, make_schedule
-from options.arguments import Models
+from decoding.spans import CACHES
+from options.arguments import BLOCK_LENGTH, Models
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import RunConfig, UsageError, nearest, result_name, run_lengths
 
@@ -24,7 +25,7 @@ PROTOCOL_FLAGS = (
 # flags that say how to generate; scored predictions have no use for them
 GENERATION_FLAGS = (
     "alg", "remasking", "tokens_per_step", "num_steps", "gen_length", "max_new_tokens", "block_length", "temperature",
-    "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
+    "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf", "cache_refresh", *OPTIONS,
 )  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     name = check.choice("protocol", args.protocol, PROTOCOLS)
     check.choice("dtype", args.dtype, DTYPES)
     check.choice("confidence_dtype", args.confidence_dtype, CONFIDENCE_DTYPES)
+    check.choice("kv_cache", args.kv_cache, list(CACHES))
     check.text("device", args.device, r"cpu|cuda(:\d+)?", "cpu, cuda, cuda:0, cuda:1, ...")
     check.text("unsafe_exec", args.unsafe_exec, "fs|all", "fs, all")
     check.text("devices", args.devices, r"(cpu|\d+)(,(cpu|\d+))*", "a list such as 0,1,2,3 or cpu,cpu")
@@ -148,22 +150,29 @@ def _decode_config(
 ) -> DecodeConfig | None:
     """The decoding configuration, or None; what is wrong with it is added to `problems`."""
     value = {name: getattr(proto, name) if given[name] is None else given[name] for name in PROTOCOL_FLAGS}
-    if given["block_length"] is None and not ALGORITHMS[value["algorithm"]].blocks:
-        value["block_length"] = None  # the protocol's is meant for its own algorithm
+    source = f"the {proto.name} protocol's"
+    if given["block_length"] is None:
+        if not ALGORITHMS[value["algorithm"]].blocks:
+            value["block_length"] = None  # the protocol's is meant for its own algorithm
+        elif value["block_length"] is None:
+            value["block_length"], source = BLOCK_LENGTH, f"the default of {value['algorithm']}"
     k = args.tokens_per_step if args.tokens_per_step or args.num_steps else 1
     try:
         schedule = make_schedule(value["algorithm"], value["gen_length"], value["block_length"], k, args.num_steps)
     except ScheduleError as error:
         from_protocol = given["block_length"] is None and value["block_length"] is not None
-        hint = f" (block_length is the {proto.name} protocol's; --block_length changes it)" if from_protocol else ""
+        hint = f" (block_length is {source}; --block_length changes it)" if from_protocol else ""
         problems += [f"--{text}{hint}" for text in error.problems]
         return None
-    known = args.confidence_dtype in CONFIDENCE_DTYPES  # otherwise already a problem
+    # what is not known is already a problem
+    known, cache = args.confidence_dtype in CONFIDENCE_DTYPES, args.kv_cache in CACHES
     config = DecodeConfig(
         schedule, value["temperature"], value["top_p"], value["top_k"], value["alg_temp"],
         confidence_dtype=args.confidence_dtype if known else CONFIDENCE_DTYPES[0],
         logits_eos_inf=value["logits_eos_inf"], confidence_eos_eot_inf=value["confidence_eos_eot_inf"],
-        early_exit=not args.no_early_exit,
+        early_exit=not args.no_early_exit, kv_cache=args.kv_cache if cache else "none",
+        cache_refresh=args.cache_refresh if cache else None,
+        given=tuple((name, getattr(args, name)) for name in OPTIONS if getattr(args, name) is not None),
     )  # fmt: skip
     problems += [f"--{text}" for text in config.problems(family)]
     return config
@@ -173,6 +182,7 @@ def _notes(args: Namespace, config: DecodeConfig) -> tuple[str, ...]:
     """What the user should be told about flags that act otherwise than they look."""
     if args.predictions:
         given = ", ".join(f"--{n}" for n in GENERATION_FLAGS if getattr(args, n) is not None)
+        given += ("" if args.kv_cache == "none" else f"{', ' if given else ''}--kv_cache")
         return (f"texts are scored, not generated: {given} have no effect",) if given else ()
     notes = [config.schedule.note] if config.schedule.note else []
     if config.temperature == 0:
@@ -194,25 +204,26 @@ def _overrides(
         for name, value in given.items()
         if value is not None and value != getattr(proto, name) and name not in inactive
     }
-    if schedule.realised_tps != 1 and schedule.tokens_per_step != 1:
+    if (schedule.tokens_per_step or schedule.realised_tps) != 1:
         realised = float(f"{schedule.realised_tps:.4g}")
         differ["tokens_per_step"] = {"protocol": 1, "run": schedule.tokens_per_step or realised}
     common = {
         "checkpoint": checkpoints, "dtype": (DTYPES[0], args.dtype),
         "confidence_dtype": (CONFIDENCE_DTYPES[0], args.confidence_dtype),
-    }  # fmt: skip
+        "kv_cache": ("none", decode.kv_cache), "cache_refresh": (None, decode.cache_refresh),
+    } | {n: (ALGORITHMS[schedule.algorithm].options[n].default, value) for n, value in decode.options.items()}  # fmt: skip
     return differ | {name: {"protocol": a, "run": b} for name, (a, b) in common.items() if a != b}
 
 
 def _run_config(args: Namespace, family: str, checkpoint: str, proto: Protocol, decode: DecodeConfig) -> RunConfig:
     schedule = decode.schedule
     same = ("temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
-            "confidence_dtype", "early_exit")  # fmt: skip
+            "confidence_dtype", "early_exit", "kv_cache", "cache_refresh")  # fmt: skip
     return RunConfig(
         model_alias=args.model_alias, family=family, checkpoint=checkpoint, task=args.task, dtype=args.dtype,
         seed=args.seed, protocol=proto.name, prompt_form=proto.form, num_fewshot=proto.num_fewshot,
         chat_template=proto.chat_template, system=proto.system, algorithm=schedule.algorithm,
         gen_length=schedule.gen_length, block_length=schedule.block_length, num_steps=schedule.num_steps,
-        tokens_per_step=schedule.tokens_per_step, quotas=run_lengths(schedule.quotas),
+        tokens_per_step=schedule.tokens_per_step, quotas=run_lengths(schedule.quotas), options=decode.options or None,
         **{name: getattr(decode, name) for name in same},
     )  # fmt: skip

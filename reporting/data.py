@@ -17,7 +17,8 @@ from reporting.samples import pack
 from utils import SCHEMA_VERSION, BadDataError, RunConfig, UsageError, canonical_json, sha256
 
 ORIGINALS = ("original", "hub")  # names of the benchmarks' own data; any other name goes wherever the task's goes
-SPEED = ("num_steps", "quotas")  # what tokens per step changes of a configuration; the rest makes one curve
+# what tokens per step, and an adaptive algorithm's threshold, change of a configuration; the rest makes one curve
+SPEED = ("num_steps", "quotas", "options")
 
 
 class NotAResult(Exception):
@@ -86,7 +87,12 @@ class Run:
 
     @property
     def algorithm(self) -> str:
-        return self.config.get("algorithm") or "predictions"
+        """With its options and its cache: what a reader must know to tell two methods apart."""
+        cache, refresh = self.config.get("kv_cache"), self.config.get("cache_refresh")
+        parts = [f"{name} {value:g}" for name, value in (self.config.get("options") or {}).items()]
+        parts += [f"{cache} cache" + (f" refreshed every {refresh}" if refresh else "")] if cache else []
+        name = self.config.get("algorithm") or "predictions"
+        return name + (f" ({', '.join(parts)})" if parts else "")
 
     @property
     def k(self) -> float | None:
@@ -103,7 +109,7 @@ class Run:
 
     @cached_property
     def curve(self) -> str:
-        """Equal for results that differ in tokens per step only."""
+        """Equal for results that differ in tokens per step, or in the options of the algorithm, only."""
         settings = {k: v for k, v in self.identity.items() if k not in SPEED} if self.identity else {"id": self.id}
         return canonical_json([self.model, self.task, settings])
 
@@ -253,11 +259,11 @@ def named(runs: Sequence[Run], path: Path) -> Run:
 
 
 def curves(runs: Iterable[Run]) -> list[list[Run]]:
-    """Results that differ in tokens per step only, together; by rising tokens per step."""
+    """Results that differ in tokens per step or in the algorithm's options only, together; by rising speed."""
     together: dict[str, list[Run]] = {}
     for run in runs:
         together.setdefault(run.curve, []).append(run)
-    return [sorted(group, key=lambda r: (r.k or 0, str(r.path))) for group in together.values()]
+    return [sorted(group, key=lambda r: (r.k or 0, r.tpf or 0, str(r.path))) for group in together.values()]
 
 
 def curve_labels(group: Sequence[Sequence[Run]]) -> list[str]:

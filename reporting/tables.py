@@ -88,7 +88,7 @@ def results(runs: Sequence[Run]) -> Table:
 
 def _result_notes(runs: Sequence[Run]) -> Iterable[str]:
     yield (
-        "K: tokens per step. TPF: tokens returned per forward pass, measured. tok/s: tokens returned per second of "
+        "K: tokens per step; of an adaptive algorithm the least. TPF: tokens returned per forward pass, measured. tok/s: tokens returned per second of "
         "decoding. [95 %]: Wilson's interval of a share, the normal one of any other mean."
     )
     metrics = {run.config["task"]: run for run in runs}
@@ -144,7 +144,7 @@ def comparisons(runs: Sequence[Run], asked: Sequence[tuple[Run, Run]] = ()) -> T
 def _pair_names(a: Run, b: Run) -> tuple[str, str]:
     """What A and B are called; their files too where that does not tell them apart."""
     if a.name != b.name:
-        return a.name, f"K = {_k(b)}" if a.curve == b.curve else b.name
+        return a.name, f"K = {_k(b)}" if (a.curve, a.algorithm) == (b.curve, b.algorithm) else b.name
     return f"{a.name} ({a.path.name})", f"{b.name} ({b.path.name})"
 
 

@@ -8,6 +8,10 @@ A case is one JSON object a line; read of it are
     {"id": "any name", "algorithm": "low_confidence", "prompt_ids": [1, 2, 3],
      "params": {"gen_length": 32, "block_length": 16, "tokens_per_step": 2, "temperature": 0.0}}
 
+where params may also hold what eval.py calls --kv_cache ("cache" is the same), --cache_refresh and the algorithm's own
+options. `low_confidence` or `maskgit_plus` with a "threshold" or a "factor", as Fast-dLLM names its parallel decoding,
+is the algorithm of that name.
+
 and written is, per case and in the order of the file,
 
     {"id": "any name", "ids": [...], "forward_passes": 16, "commits": [[[positions], [ids]], ...]}
@@ -25,23 +29,33 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from decoding.algorithms import ALGORITHMS  # noqa: E402
+from decoding.algorithms import ALGORITHMS, OPTIONS  # noqa: E402
 from decoding.schedule import DecodeConfig, ScheduleError, make_schedule  # noqa: E402
 
 SCHEDULE_PARAMS = ("gen_length", "block_length", "tokens_per_step", "num_steps")
 OPTION_PARAMS = (
     "temperature", "top_p", "top_k", "alg_temp", "confidence_dtype", "logits_eos_inf", "confidence_eos_eot_inf",
+    "kv_cache", "cache_refresh",
 )
 # A case may also carry its own seed: an integer, 0 where it is left out.
-PARAMS = (*SCHEDULE_PARAMS, *OPTION_PARAMS, "seed")
+PARAMS = (*SCHEDULE_PARAMS, *OPTION_PARAMS, *OPTIONS, "cache", "seed")
+
+
+def named_as_here(algorithm: str, params: dict) -> tuple[str, dict]:
+    """Algorithm and params of a case in this project's names."""
+    if "cache" in params and "kv_cache" in params:
+        raise ValueError("params cache and kv_cache are two names for one thing; give one")
+    params = {"kv_cache" if name == "cache" else name: value for name, value in params.items()}
+    rules = [rule for rule in ("threshold", "factor") if rule in params]
+    return (rules[0] if algorithm in ("low_confidence", "maskgit_plus") and len(rules) == 1 else algorithm), params
 
 
 def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
     """The decoding configuration of a case. Raises ValueError that says what is wrong with it."""
     if not isinstance(case, dict) or not {"algorithm", "prompt_ids", "params"} <= case.keys():
         raise ValueError('must be an object with "algorithm", "prompt_ids" and "params"')
-    params, algorithm = case["params"], case["algorithm"]
-    unknown = sorted(params.keys() - set(PARAMS))
+    algorithm, params = named_as_here(case["algorithm"], case["params"])
+    unknown = sorted(case["params"].keys() - set(PARAMS))
     if unknown:
         raise ValueError(f"unknown params {', '.join(unknown)}; known: {', '.join(PARAMS)}")
     if algorithm not in ALGORITHMS:
@@ -51,7 +65,9 @@ def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
     if not case["prompt_ids"] or not all(isinstance(i, int) for i in case["prompt_ids"]):
         raise ValueError("prompt_ids must be a list of token ids, not empty")
     schedule = make_schedule(algorithm, **{k: params[k] for k in SCHEDULE_PARAMS if k in params})
-    config = DecodeConfig(schedule, early_exit=early_exit, **{k: params[k] for k in OPTION_PARAMS if k in params})
+    given = tuple((name, params[name]) for name in OPTIONS if name in params)
+    options = {k: params[k] for k in OPTION_PARAMS if k in params}
+    config = DecodeConfig(schedule, early_exit=early_exit, given=given, **options)
     problems = config.problems(family)
     if problems:
         raise ValueError("; ".join(problems))

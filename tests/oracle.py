@@ -129,3 +129,65 @@ def leftright(model, prompt: list[int], gen_length: int, tokens_per_step: int, s
         if model.config.eos_id in answer or mask not in answer:
             break
     return x[len(prompt):]
+
+
+# ---- blocks, caches, and algorithms that decide themselves how many positions they commit
+
+
+def blockwise(model, prompt: list[int], rule, gen_length: int, block_length: int, seed: int = 0, temperature: float = 0.0,
+              kv_cache: str = "none", cache_refresh: int | None = None) -> tuple[list[int], int, int]:
+    """A canvas in blocks, each step by `rule(Step)`: (ids, forward passes, columns computed). One row, one cache."""
+    mask, first = model.config.mask_id, len(prompt)
+    x = list(prompt) + [mask] * gen_length
+    cache = model.new_cache()
+    cache.add(len(x))
+    passes = columns = 0
+    for lo in range(first, len(x), block_length):
+        step, memory = 0, {}
+        while mask in x[lo : lo + block_length]:
+            open_now = [i for i in range(lo, lo + block_length) if x[i] == mask]
+            if kv_cache == "none" or (step % cache_refresh == 0 if cache_refresh else step == 0):
+                a, b = 0, len(x)
+            else:
+                a = lo - 1 if model.config.family == "dream" and lo in open_now and lo else lo
+                b = len(x) if kv_cache == "prefix" else lo + block_length
+            rows = torch.tensor([i - a for i in open_now])
+            logits = model.predict(torch.tensor(x[a:b]), [(a, b, len(x))], rows, cache).double().numpy()
+            u = uniforms(seed, (lo - first) // block_length * block_length + step, gen_length).numpy()
+            now = Step(model.config, x, first, lo, step, dict(zip(open_now, logits)), memory, temperature, u)
+            for i, token in rule(now).items():
+                x[i] = token
+            passes, columns, step = passes + 1, columns + b - a, step + 1
+    return x[first:], passes, columns
+
+
+class Step:
+    """What a rule sees: logits [V] and, from them, the proposed token and the distribution of each open position."""
+
+    def __init__(self, config, x, first, lo, step, logits, memory, temperature, u):
+        self.config, self.x, self.first, self.lo, self.step, self.memory = config, x, first, lo, step, memory
+        self.temperature, self.u = temperature, u
+        self.take(logits)
+
+    def take(self, logits: dict[int, np.ndarray]) -> None:
+        self.logits, self.tokens, self.probs = logits, {}, {}
+        for i, row in logits.items():
+            self.tokens[i], drawn_from = sample(row, self.temperature, None, None, self.u[0, i - self.first])
+            self.probs[i] = drawn_from if self.config.family == "dream" else softmax(row)
+        self.confidence = {i: p[self.tokens[i]] for i, p in self.probs.items()}
+        self.entropy = {i: -(p * np.log(p + 1e-10)).sum() for i, p in self.probs.items()}
+
+    def only(self, positions) -> dict[int, int]:
+        return {i: self.tokens[i] for i in positions}
+
+
+def threshold(value: float, k: int = 1):
+    def rule(now: Step) -> dict[int, int]:
+        sure = [i for i, c in now.confidence.items() if c >= value]
+        return now.only({*sure, *best(now.confidence, k)})
+
+    return rule
+
+
+def confidence_threshold(value: float):
+    return lambda now: now.only([now.lo]) if now.step == 0 else threshold(value)(now)

@@ -83,7 +83,8 @@ def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
     (("low_confidence", 512, 64, None, 171), "num_steps 171 does not divide over the 8 blocks of 64; nearest: 168, 176"),
     (("low_confidence", 512, 64, 0), "tokens_per_step 0 must be at least 1 and at most 1048576"),
     (("low_confidence", -4, 64), "gen_length -4 must be at least 1 and"),
-    (("entropy", 64, 32), "block_length 32: entropy knows no blocks; leave it out or give gen_length 64"),
+    (("entropy", 64, 32, None, 5), "num_steps 5 does not divide over the 2 blocks of 32; nearest: 4, 6"),
+    (("threshold", 64, 32, None, 8), "num_steps 8: threshold decides itself how many steps it takes; leave it out"),
     (("entrpy", 64), "unknown algorithm 'entrpy'"),
 ])
 def test_an_impossible_schedule_says_why(arguments, message):
@@ -130,8 +131,10 @@ def test_origin_commits_what_chance_says():
 
 
 def test_algorithms_by_family():
-    assert algorithms_of("llada") == ["low_confidence", "random", "leftright"]
-    assert algorithms_of("dream") == ["leftright", "maskgit_plus", "topk_margin", "entropy", "origin"]
+    both = ["threshold"]
+    assert algorithms_of("llada") == ["low_confidence", "random", "leftright", *both]
+    dream = ["leftright", "maskgit_plus", "topk_margin", "entropy", "origin", "threshold", "confidence_threshold"]
+    assert algorithms_of("dream") == dream
 
 
 # ---- sampling
@@ -377,7 +380,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
 
 
 @pytest.mark.parametrize(("family", "changes", "message"), [
-    ("llada", dict(algorithm="entropy", block=None), "'entropy' is not defined for llada; it has: low_confidence, random, leftright"),
+    ("llada", dict(algorithm="entropy", block=None), "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold"),
     ("dream", dict(), "'low_confidence' is not defined for dream"),
     ("llada", dict(temperature=-1.0), "temperature -1 must be 0 or more"),
     ("llada", dict(top_p=1.5), "top_p 1.5"),

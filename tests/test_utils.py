@@ -59,10 +59,16 @@ CONFIG = RunConfig(
 @pytest.mark.parametrize("change", [
     {"seed": 1}, {"dtype": "bfloat16"}, {"quotas": "1x32"}, {"protocol": "official"}, {"temperature": 0.1},
     {"confidence_dtype": "model"}, {"data": {"f": "2"}},
-    {"predictions": "abc"}, {"early_exit": False},
+    {"predictions": "abc"}, {"early_exit": False}, {"kv_cache": "dual"}, {"options": {"threshold": 0.9}},
 ])  # fmt: skip
 def test_id_changes_with_everything_that_can_change_a_number(change):
     assert replace(CONFIG, **change).id != CONFIG.id
+
+
+def test_a_configuration_without_cache_and_options_says_nothing_of_them():
+    """Results and samples from before there were any keep their identity."""
+    assert not {"kv_cache", "cache_refresh", "options"} & CONFIG.identity().keys()
+    assert {"kv_cache", "options"} <= replace(CONFIG, kv_cache="dual", options={"gamma": 0.1}).identity().keys()
 
 
 @pytest.mark.parametrize("change", [{"model_alias": "mine"}, {"checkpoint": "../a"}, {"tokens_per_step": None}])

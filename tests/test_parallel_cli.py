@@ -1,0 +1,75 @@
+"""Adaptive algorithms and caches on the command line: flags, identity, file names, what the result and report say."""
+
+import json
+import shlex
+
+import pytest
+from mini import LLADA, gsm8k_dir
+
+import eval as cli
+from decoding.algorithms import OPTIONS
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Call the program; (exit code, stdout, stderr)."""
+    monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
+
+    def call(arguments: str, *more: str):
+        code = cli.main([*shlex.split(arguments), *more])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def mini(tmp_path):
+    """Arguments of a small run on a tiny checkpoint and a benchmark of three documents."""
+    return (
+        f"--model_alias llada --task gsm8k --llada_ckpt {LLADA} --data_dir {gsm8k_dir(tmp_path / 'data')} "
+        f"--output_dir {tmp_path / 'out'} --device cpu --dtype float32 --gen_length 8"
+    )
+
+
+def test_methods_do_not_share_a_file_or_an_identity(run, mini):
+    """A run with threshold 0.95 must not find, or overwrite, the result of 0.9."""
+    methods = [
+        [], ["--alg", "threshold"], ["--alg", "threshold", "--threshold", "0.95"],
+        ["--alg", "threshold", "--kv_cache", "dual"], ["--alg", "threshold", "--kv_cache", "prefix"],
+        ["--alg", "threshold", "--kv_cache", "dual", "--cache_refresh", "4"], ["--kv_cache", "dual"],
+    ]  # fmt: skip
+    shown = [run(mini, "--dry_run", "--block_length", "4", *more)[1] for more in methods]
+    for what in ("id ", "output: "):
+        assert len({text.split(what)[-1].split()[0] for text in shown}) == len(methods)
+    assert "gsm8k_threshold_threshold0.95_tps1.json" in shown[2] and "threshold0.9_dual_refresh4_tps1.json" in shown[5]
+    # the default, written out, is the same experiment
+    assert run(mini, *"--dry_run --block_length 4 --alg threshold --threshold 0.9".split())[1] == shown[1]
+
+
+def test_a_cache_shows_in_the_result(run, mini, tmp_path):
+    assert run(mini, "--alg", "threshold", "--threshold", "0.8", "--kv_cache", "dual", "--block_length", "4")[0] == 0
+    [path] = (tmp_path / "out").glob("*.json")
+    result = json.loads(path.read_text())
+    passes = result["profile"]["forward_passes"]
+    assert passes["partial"] > 0 and passes["full"] == sum(
+        s["nfe"] - s["nfe_partial"] for s in result["samples"]
+    )
+    assert len(result["samples"]) == 3 and result["config"]["options"] == {"threshold": 0.8} and result["config"]["kv_cache"] == "dual"
+    assert result["protocol"]["overrides"]["kv_cache"] == {"protocol": "none", "run": "dual"}
+    for sample in result["samples"]:
+        columns = sample["prompt_tokens"] + 8
+        assert sample["positions_computed"] == (sample["nfe"] - sample["nfe_partial"]) * columns + 4 * sample["nfe_partial"]
+
+
+def test_adaptive_algorithms_have_blocks_for_dream_too(run):
+    out = run("--model_alias dream --task gsm8k --alg threshold --dry_run")[1]
+    assert "schedule: threshold decides, in 8 block(s) of 32: at least 1 tokens per step, at most 256 forward passes" in out
+    out = run("--model_alias dream --task gsm8k --alg maskgit_plus --block_length 64 --tokens_per_step 3 --dry_run")[1]
+    assert "88 steps in 4 block(s) of 64" in out
+
+
+def test_every_option_of_an_algorithm_has_a_flag(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"--{name} " in out for name in OPTIONS)
