@@ -155,7 +155,8 @@ def _decode_config(
         if not ALGORITHMS[value["algorithm"]].blocks:
             value["block_length"] = None  # the protocol's is meant for its own algorithm
         elif value["block_length"] is None:
-            value["block_length"], source = BLOCK_LENGTH, f"the default of {value['algorithm']}"
+            value["block_length"] = min(BLOCK_LENGTH, value["gen_length"])
+            source = f"the default of {value['algorithm']}"
     k = args.tokens_per_step if args.tokens_per_step or args.num_steps else 1
     try:
         schedule = make_schedule(value["algorithm"], value["gen_length"], value["block_length"], k, args.num_steps)

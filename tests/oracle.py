@@ -191,3 +191,87 @@ def threshold(value: float, k: int = 1):
 
 def confidence_threshold(value: float):
     return lambda now: now.only([now.lo]) if now.step == 0 else threshold(value)(now)
+
+
+def factor(value: float):
+    def rule(now: Step) -> dict[int, int]:
+        order = best(now.confidence, len(now.confidence))
+        n = 0
+        while n < len(order) and (n + 2) * (1 - now.confidence[order[n]]) < value:
+            n += 1
+        return now.only(order[: max(n, 1)])
+
+    return rule
+
+
+def entropy_threshold(value: float):
+    def rule(now: Step) -> dict[int, int]:
+        return now.only({min(now.entropy, key=now.entropy.get), *(i for i, h in now.entropy.items() if h <= value)})
+
+    return rule
+
+
+def eb_sampler(gamma: float):
+    def rule(now: Step) -> dict[int, int]:
+        order = sorted(now.entropy, key=lambda i: (now.entropy[i], i))
+        fits = [n for n in range(1, len(order) + 1) if bound([now.entropy[i] for i in order[:n]]) <= gamma]
+        return now.only(order[: max(fits)])
+
+    return rule
+
+
+def bound(entropies: list[float]) -> float:
+    """Sum less maximum: the paper's bound on what a joint commit loses."""
+    return sum(entropies) - max(entropies) if len(entropies) > 1 else 0.0
+
+
+def klass(value: float, kl_value: float, kl_history: int):
+    def rule(now: Step) -> dict[int, int]:
+        before, seen = now.memory.setdefault("probs", {}), now.memory.setdefault("divergences", {})
+        ready = []
+        for i in now.logits:
+            p = softmax(now.logits[i])
+            if i in before:
+                kl = (p * (np.log(p + 1e-12) - np.log(before[i] + 1e-12))).sum()
+                seen.setdefault(i, []).append(kl)
+            before[i] = p
+            history = seen.get(i, [])[-kl_history:]
+            if len(history) == kl_history and max(history) < kl_value and now.confidence[i] > value:
+                ready.append(i)
+        return now.only(ready or best(now.confidence, 1))
+
+    return rule
+
+
+def credit(value: float, credit_weight: float, credit_decay: float, credit_power: float):
+    def rule(now: Step) -> dict[int, int]:
+        raised = {}
+        for i, row in now.logits.items():
+            p = softmax(row)
+            account = now.memory.setdefault(i, {})
+            for token in account:
+                account[token] *= credit_decay
+            top = int(p.argmax())
+            account[top] = account.get(top, 0.0) + p[top] ** credit_power
+            raised[i] = row.copy()
+            for token, c in account.items():
+                raised[i][token] += credit_weight * np.log(1 + c)
+        now.take(raised)
+        return threshold(value)(now)
+
+    return rule
+
+
+def certainty(sigma: float, k: int = 1):
+    """The density as d2Cache's docstring has it: known on the left; on the right as the last position is."""
+    def rule(now: Step) -> dict[int, int]:
+        canvas = [token != now.config.mask_id for token in now.x[now.first :]]
+        n = len(canvas)
+        scores = {}
+        for i, c in now.confidence.items():
+            near = np.exp(-((i - now.first - np.arange(-n, 2 * n)) ** 2) / (2 * sigma**2))
+            known = [True] * n + canvas + [canvas[-1]] * n
+            scores[i] = c * near[known].sum() / near.sum()
+        return now.only(best(scores, k))
+
+    return rule

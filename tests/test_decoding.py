@@ -131,10 +131,10 @@ def test_origin_commits_what_chance_says():
 
 
 def test_algorithms_by_family():
-    both = ["threshold"]
+    both = ["threshold", "factor", "entropy_threshold", "eb_sampler", "klass", "credit", "certainty"]
     assert algorithms_of("llada") == ["low_confidence", "random", "leftright", *both]
-    dream = ["leftright", "maskgit_plus", "topk_margin", "entropy", "origin", "threshold", "confidence_threshold"]
-    assert algorithms_of("dream") == dream
+    own = ["leftright", "maskgit_plus", "topk_margin", "entropy", "origin", "threshold", "confidence_threshold"]
+    assert algorithms_of("dream") == own + both[1:]
 
 
 # ---- sampling
@@ -380,7 +380,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
 
 
 @pytest.mark.parametrize(("family", "changes", "message"), [
-    ("llada", dict(algorithm="entropy", block=None), "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold"),
+    ("llada", dict(algorithm="entropy", block=None), "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold, "),
     ("dream", dict(), "'low_confidence' is not defined for dream"),
     ("llada", dict(temperature=-1.0), "temperature -1 must be 0 or more"),
     ("llada", dict(top_p=1.5), "top_p 1.5"),

@@ -4,10 +4,13 @@ import json
 import shlex
 
 import pytest
+from crafted import save
 from mini import LLADA, gsm8k_dir
 
 import eval as cli
 from decoding.algorithms import OPTIONS
+from reporting.data import curves, read_all
+from reporting.tables import comparisons
 
 
 @pytest.fixture
@@ -66,6 +69,14 @@ def test_adaptive_algorithms_have_blocks_for_dream_too(run):
     assert "schedule: threshold decides, in 8 block(s) of 32: at least 1 tokens per step, at most 256 forward passes" in out
     out = run("--model_alias dream --task gsm8k --alg maskgit_plus --block_length 64 --tokens_per_step 3 --dry_run")[1]
     assert "88 steps in 4 block(s) of 64" in out
+    out = run("--model_alias dream --task gsm8k --alg klass --gen_length 24 --kl_history 3 --dry_run")[1]
+    assert "in 1 block(s) of 24" in out and "'kl_history': 3}" in out and "override: kl_history 3 (protocol uniform: 2)" in out
+    assert "klass_threshold0.9_kl_threshold0.01_kl_history3_tps1.json" in out
+
+
+def test_a_count_is_a_whole_number(run):
+    code, _, error = run("--model_alias dream --task gsm8k --alg klass --kl_history 1.5")
+    assert code == 2 and error == "error: --kl_history 1.5 must be a whole number, at least 1\n"
 
 
 def test_every_option_of_an_algorithm_has_a_flag(capsys):
@@ -73,3 +84,18 @@ def test_every_option_of_an_algorithm_has_a_flag(capsys):
         cli.main(["--help"])
     out = capsys.readouterr().out
     assert all(f"--{name} " in out for name in OPTIONS)
+
+
+def test_the_report_tells_methods_apart_and_joins_a_threshold_s_points(tmp_path):
+    """A curve is one method at several speeds: tokens per step, or an adaptive algorithm's own option."""
+    for value in (0.9, 0.7):
+        save(tmp_path, algorithm="threshold", options={"threshold": value})
+    save(tmp_path, algorithm="threshold", options={"threshold": 0.9}, kv_cache="dual", cache_refresh=4)
+    runs, skipped = read_all([tmp_path])
+    assert not skipped and sorted(run.algorithm for run in runs) == [
+        "threshold (threshold 0.7)", "threshold (threshold 0.9)",
+        "threshold (threshold 0.9, dual cache refreshed every 4)",
+    ]  # fmt: skip
+    assert sorted(len(curve) for curve in curves(runs)) == [1, 2]
+    names = [row[:2] for row in comparisons(runs).rows]
+    assert len(names) == 1 and "threshold 0.7" in " ".join(names[0]) and "threshold 0.9" in " ".join(names[0])
