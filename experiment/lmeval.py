@@ -68,6 +68,7 @@ def evaluate(lm: LM, task, *, chat_template: bool, system: str | None, limit: in
             limit=limit,
             bootstrap_iters=0,
             apply_chat_template=chat_template,
+            fewshot_as_multiturn=False,  # 0.4.8's default; newer ones have another
             system_instruction=system,
             confirm_run_unsafe_code=True,
             log_samples=True,

@@ -7,6 +7,10 @@ from models.files import config_in, family_named, read_json, resolve, special_id
 
 _TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PLAIN_KEYS = ("model_max_length", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side")
+_QWEN2_TOKENS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")  # where the files name none
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def load_tokenizer(path_or_repo: str | Path, revision: str | None = None):
@@ -21,7 +25,7 @@ def load_tokenizer(path_or_repo: str | Path, revision: str | None = None):
 
 def tokenizer_in(folder: Path, config: ModelConfig, *, name: str):
     """`load_tokenizer` for a directory whose config has been read."""
-    from transformers import PreTrainedTokenizerFast, Qwen2TokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     family = family_named(config.family)
     if problems := vocabulary_problems(folder, config):
@@ -31,9 +35,7 @@ def tokenizer_in(folder: Path, config: ModelConfig, *, name: str):
     try:
         options = _options(folder, settings, ids) | {"name_or_path": name}
         if "vocab.json" in family.tokenizer_files:
-            tokenizer = Qwen2TokenizerFast(
-                vocab_file=str(folder / "vocab.json"), merges_file=str(folder / "merges.txt"), **options
-            )
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=_qwen2(folder), **_QWEN2_TOKENS | options)
         else:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
     except CheckpointError:
@@ -45,6 +47,27 @@ def tokenizer_in(folder: Path, config: ModelConfig, *, name: str):
         raise CheckpointError([f"the tokenizer gives special tokens other ids than its files: {', '.join(wrong)}"])
     if len(tokenizer) > config.vocab_size:
         raise CheckpointError([f"the tokenizer has {len(tokenizer)} tokens, the embedding {config.vocab_size} rows"])
+    return tokenizer
+
+
+def _qwen2(folder: Path):
+    """Qwen2's byte-level BPE from vocab.json and merges.txt; transformers' own class for it takes other files in 4 and 5.
+
+    Source: transformers 4.54, convert_slow_tokenizer.py, Qwen2Converter.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+    from tokenizers.models import BPE
+
+    tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return tokenizer
 
 

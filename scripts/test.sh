@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # Install into .venv where that is not done yet, then run the tests. Arguments go to pytest: ./scripts/test.sh -k store
+# --latest, as the first: with the newest of everything (requirements-latest.txt), in .venv-latest; delete it for newer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "${1:-}" = --latest ]; then
+  venv=.venv-latest requirements=requirements-latest.txt
+  shift
+fi
 source scripts/setup.sh
 # threads of two tests at once, and of torch on few cores, cost more than they give
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
-exec .venv/bin/python -m pytest -q -rs "$@" tests
+exec "$venv/bin/python" -m pytest -q -rs "$@" tests

@@ -155,6 +155,8 @@ def _task_class():
             fewshot_as_multiturn=False, chat_template=None, gen_prefix=None,
         ):  # fmt: skip
             multiturn = self.form.multiturn and apply_chat_template
+            if apply_chat_template and num_fewshot and not multiturn and not hasattr(self.sampler, "get_chat_context"):
+                self.sampler.sample(num_fewshot)  # 0.4.8 draws twice and shows the second: the same prompts ever after
             return super().fewshot_context(
                 doc, num_fewshot, system_instruction, apply_chat_template, multiturn, chat_template, gen_prefix
             )

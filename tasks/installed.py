@@ -55,7 +55,8 @@ def _load(name: str, path: Path):
 
     try:
         manager = TaskManager(include_path=str(path.parent), include_defaults=False)
-        task = manager.load_task_or_group(name)[name]
+        # load_task_or_group is all that 0.4.8 has, and deprecated since load came
+        task = (manager.load(name)["tasks"] if hasattr(manager, "load") else manager.load_task_or_group(name))[name]
     except Exception as error:  # whatever the network, the cache or the task's own code raises
         raise DataError([f"lm-eval's task {name} cannot be loaded: {type(error).__name__}: {error}"]) from error
     config = task.config

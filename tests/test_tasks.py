@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tasks import DataError, build_task, check_data, data_checksums, gsm8k, humaneval, load_data, mbpp, truthfulqa
-from tasks.base import installed_config, tasks_dir
+from tasks.base import installed_config
 from tasks.extract import called_names
+from tasks.installed import spec_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's own code
 SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
@@ -123,7 +124,7 @@ def evaluate(task, answer, *, chat=True, limit=None) -> tuple[dict, list[dict]]:
         patch.setattr(evaluator, "add_env_info", lambda results: None)  # it runs a dozen commands, for seconds
         results = evaluator.simple_evaluate(
             answering_lm()(answer), tasks=[task], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0,
-            confirm_run_unsafe_code=True, apply_chat_template=chat, limit=limit,
+            confirm_run_unsafe_code=True, apply_chat_template=chat, fewshot_as_multiturn=False, limit=limit,
         )  # fmt: skip
     return results["results"][task.task_name], results["samples"][task.task_name]
 
@@ -439,20 +440,14 @@ def test_truthfulqa_scores_equal_lm_evals(benchmarks):
 # ---------------------------------------------------------------- lm-eval's own definitions
 
 
-def stock_task(yaml: str, tmp_path: Path, rows: dict[str, list[dict]]):
-    """lm-eval's installed definition as it is, on the same rows through its own json loader."""
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.utils import load_yaml_config
+def stock_task(name: str, rows: dict[str, list[dict]]):
+    """lm-eval's installed task as lm-eval loads it, on the same rows."""
+    import datasets
 
-    files = {}
-    for split, docs in rows.items():
-        files[split] = str(tmp_path / f"{split}.jsonl")
-        Path(files[split]).write_text("".join(json.dumps(d) + "\n" for d in docs), encoding="utf-8")
-    config = load_yaml_config(yaml_path=str(tasks_dir() / yaml), mode="full")
-    kwargs = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
-    config |= {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": kwargs}
-    config.pop("tag", None)
-    return ConfigurableTask(config=config)
+    splits = datasets.DatasetDict({split: datasets.Dataset.from_list(docs) for split, docs in rows.items()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
+        return spec_of(f"lm_eval:{name}").build(None, "lm_eval")
 
 
 def prompts(task, *, chat: bool) -> list[str]:
@@ -461,16 +456,26 @@ def prompts(task, *, chat: bool) -> list[str]:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_gsm8k_prompts_are_lm_evals(mini, tmp_path, chat):
-    """Five examples drawn from the training rows with lm-eval's seed."""
-    rows = load_data(gsm8k.SPEC, mini).splits
-    theirs = prompts(stock_task("gsm8k/gsm8k.yaml", tmp_path, rows), chat=chat)
-    assert prompts(build_task(gsm8k.SPEC, mini, "lm_eval"), chat=chat) == theirs
-    assert theirs[0].count("Question:") == 6
+def test_gsm8k_prompts_are_lm_evals(mini, chat):
+    """Five examples drawn from the training rows with lm-eval's seed.
+
+    In a chat lm-eval 0.4.8 draws twice for each document and shows the second draw; later ones draw once. The prompts
+    here stay those of 0.4.8: our first document has the examples of their second.
+    """
+    from lm_eval.api.samplers import ContextSampler
+
+    theirs = prompts(stock_task("gsm8k", load_data(gsm8k.SPEC, mini).splits), chat=chat)
+    ours = prompts(build_task(gsm8k.SPEC, mini, "lm_eval"), chat=chat)
+    assert ours[0].count("Question:") == theirs[0].count("Question:") == 6
+    if chat and not hasattr(ContextSampler, "get_chat_context"):
+        examples = [text.rpartition("Question:")[0] for text in (ours[0], theirs[0], theirs[1])]
+        assert examples[0] == examples[2] != examples[1]
+    else:
+        assert ours == theirs
 
 
-def test_gsm8k_cot_prompts_and_scores_are_lm_evals(mini, tmp_path):
-    stock = stock_task("gsm8k/gsm8k-cot.yaml", tmp_path, load_data(gsm8k.SPEC, mini).splits)
+def test_gsm8k_cot_prompts_and_scores_are_lm_evals(mini):
+    stock = stock_task("gsm8k_cot", load_data(gsm8k.SPEC, mini).splits)
     texts = {"0": "The answer is 999.", "1": "so 1,000", "2": "The answer is 1,001. Or -1"}
 
     def answer(doc):
@@ -483,9 +488,8 @@ def test_gsm8k_cot_prompts_and_scores_are_lm_evals(mini, tmp_path):
     assert prompts(build_task(gsm8k.SPEC, mini, "cot"), chat=True)[0] == "<user>Q: What is 999 plus 0?\nA:<assistant>"
 
 
-def test_truthfulqa_prompts_are_lm_evals(mini, tmp_path):
-    rows = load_data(truthfulqa.SPEC, mini).splits
-    theirs = prompts(stock_task(truthfulqa.YAML, tmp_path, rows), chat=True)
+def test_truthfulqa_prompts_are_lm_evals(mini):
+    theirs = prompts(stock_task("truthfulqa_gen", load_data(truthfulqa.SPEC, mini).splits), chat=True)
     assert prompts(build_task(truthfulqa.SPEC, mini, "lm_eval"), chat=True) == theirs
     assert prompts(build_task(truthfulqa.SPEC, mini, "chat"), chat=True) == theirs
     assert theirs[0].endswith("Barcelona, Spain.\n\nQ: Do pigs fly?<assistant>")
