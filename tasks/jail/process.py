@@ -26,6 +26,8 @@ MAX_MESSAGE = 4096
 TICK_S = 0.1  # how often a program that runs for long is looked at
 KNOWN = ("assertion", "exception", "syntax", "memory", "protocol", "opaque", "unverifiable", "gone", "tests")
 MUCH_MEMORY_KB = 512 << 10
+MAX_THREADS = 512
+GONE_S = 2.0  # between the end of a candidate's pipe and its own
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,24 @@ class Child:
         if not self.unsent:
             stdin.close()
 
+    def look(self) -> int:
+        """Threads of it and its descendants now. What they used is kept: bwrap's own end tells nothing of theirs."""
+        now = [_numbers(f"/proc/{pid}/stat") for pid in family(self.process.pid)]  # user and system time, threads, memory
+        self.cpu_s = max(self.cpu_s, sum(n[11] + n[12] for n in now) / os.sysconf("SC_CLK_TCK"))
+        self.rss_kb = max(self.rss_kb, sum(n[21] for n in now) * (os.sysconf("SC_PAGE_SIZE") >> 10))
+        return sum(n[17] for n in now)
+
+    def says(self, start: bytes) -> bool:
+        self.hear()
+        return self.message.startswith(start)
+
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it ends without being killed."""
+        end = time.monotonic() + seconds
+        while not (ended := self.ended()) and time.monotonic() < end:
+            time.sleep(0.001)
+        return ended
+
     def ended(self) -> bool:
         return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
@@ -119,7 +139,8 @@ class Child:
         _, status, usage = os.wait4(self.process.pid, 0)
         self.hear()
         self.status = self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.cpu_s, self.rss_kb = usage.ru_utime + usage.ru_stime, usage.ru_maxrss
+        self.cpu_s = max(self.cpu_s, usage.ru_utime + usage.ru_stime)
+        self.rss_kb = max(self.rss_kb, usage.ru_maxrss)
         for fd in (self.verdict, self.pidfd):
             if fd >= 0:
                 os.close(fd)
@@ -210,6 +231,9 @@ def listen(children: list[Child], limits: Limits, folders: list[str], cancel: th
             if any(holds(folder, limits.scratch_mb << 20) for folder in folders):
                 last.cut = "files"
                 return
+            if any(child.look() > MAX_THREADS for child in children):
+                last.cut = "threads"
+                return
         if cancel is not None and cancel.is_set():
             last.cut = "cancelled"
             return
@@ -222,16 +246,28 @@ def listen(children: list[Child], limits: Limits, folders: list[str], cancel: th
             time.sleep(0.001)  # a pidfd stays readable: the last one is about to notice too
 
 
-def delayed_s(pid: int) -> float:
-    """Seconds that a process and its children were ready to run and had to wait for a core."""
+def family(pid: int) -> list[int]:
+    """A process and its descendants (bubblewrap puts two processes before the interpreter)."""
     try:
-        with open(f"/proc/{pid}/schedstat") as file:
-            own = int(file.read().split()[1]) / 1e9
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             children = file.read().split()
-    except (OSError, IndexError, ValueError):
-        return 0.0
-    return own + sum(delayed_s(int(child)) for child in children)
+    except OSError:
+        children = []
+    return [pid, *(p for child in children for p in family(int(child)))]
+
+
+def delayed_s(pid: int) -> float:
+    """Seconds that a process and its descendants were ready to run and had to wait for a core."""
+    return sum(_numbers(f"/proc/{p}/schedstat")[1] for p in family(pid)) / 1e9
+
+
+def _numbers(file: str) -> list[int]:
+    """The numbers in a file of /proc, without the name of the program; zeros where they cannot be had."""
+    try:
+        with open(file) as opened:
+            return [int(word) if word.isdigit() else 0 for word in opened.read().rpartition(")")[2].split()]
+    except OSError:
+        return [0] * 52
 
 
 def run_program(
@@ -268,6 +304,8 @@ def run_strict(
             while ours:
                 os.close(ours.pop())  # each end is now held by its process alone
             listen(children, limits, folders, cancel)
+            if children[1].says(b"SFgone") and not children[0].ends_within(GONE_S):
+                children[0].cut = "closed"
         finally:
             for fd in ours:
                 os.close(fd)
@@ -305,7 +343,11 @@ def outcome(child: Child, limits: Limits, mechanism: Mechanism, seconds: float) 
     if child.cut == "wall":
         return failed("wall", f"still running after {seconds:.0f} s")
     if child.cut == "files":
-        return failed("files", f"more than {limits.scratch_mb} MiB or too many files in its directory")
+        return failed("files", f"more than {limits.scratch_mb} MiB, too many files or too deep a tree in its directory")
+    if child.cut == "threads":
+        return failed("threads", f"more than {MAX_THREADS} threads")
+    if child.cut == "closed":
+        return failed("protocol", "closed the pipe of its answers")
     said = message[1:]
     if said == b"P" + child.token and status == 0:
         return Outcome("passed", "", seconds, cpu_s)

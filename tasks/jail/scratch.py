@@ -10,9 +10,12 @@ Memory rather than disk: creating files on a busy disk is slow enough to change 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
 import fcntl
 import os
 import py_compile
+import secrets
 import shutil
 import stat
 import tempfile
@@ -23,14 +26,19 @@ from pathlib import Path
 HERE = Path(__file__).parent
 MODULES = ("child", "oracle")
 MAX_ENTRIES = 20_000  # files and directories that one program may leave in its scratch
+ROOM_BYTES = 1 << 30
+
+
+def roots() -> list[str]:
+    """Where runs may be kept, the best first: shared memory, the user's runtime directory, what TMPDIR says."""
+    found = (path for path in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR") or "") if path and os.path.isdir(path))
+    return [*(path for path in found if os.access(path, os.R_OK | os.W_OK | os.X_OK)), tempfile.gettempdir()]
 
 
 def root() -> str:
-    """Where runs are kept: shared memory, the user's runtime directory, or what TMPDIR says."""
-    for path in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR") or ""):
-        if path and os.path.isdir(path) and os.access(path, os.W_OK | os.X_OK):
-            return path
-    return tempfile.gettempdir()
+    """The first with room for several programs: a container's /dev/shm often has 64 MiB, which one could fill."""
+    found = roots()
+    return next((path for path in found if shutil.disk_usage(path).free >= ROOM_BYTES), found[-1])
 
 
 def prefix() -> str:
@@ -91,31 +99,41 @@ class Scratch:
 
 
 def remove(path: str) -> None:
-    """Remove a tree, following no link. What cannot be removed is left to the next sweep: it must not fail a run."""
+    """Remove a tree, following no link. What cannot be removed is left to the next sweep: it must not fail a run.
 
-    def allow_and_retry(function, where, _info):
-        try:
-            os.chmod(os.path.dirname(where), 0o700)
-            if not os.path.islink(where):
-                os.chmod(where, 0o700)
-            if function is os.unlink:
-                os.unlink(where)
-            else:
-                shutil.rmtree(where, ignore_errors=True)
-        except OSError:
-            pass
-
-    shutil.rmtree(path, onerror=allow_and_retry)
+    A directory found in another is first moved up to `path`: however deep a program nested them, no path gets too long
+    and nothing here recurses.
+    """
+    waiting = [] if os.path.islink(path) else [path]
+    while waiting:
+        folder = waiting.pop()
+        with contextlib.suppress(OSError):
+            os.chmod(folder, 0o700)  # the program may have taken its own permissions away
+            for entry in list(os.scandir(folder)):
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        os.chmod(entry.path, 0o700)  # moving a directory writes to it: its ".." changes
+                        moved = f"{path}/{secrets.token_hex(8)}"
+                        os.rename(entry.path, moved)
+                        waiting.append(moved)
+                    else:
+                        os.unlink(entry.path)
+        if folder != path:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def sweep() -> list[str]:
     """Remove the directories of this user's dead runs; their paths. A run is dead when nobody holds its lock."""
     swept = []
-    for name in os.listdir(root()):
-        path = os.path.join(root(), name)
-        if name.startswith(prefix()) and _is_dead(path):
-            remove(path)
-            swept.append(path)
+    for folder in dict.fromkeys(roots()):
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if name.startswith(prefix()) and _is_dead(path):
+                remove(path)
+                swept.append(path)
     return swept
 
 
@@ -141,7 +159,8 @@ def _is_dead(path: str) -> bool:
 
 
 def holds(path: str, most_bytes: int) -> bool:
-    """Whether a scratch directory holds more than most_bytes, or more than MAX_ENTRIES files and directories."""
+    """Whether a scratch directory holds more than most_bytes, more than MAX_ENTRIES files and directories, or a
+    directory that cannot be looked into: nested too deep, or closed to its owner. Raises OSError."""
     total = entries = 0
     waiting = [path]
     while waiting:
@@ -154,6 +173,9 @@ def holds(path: str, most_bytes: int) -> bool:
                         return True
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-        except OSError:
-            continue  # it went away, or its owner locked it
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
+                return True
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):  # those went away meanwhile
+                raise
     return False

@@ -18,7 +18,7 @@ DENIED = """
 fork 57 -|vfork 58 -|execve 59 221|execveat 322 281|
 socket 41 198|connect 42 203|bind 49 200|listen 50 201|accept 43 202|accept4 288 242|sendmsg 46 211|sendmmsg 307 269|
 io_uring_setup 425 425|io_uring_enter 426 426|io_uring_register 427 427|
-tkill 200 130|rt_sigqueueinfo 129 138|rt_tgsigqueueinfo 297 240|
+tkill 200 130|rt_sigqueueinfo 129 138|rt_tgsigqueueinfo 297 240|timer_create 222 107|
 pidfd_open 434 434|pidfd_getfd 438 438|pidfd_send_signal 424 424|
 ptrace 101 117|process_vm_readv 310 270|process_vm_writev 311 271|process_madvise 440 440|process_mrelease 448 448|
 kcmp 312 272|migrate_pages 256 238|move_pages 279 239|
@@ -104,7 +104,8 @@ def _null(index: int) -> list[Instruction]:
 
 
 def _to_itself(signal_index: int) -> list[Instruction]:
-    """A signal to this process, but SIGKILL: an end by SIGKILL must have come from outside, see process.py."""
+    """A signal to this process, but SIGKILL: an end by SIGKILL must have come from outside, see process.py. (A POSIX
+    timer would send it too: timer_create is denied.)"""
     return _unless([_argument(0), (JUMP_EQ, 0, 2, PID), _argument(signal_index), (JUMP_EQ, 0, 1, 9)])
 
 

@@ -1,0 +1,95 @@
+"""Runs the cases of expected.json and prints one JSON object: programme.py protected|controls [OPTIONS]
+
+protected: in the sandbox that this machine has: verdicts, and what happened that must not. controls: what each attack
+does where nothing stops it. Options:
+    --strict              judge in strict mode
+    --tier NAME           leave out what this tier does not claim to stop
+    --few                 of the programs that only a time limit ends, two
+    --alone               it runs in namespaces of its own; without it, cases that are dangerous elsewhere are left out
+    --cases ID,ID         these only
+See tests/test_hostile.py. `controls` starts it again as `inner`: a control may kill its harness.
+"""
+
+import argparse
+import json
+import os
+import resource
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+import controls
+from stage import LIMITS, TESTS, TOKEN, Stage, cases, loopback_up, told
+
+from tasks import sandbox
+from tasks.jail.scratch import RUN, root, sweep
+
+FEW = ("inf_loop", "sleep_forever")
+STOPS = {"A": ("files", "calls"), "A'": ("files", "calls"), "B": ("calls",), "C": ()}  # tier -> what it claims to stop
+
+
+def protected(stage: Stage, chosen: list[dict], strict: bool) -> dict:
+    """Every case in the sandbox that this machine has, several at a time."""
+    sandbox.accept("all")
+    found = sandbox.tier()
+
+    def run(case: dict) -> dict:
+        program = sandbox.Program(stage.source(case), case.get("tests", TESTS))
+        try:
+            verdict = sandbox._judge(program, strict, LIMITS, None)
+            return {key: getattr(verdict, key) for key in ("passed", "reason", "detail", "cpu_s")}
+        except Exception as error:  # an infrastructure error is what no program may cause
+            return {"passed": None, "reason": "infrastructure", "detail": f"{type(error).__name__}: {error}"}
+
+    with ThreadPoolExecutor(3) as pool:  # one of three usually sleeps
+        verdicts = dict(zip((c["id"] for c in chosen), pool.map(run, chosen), strict=True))
+    said = {name: sorted(told(verdict["detail"])) for name, verdict in verdicts.items()}
+    return {
+        "tier": found.name, "line": found.line, "verdicts": verdicts,
+        "effects": {name: seen for name, seen in said.items() if seen} | {"": sorted(stage.effects(wait_s=0.3))},
+        "memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
+        "survivors": stage.survivors(), "scratch_left": [n for n in os.listdir(RUN.path()) if n not in ("lock", "lib")],
+    }  # fmt: skip
+
+
+def choose(args: argparse.Namespace) -> list[dict]:
+    chosen = [c for c in cases() if args.alone or not c.get("danger")]
+    if args.few:
+        chosen = [c for c in chosen if not c.get("slow") or c["id"] in FEW]
+    if args.tier:
+        chosen = [c for c in chosen if "stopped_by" not in c or c["stopped_by"] in STOPS[args.tier]]
+    return [c for c in chosen if not args.cases or c["id"] in args.cases]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("mode", choices=["protected", "controls", "inner"])
+    parser.add_argument("--tier", choices=STOPS)
+    parser.add_argument("--cases", type=lambda text: text.split(","), default=[])
+    for flag in ("--strict", "--few", "--alone"):
+        parser.add_argument(flag, action="store_true")
+    args = parser.parse_args()
+    if os.environ.get("HF_TOKEN") != TOKEN:  # /proc/<pid>/environ shows what a process was started with
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"HF_TOKEN": TOKEN})
+    loopback_up()
+    if args.mode == "inner":
+        controls.inner(args.cases, args.alone)
+        return
+    chosen = choose(args)
+    with tempfile.TemporaryDirectory(prefix="hostile-", dir=root()) as folder:  # beside the scratch: for hard links
+        os.environ["HOSTILE_DIR"] = folder
+        if args.mode == "controls":
+            report = {"controls": controls.run_all(chosen, args.alone)}
+        else:
+            stage = Stage(args.alone)
+            report = protected(stage, chosen, args.strict)
+            stage.close()
+            run = RUN.path()
+            RUN.close()
+            report["run_left"] = os.path.exists(run)
+    sweep()  # what harnesses left that a control has killed
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""Many programs at once: the standard executor's verdicts, no failure without a cause, and nothing left by a kill -9.
+
+Sizes are small by default. DLLMEXP_PARITY: how many changed solutions are compared (60; 1200 is the full size);
+DLLMEXP_SOAK: how many good programs must pass (2000; 20000 is the full size).
+"""
+
+import gzip
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from mini import REAL, ROOT, real_data
+
+import eval as command
+from tasks import humaneval, load_data, mbpp, sandbox
+from tasks.jail import process
+from tasks.jail.scratch import RUN
+from tasks.sandbox import SandboxError, judge, judge_many
+
+PARITY = int(os.environ.get("DLLMEXP_PARITY") or 60)
+SOAK = int(os.environ.get("DLLMEXP_SOAK") or 2000)
+GOOD, TESTS = "def f(x):\n    return x + 1\n", "assert f(1) == 2\nassert f(-1) == 0"
+CPU_S, BYTES = 3, 4 << 30
+SWAPS = {"+": "-", "-": "+", "*": "+", "<": "<=", ">": ">=", "==": "!=", " and ": " or ", "True": "False", "0": "1", "1": "2"}
+
+
+# ---------------------------------------------------------------- the standard executor
+
+STANDARD = """
+import os, resource, sys
+program, word, cpu_s, size = sys.stdin.buffer.read().decode(), sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
+write, leave, out = os.write, os._exit, os.dup(1)
+os.dup2(os.open(os.devnull, os.O_RDWR), 0), os.dup2(0, 1), os.dup2(0, 2)
+exec(program, {})
+write(out, word.encode())
+leave(0)
+"""
+
+
+def standard(program: tuple[str, str]) -> str:
+    """What plain exec of program and tests in a process of its own says: "passed", "failed" or "time"."""
+    source, word = f"{program[0].rstrip()}\n\n{program[1]}\n".encode("utf-8", "surrogatepass"), secrets.token_hex(8)
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            [sys.executable, "-c", STANDARD, word, str(CPU_S), str(BYTES)], input=source, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, cwd=folder, env={"PATH": os.defpath, "PYTHONHASHSEED": "0"}, timeout=600, check=False,
+        )  # fmt: skip
+    if run.returncode == -signal.SIGKILL or run.returncode == -signal.SIGXCPU:
+        return "time"
+    return "passed" if run.stdout.decode() == word else "failed"
+
+
+def changed(text: str, rng: random.Random) -> str:
+    """A solution cut short, with an operator or literal exchanged, or without one of its lines."""
+    kind = rng.choice(("cut", "swap", "swap", "swap", "line"))
+    if kind == "cut":
+        return text[: rng.randrange(len(text))]
+    if kind == "line":
+        lines = text.splitlines(keepends=True)
+        del lines[rng.randrange(len(lines))]
+        return "".join(lines)
+    places = [(at, old) for old in SWAPS for at in range(len(text)) if text.startswith(old, at)]
+    if not places:
+        return text[:-1]
+    at, old = rng.choice(places)
+    return text[:at] + SWAPS[old] + text[at + len(old) :]
+
+
+def mutants(n: int) -> list[tuple[str, str]]:
+    """n changed reference solutions of HumanEval and MBPP with their tests, the same in every run."""
+    rng = random.Random(4)
+    rows = {spec.name: list(load_data(spec, REAL).splits[spec.eval_split]) for spec in (humaneval.SPEC, mbpp.SPEC)}
+    whole = [(d["prompt"], d["canonical_solution"], humaneval.tests_of(d)) for d in rows["humaneval"]]
+    whole += [("", d["code"].replace("\r\n", "\n"), mbpp.tests_of(d)) for d in rows["mbpp"]]
+    chosen = [rng.choice(whole) for _ in range(n)]
+    return [(prompt + changed(solution, rng), tests) for prompt, solution, tests in chosen]
+
+
+@real_data
+@pytest.mark.filterwarnings("ignore:invalid escape")
+def test_changed_solutions_get_the_standard_executors_verdict():
+    """A sandbox that fails right programs, or passes wrong ones, would change every published score."""
+    programs = mutants(PARITY)
+    with ThreadPoolExecutor(2) as pool:
+        theirs = list(pool.map(standard, programs))
+    verdicts = judge_many(programs, 2, timeout_s=CPU_S)
+    ours = ["time" if v.reason in ("cpu", "wall") else "passed" if v.passed else "failed" for v in verdicts]
+    timed = sum("time" in pair for pair in zip(ours, theirs, strict=True))
+    print(f"{len(programs)} changed solutions: {theirs.count('passed')} pass, {theirs.count('failed')} fail, {timed} by time")
+    both = zip(ours, theirs, programs, strict=True)
+    assert [found for found in both if found[0] != found[1] and "time" not in found[:2]] == []
+    assert theirs.count("passed") > 0 < theirs.count("failed")
+    assert timed < max(3, len(programs) // 20)
+
+
+# ---------------------------------------------------------------- many good ones
+
+
+def test_good_programs_never_fail():
+    """One spurious failure in thousands is a wrong score that nobody can reproduce."""
+    began = time.monotonic()
+    programs = [(f"def f(x):\n    return x + {i}\n", f"assert f(1) == {i + 1}") for i in range(SOAK)]
+    failed = [(i, v) for i, v in enumerate(judge_many(programs, 2)) if not v.passed]
+    print(f"{SOAK} programs in {time.monotonic() - began:.0f} s")
+    assert failed == []
+
+
+# ---------------------------------------------------------------- nothing stays
+
+HARNESS = """
+import sys
+from tasks import sandbox
+from tasks.jail.scratch import RUN
+print(RUN.path(), flush=True)
+programs = [(text, "f()") for text in {texts!r}]
+sandbox.accept("all")
+sandbox.judge_many(programs, len(programs), strict={strict}, timeout_s=60, wall_s=60)
+"""
+STAYING = [
+    "while True: pass",
+    "import time\ntime.sleep(600)",
+    "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(600)",
+    "import signal, time\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(600)",
+    "import os, time\ntry: os.fork()\nexcept OSError: pass\ntime.sleep(600)",
+    "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\ntime.sleep(600)",
+]  # fmt: skip
+
+
+def holding(text: str) -> list[int]:
+    """Processes whose command line has this text."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if text.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+        except OSError:
+            pass
+    return found
+
+
+def within(seconds: float, condition) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_nothing_survives_a_killed_harness(strict):
+    """kill -9 runs no handler: the kernel has to end the programs, and the next start to sweep."""
+    if sandbox.tier().name == "C":
+        pytest.skip(f"without a filter a program may ask to outlive its parent: {sandbox.tier().line}")
+    code = HARNESS.format(texts=STAYING, strict=strict)
+    harness = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        run = harness.stdout.readline().strip()
+        wanted = len(STAYING) * (2 if strict else 1)
+        assert within(120, lambda: len(holding(run)) >= wanted), holding(run)
+        time.sleep(0.3)  # some of them are in the midst of it
+    finally:
+        harness.kill()
+        harness.wait()
+        harness.stdout.close()
+    assert within(20, lambda: not holding(run)), holding(run)
+    assert os.path.isdir(run)
+    subprocess.run([sys.executable, "-c", "from tasks.sandbox import judge; judge('', '')"], cwd=ROOT, check=True)
+    assert not os.path.exists(run)
+
+
+def test_a_deep_tree_is_removed():
+    """shutil.rmtree recurses: a tree that is deeper than Python's stack ended the harness."""
+    deep = "import os\nfor _ in range(3000):\n    os.mkdir('a'); os.chdir('a')\n"
+    judge(deep + GOOD, TESTS)
+    assert {p for p in os.listdir(RUN.path()) if p.startswith("s")} == set()
+
+
+def test_a_small_dev_shm_is_not_used(monkeypatch):
+    """One program could fill a container's 64 MiB, and fail its neighbours."""
+    from tasks.jail import scratch
+
+    monkeypatch.setattr(scratch, "ROOM_BYTES", 1 << 60)
+    assert scratch.root() == tempfile.gettempdir()
+    monkeypatch.setattr(scratch, "ROOM_BYTES", 0)
+    assert scratch.root() == scratch.roots()[0]
+
+
+# ---------------------------------------------------------------- the machine's faults
+
+
+def test_a_start_that_fails_is_tried_again(monkeypatch):
+    """EAGAIN on a full machine must not become a failed sample."""
+    sandbox.tier()
+    real, failures = process.start, [OSError(11, "no more processes")] * 2
+
+    def start(*args):
+        if failures:
+            raise failures.pop()
+        return real(*args)
+
+    monkeypatch.setattr(process, "start", start)
+    assert judge(GOOD, TESTS).passed and failures == []
+
+
+@pytest.mark.skipif(sandbox.tiers.find().name == "C", reason="without a filter a program may kill itself")
+def test_a_program_that_is_killed_from_outside_runs_again():
+    """An administrator's or the system's kill says nothing about the program."""
+    seen: list[int] = []
+
+    def kill_the_first() -> None:
+        if within(60, lambda: bool(holding(RUN.lib()))):
+            seen.extend(holding(RUN.lib()))
+            os.kill(seen[0], signal.SIGKILL)
+
+    RUN.path()
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    verdict = judge("import time\ntime.sleep(1)\n" + GOOD, TESTS)
+    killer.join()
+    assert verdict.passed and len(seen) == 1
+
+
+def test_faults_of_the_machine_stop_a_run_and_score_nothing(monkeypatch, tmp_path, capsys):
+    """An infrastructure error in a score would be a model's failure that is none."""
+    sandbox.tier()
+    real = process.run_program
+    broken = lambda candidate, *rest: "no memory" if "broken" in candidate else real(candidate, *rest)  # noqa: E731
+    monkeypatch.setattr(sandbox, "run_program", broken)
+    with pytest.raises(SandboxError, match="tried 3 times: no memory"):
+        judge_many([(GOOD, TESTS), ("broken = 1\n" + GOOD, TESTS), (GOOD, TESTS)] * 3, 2)
+    row = {
+        "task_id": "Mini/0", "entry_point": "f", "prompt": "def f(x):\n", "canonical_solution": "    return x + 1\n",
+        "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+    }  # fmt: skip
+    (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode() + b"\n"))
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "mini", "counts": {"HumanEval.jsonl.gz": 1}}))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(json.dumps({"doc_id": 0, "text": "def f(x):\n    broken = x + 1\n    return broken\n"}))
+    arguments = f"--model_alias llada --task humaneval --data_dir {tmp_path} --predictions {texts} --output_dir {tmp_path}/out"
+    code = command.main(arguments.split())
+    assert code == 3 and "tried 3 times: no memory" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.json"))
