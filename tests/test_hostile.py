@@ -2,7 +2,8 @@
 
 A verdict that is wrong, something that got out, a process or a directory that stays, a harness that ends: each is a
 failure; and so is an attack that has no effect where nothing stops it. Kernels that lack something are made with
-tests/hostile/hide.py. DLLMEXP_HOSTILE_FULL=1 runs the programs that only a time limit ends in every tier.
+tests/hostile/hide.py. Programs that only a time limit ends run in tier A's strict mode, two of them elsewhere;
+DLLMEXP_HOSTILE_FULL=1 runs all everywhere.
 """
 
 import json
@@ -18,6 +19,7 @@ HERE = Path(__file__).parent / "hostile"
 CASES = {case["id"]: case for case in json.loads((HERE / "expected.json").read_text(encoding="utf-8"))}
 NAMESPACES = ["--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc", "--mount", "--"]
 HIDDEN = {"A": "", "A'": "landlock", "B": "landlock,namespaces", "C": "landlock,namespaces,seccomp"}
+OF_THE_JUDGE = ("passed", "crashed", "endless", "output", "unsendable", "many_files", "big_file")  # not of the program
 ABOVE = {"A": (), "A'": ("A",), "B": ("A", "A'"), "C": ("A", "A'", "B")}
 
 
@@ -55,8 +57,8 @@ def test_no_program_gets_past_the_sandbox(isolation, tier, mode):
     if found != tier:
         assert found not in ABOVE[tier], line  # it cannot be better than what was left to it
         pytest.skip(f"tier {tier} cannot be had here: {line}")
-    few = ["--few"] if tier != "A" and not os.environ.get("DLLMEXP_HOSTILE_FULL") else []
     strict = ["--strict"] if mode == "strict" else []
+    few = [] if os.environ.get("DLLMEXP_HOSTILE_FULL") or (tier, mode) == ("A", "strict") else ["--few"]
     report = programme(isolation, "protected", "--tier", tier, *strict, *few, hidden=HIDDEN[tier])
     assert report["tier"] == tier
     word = {True: "pass", False: "fail", None: "infrastructure error"}
@@ -88,5 +90,5 @@ def test_the_corpus_is_whole():
     for case in CASES.values():
         assert case["default"] in ("pass", "fail", "any") and case["strict"] in ("pass", "fail", "any"), case
         assert case.get("stopped_by", "files") in ("files", "calls")
-        effect = case["control"]["shows"] not in ("passed", "crashed", "endless", "output", "unsendable", "many_files", "big_file")
-        assert not effect or case["control"]["shows"] in case["must_not"], case  # what a control shows must not happen
+        shown = case["control"]["shows"]
+        assert shown in OF_THE_JUDGE or shown in case["must_not"], case  # what a control shows must not happen

@@ -30,7 +30,7 @@ from tasks.sandbox import SandboxError, judge, judge_many
 PARITY = int(os.environ.get("DLLMEXP_PARITY") or 60)
 SOAK = int(os.environ.get("DLLMEXP_SOAK") or 2000)
 GOOD, TESTS = "def f(x):\n    return x + 1\n", "assert f(1) == 2\nassert f(-1) == 0"
-CPU_S, BYTES = 3, 4 << 30
+CPU_S, BYTES = 2, 4 << 30  # MBPP's slowest reference takes 1.6 s
 SWAPS = {"+": "-", "-": "+", "*": "+", "<": "<=", ">": ">=", "==": "!=", " and ": " or ", "True": "False", "0": "1", "1": "2"}
 
 
@@ -132,7 +132,7 @@ STAYING = [
     "while True: pass",
     "import time\ntime.sleep(600)",
     "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(600)",
-    "import signal, time\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\ntime.sleep(600)",
+    "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\ntime.sleep(600)",
     "import os, time\ntry: os.fork()\nexcept OSError: pass\ntime.sleep(600)",
     "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\ntime.sleep(600)",
 ]  # fmt: skip

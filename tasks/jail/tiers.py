@@ -76,13 +76,12 @@ class Tier:
 
     def refusal(self) -> str:
         """What to do where the tier is below the floor."""
+        keep = "--no_exec runs none and keeps them for another machine"
         if self.name == "-":
-            return f"{self.line}; no program runs here"
+            return f"{self.line}; no program runs here: {keep}"
         can = "CAN READ AND WRITE your files" if self.name == "B" else "COULD DO EVERYTHING that you can do"
         value = "fs" if self.name == "B" else "all"
-        return (
-            f"{self.line}; generated code {can} here: --unsafe_exec {value} accepts that"
-        )
+        return f"{self.line}; generated code {can} here: --unsafe_exec {value} accepts that, {keep}"
 
 
 @functools.cache

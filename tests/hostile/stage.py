@@ -29,7 +29,10 @@ def cases() -> list[dict]:
 
 
 class Stage:
-    """In the folder that HOSTILE_DIR names. alone: in a process namespace of its own, where every process that nobody here knows is a survivor."""
+    """In the folder that HOSTILE_DIR names.
+
+    alone: in a process namespace of its own, where every process that nobody here knows is a survivor.
+    """
 
     def __init__(self, alone: bool) -> None:
         self.alone = alone
@@ -40,7 +43,8 @@ class Stage:
         (self.home / "name-sentinel").write_text("")
         (self.home / "victim").write_text("x" * 100)
         self.victim = subprocess.Popen(
-            ["sleep", "600"], start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            ["sleep", "600"], start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.before = self._state()
         self.abstract = f"{ABSTRACT}{self.victim.pid}"
