@@ -9,7 +9,11 @@ cd "$(dirname "$0")/.."
 tmux_wanted=yes
 options=()
 for word in "$@"; do
-  if [ "$word" = --no_tmux ]; then tmux_wanted=no; else options+=("$word"); fi
+  case "$word" in
+    --no_tmux) tmux_wanted=no ;;
+    slurm | --engine=slurm) tmux_wanted=no options+=("$word") ;; # a job that is submitted needs no session
+    *) options+=("$word") ;;
+  esac
 done
 # a server of its own: a session in one that already runs would not see this shell's environment
 name="${DLLMEXP_TMUX:-dllmexp}"

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Tables, comparisons, AUP and figures of finished results, and one HTML page with every sample.
 
 python scripts/report.py results                          # writes report/, prints the tables

@@ -5,6 +5,7 @@
     python scripts/sweep.py run --engine local                     one worker for each visible GPU
     python scripts/sweep.py run --models llada --tps 1 2 4 8 --extra "--batch_size 8 --limit 100"
     python scripts/sweep.py run --file my.yaml --workers 2
+    python scripts/sweep.py run --engine slurm --partition gpu     an array job of a SLURM cluster
     python scripts/sweep.py progress --watch
 
 A YAML file is a list. Each entry is text ("--model_alias llada --task gsm8k"), a list of words, or flag: value, where a
@@ -16,21 +17,29 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiment.signals import Signalled, signals_raise  # noqa: E402
-from suite.claims import Claim, read_claims  # noqa: E402
-from suite.matrix import Experiment, Selection, experiments, select  # noqa: E402
-from suite.state import Standing, Watcher, forget_identities  # noqa: E402
-from suite.table import outcomes, plan, progress_table, summary_line  # noqa: E402
-from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_INCOMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
+from suite.claims import read_claims  # noqa: E402
+from suite.matrix import Selection, experiments, select  # noqa: E402
+from suite.state import Watcher, forget_identities, standings  # noqa: E402
+from suite.table import plan, progress_table  # noqa: E402
+from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
+
+if TYPE_CHECKING:
+    from suite.cluster import Request
+
+# options that only --engine slurm has: Request's fields -> flags
+SLURM = {
+    "partition": "--partition", "gpus_per_job": "--gpus-per-job", "array_size": "--array-size", "time": "--time",
+    "account": "--account", "qos": "--qos", "slurm_extra": "--slurm-extra",
+}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,19 +67,36 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="plan | run | progress")
     commands.add_parser("plan", parents=[which], help="print every experiment, its command and its state")
     run = commands.add_parser("run", parents=[which], help="run what is not done")
-    run.add_argument("--engine", choices=["local"], default="local", help="local: the devices of this machine (default)")
+    run.add_argument(
+        "--engine", choices=["local", "slurm"], default="local",
+        help="local: the devices of this machine (default); slurm: an array job, submitted from here",
+    )  # fmt: skip
     run.add_argument(
         "--workers", metavar="N", type=int,
         help="processes that generate (default: one for each visible GPU, or one on the CPU); more than GPUs share them",
     )  # fmt: skip
     run.add_argument("--check", action="store_true", help="say what is wrong with the options, and leave")
+    slurm = run.add_argument_group("for --engine slurm")
+    for flag, kind, text in (
+        ("--partition", str, "partition, or several with commas (default: the cluster's)"),
+        ("--gpus-per-job", int, "GPUs of each task of the array (default 1); 0 runs on its CPUs"),
+        ("--array-size", int, "tasks at most (default: one for each model that has something to do)"),
+        ("--time", str, "time limit of a task, as sbatch takes it (default 4:00:00); at the limit it is requeued and goes on"),
+        ("--account", str, "as sbatch takes it"),
+        ("--qos", str, "as sbatch takes it"),
+        ("--slurm-extra", str, 'more options of sbatch: --slurm-extra="--cpus-per-task=8 --mem=64G --constraint=a100"'),
+    ):
+        slurm.add_argument(flag, type=kind, metavar=flag[2:].upper().replace("-", "_"), help=text)
     progress = commands.add_parser(
         "progress", parents=[which],
         help="a table of the experiments of the running suites, else of the last ones, else of the matrix",
     )  # fmt: skip
     progress.add_argument("--watch", metavar="S", type=float, nargs="?", const=5.0, help="again every S seconds (default 5)")
     worker = commands.add_parser("worker")  # started by `run`
-    worker.add_argument("--parent", type=int, required=True)
+    share = commands.add_parser("share")  # started on a node by what `run --engine slurm` submits
+    share.add_argument("--plan", type=Path, required=True)
+    for started in (worker, share):
+        started.add_argument("--parent", type=int, required=True)
     return parser
 
 
@@ -81,10 +107,6 @@ def selection_of(args: argparse.Namespace) -> Selection:
         raise UsageError(f"--extra {' '.join(args.extra)}: {error}") from None
     lists = {name: tuple(w for v in getattr(args, name) for w in str(v).split(",")) for name in ("models", "tasks", "algs")}
     return Selection(**lists, tps=tuple(args.tps), extra=extra, file=args.file, output_dir=args.output_dir)
-
-
-def standings(watchers: list[Watcher]) -> list[tuple[Experiment, Standing]]:
-    return [(watcher.experiment, watcher.standing()) for watcher in watchers]
 
 
 # ---------------------------------------------------------------- progress
@@ -121,62 +143,40 @@ def show_progress(args: argparse.Namespace) -> int:
 # ---------------------------------------------------------------- run
 
 
-class Diary:
-    """What the suite says, on the terminal and in results/logs/sweep.log."""
-
-    def __init__(self, output_dir: Path):
-        self.path = output_dir / "logs" / "sweep.log"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, text: str) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(text + "\n")
-        try:
-            print(text, flush=True)
-        except OSError:  # the terminal is gone, the work is not
-            sys.stdout = open(os.devnull, "w")
-
-
 def run(args: argparse.Namespace) -> int:
     if args.workers is not None and args.workers < 1:
         raise UsageError(f"--workers {args.workers}: must be at least 1")
+    request = request_of(args)
     selection = selection_of(args)
     chosen = select(selection)
     if problem := output_problem(selection.output_dir):
         raise OutputError(problem)
     if args.check:
         return EXIT_COMPLETE
-    from suite.local import LocalEngine, make_workers
-
     out = Path(selection.output_dir)
-    workers = make_workers(args.workers)
-    claim = Claim(out, chosen, len(workers))
-    try:
-        say = Diary(out)
-        rows = standings([Watcher(e) for e in claim.mine])
-        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {summary_line(rows, len(workers))}")
-        if claim.elsewhere:
-            say(f"{len(claim.elsewhere)} more are with another suite")
-        say(f"workers: {', '.join(w.device for w in workers)}; logs: {out / 'logs'}; ./scripts/progress.sh shows where it stands")
-        todo = [(e, standing) for e, standing in rows if standing.state != "done"]
-        engine = LocalEngine(claim, todo, workers, say)
-        tasks = engine.run()
-        ended = Counter(done=len(rows) - len(todo)) + Counter(task.outcome for task in tasks)
-        ended["elsewhere"] += len(claim.elsewhere)
-        say(progress_table(standings([Watcher(e) for e in chosen]), len(workers)))
-        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} ended: {outcomes(ended)}")
-        report(out, say)
-        return EXIT_INCOMPLETE if ended["failed"] else EXIT_BUSY if ended["elsewhere"] else EXIT_COMPLETE
-    finally:
-        claim.release()
+    if request is None:
+        from suite.run import run_suite
+
+        return run_suite(chosen, out, args.workers)
+    from suite.cluster import submit
+
+    print(submit(chosen, out, args.workers, request))
+    return EXIT_COMPLETE
 
 
-def report(out: Path, say: Diary) -> None:
-    """Tables and plots, where this project has the script for them. That they fail is said, and nothing more."""
-    script = ROOT / "scripts" / "report.py"
-    if script.is_file():
-        made = subprocess.run([sys.executable, str(script), str(out), "--out", str(out / "report")], stdin=subprocess.DEVNULL)
-        say(f"report: {out / 'report'}" if made.returncode == 0 else f"scripts/report.py ended with exit code {made.returncode}")
+def request_of(args: argparse.Namespace) -> Request | None:
+    """What is asked of the cluster, None for this machine. Raises UsageError where its options are given without it."""
+    from suite.cluster import Request
+
+    given = {name: getattr(args, name) for name in SLURM if getattr(args, name) is not None}
+    if args.engine == "slurm":
+        request = Request(**given)
+        request.parameters()
+        return request
+    if given:
+        flags = " and ".join(SLURM[name] for name in given)
+        raise UsageError(f"{flags}: only for --engine slurm")
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -187,6 +187,10 @@ def main(argv: list[str] | None = None) -> int:
                 from suite.worker import main as work
 
                 return work(args.parent)
+            if args.command == "share":
+                from suite.cluster import share
+
+                return share(args.plan, args.parent)
             if args.command == "plan":
                 print(plan(standings([Watcher(e) for e in select(selection_of(args))])))
                 return EXIT_COMPLETE

@@ -1,7 +1,8 @@
 """The engine of one machine: a worker for each device, one for scoring, and who does what next.
 
 Experiments of one model go to the same worker, which keeps the model loaded; a worker whose model has nothing left
-takes the model with most left for each of its workers. So a worker loads each model once, and no device idles.
+takes the model with most left for each of its workers. So a worker loads each model once, and no device idles. Where
+several suites share a run, an idle worker takes one experiment more of what nobody has, by the same rule.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from suite.claims import Claim
 from suite.matrix import Experiment
-from suite.state import Standing, write_note
+from suite.state import Standing, Watcher, write_note
 from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_USAGE
 
 RETRIES = 2
@@ -135,25 +136,28 @@ def make_workers(n: int | None) -> list[Worker]:
 
 
 class LocalEngine:
-    """Runs experiments until each is done, has failed, or is found to be running elsewhere."""
+    """Runs what the claim has, and will take, until each is done, has failed, or is found to be running elsewhere."""
 
     def __init__(
         self, claim: Claim, todo: Sequence[tuple[Experiment, Standing]], workers: Sequence[Worker], say: Callable[[str], None]
     ):
         self.claim, self.say = claim, say
-        self.tasks = [Task(e, "score" if _all_generated(e, standing) else "generate") for e, standing in todo]
+        self.tasks = [_task(e, standing) for e, standing in todo]
         scorer = Worker(None, workers[0].environ | {"CUDA_VISIBLE_DEVICES": ""})
         self.workers = [*workers, scorer]
 
     def run(self) -> list[Task]:
         """All tasks with their outcomes. Whatever ends this, the workers end first."""
         try:
-            while any(task.stage != "ended" for task in self.tasks):
+            while True:
                 for worker in self.workers:
                     task = None if worker.task else self._next(worker)
                     if task:
                         self._begin(worker, task)
-                self._wait()
+                if any(task.stage != "ended" for task in self.tasks):
+                    self._wait()
+                elif not self.claim.wait_for_the_silent():
+                    break
                 self.claim.touch()
         finally:
             self._stop()
@@ -166,17 +170,21 @@ class LocalEngine:
         held = {id(w.task) for w in self.workers}
         now = time.monotonic()
         open_ = [t for t in self.tasks if t.stage == stage and id(t) not in held and t.not_before <= now]
-        if not open_ or not worker.device:
+        if not worker.device:
             return open_[0] if open_ else None
-        own = [t for t in open_ if t.experiment.model == worker.model]
-        if own:
-            return own[0]
-        at_it = [w.model for w in self.workers if w.device and w.task]
-        left = {t.experiment.model: 0.0 for t in open_}
-        for task in open_:
-            left[task.experiment.model] += 1 / (1 + at_it.count(task.experiment.model))
-        chosen = max(left, key=left.get)  # the first of equals: the order of the matrix
-        return next(t for t in open_ if t.experiment.model == chosen)
+        at_it = [w.task.experiment for w in self.workers if w.device and w.task]
+        if open_:
+            chosen = _preferred([t.experiment for t in open_], worker.model, at_it)
+            return next(t for t in open_ if t.experiment is chosen)
+        return self._one_more(worker, at_it)
+
+    def _one_more(self, worker: Worker, at_it: list[Experiment]) -> Task | None:
+        """What the claim can still take for an idle worker; one that only has to be scored is not for it."""
+        while taken := self.claim.more(lambda free, elsewhere: _preferred(free, worker.model, at_it + elsewhere)):
+            self.tasks.append(_task(taken, Watcher(taken).standing()))
+            if self.tasks[-1].stage == "generate":
+                return self.tasks[-1]
+        return None
 
     def _begin(self, worker: Worker, task: Task) -> None:
         phase = "generating" if task.stage == "generate" else "scoring"
@@ -228,7 +236,7 @@ class LocalEngine:
 
     def _end(self, task: Task, outcome: str, error: str = "") -> None:
         task.stage, task.outcome, task.error = "ended", outcome, error
-        write_note(task.experiment, outcome, task.attempts + (outcome == "done"), error)
+        write_note(task.experiment, outcome, task.attempts + (outcome == "done"), error, self.claim.told)
         self._tell(task, f"{outcome}: {error}" if error else outcome)
 
     def _stop(self) -> None:
@@ -244,9 +252,19 @@ class LocalEngine:
                 write_note(task.experiment, "stopped", task.attempts)
 
 
-def _all_generated(experiment: Experiment, standing: Standing) -> bool:
-    """Whether only scoring is left, so that no device is needed."""
-    return bool(experiment.job.predictions) or (standing.state == "partial" and standing.n == standing.of)
+def _task(experiment: Experiment, standing: Standing) -> Task:
+    """Where only scoring is left no device is needed."""
+    generated = bool(experiment.job.predictions) or (standing.state == "partial" and standing.n == standing.of)
+    return Task(experiment, "score" if generated else "generate")
+
+
+def _preferred(free: Sequence[Experiment], model: tuple[str, str] | None, at_it: Sequence[Experiment]) -> Experiment:
+    """The first one of the model that is loaded, else of the model with most left for each worker that is at it."""
+    models = [e.model for e in free]
+    busy = [e.model for e in at_it]
+    if model not in models:
+        model = max(models, key=lambda m: models.count(m) / (1 + busy.count(m)))  # the first of equals: the matrix's order
+    return free[models.index(model)]
 
 
 def _reason(log: Path, code: int) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -197,6 +198,11 @@ class Watcher:
     def standing(self) -> Standing:
         return self._of_result() or self._of_store()
 
+    def finished(self) -> bool:
+        """Whether a final result is there; nothing else is looked at."""
+        standing = self._of_result()
+        return standing is not None and standing.state == "done"
+
     def _of_result(self) -> Standing | None:
         """Of the result file, where there is one that is final."""
         path = self.experiment.job.path
@@ -256,3 +262,7 @@ class Watcher:
         if told.get("phase") == "failed":
             return Standing("failed", sums.n, of, sums, note=str(told.get("error") or "see its log"))
         return Standing("partial" if sums.n else "waiting", sums.n, of, sums)
+
+
+def standings(watchers: Sequence[Watcher]) -> list[tuple[Experiment, Standing]]:
+    return [(watcher.experiment, watcher.standing()) for watcher in watchers]

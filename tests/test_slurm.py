@@ -1,0 +1,202 @@
+"""The suite on a real SLURM: slurmctld, two slurmd and munged, started here on loopback; and what is said without one."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from mini import DREAM, LLADA, ROOT, gsm8k_dir
+
+from experiment.result import VOLATILE
+from scripts.sweep import main
+from suite.cluster import DEFAULT_TIME, Request
+from suite.matrix import Selection, select
+from suite.state import Watcher, config_id
+from utils import UsageError
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
+CONF = """
+ClusterName=test
+SlurmctldHost=localhost(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={ports[0]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=1
+StateSaveLocation={folder}
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmdSpoolDir={folder}/%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+ReturnToService=2
+MpiDefault=none
+KillWait=20
+SchedulerParameters=sched_interval=1,bf_interval=1
+NodeName=n0 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=1
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
+PartitionName=tiny Nodes=n0,n1 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def wait_for(condition, what: str, seconds: float = 300.0):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"waited in vain: {what}"
+        time.sleep(0.2)
+    return found
+
+
+def told(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+
+def free_ports(n: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes, n0 and n1, in the partition `tiny`; its daemons end with the tests."""
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    if os.geteuid():
+        pytest.skip("SLURM's daemons are started as root, and these tests are not run by root")
+    if missing := [name for name in PROGRAMS if not shutil.which(name, path=path)]:
+        pytest.skip(f"not installed: {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # a socket's path must be short
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    (folder / "slurm.conf").write_text(CONF.format(folder=folder, ports=free_ports(3)))
+    daemons = []
+
+    def start(name: str, *command: str) -> None:
+        with open(folder / f"{name}.log", "wb") as log:
+            daemons.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        patch.setenv("PATH", path)
+        own = [f"--{what}-file={folder}/munge.{what.split('-')[0]}" for what in ("key", "pid", "seed", "log")]
+        start("munged", "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *own)
+        try:
+            wait_for((folder / "munge.socket").exists, "munged", 30)
+            start("slurmctld", "slurmctld", "-D")
+            start("n0", "slurmd", "-D", "-N", "n0")
+            start("n1", "slurmd", "-D", "-N", "n1")
+            wait_for(lambda: told("sinfo", "-h", "-o", "%D %t") == "2 idle\n", "two idle nodes", 60)
+            yield "tiny"
+            told("scancel", "--user", "root")
+            wait_for(lambda: not told("squeue", "-h"), "jobs to end")
+        finally:
+            for daemon in reversed(daemons):
+                daemon.terminate()
+            for daemon in daemons:
+                daemon.wait(30)
+    shutil.rmtree(folder)
+
+
+TPS = (1, 2, 3, 4, 8, 16)
+
+
+def twelve(tmp_path: Path, out: str) -> tuple[list[str], list]:
+    """12 experiments on tiny checkpoints: the command line, and what it means."""
+    if not (tmp_path / "data").exists():
+        gsm8k_dir(tmp_path / "data", 6)
+    extra = (
+        "--llada_ckpt", str(LLADA), "--dream_ckpt", str(DREAM), "--data_dir", str(tmp_path / "data"),
+        "--gen_length", "64", "--dtype", "float32",
+    )  # fmt: skip
+    selection = Selection(("llada", "dream"), ("gsm8k",), TPS, extra=extra, output_dir=str(tmp_path / out))
+    words = ["--models", "llada", "dream", "--tasks", "gsm8k", "--tps", *map(str, TPS), "--extra", " ".join(extra)]
+    return [*words, "--output_dir", selection.output_dir], select(selection)
+
+
+def content(path: Path) -> dict:
+    return {k: v for k, v in json.loads(path.read_text()).items() if k not in VOLATILE}
+
+
+def test_twelve_experiments_over_two_nodes_that_are_both_taken_away(cluster, tmp_path, capfd):
+    """One task is requeued, the other gets the warning of a time limit; both go on, and nothing is lost or done twice."""
+    words, found = twelve(tmp_path, "cluster")
+    assert main(["run", "--engine", "slurm", "--partition", cluster, "--gpus-per-job", "0", *words]) == 0
+    text = capfd.readouterr().out
+    job = text.partition("job ")[2].partition(":")[0]
+    assert f"job {job}: 12 experiments, 2 tasks at most" in text and f"scancel {job}" in text and "progress.sh" in text
+    watchers = [Watcher(e) for e in found]
+
+    def running_models() -> set:
+        return {w.experiment.model for w in watchers if w._active() == "generating"}
+
+    wait_for(lambda: len(running_models()) == 2 and any(w.finished() for w in watchers), "two tasks at work")
+    told("scontrol", "requeue", f"{job}_0")
+    told("scancel", "--signal=USR2", f"{job}_1")
+    wait_for(lambda: "RUNNING" not in told("squeue", "-h", "-j", job, "-o", "%T"), "both tasks taken away")
+    here, local = twelve(tmp_path, "local")
+    assert main(["run", *here]) == 0  # meanwhile
+    wait_for(lambda: not told("squeue", "-h", "-j", job), "the job to end")
+    assert [w.standing().state for w in watchers] == ["done"] * 12
+    states = told("scontrol", "show", "job", job)
+    assert states.count("JobState=COMPLETED") == 2 and states.count("Restarts=1") == 2, states
+    stores = [tmp_path / "cluster" / "cache" / config_id(e)[:16] for e in found]
+    assert [sum(len(p.read_bytes().splitlines()) - 1 for p in s.glob("shard-*")) for s in stores] == [6] * 12
+    assert [content(e.job.path) for e in found] == [content(e.job.path) for e in local]
+    assert (tmp_path / "cluster" / "report" / "report.html").is_file()
+
+
+def test_what_sbatch_refuses_is_one_line(cluster, tmp_path, capsys):
+    words, _ = twelve(tmp_path, "out")
+    assert main(["run", "--engine", "slurm", "--partition", "nowhere", *words]) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        "error: sbatch: error: Batch job submission failed: Invalid partition name specified"
+    ]
+
+
+# ---- without a cluster
+
+
+def test_without_sbatch_the_way_out_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["run", "--engine", "slurm", "--output_dir", str(tmp_path / "out")]) == 3
+    assert capsys.readouterr().err.startswith("error: sbatch and srun not found: --engine slurm submits from a login node")
+
+
+@pytest.mark.parametrize(("words", "problem"), [
+    (["--partition", "gpu"], "--partition: only for --engine slurm"),
+    (["--engine", "slurm", "--time", "soon"], "--time soon: expected minutes"),
+    (["--engine", "slurm", "--array-size", "0"], "--array-size 0: must be at least 1"),
+    (["--engine", "slurm", "--gpus-per-job", "-1"], "--gpus-per-job -1: must be 0 or more"),
+    (["--engine", "slurm", "--slurm-extra=-C a100"], "'-C' is no --option of sbatch"),
+    (["--engine", "slurm", "--slurm-extra=--time=5"], "--slurm-extra --time: give --time"),
+])  # fmt: skip
+def test_wrong_options_are_said_at_once(tmp_path, capsys, words, problem):
+    assert main(["run", *words, "--output_dir", str(tmp_path / "out")]) == 2
+    assert problem in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("text", "minutes"), [
+    ("30", 30), ("90:00", 90), ("0:30", 1), ("4:00:00", 240), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:30", 2881),
+])  # fmt: skip
+def test_a_time_limit_as_sbatch_takes_it(text, minutes):
+    assert Request(time=text).parameters()["time"] == minutes
+    assert Request().parameters()["time"] == Request(time=DEFAULT_TIME).parameters()["time"] == 240
+
+
+@pytest.mark.parametrize("text", ["0", "1:2:3:4", "-5", "1:", "1-", "1.5"])
+def test_no_time_limit_is_guessed(text):
+    with pytest.raises(UsageError, match="--time"):
+        Request(time=text).parameters()
+
+
+def test_further_options_of_sbatch_are_handed_on():
+    given = Request(qos="night", slurm_extra="--mem=64G --exclusive --cpus-per-task 8").parameters()
+    assert given["additional_parameters"] == {"requeue": True, "mem": "64G", "exclusive": True, "cpus_per_task": "8"}
+    assert given["qos"] == "night" and "partition" not in given and given["gpus_per_node"] == 1
