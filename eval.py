@@ -108,8 +108,11 @@ def _load(checkpoint: str, device: str, dtype: str) -> Transformer:
 USUAL = Parts(_load)
 
 
-def get_model(job: Job, device: str, task, ledger: Ledger, load=_load) -> _ProfilingHarness:
-    """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them."""
+def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=None) -> _ProfilingHarness:
+    """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them.
+
+    score: see _ProfilingHarness.
+    """
     from harness import DreamHarness, LladaHarness
     from models import load_tokenizer, read_config
 
@@ -130,6 +133,7 @@ def get_model(job: Job, device: str, task, ledger: Ledger, load=_load) -> _Profi
         seed=job.config.seed,
         ledger=ledger,
         prefill=task.prefill,
+        score=score,
     )
 
 
@@ -203,7 +207,8 @@ def _execute(
     ledger = parts.ledger(job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else []))
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
-    lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load)
+    score = lmeval.scorer(task, spec.headline) if spec.kind in ("math", "qa") else None
+    lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load, score)
     logged = lmeval.evaluate(
         lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
     )

@@ -36,13 +36,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("dllmexp")
 
-# ---------------------------------------------------------------- the harness
-
 
 @dataclass
 class _Job:
     """One request on its way: which sample it is, what is asked, and in the end its record."""
 
+    doc: dict
     doc_id: int
     repeat: int
     prompt: str
@@ -62,9 +61,9 @@ class _ProfilingHarness(HFLM):
     runs out the batch is halved.
 
     tokenizer, config: of the checkpoint, read eagerly. load: gives the Transformer; called on the first request that
-    needs it. ledger: which samples are known already, which are this process's, where finished ones are kept; None
-    keeps nothing.
+    needs it. ledger: which samples are known, which are this process's, where they are kept; None keeps nothing.
     prefill: doc -> the beginning of the answer that goes behind the rendered prompt.
+    score: (doc, answer) -> what it counts for, told to the ledger as samples finish; None where that is known later.
     """
 
     family = ""
@@ -82,6 +81,7 @@ class _ProfilingHarness(HFLM):
         seed: int = 0,
         ledger: Ledger | None = None,
         prefill: Callable[[dict], str] = lambda doc: "",
+        score: Callable[[dict, str], float] | None = None,
     ):
         if config.family != self.family:
             raise UsageError(
@@ -94,7 +94,7 @@ class _ProfilingHarness(HFLM):
                 max_length=config.max_length, add_bos_token=False,
             )  # fmt: skip
         self.model_config, self.decode_config = config, decode_config
-        self.seed, self.ledger, self.prefill = seed, ledger or Ledger(config_id=""), prefill
+        self.seed, self.ledger, self.prefill, self.score = seed, ledger or Ledger(config_id=""), prefill, score
         self.records: list[Record] = []
         self.halved: list[int] = []  # batch sizes that did not fit into memory
         self._last_finish, self._peak_bytes = 0.0, 0  # of the device, over all sessions
@@ -199,7 +199,7 @@ class _ProfilingHarness(HFLM):
             prompt = context + self.prefill(request.doc)
             stops, seed = stops_of(gen_kwargs), sample_seed(self.seed, prompt, repeat)
             jobs.append(
-                _Job(request.doc_id, repeat, prompt, stops, seed, self.ledger.key(prompt, repeat, stops))
+                _Job(request.doc, request.doc_id, repeat, prompt, stops, seed, self.ledger.key(prompt, repeat, stops))
             )
         return jobs
 
@@ -295,7 +295,10 @@ class _ProfilingHarness(HFLM):
             self._peak_bytes = max(self._peak_bytes, torch.cuda.max_memory_allocated(self.device))
         meta = {"doc_id": job.doc_id, "repeat": job.repeat, "seconds": completion.seconds, "cost_seconds": cost,
                 "tokens_returned": job.record.tokens_returned, "peak_bytes": self._peak_bytes or None}  # fmt: skip
-        self.ledger.remember(job.key, result | {"prompt_tokens": len(job.ids)}, meta)
+        began = time.perf_counter()
+        score = self.score(job.doc, job.record.text) if self.score else None
+        self._last_finish += time.perf_counter() - began  # that was no decoding
+        self.ledger.remember(job.key, result | {"prompt_tokens": len(job.ids)}, meta, score)
         self.records.append(job.record)
         progress.add(job.record)
 

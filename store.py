@@ -202,7 +202,7 @@ class Store(AbstractContextManager):
         self._pid, self._open = os.getpid(), ExitStack()
         # the own shard, begun by the first put(): scoring alone leaves no file behind
         self._fd: int | None = None
-        self._path, self._synced, self._unended = directory, 0.0, False
+        self.shard, self._synced, self._unended = directory, 0.0, False
 
     @classmethod
     def open(cls, root: Path, config: dict[str, Any], config_id: str, *, alone: bool = True, fresh: bool = False) -> Store:
@@ -269,7 +269,7 @@ class Store(AbstractContextManager):
         """Read what other writers have appended since the last time; the number of samples that are new."""
         before = len(self._ok)
         try:
-            self.report.torn = sum(self._read(path) for path in self._shards() if path != self._path)
+            self.report.torn = sum(self._read(path) for path in self._shards() if path != self.shard)
         except OSError as error:
             raise StoreError(f"cannot read {self.directory}: {error}") from error
         return len(self._ok) - before
@@ -345,7 +345,7 @@ class Store(AbstractContextManager):
         line = self._line(record=record)
         if self._fd is None:
             self._begin_shard()
-        self._take(record, self._path, self._append(line), line[:-1])
+        self._take(record, self.shard, self._append(line), line[:-1])
         if time.monotonic() - self._synced >= SYNC_SECONDS:
             self.flush()
 
@@ -360,7 +360,7 @@ class Store(AbstractContextManager):
         with _writing(path):
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
             self._open.callback(os.close, self._fd)
-            self._path, self._synced, created = path, time.monotonic(), time.time()
+            self.shard, self._synced, created = path, time.monotonic(), time.time()
             self._append(self._line(shard={"created": created, "host": HOST, "pid": self._pid}))
             self._created[path] = created
             with suppress(OSError), ExitStack() as stack:  # the new name survives a power loss, where the file system can
@@ -369,7 +369,7 @@ class Store(AbstractContextManager):
 
     def _append(self, line: bytes) -> int:
         """The offset at which a line was written whole. A part of one is ended by a newline, now or before the next line."""
-        with _writing(self._path):
+        with _writing(self.shard):
             data = b"\n" * self._unended + line
             self._unended = True
             if os.write(self._fd, data) < len(data):
@@ -381,11 +381,11 @@ class Store(AbstractContextManager):
     def flush(self) -> None:
         """Make all that was put survive a power loss. Raises OutputError where the disk refuses or the shard is gone."""
         if self._fd is not None:
-            with _writing(self._path):
+            with _writing(self.shard):
                 getattr(os, "fdatasync", os.fsync)(self._fd)
                 self._synced = time.monotonic()
                 if os.fstat(self._fd).st_nlink == 0:
-                    raise OutputError(f"{self._path} was deleted while this run was writing to it: start again")
+                    raise OutputError(f"{self.shard} was deleted while this run was writing to it: start again")
 
     def close(self) -> None:
         """Flush, end the shard, free the lock. What was read stays readable. A second call does nothing."""

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from experiment.briefs import Briefs
+from experiment.workers import Place
 from store import Store, sample_key
 from utils import canonical_json
-from experiment.workers import Place
 
 J = TypeVar("J")
 WAIT_S = 0.2  # between two looks at what other workers have written
@@ -43,6 +44,7 @@ class Ledger:
     provenance: dict[str, Any] = field(default_factory=dict)
     alive: Callable[[], bool] = lambda: True
     sources: Counter[str] = field(default_factory=Counter)
+    briefs: Briefs = field(default_factory=Briefs)
 
     def key(self, prompt: str, repeat: int, stops: Sequence[str]) -> str:
         """Key of one sample: see store.sample_key. Order, batch, device and document number are not in it."""
@@ -59,12 +61,17 @@ class Ledger:
             self._count(kept["meta"]["provenance"])
         return kept
 
-    def remember(self, key: str, result: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Keep a finished sample; on return it survives the death of the process. Raises as Store.put."""
+    def remember(self, key: str, result: dict[str, Any], meta: dict[str, Any], score: float | None = None) -> None:
+        """Keep a finished sample; on return it survives the death of the process. Raises as Store.put.
+
+        score: what it counts for in the headline metric, where that is known already; only shown.
+        """
         self.place.check()
         self._count(self.provenance)
         if self.store is not None:
             self.store.put(key, {"status": "ok", "result": result, "meta": meta | {"provenance": self.provenance}})
+            told = meta["doc_id"], meta["tokens_returned"], result["nfe"], meta["cost_seconds"], score
+            self.briefs.add(self.store.shard, key, *told)
 
     def failed(self, key: str, error: str) -> None:
         """Note that a sample failed: seen by the leader of this run, tried again by the next one."""
@@ -72,6 +79,7 @@ class Ledger:
         if self.store is not None:
             meta = {"error": error, "session": self.place.session, "provenance": self.provenance}
             self.store.put(key, {"status": "error", "result": {}, "meta": meta})
+            self.briefs.add(self.store.shard, key)
 
     def share_done(self) -> None:
         """After the own share: a worker that does not lead leaves here. Raises ShareDone."""

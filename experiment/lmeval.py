@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -77,6 +77,25 @@ def evaluate(lm: LM, task, *, chat_template: bool, system: str | None, limit: in
     samples = found["samples"][name]
     _check_means(samples, {k: v for k, v in found["results"][name].items() if "," in k and "_stderr," not in k})
     return samples
+
+
+def scorer(task, headline: str) -> Callable[[dict, str], float]:
+    """(document, answer) -> what the answer counts for in the headline metric, by the task's own filters.
+
+    For tasks that look at one answer at a time: all but those that run programs.
+    """
+    from lm_eval.api.instance import Instance
+
+    metric, _, chain = headline.partition(",")
+    (filters,) = [f for f in task._filters if f.name == chain]
+
+    def score(doc: dict, text: str) -> float:
+        request = Instance("generate_until", doc, ("", {}), 0)
+        request.resps = [text]
+        filters.apply([request])
+        return float(task.process_results(doc, [request.filtered_resps[chain]])[metric])
+
+    return score
 
 
 def _check_means(samples: Sequence[dict[str, Any]], means: dict[str, float]) -> None:

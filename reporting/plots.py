@@ -18,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "D", "^", "h", "p", "8")
 DASHES = ("-", "--", ":", "-.")
 METRICS = {"exact_match": "Exact match", "pass@1": "pass@1", "bleu_acc": "BLEU accuracy", "acc": "Accuracy"}
+TOGETHER = 0.015  # of a panel's range: closer points cover each other
 AXES = {"tpf": "Tokens per forward pass", "tok_s": "Tokens per second"}
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "legend.fontsize": 8,
@@ -109,8 +110,8 @@ def _figure(lines: Sequence[Line], axis: str):
     drawn = {}
     for axes, task in zip(grid.flat, tasks, strict=False):
         here = [line for line in lines if line.curve[0].task == task]
-        for line in here:
-            drawn.setdefault(line.label, _curve(axes, line, axis))
+        for line, ranks in zip(here, _ranks(here, axis), strict=True):
+            drawn.setdefault(line.label, _curve(axes, line, axis, ranks))
         _dress(axes, here[0].curve[0], axis)
     for axes in list(grid.flat)[len(tasks) :]:
         axes.set_axis_off()
@@ -122,15 +123,35 @@ def _figure(lines: Sequence[Line], axis: str):
     return figure
 
 
-def _curve(axes, line: Line, axis: str):
-    """One curve in the order of K, with its intervals; returns what the legend shows."""
+def _ranks(lines: Sequence[Line], axis: str) -> list[list[int]]:
+    """For each point of each curve of a panel, how many points of the curves before it lie in its place."""
+    points = [[(getattr(r, axis), r.value) for r in line.curve if getattr(r, axis)] for line in lines]
+    near = [TOGETHER * (max(v) - min(v)) for v in zip(*(p for line in points for p in line), strict=True)]
+
+    def covered(line: int, point: tuple[float, float]) -> int:
+        before = [other for others in points[:line] for other in others]
+        return sum(all(abs(a - b) <= n for a, b, n in zip(point, other, near, strict=True)) for other in before)
+
+    return [[covered(i, point) for point in line] for i, line in enumerate(points)]
+
+
+def _curve(axes, line: Line, axis: str, ranks: Sequence[int]):
+    """One curve in the order of K, with its intervals; returns what the legend shows.
+
+    ranks: a point in whose place others are already becomes a ring around them.
+    """
     points = [r for r in line.curve if getattr(r, axis)]
     x, y = [getattr(r, axis) for r in points], [r.value for r in points]
     below = [r.value - r.low if r.low is not None else 0 for r in points]
     above = [r.high - r.value if r.high is not None else 0 for r in points]
     bars = {"elinewidth": 0.8, "capsize": 2.2, "capthick": 0.8, "alpha": 0.55}
     axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=line.look["color"], **bars)
-    (drawn,) = axes.plot(x, y, linewidth=1.1, markersize=5, markeredgecolor="white", markeredgewidth=0.6, **line.look)
+    solid = {"linewidth": 1.1, "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+    (drawn,) = axes.plot(x, y, markevery=[i for i, rank in enumerate(ranks) if not rank], **solid, **line.look)
+    for at, rank in enumerate(ranks):
+        if rank:
+            ring = {"markersize": 5 + 4 * rank, "markerfacecolor": "none", "markeredgecolor": line.look["color"]}
+            axes.plot(x[at], y[at], marker=line.look["marker"], linestyle="none", markeredgewidth=1.1, **ring)
     return drawn
 
 
@@ -139,6 +160,9 @@ def _caption(lines: Sequence[Line], axis: str) -> str:
     steps, machines = sorted({round(run.k, 2) for run in runs}), {run.machine for run in runs}
     told = "Bars: 95 % intervals. Tokens per step K" + (" = " if len(steps) == 1 else " rise along each line: ")
     told += ", ".join(f"{k:g}" for k in steps) + "."
+    by_task = [[line for line in lines if line.curve[0].task == task] for task in {run.task for run in runs}]
+    if any(rank for here in by_task for ranks in _ranks(here, axis) for rank in ranks):
+        told += " Rings: curves that meet in a point."
     if axis == "tok_s":
         told += f"\nDecoded on {machines.pop() if len(machines) == 1 else 'several machines: speeds do not compare'}."
     return told

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from reporting.data import Run
 
 LEVEL = 0.05
-RESAMPLES = 10_000
+RESAMPLES, AUP_RESAMPLES = 10_000, 1_000
 
 
 # ---------------------------------------------------------------- paired comparison
@@ -150,3 +150,25 @@ def aup(points: Sequence[tuple[float, float]], y_max: float, *, alpha: float = 3
     for (rho0, y0), (rho1, y1) in zip(kept, kept[1:], strict=False):
         area += (rho1 - rho0) * (weighted(y0) + weighted(y1)) / 2
     return AUP(area, len(kept), tuple(p for p in ordered if p[1] < floor))
+
+
+def aup_interval(
+    curve: Sequence[Run], y_max: float, *, alpha: float = 3.0, drop: float = 5.0
+) -> tuple[float | None, float | None]:
+    """95 % percentile interval of aup() over resampled documents; the same numbers every time.
+
+    A document is drawn with its answers at every point of the curve. Tokens per forward pass and y_max stay as they are.
+    (None, None) where the points are not on the same documents, or there is one document only.
+    """
+    import numpy as np
+
+    documents = sorted(curve[0].scores)
+    n = len(documents)
+    if n < 2 or any(sorted(run.scores) != documents for run in curve):
+        return None, None
+    scores = 100 * np.array([[run.scores[d] for d in documents] for run in curve])
+    draw = np.random.Generator(np.random.PCG64(0))
+    drawn = (scores[:, draw.integers(0, n, size=n)].mean(axis=1) for _ in range(AUP_RESAMPLES))
+    values = [aup([(r.tpf, y) for r, y in zip(curve, ys, strict=True)], y_max, alpha=alpha, drop=drop).value for ys in drawn]
+    low, high = np.quantile(values, [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from reporting.data import Run, curve_labels, curves
-from reporting.stats import Paired, aup, compare_runs
+from reporting.stats import AUP_RESAMPLES, Paired, aup, aup_interval, compare_runs
 
 
 @dataclass(frozen=True)
@@ -179,21 +179,25 @@ def aup_table(runs: Sequence[Run], alpha: float = 3.0, drop: float = 5.0) -> Tab
         y_max = max(run.value for curve in group for run in curve)
         for label, curve in zip(labels, group, strict=True):
             found = aup([(r.tpf, r.value) for r in curve], y_max, alpha=alpha, drop=drop)
+            low, high = aup_interval(curve, y_max, alpha=alpha, drop=drop)
             dropped = ", ".join(f"{y:.1f} % at TPF {rho:.2f}" for rho, y in found.dropped) or "-"
             rows.append(
-                (task, protocol, label, number(found.value), str(found.points), dropped, number(y_max), "; ".join(labels))
+                (task, protocol, label, interval(found.value, low, high, 1), str(found.points), dropped, number(y_max),
+                 "; ".join(labels))
             )
             records.append({
-                "task": task, "protocol": protocol, "method": label, "aup": found.value, "points": found.points,
+                "task": task, "protocol": protocol, "method": label, "aup": found.value, "ci95_low": low,
+                "ci95_high": high, "points": found.points,
                 "dropped": len(found.dropped), "y_max": y_max, "comparison_set": "; ".join(labels), "alpha": alpha,
                 "y_drop": drop,
             })  # fmt: skip
     notes = (
         f"AUP (arXiv:2601.07568): area under accuracy against measured TPF, alpha {alpha:g}; points more than {drop:g} "
-        "below the slowest one do not count. It depends on y_max, the best accuracy in the comparison set, and on the "
+        f"below the slowest one do not count. [95 %]: {AUP_RESAMPLES:,} resamples of the documents, the same for all points, "
+        "with y_max and TPF as they are. It depends on y_max, the best accuracy in the comparison set, and on the "
         "number of points: values of other sets do not compare.",
     )
-    columns = ("task", "protocol", "method", "AUP", "points", "dropped", "y_max", "comparison set")
+    columns = ("task", "protocol", "method", "AUP [95 %]", "points", "dropped", "y_max", "comparison set")
     left = frozenset({"task", "protocol", "method", "dropped", "comparison set"})
     return Table("Accuracy under parallelism", columns, rows, notes, records, left)
 

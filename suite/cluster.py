@@ -8,6 +8,7 @@ takes a node away, and a task is the same command each time, `sweep.py share`, i
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,10 +219,11 @@ def _sbatch(folder: Path, parameters: dict[str, Any], command: list[str], n: int
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS)
         executor.update_parameters(**parameters)
-        jobs = executor.submit_array([ArrayTask(command) for _ in range(n)])
+        with redirect_stderr(io.StringIO()):  # it prints what sbatch says before it raises it
+            jobs = executor.submit_array([ArrayTask(command) for _ in range(n)])
     except submitit.core.utils.FailedJobError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise EnvironmentProblem((lines or ["sbatch failed and said nothing"])[-1]) from None
+        lines = [line for line in str(error).splitlines() if line.strip()] or ["failed and said nothing"]
+        raise EnvironmentProblem(f"sbatch: {lines[-1].removeprefix('sbatch: error: ')}") from None
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     return jobs[0].job_id.partition("_")[0]

@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from experiment.result import is_proportion
+from experiment.statistics import estimate
 from models import CheckpointError, fingerprint
 from suite.matrix import Experiment, spec_named
 from suite.tally import Sums, Tally
@@ -257,11 +259,18 @@ class Watcher:
             self._tally.update()
             sums = self._tally.sums(of)
         told, active = read_note(self.experiment), self._active()
+        score = self._score_so_far(sums.scores)
         if active:
-            return Standing("running", sums.n, of, sums, note=active)
+            return Standing("running", sums.n, of, sums, score, active)
         if told.get("phase") == "failed":
-            return Standing("failed", sums.n, of, sums, note=str(told.get("error") or "see its log"))
-        return Standing("partial" if sums.n else "waiting", sums.n, of, sums)
+            return Standing("failed", sums.n, of, sums, score, str(told.get("error") or "see its log"))
+        return Standing("partial" if sums.n else "waiting", sums.n, of, sums, score)
+
+    def _score_so_far(self, scores: Sequence[float]) -> tuple[float, float | None, float | None, int] | None:
+        if not scores:
+            return None
+        found = estimate(scores, proportion=is_proportion(self.experiment.spec.headline) and set(scores) <= {0, 1})
+        return found.value, found.low, found.high, found.n
 
 
 def standings(watchers: Sequence[Watcher]) -> list[tuple[Experiment, Standing]]:

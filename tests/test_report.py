@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ from mini import ROOT
 
 from experiment.result import VOLATILE
 from reporting.data import curve_labels, curves, read_all
-from reporting.stats import compare_runs
+from reporting.plots import Line, _caption, _figure, _ranks
+from reporting.stats import aup_interval, compare_runs
 from reporting.tables import aup_table, comparisons, interval, results, to_csv, to_markdown, to_text
 from scripts import report
 from utils import UsageError, atomic_write_json, sha256
@@ -126,6 +128,37 @@ def test_aup_says_what_it_depends_on(tmp_path):
     ]  # fmt: skip
     assert rows[1]["dropped"].startswith("25.0 % at TPF ")
     assert aup_table(runs, 3, 100).rows[1][4] == "2"
+
+
+def test_points_in_one_place_become_rings(tmp_path):
+    """Else the curve that is drawn last hides the others."""
+    for alias in ("dream", "llada", "llada1.5"):
+        save(tmp_path, alias, k=1, scores=[1.0] * 30 + [0.0] * 10)
+        save(tmp_path, alias, k=2, scores=[1.0] * 20 + [0.0] * 20)
+    runs, _ = read_all([tmp_path])
+    for run in runs:
+        tpf = {1: 1.0, 2: {"dream": 1.9, "llada": 2.0, "llada1.5": 2.01}[run.model]}[run.k]
+        object.__setattr__(run, "tpf", tpf)
+    lines = [Line(curve[0].model, curve, {"color": "k", "marker": "o", "linestyle": "-"}) for curve in curves(runs)]
+    assert _ranks(lines, "tpf") == [[0, 0], [1, 0], [2, 1]]
+    figure = _figure(lines, "tpf")
+    rings = [line.get_markersize() for line in figure.axes[0].lines if line.get_linestyle() == "None" and len(line.get_xdata()) == 1]
+    assert [size for size in rings if size > 5] == [9, 13, 9] and "Rings" in _caption(lines, "tpf")
+    assert "Rings" not in _caption(lines[:1], "tpf")
+
+
+def test_the_interval_of_aup_resamples_documents(tmp_path):
+    """A curve of one point is that point's mean times its TPF, whose interval is known; no spread, no width."""
+    rng = random.Random(1)
+    save(tmp_path, k=2, scores=[float(rng.random() < 0.7) for _ in range(400)], n=400)
+    save(tmp_path, "dream", k=1, scores=[1.0] * 40)
+    dream, llada = sorted(read_all([tmp_path])[0], key=lambda run: run.model)
+    p, half = llada.value / 100, 100 * 1.96 * llada.tpf
+    spread = half * (p * (1 - p) / 400) ** 0.5
+    assert aup_interval([llada], 100) == pytest.approx((llada.tpf * llada.value - spread, llada.tpf * llada.value + spread), rel=0.02)
+    assert aup_interval([llada], 100) == aup_interval([llada], 100)
+    assert aup_interval([dream], 100) == (100 * dream.tpf, 100 * dream.tpf)
+    assert aup_interval([dream, llada], 100) == (None, None)  # not the same documents
 
 
 def test_curves_of_one_model_are_told_apart(tmp_path):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mini import DREAM, LLADA, ROOT, gsm8k_dir
+from mini import DREAM, LLADA, gsm8k_dir
 
 from experiment.result import VOLATILE
 from scripts.sweep import main
@@ -154,9 +154,12 @@ def test_twelve_experiments_over_two_nodes_that_are_both_taken_away(cluster, tmp
 
 def test_what_sbatch_refuses_is_one_line(cluster, tmp_path, capsys):
     words, _ = twelve(tmp_path, "out")
-    assert main(["run", "--engine", "slurm", "--partition", "nowhere", *words]) == 3
+    slurm = ["run", "--engine", "slurm", *words]
+    assert main([*slurm, "--gpus-per-job", "0", "--partition", "nowhere"]) == 3
+    assert main(slurm) == 3  # a GPU, which these nodes have not got
     assert capsys.readouterr().err.splitlines() == [
-        "error: sbatch: error: Batch job submission failed: Invalid partition name specified"
+        "error: sbatch: Batch job submission failed: Invalid partition name specified",
+        "error: sbatch: Invalid generic resource (gres) specification",
     ]
 
 

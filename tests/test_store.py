@@ -75,7 +75,7 @@ def filled(root: Path, samples) -> Path:
     with opened(root) as store:
         for i in samples:
             store.put(key(i), ok(i))
-    return store._path
+    return store.shard
 
 
 def found(root: Path) -> set[int]:
