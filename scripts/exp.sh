@@ -2,6 +2,7 @@
 # Run the suite in a tmux session, or re-attach to the one that runs it:
 #   ./scripts/exp.sh [--models ...] [--tasks ...] [--tps ...] [--algs ...] [--extra "..."] [--file YAML] [--workers N]
 #   ./scripts/exp.sh --no_tmux ...     in the foreground instead
+#   ./scripts/exp.sh --engine slurm --partition NAME ...     as a job of a SLURM cluster
 # Options go to `scripts/sweep.py run`, whose --help lists them. GPUs: CUDA_VISIBLE_DEVICES. Ctrl-C stops in good order.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -35,11 +35,8 @@ from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_p
 if TYPE_CHECKING:
     from suite.cluster import Request
 
-# options that only --engine slurm has: Request's fields -> flags
-SLURM = {
-    "partition": "--partition", "gpus_per_job": "--gpus-per-job", "array_size": "--array-size", "time": "--time",
-    "account": "--account", "qos": "--qos", "slurm_extra": "--slurm-extra",
-}  # fmt: skip
+# what only --engine slurm asks: fields of Request
+SLURM = ("partition", "gpus_per_job", "array_size", "time", "account", "qos", "slurm_extra")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -174,7 +171,7 @@ def request_of(args: argparse.Namespace) -> Request | None:
         request.parameters()
         return request
     if given:
-        flags = " and ".join(SLURM[name] for name in given)
+        flags = " and ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{flags}: only for --engine slurm")
     return None
 

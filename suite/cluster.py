@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
 TIMEOUTS = 10_000  # a task that reaches its time limit is requeued; nothing speaks against doing so again
-GRACE_S = 600.0
-WARN_S = 90  # how long before its time limit a task is told
+GRACE_S = 600.0  # what SLURM may leave a task that it pre-empts
+WARN_S, LEAST_MINUTES = 90, 5  # how long before its time limit a task is told, and what that limit must be
 DEFAULT_TIME = "4:00:00"  # short jobs start sooner, and the end of one costs no more than loading a model again
 # sbatch's options that --slurm-extra cannot give, and why
 OURS = {
@@ -75,6 +75,8 @@ class Request:
         limit, more = _minutes(self.time), {}
         if limit is None:
             problems.append(f"--time {self.time}: expected minutes, H:MM:SS, D-HH or D-HH:MM")
+        elif limit < LEAST_MINUTES:  # warned as soon as it starts, it would be requeued for ever
+            problems.append(f"--time {self.time}: must be at least {LEAST_MINUTES} minutes")
         try:
             more = _options(self.slurm_extra)
         except ValueError as error:
@@ -124,6 +126,8 @@ def _options(text: str) -> dict[str, Any]:
 class ArrayTask:
     """What submitit starts on a node: a suite of its own process, which is stopped in good order before a requeue."""
 
+    process: subprocess.Popen | None = None
+
     def __init__(self, command: list[str]):
         self.command = command
 
@@ -147,8 +151,9 @@ class ArrayTask:
         """Called by submitit on SLURM's warning, before it requeues the task."""
         from submitit.helpers import DelayedSubmission
 
-        self.process.terminate()
-        os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # not wait(): this interrupts the one above
+        if self.process:
+            self.process.terminate()
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # not wait(): this interrupts the one above
         return DelayedSubmission(ArrayTask(self.command))
 
 
@@ -196,7 +201,7 @@ def submit(chosen: Sequence[Experiment], out: Path, n_workers: int | None, reque
     return "\n".join([
         f"job {job}: {len(todo)} experiments{left}, {n} task{'s' * (n != 1)} at most at a time",
         f"where it stands: ./scripts/progress.sh{'' if str(out) == 'results' else f' --output_dir {out}'}; squeue --job {job}",
-        f"logs: {folder}/{job}*_log.out, {out / 'logs'}/<experiment>.log",
+        f"logs: {folder}/{job}_*_log.out, {out / 'logs'}/<experiment>.log",
         f"cancel: scancel {job}; the same command goes on, and so does scontrol requeue {job}",
     ])  # fmt: skip
 
@@ -221,7 +226,7 @@ def _sbatch(folder: Path, parameters: dict[str, Any], command: list[str], n: int
         executor.update_parameters(**parameters)
         with redirect_stderr(io.StringIO()):  # it prints what sbatch says before it raises it
             jobs = executor.submit_array([ArrayTask(command) for _ in range(n)])
-    except submitit.core.utils.FailedJobError as error:
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or ["failed and said nothing"]
         raise EnvironmentProblem(f"sbatch: {lines[-1].removeprefix('sbatch: error: ')}") from None
     finally:

@@ -175,6 +175,7 @@ def test_without_sbatch_the_way_out_is_named(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(("words", "problem"), [
     (["--partition", "gpu"], "--partition: only for --engine slurm"),
     (["--engine", "slurm", "--time", "soon"], "--time soon: expected minutes"),
+    (["--engine", "slurm", "--time", "1"], "--time 1: must be at least 5 minutes"),
     (["--engine", "slurm", "--array-size", "0"], "--array-size 0: must be at least 1"),
     (["--engine", "slurm", "--gpus-per-job", "-1"], "--gpus-per-job -1: must be 0 or more"),
     (["--engine", "slurm", "--slurm-extra=-C a100"], "'-C' is no --option of sbatch"),
@@ -186,7 +187,7 @@ def test_wrong_options_are_said_at_once(tmp_path, capsys, words, problem):
 
 
 @pytest.mark.parametrize(("text", "minutes"), [
-    ("30", 30), ("90:00", 90), ("0:30", 1), ("4:00:00", 240), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:30", 2881),
+    ("30", 30), ("90:00", 90), ("9:30", 10), ("4:00:00", 240), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:30", 2881),
 ])  # fmt: skip
 def test_a_time_limit_as_sbatch_takes_it(text, minutes):
     assert Request(time=text).parameters()["time"] == minutes

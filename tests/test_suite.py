@@ -344,6 +344,37 @@ def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(tm
     assert "whether the suite on node7 lives" in capsys.readouterr().err
 
 
+def test_suites_that_share_a_run_take_one_experiment_after_the_other(tmp_path):
+    """An idle worker takes more of its model, else of one that nobody is at; what has failed in the run stays so."""
+    found = chosen(tmp_path, models=("llada", "dream"), tps=(1, 2))
+    out, worker = tmp_path / "out", Worker("cpu", {})
+    one = Claim(out, found, workers=1, run="r")
+    one.path = one.path.rename(one.path.with_name("sweep-here-1.json"))  # as if of another process of this host
+    assert one.mine == one.elsewhere == []
+    engine = LocalEngine(one, [], [worker], print)
+    worker.task = engine._next(worker)
+    assert worker.task.experiment == found[0]
+    two = Claim(out, found, workers=1, run="r")
+    other = Worker("cpu", {})
+    second = LocalEngine(two, [], [other], print)
+    other.task = second._next(other)
+    assert other.task.experiment == found[2]
+    worker.model, worker.task.stage, worker.task = found[0].model, "score", None  # the scorer has it
+    assert engine._next(worker).experiment == found[1]
+    second._end(other.task, "failed", "no memory")
+    write_note(found[3], "failed", 3, "no memory", one.told)
+    other.task = None
+    assert second._next(other) is None and second.claim.more(lambda free, at_it: free[0]) is None
+    assert not two.release() and one.release()
+    assert [c["mine"] for c in read_claims(out)] == [[str(e.job.path) for e in some] for some in (found[:2], found[2:3])]
+    again = Claim(out, found, workers=1, run="r")
+    assert again.more(lambda free, at_it: free[-1]) == found[1]  # not finished, and free again
+    again.release()
+    assert Claim(out, found, workers=1, run="s").more(lambda free, at_it: free[-1]) == found[3]
+    with pytest.raises(BusyError, match="already"):
+        Claim(out, [found[3]], workers=1)
+
+
 def test_devices_as_they_are_told(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert [w.environ["CUDA_VISIBLE_DEVICES"] for w in make_workers(None)] == ["2", "3"]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from experiment.lmeval import scorer
 from tasks import DataError, build_task, check_data, data_checksums, gsm8k, humaneval, load_data, mbpp, truthfulqa
 from tasks.base import installed_config
 from tasks.extract import called_names
@@ -130,6 +131,17 @@ def evaluate(task, answer, *, chat=True, limit=None) -> tuple[dict, list[dict]]:
 
 
 # ---------------------------------------------------------------- a set of one's own
+
+
+@pytest.mark.parametrize(("spec", "form"), [(s, f) for s in (gsm8k.SPEC, truthfulqa.SPEC) for f in s.forms])
+@pytest.mark.parametrize("text", ["#### 1,000", "No, pigs do not fly.", "Yes, pigs can fly.", ""])
+def test_an_answer_scored_alone_counts_what_it_counts_in_the_end(mini, spec, form, text):
+    """What progress shows of a run that goes on is what its result will say."""
+    task = build_task(spec, mini, form)
+    metric, _, chain = spec.headline.partition(",")
+    whole = {s["doc_id"]: s[metric] for s in evaluate(task, lambda doc: text)[1] if s["filter"] == chain}
+    score = scorer(task, spec.headline)
+    assert {i: score(doc, text) for i, doc in enumerate(task.eval_docs)} == whole
 
 
 @pytest.mark.parametrize("form", humaneval.FORMS)
