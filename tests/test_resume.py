@@ -200,7 +200,7 @@ def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
     """Pre-emption: exit 128+n within seconds, nothing finished is lost, no result pretends to be final."""
     big = gsm8k_dir(tmp_path / "big", n=200)
     process = start(big, tmp_path / "a", "--device", "cpu", "--gen_length", "64", "--tokens_per_step", "1")
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300  # a busy machine takes its time to start
     while time.monotonic() < end and not any(p.stat().st_size > 3000 for p in shards(tmp_path / "a")):
         time.sleep(0.05)
     process.send_signal(number)
