@@ -36,7 +36,7 @@ def load_weights(folder: Path, config: ModelConfig, device: torch.device, dtype:
     with torch.device("meta"):
         model = Transformer(config)
     model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    parameters = dict(model.named_parameters())
+    parameters = model.weights()
     assert set(parameters) == {name for names in plan.values() for name in names.values()}
     for path, names in plan.items():
         try:

@@ -2,25 +2,25 @@
 
 B sequences of L columns, T packed columns (all sequences end to end), R asked rows, D width,
 H query heads, K key/value heads, E head width, V vocabulary. There is no padding between
-sequences: everything but attention works on [T, D], attention goes sequence by sequence.
+sequences: everything but attention works on [T, D], attention goes sequence by sequence. In the
+last layer only keys and values are computed for all columns, the rest for the asked rows.
 Cast order as in LLaDA's modeling_llada.py and transformers' Qwen2: norms in float32, cast,
 then times the weight.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.attention import Packed, attend, varlen_options
 from models.config import ModelConfig, Span
+from models.packing import Plan, plan, to_device
 
-# Matrix products run on a multiple of 8 rows. Other counts leave a thread with 1 to 3 rows, which
-# take another kernel, so that a row's last bits would depend on how many neighbours it has
-# (measured on a CPU in float32: 1-3 rows with 1, 3 or 4 threads, up to 11 with 2 or 8, up to 27
-# with 16; never a multiple of 8).
-ROWS = 8
+# Several matrices of a checkpoint in one parameter: one product instead of two or three, the same bits.
+FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
 class RMSNorm(nn.Module):
@@ -71,25 +71,48 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         c = config
+        self.heads, self.head_dim = (c.n_heads, c.n_kv_heads, c.n_kv_heads), c.head_dim
         self.attn_norm = RMSNorm(c.d_model, c.norm_eps)
-        self.q = nn.Linear(c.d_model, c.n_heads * c.head_dim, bias=c.qkv_bias)
-        self.k = nn.Linear(c.d_model, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.v = nn.Linear(c.d_model, c.n_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.qkv = nn.Linear(c.d_model, sum(self.heads) * c.head_dim, bias=c.qkv_bias)
         self.o = nn.Linear(c.n_heads * c.head_dim, c.d_model, bias=False)
         self.mlp_norm = RMSNorm(c.d_model, c.norm_eps)
-        self.gate = nn.Linear(c.d_model, c.d_ff, bias=False)
-        self.up = nn.Linear(c.d_model, c.d_ff, bias=False)
+        self.gate_up = nn.Linear(c.d_model, 2 * c.d_ff, bias=False)
         self.down = nn.Linear(c.d_ff, c.d_model, bias=False)
-        self.head_dim = c.head_dim
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed, kv: list[Tensor] | None) -> Tensor:
-        """x: [T, D] -> [T, D]. kv: this layer's [2, length, K, E] of each sequence, or None."""
-        h = self.attn_norm(x)
-        q, k, v = (p(h).unflatten(-1, (-1, self.head_dim)) for p in (self.q, self.k, self.v))
-        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, packed, kv)
-        x = x + self.o(mixed.flatten(1))
-        h = self.mlp_norm(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed, kv: list[Tensor] | None, asked: Tensor | None
+    ) -> Tensor:
+        """x: [T, D] -> [T, D], or [A, D] for the rows `asked` [A]. kv: this layer's [2, length, K, E] of each
+        sequence, or None."""
+        if asked is None:
+            q, k, v = self.project(x, cos, sin)
+        else:
+            q, k, v = self.project_asked(x, cos, sin, asked)
+            x = x[asked]
+        return self.finish(x, attend(q, k, v, packed, kv).flatten(1))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [T, H, E] and k [T, K, E], rotated, and v [T, K, E] of x [T, D]."""
+        H, K, _ = self.heads
+        qk, v = self.qkv(self.attn_norm(x)).unflatten(-1, (-1, self.head_dim)).split((H + K, K), dim=1)
+        return (*rotate(qk, cos, sin).split((H, K), dim=1), v)
+
+    def project_asked(self, x: Tensor, cos: Tensor, sin: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As project, q [A, H, E] for the rows `asked` [A] alone."""
+        H, K, _ = self.heads
+        h, n = self.attn_norm(x), H * self.head_dim
+        weight, bias = self.qkv.weight, self.qkv.bias
+        wq, wkv = weight[:n], weight[n:]
+        bq, bkv = (None, None) if bias is None else (bias[:n], bias[n:])
+        q = F.linear(h[asked], wq, bq).unflatten(-1, (H, self.head_dim))
+        k, v = F.linear(h, wkv, bkv).unflatten(-1, (2 * K, self.head_dim)).split(K, dim=1)
+        return rotate(q, cos[asked], sin[asked]), rotate(k, cos, sin), v
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Residual stream [T, D] after attention's output `mixed` [T, H * E] and the feed-forward part."""
+        x = self.o(mixed).add_(x)
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return self.down(F.silu(gate).mul_(up)).add_(x)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -126,13 +149,25 @@ class Transformer(nn.Module):
         """A cache without slots, for the sequences that `KVCache.add` brings."""
         return KVCache(self.config, [], device=self.device, dtype=self.dtype)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint by its name in `parameter_shapes`: views, to be filled or read."""
+        c, found = self.config, {}
+        sizes = {"qkv": [n * c.head_dim for n in (c.n_heads, c.n_kv_heads, c.n_kv_heads)], "gate_up": [c.d_ff] * 2}
+        for name, parameter in self.named_parameters():
+            *path, module, leaf = name.split(".")
+            parts = parameter.split(sizes[module]) if module in FUSED else (parameter,)
+            for part, view in zip(FUSED.get(module, (module,)), parts):
+                found[".".join([*path, part, leaf])] = view
+        return found
+
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
         """Raw logits [B, L, V] of input_ids [B, L] int64: no shift, the mask token untouched."""
         B, L = input_ids.shape
         spans = [Span(0, L, L)] * B
         self._check(input_ids.reshape(-1), spans, None)
-        x = self._trunk(input_ids.reshape(-1), spans, None)[: B * L]
+        columns = plan(spans, np.zeros(0, dtype=np.int64), self.config, self.device.type)
+        x = self._trunk(input_ids.reshape(-1).cpu().numpy(), columns, None, all_columns=True)[: B * L]
         return self._head(x).view(B, L, -1)
 
     @torch.no_grad()
@@ -146,45 +181,45 @@ class Transformer(nn.Module):
                 values of the computed columns are written and [0, kv_end) is read.
         rows:   [R] int64, packed indices. Row i of the result is the distribution FOR that column:
                 Dream reads the hidden state one column to the left, but for column 0.
-        Raises ValueError where spans, tokens, rows and cache do not fit together.
+        On the host, tokens and rows cost no wait for the device. Raises ValueError where spans, tokens, rows and cache
+        do not fit together.
         """
         spans = [Span(*s) for s in spans]
-        spans = [Span(*s) for s in spans]
         self._check(tokens, spans, cache)
-        if self.config.shift:
-            rows = self._left_neighbours(rows, spans, len(tokens))
-        x = self._trunk(tokens, spans, cache)
+        asked = plan(spans, rows.cpu().numpy(), self.config, self.device.type)
+        x = self._trunk(tokens.cpu().numpy(), asked, cache)
         if cache is not None:
             cache.ends = [cache.after(i, s) for i, s in enumerate(spans)]
-        out = self._head(x[rows])
+        out = self._head(x)[: asked.n_rows]
         out[:, self.config.mask_id] = -torch.inf
         return out
 
     def _head(self, x: Tensor) -> Tensor:
-        """Logits [R, V] of hidden states [R, D], computed on a multiple of 8 rows."""
-        R = len(x)
-        if R % ROWS:
-            x = F.pad(x, (0, 0, 0, -R % ROWS))
+        """Logits [R, V] of hidden states [R, D]."""
         weight = self.embed.weight if self.config.tie_embeddings else self.head.weight
-        return F.linear(self.norm(x), weight)[:R]
+        return F.linear(self.norm(x), weight)
 
-    def _trunk(self, tokens: Tensor, spans: Sequence[Span], cache: KVCache | None) -> Tensor:
-        """Hidden states [T to a multiple of 8, D] before the last norm; rows from T on mean nothing."""
-        cos, sin = self._angles(spans)
-        if extra := -len(tokens) % ROWS:
-            tokens = F.pad(tokens, (0, extra))
-            cos, sin = (F.pad(t, (0, 0, 0, 0, 0, extra)) for t in (cos, sin))
+    def _trunk(self, tokens: np.ndarray, plan: Plan, cache: KVCache | None, all_columns: bool = False) -> Tensor:
+        """Hidden states before the last norm: of the rows plan.back, or [T', D] of all columns."""
+        tokens = np.pad(tokens, (0, len(plan.positions) - len(tokens)))
+        tokens, positions, asked, back = to_device(self.device, tokens, plan.positions, plan.asked, plan.back)
+        table = self._rope_table(max(s.hi for s in plan.spans))
+        cos, sin = (t[positions] for t in table)
         c = self.config
         options = varlen_options(self.device, self.dtype, c.n_heads, c.n_kv_heads, c.head_dim)
-        packed = Packed.of(spans, self.device, options)
+        packed = Packed.of(plan.spans, plan.columns, plan.columns, self.device, options)
         x = self.embed(tokens)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, packed, None if cache is None else [slot[i] for slot in cache.slots])
+            kv = None if cache is None else [slot[i] for slot in cache.slots]
+            if all_columns or i < len(self.layers) - 1:
+                x = layer(x, cos, sin, packed, kv, None)
+            else:
+                packed = Packed.of(plan.spans, plan.columns, plan.queries, self.device, options)
+                x = layer(x, cos, sin, packed, kv, asked)[back]
         return x
 
-    def _angles(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor]:
-        """cos and signed sin [T, 1, E] of the spans' columns, float32 for LLaDA, else the model's dtype."""
-        end = max((s.hi for s in spans), default=0)
+    def _rope_table(self, end: int) -> tuple[Tensor, Tensor]:
+        """cos and signed sin [at least `end`, 1, E], float32 for LLaDA, else in the model's dtype."""
         dtype = torch.float32 if self.config.rope_in_float32 else self.dtype
         table = self._rope
         if table is None or len(table[0]) < end or table[0].device != self.device or table[0].dtype != dtype:
@@ -195,25 +230,7 @@ class Transformer(nn.Module):
             cos, sin = angle.cos(), angle.sin()
             halves = ((cos, cos), (-sin, sin))
             self._rope = table = tuple(torch.cat(h, -1).to(self.device, dtype) for h in halves)
-        if len(spans) == 1:
-            return table[0][spans[0].lo : spans[0].hi], table[1][spans[0].lo : spans[0].hi]
-        return tuple(torch.cat([t[s.lo : s.hi] for s in spans]) for t in table)
-
-    def _left_neighbours(self, rows: Tensor, spans: Sequence[Span], T: int) -> Tensor:
-        """Packed index of the hidden state that predicts each row of a shifted model."""
-        first = torch.zeros(T, dtype=torch.int64)
-        start, cut = 0, []
-        for s in spans:
-            if s.hi > s.lo:
-                first[start] = 1
-                cut += [start] * (s.lo > 0)
-            start += s.hi - s.lo
-        if cut and torch.isin(rows, torch.tensor(cut, device=rows.device)).any():
-            raise ValueError(
-                "predict: the first column of a span with lo > 0 was asked for, but this model reads it "
-                "from the column to its left, which is not computed; start the span one column earlier"
-            )
-        return rows - 1 + first.to(rows.device)[rows]
+        return table
 
     def _check(self, tokens: Tensor, spans: Sequence[Span], cache: KVCache | None) -> None:
         if not len(tokens):

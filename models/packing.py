@@ -1,0 +1,113 @@
+"""Where everything of one forward pass lies, worked out on the host before the device hears of it.
+
+Sequences lie end to end without padding between them. Behind the last one columns are added up to a multiple, and
+behind the asked rows of each sequence rows, so that a row's last bits do not depend on how many neighbours it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.config import Span
+
+if TYPE_CHECKING:
+    from models.config import ModelConfig
+
+# Matrix products run on a multiple of 8 rows. Other counts leave a thread with 1 to 3 rows, which
+# take another kernel, so that a row's last bits would depend on how many neighbours it has
+# (measured on a CPU in float32: 1-3 rows with 1, 3 or 4 threads, up to 11 with 2 or 8, up to 27
+# with 16; never a multiple of 8). On CUDA whole tiles: fewer shapes, hence fewer kernels to choose from.
+ROWS = {"cpu": 8, "cuda": 32}
+COLUMNS = {"cpu": 8, "cuda": 128}
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One forward pass over T packed columns of B sequences that is asked for R rows.
+
+    spans:     what each sequence computes and reads.
+    columns:   [B] first and end packed column of each sequence.
+    positions: [T'] column within its sequence, T' being T to a multiple; 0 behind T.
+    asked:     [A] packed columns whose hidden states are wanted, sequence by sequence, each to a multiple of rows
+               (its first one repeated), so A >= R.
+    queries:   [B] first and end of each sequence in `asked`.
+    back:      [R'] where in `asked` each wanted row is, in the order in which it was asked for; R' as T'.
+    n_rows:    R.
+    """
+
+    spans: tuple[Span, ...]
+    columns: tuple[Range, ...]
+    positions: np.ndarray
+    asked: np.ndarray
+    queries: tuple[Range, ...]
+    back: np.ndarray
+    n_rows: int
+
+
+def ranges(counts: Sequence[int]) -> tuple[Range, ...]:
+    """First and end of consecutive groups of these sizes."""
+    ends = list(accumulate(counts, initial=0))
+    return tuple(zip(ends, ends[1:]))
+
+
+def up_to(n: int, multiple: int) -> int:
+    """n, or the next multiple of `multiple` above it."""
+    return -(-n // multiple) * multiple
+
+
+def plan(spans: Sequence[Span], rows: np.ndarray, config: ModelConfig, device_type: str) -> Plan:
+    """The Plan of a call to `Transformer.predict`, rows [R] int64 in any order.
+
+    Raises ValueError where a row is not one of the columns, or a shifted model would need a column that is not computed.
+    """
+    row_step = ROWS.get(device_type, ROWS["cpu"])
+    lengths = np.array([s.hi - s.lo for s in spans])
+    ends = np.cumsum(lengths)
+    T, starts = int(ends[-1]), ends - lengths
+    if len(rows) and not 0 <= rows.min() <= rows.max() < T:
+        raise ValueError(f"predict: rows {rows.min()} to {rows.max()} asked for, but there are {T} columns")
+    owner = np.searchsorted(ends, rows, side="right")
+    if config.shift:
+        rows = _left_neighbours(rows, rows == starts[owner], np.array([s.lo for s in spans])[owner])
+    counts = np.bincount(owner, minlength=len(spans))
+    queries = ranges([up_to(int(n), row_step) for n in counts])
+    order = np.argsort(owner, kind="stable")
+    rank = np.arange(len(rows)) - (np.cumsum(counts) - counts)[owner[order]]
+    back = np.empty(len(rows), dtype=np.int64)
+    back[order] = np.array([a for a, _ in queries])[owner[order]] + rank
+    asked = np.zeros(queries[-1][1], dtype=np.int64)
+    for (a, b), mine in zip(queries, np.split(rows[order], np.cumsum(counts)[:-1])):
+        if len(mine):
+            asked[a:b] = mine[0]
+    asked[back] = rows
+    positions = np.zeros(up_to(T, COLUMNS.get(device_type, COLUMNS["cpu"])), dtype=np.int64)
+    positions[:T] = np.concatenate([np.arange(s.lo, s.hi) for s in spans])
+    back = np.concatenate([back, np.zeros(-len(back) % row_step, dtype=np.int64)])
+    return Plan(tuple(spans), ranges(lengths.tolist()), positions, asked, queries, back, len(rows))
+
+
+def _left_neighbours(rows: np.ndarray, first: np.ndarray, lo: np.ndarray) -> np.ndarray:
+    """Packed columns of the hidden states that predict `rows` in a shifted model; `first`: of their sequence."""
+    if (first & (lo > 0)).any():
+        raise ValueError(
+            "predict: the first column of a span with lo > 0 was asked for, but this model reads it "
+            "from the column to its left, which is not computed; start the span one column earlier"
+        )
+    return rows - 1 + first
+
+
+def to_device(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
+    """int64 arrays as tensors on the device, in one transfer for which nothing waits."""
+    if device.type != "cuda":
+        return [torch.from_numpy(a).to(device) for a in arrays]
+    whole = torch.from_numpy(np.concatenate(arrays)).pin_memory().to(device, non_blocking=True)
+    return list(whole.split([len(a) for a in arrays]))
