@@ -141,6 +141,11 @@ def decode(
     return _Decoder(model, config, stop).run(prompts, seeds, batch_size or len(prompts) or 1, on_finish)
 
 
+def _there(x: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device, in a transfer that nothing waits for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
 class _Decoder:
     """One call of decode()."""
 
@@ -211,7 +216,7 @@ class _Decoder:
         noise = self._noise(rows)
         queried = np.stack([row.open[self._block(row)] for row in rows])
         proposal, observed = self._propose(rows, queried, noise)
-        at = torch.from_numpy(queried).to(self.model.device)
+        at = _there(torch.from_numpy(queried), self.model.device)
         found = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
         scores = {name: at.to(torch.float64).masked_scatter(at, score) for name, score in found.items()}
         chosen = self.algorithm.select(self._view(rows, noise, scores))
@@ -222,7 +227,7 @@ class _Decoder:
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
             if row.memory:
-                kept = torch.from_numpy(np.flatnonzero(~now_committed[was_open])).to(self.model.device)
+                kept = _there(torch.from_numpy(np.flatnonzero(~now_committed[was_open])), self.model.device)
                 row.memory = {name: held[kept] for name, held in row.memory.items()}
 
     def _block(self, row: _Row) -> slice:
@@ -244,15 +249,15 @@ class _Decoder:
         steps, reads = [row.step for row in rows], self.algorithm.reads
         more = dict(scores or {})
         if "step" in reads:
-            more["step"] = torch.tensor(steps, device=device)
+            more["step"] = _there(torch.tensor(steps), device)
         if "canvas" in reads:
-            more["canvas"] = torch.from_numpy(np.stack([row.open for row in rows])).to(device)
-            more["start"] = torch.tensor([self._block(row).start for row in rows], device=device)
+            more["canvas"] = _there(torch.from_numpy(np.stack([row.open for row in rows])), device)
+            more["start"] = _there(torch.tensor([self._block(row).start for row in rows]), device)
         return StepView(
-            masked=torch.from_numpy(np.stack([row.open[self._block(row)] for row in rows])).to(device),
-            quota=torch.tensor([self.schedule.quotas[j] for j in steps], device=device),
-            rate=torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64, device=device),
-            noise=noise[1].to(device) if noise is not None and self.algorithm.noisy else None,
+            masked=_there(torch.from_numpy(np.stack([row.open[self._block(row)] for row in rows])), device),
+            quota=_there(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
+            rate=_there(torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device),
+            noise=_there(noise[1], device) if noise is not None and self.algorithm.noisy else None,
             alg_temp=self.config.alg_temp or 0.0, options=self.config.options, **more,
         )  # fmt: skip
 
@@ -267,7 +272,6 @@ class _Decoder:
 
     def _predict(self, rows: list[_Row], queried: np.ndarray) -> Tensor:
         """One forward pass: logits [R, V] of the queried positions [B, T], row by row, left to right."""
-        device = self.model.device
         # a cache has a slot for each row in flight; a row that sits out has no columns
         flight = rows if self.cache is None else self.rows
         acting = {row.index: self._span(row) for row in rows}
@@ -278,7 +282,7 @@ class _Decoder:
         at_row, at_column = queried.nonzero()
         packed = torch.from_numpy(np.concatenate([row.canvas[lo:hi] for row, (lo, hi, _) in zip(flight, spans)]))
         asked = torch.from_numpy(origins[at_row] + at_column)
-        logits = self.model.predict(packed.to(device), spans, asked.to(device), self.cache)
+        logits = self.model.predict(packed, spans, asked, self.cache)
         for row in rows:
             lo, hi, _ = acting[row.index]
             row.nfe += 1
@@ -294,7 +298,7 @@ class _Decoder:
         logits, observed = self._predict(rows, queried), {}
         if self.algorithm.observe is not None:
             logits, observed = self._observe(rows, logits, queried.sum(axis=1).tolist())
-        drawn = noise[0][torch.from_numpy(queried)].to(logits.device) if self.config.temperature > 0 else None
+        drawn = _there(noise[0][torch.from_numpy(queried)], logits.device) if self.config.temperature > 0 else None
         return propose(logits, self.rules, self.algorithm.scores, drawn), observed
 
     def _observe(self, rows: list[_Row], logits: Tensor, counts: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
