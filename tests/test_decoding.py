@@ -207,7 +207,7 @@ def test_chunked_scoring_is_the_same(monkeypatch):
     logits = torch.randn(37, 50, generator=torch.Generator().manual_seed(0))
     read, noise = frozenset({"confidence", "entropy"}), uniforms(1, 1, 37)[0]
     whole = propose(logits, Rules(temperature=0.7), read, noise)
-    monkeypatch.setattr("decoding.sampling.CHUNK_NUMBERS", 500)
+    monkeypatch.setattr("decoding.sampling.CHUNK_NUMBERS", {"cpu": 500})
     parts = propose(logits, Rules(temperature=0.7), read, noise)
     assert torch.equal(whole.tokens, parts.tokens) and torch.equal(whole.entropy, parts.entropy)
 
