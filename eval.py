@@ -123,11 +123,17 @@ def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=Non
             f"checkpoint {checkpoint} has no chat template, which the {job.protocol.name} protocol needs"
         )
     family = {"llada": LladaHarness, "dream": DreamHarness}[job.config.family]
+
+    def ready() -> Transformer:
+        model = load(checkpoint, device, job.config.dtype)
+        model.accelerate(compile=job.config.compile, cuda_graphs=job.cuda_graphs, tell=say)
+        return model
+
     return family(
         tokenizer,
         read_config(checkpoint),
         job.decode,
-        load=lambda: load(checkpoint, device, job.config.dtype),
+        load=ready,
         device=device,
         batch_size=job.batch_size,
         seed=job.config.seed,
@@ -233,7 +239,8 @@ def _execute(
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
             "total_seconds": time.time() - started,
             "data_origin": task.data.origin,
-            "batch_size": job.batch_size,
+            "batch_size": getattr(lm, "rows_in_flight", job.batch_size),
+            "acceleration": list(getattr(lm, "acceleration", ())),
             "batch_sizes_out_of_memory": getattr(lm, "halved", []),
             "samples_made": ledger.provenances(),
             "store": {"directory": str(store.directory), "found": str(store.report)} if store else None,

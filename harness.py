@@ -27,6 +27,7 @@ from experiment.lmeval import quiet
 from experiment.progress import Failure, Progress
 from experiment.result import Record, profile
 from experiment.stops import BROKEN_TAIL, first_stop, stops_of, text_is_final
+from models.cost import fitting_rows
 from utils import BadDataError, DllmexpError, UsageError, sample_seed
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class _ProfilingHarness(HFLM):
         *,
         load: Callable[[], Transformer],
         device: str,
-        batch_size: int = 1,
+        batch_size: int | str = 1,
         seed: int = 0,
         ledger: Ledger | None = None,
         prefill: Callable[[dict], str] = lambda doc: "",
@@ -90,12 +91,13 @@ class _ProfilingHarness(HFLM):
         stub = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=config.model_type))
         with quiet():
             super().__init__(
-                pretrained=stub, tokenizer=tokenizer, backend="causal", batch_size=batch_size,
+                pretrained=stub, tokenizer=tokenizer, backend="causal", batch_size=1 if batch_size == "auto" else batch_size,
                 max_length=config.max_length, add_bos_token=False,
             )  # fmt: skip
         self.model_config, self.decode_config = config, decode_config
         self.seed, self.ledger, self.prefill, self.score = seed, ledger or Ledger(config_id=""), prefill, score
         self.records: list[Record] = []
+        self.rows_in_flight = batch_size  # "auto" until the first batch says what fits
         self.halved: list[int] = []  # batch sizes that did not fit into memory
         self._last_finish, self._peak_bytes = 0.0, 0  # of the device, over all sessions
         self._load = load
@@ -230,7 +232,18 @@ class _ProfilingHarness(HFLM):
     def _on_cuda(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def acceleration(self) -> tuple[str, ...]:
+        """What became of --compile and --cuda_graphs."""
+        return () if self._transformer is None else self._transformer.acceleration.told
+
     def _decode_all(self, jobs: list[_Job], progress: Progress) -> None:
+        if jobs and self.rows_in_flight == "auto":
+            schedule = self.decode_config.schedule
+            longest = max(len(job.ids) for job in jobs) + schedule.gen_length
+            n = fitting_rows(self.transformer, longest, schedule.block_length)
+            self.rows_in_flight = self.batch_size_per_gpu = self.ledger.provenance["batch_size"] = n
+            _log.warning(f"--batch_size auto: {n} samples in flight")
         for stops in sorted({job.stops for job in jobs}):
             # longest first: the batch that needs most memory is met at once, not after hours
             group = sorted((j for j in jobs if j.stops == stops), key=lambda j: (-len(j.ids), j.doc_id, j.repeat))
@@ -283,7 +296,7 @@ class _ProfilingHarness(HFLM):
     def _now(self) -> float:
         if self._on_cuda:
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        return time.perf_counter() - self.transformer.acceleration.seconds  # capturing graphs is no sample's cost
 
     def _finish(self, job: _Job, completion: Completion, progress: Progress) -> None:
         """Record and keep a sample the moment its row leaves the engine."""

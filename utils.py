@@ -119,6 +119,7 @@ class RunConfig:
     data:        sha256 of each benchmark file, or the hub data set; None where not known.
     predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
     kv_cache, cache_refresh: see DecodeConfig. options: the algorithm's own, None where it has none.
+    compile:     layers go through torch.compile, which rounds otherwise.
     """
 
     model_alias: str
@@ -152,6 +153,7 @@ class RunConfig:
     kv_cache: str = "none"
     cache_refresh: int | None = None
     options: dict[str, float] | None = None
+    compile: bool = False
 
     # names of things that `fingerprint` and `quotas` state exactly
     LABELS = ("model_alias", "checkpoint", "tokens_per_step")
@@ -160,9 +162,10 @@ class RunConfig:
         "checkpoint", "fingerprint", "algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step",
         "quotas", "temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
         "confidence_dtype", "early_exit", "dtype", "seed", "kv_cache", "cache_refresh", "options",
+        "compile",
     )  # fmt: skip
     # left out where they say nothing: a configuration from before they were there is the same one
-    SILENT = {"kv_cache": "none", "cache_refresh": None, "options": None}
+    SILENT = {"kv_cache": "none", "cache_refresh": None, "options": None, "compile": False}
 
     def as_dict(self) -> dict[str, Any]:
         """Every field that applies, ready for JSON."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +51,15 @@ class Plan:
     queries: tuple[Range, ...]
     back: np.ndarray
     n_rows: int
+
+
+class Inputs(NamedTuple):
+    """A Plan's arrays on the device: tokens and positions [T'], asked [A], back [R'], all int64."""
+
+    tokens: Tensor
+    positions: Tensor
+    asked: Tensor
+    back: Tensor
 
 
 def ranges(counts: Sequence[int]) -> tuple[Range, ...]:

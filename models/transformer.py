@@ -4,20 +4,21 @@ B sequences of L columns, T packed columns (all sequences end to end), R asked r
 H query heads, K key/value heads, E head width, V vocabulary. There is no padding between
 sequences: everything but attention works on [T, D], attention goes sequence by sequence. In the
 last layer only keys and values are computed for all columns, the rest for the asked rows.
-Cast order as in LLaDA's modeling_llada.py and transformers' Qwen2: norms in float32, cast,
-then times the weight.
+The arithmetic within a layer is in layers.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.acceleration import Acceleration
 from models.attention import Packed, attend, varlen_options
 from models.config import ModelConfig, Span
-from models.packing import Plan, plan, to_device
+from models.layers import Parts, parts_of, rms_norm
+from models.packing import Inputs, Plan, plan, to_device
 
 # Several matrices of a checkpoint in one parameter: one product instead of two or three, the same bits.
 FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
@@ -30,9 +31,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class KVCache:
@@ -68,12 +67,14 @@ class KVCache:
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig):
+    """The parameters of a layer, and its forward pass by way of `parts`."""
+
+    def __init__(self, config: ModelConfig, parts: Parts):
         super().__init__()
-        c = config
-        self.heads, self.head_dim = (c.n_heads, c.n_kv_heads, c.n_kv_heads), c.head_dim
+        c, heads = config, config.n_heads + 2 * config.n_kv_heads
+        self.parts = parts
         self.attn_norm = RMSNorm(c.d_model, c.norm_eps)
-        self.qkv = nn.Linear(c.d_model, sum(self.heads) * c.head_dim, bias=c.qkv_bias)
+        self.qkv = nn.Linear(c.d_model, heads * c.head_dim, bias=c.qkv_bias)
         self.o = nn.Linear(c.n_heads * c.head_dim, c.d_model, bias=False)
         self.mlp_norm = RMSNorm(c.d_model, c.norm_eps)
         self.gate_up = nn.Linear(c.d_model, 2 * c.d_ff, bias=False)
@@ -84,44 +85,16 @@ class Layer(nn.Module):
     ) -> Tensor:
         """x: [T, D] -> [T, D], or [A, D] for the rows `asked` [A]. kv: this layer's [2, length, K, E] of each
         sequence, or None."""
+        given = (x, cos, sin, self.attn_norm.weight, self.qkv.weight, self.qkv.bias)
         if asked is None:
-            q, k, v = self.project(x, cos, sin)
+            q, k, v = self.parts.project(*given)
         else:
-            q, k, v = self.project_asked(x, cos, sin, asked)
+            q, k, v = self.parts.project_asked(*given, asked)
             x = x[asked]
-        return self.finish(x, attend(q, k, v, packed, kv).flatten(1))
-
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [T, H, E] and k [T, K, E], rotated, and v [T, K, E] of x [T, D]."""
-        H, K, _ = self.heads
-        qk, v = self.qkv(self.attn_norm(x)).unflatten(-1, (-1, self.head_dim)).split((H + K, K), dim=1)
-        return (*rotate(qk, cos, sin).split((H, K), dim=1), v)
-
-    def project_asked(self, x: Tensor, cos: Tensor, sin: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As project, q [A, H, E] for the rows `asked` [A] alone."""
-        H, K, _ = self.heads
-        h, n = self.attn_norm(x), H * self.head_dim
-        weight, bias = self.qkv.weight, self.qkv.bias
-        wq, wkv = weight[:n], weight[n:]
-        bq, bkv = (None, None) if bias is None else (bias[:n], bias[n:])
-        q = F.linear(h[asked], wq, bq).unflatten(-1, (H, self.head_dim))
-        k, v = F.linear(h, wkv, bkv).unflatten(-1, (2 * K, self.head_dim)).split(K, dim=1)
-        return rotate(q, cos[asked], sin[asked]), rotate(k, cos, sin), v
-
-    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Residual stream [T, D] after attention's output `mixed` [T, H * E] and the feed-forward part."""
-        x = self.o(mixed).add_(x)
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return self.down(F.silu(gate).mul_(up)).add_(x)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Half-split rotary embedding of x [T, heads, E], in the dtype of cos and sin [T, 1, E].
-
-    The first half of sin is negated: (a, b) becomes (a cos - b sin, b cos + a sin).
-    """
-    wide = x.to(cos.dtype)
-    return (wide * cos).add_(wide.roll(x.shape[-1] // 2, -1).mul_(sin)).to(x.dtype)
+        mixed = attend(q, k, v, packed, kv).flatten(1)
+        return self.parts.finish(
+            x, mixed, self.o.weight, self.mlp_norm.weight, self.gate_up.weight, self.down.weight
+        )
 
 
 class Transformer(nn.Module):
@@ -131,11 +104,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        parts = parts_of(config)
+        self.layers = nn.ModuleList(Layer(config, parts) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         if not config.tie_embeddings:
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._rope: tuple[Tensor, Tensor] | None = None
+        self.acceleration = Acceleration()
 
     @property
     def device(self) -> torch.device:
@@ -166,8 +141,10 @@ class Transformer(nn.Module):
         B, L = input_ids.shape
         spans = [Span(0, L, L)] * B
         self._check(input_ids.reshape(-1), spans, None)
-        columns = plan(spans, np.zeros(0, dtype=np.int64), self.config, self.device.type)
-        x = self._trunk(input_ids.reshape(-1).cpu().numpy(), columns, None, all_columns=True)[: B * L]
+        whole = plan(spans, np.zeros(0, dtype=np.int64), self.config, self.device.type)
+        tokens = np.pad(input_ids.reshape(-1).cpu().numpy(), (0, len(whole.positions) - B * L))
+        inputs = Inputs(*to_device(self.device, tokens, whole.positions, whole.asked, whole.back))
+        x = self._trunk(inputs, self._packed(whole)[0], None, None)[: B * L]
         return self._head(x).view(B, L, -1)
 
     @torch.no_grad()
@@ -187,38 +164,59 @@ class Transformer(nn.Module):
         spans = [Span(*s) for s in spans]
         self._check(tokens, spans, cache)
         asked = plan(spans, rows.cpu().numpy(), self.config, self.device.type)
-        x = self._trunk(tokens.cpu().numpy(), asked, cache)
+        tokens = np.pad(tokens.cpu().numpy(), (0, len(asked.positions) - len(tokens)))
+        out = None
+        if cache is None and self.acceleration.graphs is not None:
+            out = self.acceleration.graphs.logits(tokens, asked)
+        if out is None:
+            inputs = Inputs(*to_device(self.device, tokens, asked.positions, asked.asked, asked.back))
+            out = self.answer(inputs, *self._packed(asked), cache)
         if cache is not None:
             cache.ends = [cache.after(i, s) for i, s in enumerate(spans)]
-        out = self._head(x)[: asked.n_rows]
+        return out[: asked.n_rows]
+
+    def accelerate(self, *, compile: bool = False, cuda_graphs: bool = False, tell: Callable[[str], None] = print) -> None:
+        """Run with exactly these accelerations from now on; see models/acceleration.py. `tell` is told what does not work."""
+        self.acceleration = Acceleration.of(self, compile, cuda_graphs, tell)
+
+    def answer(self, inputs: Inputs, packed: Packed, last: Packed, cache: KVCache | None) -> Tensor:
+        """Logits [R', V] of the rows inputs.back, on tensors of the device alone. packed, last: of all layers but the
+        last, and of the last."""
+        out = self._head(self._trunk(inputs, packed, last, cache))
         out[:, self.config.mask_id] = -torch.inf
         return out
+
+    def _packed(self, plan: Plan) -> tuple[Packed, Packed]:
+        self.rope_table(max(s.hi for s in plan.spans))
+        return tuple(
+            Packed.of(plan.spans, plan.columns, queries, self.device, self.varlen)
+            for queries in (plan.columns, plan.queries)
+        )
+
+    @property
+    def varlen(self) -> dict[str, int] | None:
+        """How to call the varlen kernel; None where sequences are attended one by one."""
+        c = self.config
+        return varlen_options(self.device, self.dtype, c.n_heads, c.n_kv_heads, c.head_dim)
 
     def _head(self, x: Tensor) -> Tensor:
         """Logits [R, V] of hidden states [R, D]."""
         weight = self.embed.weight if self.config.tie_embeddings else self.head.weight
         return F.linear(self.norm(x), weight)
 
-    def _trunk(self, tokens: np.ndarray, plan: Plan, cache: KVCache | None, all_columns: bool = False) -> Tensor:
-        """Hidden states before the last norm: of the rows plan.back, or [T', D] of all columns."""
-        tokens = np.pad(tokens, (0, len(plan.positions) - len(tokens)))
-        tokens, positions, asked, back = to_device(self.device, tokens, plan.positions, plan.asked, plan.back)
-        table = self._rope_table(max(s.hi for s in plan.spans))
-        cos, sin = (t[positions] for t in table)
-        c = self.config
-        options = varlen_options(self.device, self.dtype, c.n_heads, c.n_kv_heads, c.head_dim)
-        packed = Packed.of(plan.spans, plan.columns, plan.columns, self.device, options)
-        x = self.embed(tokens)
+    def _trunk(self, inputs: Inputs, packed: Packed, last: Packed | None, cache: KVCache | None) -> Tensor:
+        """Hidden states before the last norm: of the rows inputs.back, or [T', D] of all columns where `last` is None."""
+        cos, sin = (t[inputs.positions] for t in self._rope)
+        x = self.embed(inputs.tokens)
         for i, layer in enumerate(self.layers):
             kv = None if cache is None else [slot[i] for slot in cache.slots]
-            if all_columns or i < len(self.layers) - 1:
+            if last is None or i < len(self.layers) - 1:
                 x = layer(x, cos, sin, packed, kv, None)
             else:
-                packed = Packed.of(plan.spans, plan.columns, plan.queries, self.device, options)
-                x = layer(x, cos, sin, packed, kv, asked)[back]
+                x = layer(x, cos, sin, last, kv, inputs.asked)[inputs.back]
         return x
 
-    def _rope_table(self, end: int) -> tuple[Tensor, Tensor]:
+    def rope_table(self, end: int) -> tuple[Tensor, Tensor]:
         """cos and signed sin [at least `end`, 1, E], float32 for LLaDA, else in the model's dtype."""
         dtype = torch.float32 if self.config.rope_in_float32 else self.dtype
         table = self._rope

@@ -70,6 +70,7 @@ def _share(text: str) -> float:
 
 
 COUNT, SEED = _whole(1), _whole(0)
+BATCH = (lambda text: text if text == "auto" else COUNT[0](text), f"{COUNT[1]}, or auto")
 REAL, SHARE = (_real, "a number of at least 0"), (_share, "a number above 0 and at most 1")
 TRUTH = ({"true": True, "false": False}.__getitem__, "true or false")
 
@@ -231,8 +232,22 @@ def _sampling(group: _Group) -> None:
 
 def _running(group: _Group) -> None:
     group.add("limit", "N", "Only the first N documents, for a trial. Default: all.", COUNT)
-    text = "Samples in flight at a time. At float32 it does not change a token. Default: 1."
-    group.add("batch_size", "N", text, COUNT, default=1)
+    group.add(
+        "batch_size", "N",
+        "Samples in flight at a time; 'auto' takes what fits into the free memory and helps. At float32 it does not "
+        "change a token. Default: 1.",
+        BATCH, default=1,
+    )  # fmt: skip
+    group.switch(
+        "compile",
+        "Compile the model's layers with torch.compile. Faster on a GPU, but rounding changes and so tokens may: the "
+        "result is another configuration's. Where it does not work the run says so and goes on without.",
+    )
+    group.switch(
+        "cuda_graphs",
+        "Replay forward passes of up to 1024 columns as CUDA graphs, which saves their launches. Each graph is compared "
+        "with the plain path when it is captured; tokens stay the same.",
+    )
     text = "cuda, cuda:1, ... or cpu. Default: cuda where there is one, else cpu; it is printed."
     group.add("device", "NAME", text)
     group.add(

@@ -47,7 +47,7 @@ class Job:
     output_dir: Path
     tag: str | None
     limit: int | None
-    batch_size: int
+    batch_size: int | str
     device: str | None
     devices: tuple[str, ...]
     data_dir: Path | None
@@ -55,6 +55,7 @@ class Job:
     overwrite: bool
     unsafe_exec: str | None = None
     no_exec: bool = False
+    cuda_graphs: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -141,7 +142,7 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
         output_dir=Path(args.output_dir), tag=args.tag, limit=args.limit, batch_size=args.batch_size,
         device=devices[0] if devices else args.device, devices=devices, data_dir=Path(args.data_dir) if args.data_dir else None,
         predictions=Path(args.predictions) if args.predictions else None, overwrite=args.overwrite,
-        unsafe_exec=args.unsafe_exec, no_exec=args.no_exec,
+        unsafe_exec=args.unsafe_exec, no_exec=args.no_exec, cuda_graphs=args.cuda_graphs,
     )  # fmt: skip
 
 
@@ -226,5 +227,6 @@ def _run_config(args: Namespace, family: str, checkpoint: str, proto: Protocol, 
         chat_template=proto.chat_template, system=proto.system, algorithm=schedule.algorithm,
         gen_length=schedule.gen_length, block_length=schedule.block_length, num_steps=schedule.num_steps,
         tokens_per_step=schedule.tokens_per_step, quotas=run_lengths(schedule.quotas), options=decode.options or None,
+        compile=args.compile,
         **{name: getattr(decode, name) for name in same},
     )  # fmt: skip
