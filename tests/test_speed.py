@@ -1,10 +1,27 @@
-"""What makes the exact path fast, each against the slow way: sampling without a sort, bits that batching keeps."""
+"""What makes the exact path fast, each against the slow way; and the benchmark that says how fast."""
 
+import json
+import os
+
+import oracle
 import pytest
 import torch
+import torch.nn.attention.varlen as varlen
+from safetensors.torch import load_file
+from test_models import plain_varlen
 
 import decoding.sampling as sampling
+import models.packing as packing
+from bench import rounds
+from bench.presets import PRESETS
+from bench.reference import Plain
+from decoding.engine import decode
 from decoding.sampling import Rules, propose, shortlisted, uniforms
+from decoding.schedule import DecodeConfig, make_schedule
+from models import Span, load_model
+from models.acceleration import Acceleration, Graphs
+from models.cost import batch_rows, matmul_flops
+from scripts import bench
 
 V = 5000
 
@@ -76,3 +93,234 @@ def test_a_nucleus_that_ends_among_ties_beyond_the_shortlist_is_sorted():
     assert not shortlisted(logits, 1.0, None, 100)[2].item()
     drawn = [propose(logits, Rules(temperature=1.0, top_p=0.5), frozenset(), torch.tensor([u]).double()) for u in (0, 1 - 1e-9)]
     assert [d.tokens.item() for d in drawn] == [1000, 1200]  # 201 tokens are the fewest whose mass exceeds a half
+
+
+# ---- bfloat16, batches, resume
+
+
+@pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
+def test_bfloat16_tokens_do_not_depend_on_early_exit_or_on_what_is_kept_already(conformance_dir, name):
+    """An early exit and a resumed run change which rows are in flight together, and nothing else."""
+    model, _ = load_model(conformance_dir / name, device="cpu", dtype="bfloat16")
+    algorithm, block = ("low_confidence", 8) if name == "llada-tiny" else ("leftright", None)
+    schedule = make_schedule(algorithm, 24, block, tokens_per_step=2)
+    generator = torch.Generator().manual_seed(2)
+    prompts = [torch.randint(5, 400, (n,), generator=generator).tolist() for n in (9, 30, 17, 12, 25)]
+
+    def run(chosen: list[int], early_exit: bool, batch_size: int) -> dict[int, tuple[int, ...]]:
+        config = DecodeConfig(schedule, early_exit=early_exit)
+        done = decode(model, [prompts[i] for i in chosen], config, chosen, batch_size=batch_size)
+        return {i: c.token_ids for i, c in zip(chosen, done)}
+
+    whole = run([0, 1, 2, 3, 4], False, 3)
+    left = run([1, 4], True, 2) | run([3, 0, 2], True, 3)
+    for i, ids in left.items():
+        end = ids.index(model.config.mask_id) if model.config.mask_id in ids else len(ids)
+        ends = [at for at, token in enumerate(ids[:end]) if token in model.config.end_ids]
+        end = ends[0] + 1 if ends else end
+        assert ids[:end] == whole[i][:end] and (ends or end == len(ids))
+
+
+# ---- graphs and compilation, as far as a CPU can show them
+
+
+@pytest.fixture(scope="module", params=["llada-tiny", "dream-tiny"])
+def tiny(request, conformance_dir):
+    return load_model(conformance_dir / request.param, device="cpu", dtype="float32")[0]
+
+
+def tokens_of(lengths: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
+    noise = torch.Generator().manual_seed(seed)
+    return torch.randint(5, 400, (sum(lengths),), generator=noise), [(0, n, n) for n in lengths]
+
+
+@pytest.fixture
+def replayed(tiny, monkeypatch):
+    """The model with graphs whose capture is a fake one, and the list of what was captured; buckets are those of CUDA."""
+    monkeypatch.setattr(varlen, "varlen_attn", plain_varlen)
+    monkeypatch.setattr("models.transformer.varlen_options", lambda *_: {"num_splits": 1})
+    monkeypatch.setattr(packing, "ROWS", {"cpu": 32})
+    monkeypatch.setattr(packing, "COLUMNS", {"cpu": 128})
+    found = []
+
+    def capture(run):
+        out = run()
+        found.append(tuple(out.shape))
+        return lambda: out.copy_(run()), out
+
+    told = []
+    tiny.acceleration = Acceleration(Graphs(tiny, capture, told.append))
+    yield tiny, found, told
+    tiny.acceleration = Acceleration()
+
+
+def plain_logits(model, tokens, spans, rows) -> torch.Tensor:
+    kept, model.acceleration = model.acceleration, Acceleration()
+    try:
+        return model.predict(tokens, spans, rows)
+    finally:
+        model.acceleration = kept
+
+
+def test_a_replayed_graph_gives_the_bits_of_the_plain_path(replayed):
+    """Other lengths, other rows, other tokens in one bucket: nothing may be left over from the capture."""
+    model, found, told = replayed
+    for seed, (lengths, rows) in enumerate([
+        ((20,), [3, 19]), ((90,), [0, 5, 80]), ((128,), list(range(32))), ((5, 30, 60), [4, 5, 94]), ((40, 41, 40, 7), [127]),
+        ((100, 100), list(range(60))), ((101, 103), list(range(100, 130))),
+    ]):  # fmt: skip
+        tokens, spans = tokens_of(lengths, seed)
+        rows = torch.tensor(rows)
+        assert torch.equal(model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows)), lengths
+    # three single sequences share a bucket; the others differ in sequences, asked or wanted rows
+    assert len(found) == 5 and told == []
+
+
+def test_long_passes_and_cached_ones_are_not_replayed(replayed):
+    model, found, _ = replayed
+    tokens, spans = tokens_of((600, 600))
+    model.predict(tokens, spans, torch.tensor([5]))
+    cache = model.new_cache()
+    cache.add(20)
+    tokens, spans = tokens_of((20,))
+    model.predict(tokens, spans, torch.tensor([5]), cache)
+    assert found == []
+
+
+@pytest.mark.parametrize("fault", ["raises", "other bits"])
+def test_graphs_that_do_not_work_are_said_and_left(replayed, fault):
+    model, _, told = replayed
+
+    def capture(run):
+        if fault == "raises":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        out = run()
+        return (lambda: out.add_(1e-3)), out
+
+    model.acceleration.graphs.capture = capture
+    tokens, spans = tokens_of((20,))
+    for _ in range(2):
+        rows = torch.tensor([3])
+        assert torch.equal(model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows))
+    assert len(told) == 1 and {"raises": "not permitted", "other bits": "do not keep the bits"}[fault] in told[0]
+
+
+def test_a_cpu_has_no_graphs_and_says_so(tiny):
+    told = []
+    tiny.accelerate(cuda_graphs=True, tell=told.append)
+    assert told == ["note: CUDA graphs: none on cpu"] and tiny.acceleration.told == ("CUDA graphs: none on cpu",)
+    tiny.accelerate()
+    assert tiny.acceleration.told == ()
+
+
+def test_a_failed_compilation_is_said_and_the_plain_path_runs(tiny, monkeypatch):
+    def broken(*_, **__):
+        def part(*_):
+            raise RuntimeError("no C++ compiler found\nand a long story")
+
+        return part
+
+    tokens, spans = tokens_of((20, 9))
+    expected, told = tiny.predict(tokens, spans, torch.arange(8)), []
+    monkeypatch.setattr(torch, "compile", broken)
+    tiny.accelerate(compile=True, tell=told.append)
+    assert told == ["note: compile failed, the plain path runs: RuntimeError: no C++ compiler found"]
+    assert torch.equal(tiny.predict(tokens, spans, torch.arange(8)), expected)
+    tiny.accelerate()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_layers_are_near_the_plain_ones(conformance_dir, monkeypatch, backend):
+    """One compilation serves every layer and every length. inductor, which users get, takes minutes on a busy CPU."""
+    if backend == "inductor" and not os.environ.get("DLLMEXP_TEST_COMPILE"):
+        pytest.skip("minutes of C++ compilation; DLLMEXP_TEST_COMPILE=1 runs it")
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda part, **options: real(part, backend=backend, **options))
+    model = load_model(conformance_dir / "llada-tiny", device="cpu", dtype="float32")[0]
+    cases = [tokens_of(lengths, 3) for lengths in ((24,), (40, 9), (77,), (130, 3, 60))]
+    expected = [model.predict(tokens, spans, torch.arange(20)) for tokens, spans in cases]
+    told, eager = [], model.layers[0].parts
+    model.accelerate(compile=True, tell=told.append)
+    if told:
+        pytest.skip(told[0])
+    assert model.acceleration.told == ("compiled",) and model.layers[0].parts.finish is not eager.finish
+    with torch.inference_mode():
+        for (tokens, spans), plain in zip(cases, expected):
+            torch.testing.assert_close(model.predict(tokens, spans, torch.arange(20)), plain, atol=2e-3, rtol=1e-3)
+
+
+# ---- the size of a batch
+
+
+def test_a_batch_fills_a_gpu_and_no_more_than_its_memory():
+    config = PRESETS["llada-8b"].config
+    assert batch_rows(config, 712, 32, 2, 100 << 30, "cuda") == 6  # 4272 columns
+    assert batch_rows(config, 100, 32, 2, 100 << 30, "cuda") == 41
+    assert batch_rows(config, 712, 32, 2, 3 << 29, "cuda") == 2
+    assert batch_rows(config, 712, 32, 2, 0, "cuda") == 1
+    assert batch_rows(config, 712, 32, 4, None, "cpu") == 1
+
+
+def test_the_arithmetic_of_a_forward_pass():
+    """LLaDA-8B, 712 columns: 10.94 TFLOP with head and last layer for all, a tenth less for 32 rows."""
+    config, spans = PRESETS["llada-8b"].config, [Span(0, 712, 712)]
+    assert matmul_flops(config, spans, 712) == pytest.approx(10.94e12, rel=0.01)
+    assert matmul_flops(config, spans, 32) == pytest.approx(9.98e12, rel=0.01)
+
+
+# ---- the benchmark
+
+
+@pytest.mark.parametrize(("preset", "regimes"), [("tiny", 6), ("tiny-dream", 6)])
+def test_the_benchmark_finds_the_references_tokens(tmp_path, capsys, preset, regimes):
+    """Every algorithm and every early exit against the official loop; and what it says goes into the file."""
+    out = tmp_path / "b.json"
+    assert bench.main(["--preset", preset, "--rounds", "1", "--gen_length", "32", "--prompts", "2", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["regimes"]
+    assert len(found) == regimes and not any(f["samples_that_differ"] for f in found)
+    assert len(found[0]["noise"]) == 1 and all(f["ratio"] > 0 for f in found)
+    assert found[0]["tpf"] == pytest.approx(4.0) and found[0]["share_of_matmul"] > 0
+    assert "equal" in capsys.readouterr().out
+
+
+def test_the_benchmark_ends_with_1_where_tokens_differ(tmp_path, monkeypatch, capsys):
+    real = rounds.reference
+    monkeypatch.setattr(rounds, "reference", lambda *a: [5 if i == 3 else t for i, t in enumerate(real(*a))])
+    arguments = ["--preset", "tiny", "--rounds", "1", "--gen_length", "32", "--only", "random", "--out", str(tmp_path / "b.json")]
+    assert bench.main(arguments) == 1 and "1 of 1 DIFFER" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--preset", "huge"], "--preset 'huge'; there are: cpu-small"),
+    (["--preset", "tiny", "--rounds", "0"], "--rounds 0 must be at least 1"),
+    (["--preset", "tiny", "--only", "entropy"], "--only 'entropy'; regimes: low_confidence"),
+    (["--preset", "tiny", "--gen_length", "40"], "--gen_length 40 is not a multiple of block_length 32"),
+    (["--preset", "tiny", "--answer_fraction", "2"], "--answer_fraction 2 must be above 0"),
+])  # fmt: skip
+def test_the_benchmark_says_what_is_wrong(tmp_path, capsys, arguments, message):
+    assert bench.main([*arguments, "--out", str(tmp_path / "b.json")]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_reference_model_is_the_official_one(conformance_dir):
+    """The recorded logits of the official implementation, so that the comparison is with it."""
+    golden = load_file(conformance_dir / "golden" / "logits.safetensors")
+    for name in ("llada-tiny", "dream-tiny"):
+        model = Plain(load_model(conformance_dir / name, device="cpu", dtype="float32")[0])
+        with torch.inference_mode():
+            got = model(golden[f"{name}.0.input_ids"].long()[None])[0]
+        assert (got - golden[f"{name}.0.logits"]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "steps"), [
+    ("llada-tiny", dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=6)),
+    ("llada-tiny", dict(algorithm="random", gen_length=16, block_length=8, num_steps=8)),
+    ("dream-tiny", dict(algorithm="entropy", gen_length=16, num_steps=7)),
+    ("dream-tiny", dict(algorithm="topk_margin", gen_length=16, num_steps=16)),
+    ("dream-tiny", dict(algorithm="origin", gen_length=16, num_steps=9)),
+])  # fmt: skip
+def test_the_reference_loop_is_the_plain_oracle(conformance_dir, name, steps):
+    model = load_model(conformance_dir / name, device="cpu", dtype="float32")[0]
+    config = DecodeConfig(make_schedule(**steps), early_exit=False)
+    got = rounds.reference(Plain(model), [7, 8, 9, 200], config, 4)
+    assert got == getattr(oracle, name.removesuffix("-tiny"))(model, [7, 8, 9, 200], seed=4, **steps)

@@ -20,7 +20,7 @@ FLOORS = (
     ("utils",),
     ("models", "decoding", "tasks", "store"),
     ("options",),
-    ("experiment",),
+    ("experiment", "bench"),
     ("harness", "reporting"),
     ("eval",),
     ("suite",),

@@ -1,0 +1,1 @@
+"""Speed, measured: the official loops written plainly against the engine, same weights, same prompts, in turns."""

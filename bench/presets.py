@@ -1,0 +1,125 @@
+"""Shapes to measure on, and random weights for them: nothing is downloaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from decoding.schedule import DecodeConfig, make_schedule
+from models.config import ModelConfig
+from models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Regime:
+    """One line of the table: an algorithm with or without early exit.
+
+    block:  None is the whole canvas. answer: the share of the canvas at which an end token is placed; None: no exit.
+    needed: the ratio to the reference that is aimed at, None where it only must not be slower.
+    """
+
+    name: str
+    algorithm: str
+    block: int | None = None
+    answer: float | None = None
+    needed: float | None = None
+
+    def config(self, gen_length: int, tokens_per_step: int, early_exit: bool) -> DecodeConfig:
+        return DecodeConfig(make_schedule(self.algorithm, gen_length, self.block, tokens_per_step), early_exit=early_exit)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model's shape and what is measured on it. batch: prompts a round. sampler: the top-p sampler alone, too."""
+
+    shape: dict[str, object]
+    regimes: tuple[Regime, ...]
+    gpu: bool = False
+    dtype: str = "float32"
+    prompt: int = 200
+    gen_length: int = 128
+    tokens_per_step: int = 4
+    batch: int = 1
+    sampler: bool = False
+
+    @property
+    def config(self) -> ModelConfig:
+        family, V = self.shape["family"], self.shape["vocab_size"]
+        rest = dict(norm_eps=1e-5, rope_theta=5e5) if family == "llada" else dict(norm_eps=1e-6, rope_theta=1e6)
+        dream = family == "dream"
+        return ModelConfig(
+            **self.shape, **rest, qkv_bias=dream, shift=dream, rope_in_float32=not dream, max_length=4096,
+            mask_id=V - 1, eos_id=V - 2, end_ids=(V - 2,), tie_embeddings=False,
+        )  # fmt: skip
+
+
+def _shape(family: str, layers: int, width: int, heads: int, kv_heads: int, d_ff: int, vocabulary: int) -> dict[str, object]:
+    return dict(family=family, n_layers=layers, d_model=width, n_heads=heads, n_kv_heads=kv_heads, d_ff=d_ff,
+                head_dim=width // heads, vocab_size=vocabulary)  # fmt: skip
+
+
+def _blocks(plain: float, half: float | None, quarter: float | None) -> tuple[Regime, ...]:
+    exits = [("half", 0.5, half), ("quarter", 0.25, quarter)]
+    return (
+        Regime("low_confidence", "low_confidence", 32, None, plain),
+        *(Regime(f"low_confidence, exit at a {name}", "low_confidence", 32, at, need) for name, at, need in exits),
+    )
+
+
+_OTHERS = (
+    Regime("low_confidence, one block", "low_confidence"), Regime("random", "random", 32), Regime("leftright", "leftright"),
+)  # fmt: skip
+_DREAM = (
+    Regime("entropy", "entropy", None, None, 2.0), Regime("origin", "origin", None, None, 5.0),
+    Regime("maskgit_plus", "maskgit_plus"), Regime("topk_margin", "topk_margin"), Regime("leftright", "leftright"),
+)  # fmt: skip
+_GPU = dict(gpu=True, dtype="bfloat16", gen_length=512, tokens_per_step=1, batch=8)
+
+PRESETS = {
+    "cpu-small": Preset(_shape("llada", 12, 512, 8, 8, 1536, 8192), (*_blocks(1.2, 2.5, 3.5), *_OTHERS)),
+    "cpu-vocab": Preset(_shape("llada", 8, 256, 4, 4, 768, 126464), (*_blocks(6.0, 10.0, None), *_OTHERS)),
+    "cpu-dream": Preset(_shape("dream", 8, 256, 4, 1, 1344, 152064), _DREAM, sampler=True),
+    "llada-8b": Preset(
+        _shape("llada", 32, 4096, 32, 32, 12288, 126464),
+        (Regime("low_confidence", "low_confidence", 32, None, 1.4), Regime("low_confidence, exit at 140 tokens", "low_confidence", 32, 140 / 512, 4.0)),
+        **_GPU,
+    ),
+    "dream-7b": Preset(
+        _shape("dream", 28, 3584, 28, 4, 18944, 152064),
+        (Regime("maskgit_plus", "maskgit_plus", None, None, 1.4), Regime("entropy", "entropy"),
+         Regime("leftright, exit at 140 tokens", "leftright", None, 140 / 512, 4.0)),
+        **_GPU, sampler=True,
+    ),
+    "tiny": Preset(_shape("llada", 3, 64, 4, 4, 160, 520), (*_blocks(None, None, None), *_OTHERS), prompt=20, gen_length=64),
+    "tiny-dream": Preset(_shape("dream", 3, 64, 4, 2, 160, 2100), _DREAM, prompt=20, gen_length=32, sampler=True),
+}  # fmt: skip
+
+
+def random_model(config: ModelConfig, device: str, dtype: str, seed: int = 0) -> Transformer:
+    """A Transformer of random weights, made on the device one tensor at a time.
+
+    Plain initialisation answers a handful of tokens and hides errors: queries and keys are doubled, and the logits'
+    standard deviation is 6. The end token is never proposed, so that an answer ends where one is placed.
+    """
+    kind = getattr(torch, dtype)
+    with torch.device("meta"):
+        model = Transformer(config)
+    model = model.to(kind).to_empty(device=device).requires_grad_(False).eval()
+    generator = torch.Generator(device=device).manual_seed(seed)
+    for name, weight in model.weights().items():
+        part, leaf = name.split(".")[-2:]
+        if part.endswith("norm"):
+            weight.fill_(1)
+        elif leaf == "bias":
+            weight.zero_()
+        else:
+            scale = {"embed": 1.0, "head": 6.0 / config.d_model**0.5}.get(part, weight.shape[-1] ** -0.5)
+            weight.normal_(0, scale * (2 if part in ("q", "k") else 1), generator=generator)
+    model.head.weight[config.eos_id] = 0
+    return model
+
+
+def random_prompts(config: ModelConfig, n: int, length: int, seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(5, config.vocab_size - 10, (n, length), generator=generator).tolist()

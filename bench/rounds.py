@@ -1,0 +1,220 @@
+"""Rounds of reference and engine in turns: times, tokens compared, arithmetic counted, memory."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench.presets import Preset, Regime
+from bench.reference import Plain, official_sampler, reference
+from decoding.engine import Completion, decode
+from decoding.sampling import Rules, _drawn, propose, uniforms
+from models.config import ModelConfig, Span
+from models.cost import matmul_flops
+from models.transformer import Transformer
+
+
+@dataclass
+class Timing:
+    """Seconds of one run. cpu: of the process, all threads; it is what ratios on a CPU are made of, since others
+    who use the machine do not move it. wall: what a clock shows, device synchronised. peak: bytes, None where unknown."""
+
+    cpu: float
+    wall: float
+    peak: int | None
+
+    def seconds(self, on_gpu: bool) -> float:
+        return self.wall if on_gpu else self.cpu
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, Timing]:
+    """The result of `work` and what it took."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _reset_peak()
+    cpu, wall = time.process_time(), time.perf_counter()
+    done = work()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    return done, Timing(cpu, wall, torch.cuda.max_memory_allocated(device) if on_gpu else _peak())
+
+
+def _reset_peak() -> None:
+    """Linux: the process's high-water mark starts anew."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _peak() -> int | None:
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+class Counted:
+    """A model that counts the arithmetic of its forward passes."""
+
+    def __init__(self, model: Transformer, end_ids: tuple[int, ...] | None = None):
+        self.model, self.device, self.flops = model, model.device, 0
+        ends = model.config.end_ids if end_ids is None else end_ids
+        self.config: ModelConfig = replace(model.config, end_ids=ends, eos_id=ends[0])
+
+    def predict(self, tokens, spans: Sequence, rows, cache=None):
+        self.flops += matmul_flops(self.config, [Span(*s) for s in spans], len(rows))
+        return self.model.predict(tokens, spans, rows, cache)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of one large square matrix product here and now."""
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device).to(dtype)
+    repeats = 20 if device.type == "cuda" else 4
+    a @ a
+    _, took = timed(lambda: [a @ a for _ in range(repeats)], device)
+    return repeats * 2 * n**3 / took.seconds(device.type == "cuda")
+
+
+def end_tokens(answers: Sequence[Sequence[int]], share: float) -> tuple[int, ...]:
+    """A token for each answer that first occurs as near as can be to `share` of it, and that ends no other one sooner.
+
+    Algorithms are blind to which token ends an answer, so calling it so changes nothing before it.
+    """
+    chosen: list[int] = []
+    for answer in answers:
+        at = round(share * len(answer)) - 1
+        others = [other[: at // 2 * 2] for other in answers if other is not answer]
+        first = [i for i, token in enumerate(answer)
+                 if token not in answer[:i] and not any(token in other for other in others)]  # fmt: skip
+        if not first:
+            raise ValueError("no token of a random answer can end it; give another --seed")
+        chosen.append(answer[min(first, key=lambda i: abs(i - at))])
+    return tuple(dict.fromkeys(chosen))
+
+
+def until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Ids up to and including the first end token."""
+    at = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return list(ids[: at + 1])
+
+
+@dataclass
+class Line:
+    """What the rounds found of one regime."""
+
+    regime: Regime
+    ratios: list[float] = field(default_factory=list)
+    wall_ratios: list[float] = field(default_factory=list)
+    noise: list[float] = field(default_factory=list)  # reference over itself, run again
+    seconds: list[float] = field(default_factory=list)
+    reference_seconds: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # of the matmul rate
+    peaks: list[int | None] = field(default_factory=list)
+    reference_peaks: list[int | None] = field(default_factory=list)
+    returned: int = 0
+    forwards: int = 0
+    samples: int = 0
+    differ: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Medians over the rounds, and all of them."""
+        total = sum(self.seconds)
+        return {
+            "regime": self.regime.name, "needed": self.regime.needed, "ratio": median(self.ratios),
+            "ratios": self.ratios, "wall_ratio": median(self.wall_ratios) if self.wall_ratios else None,
+            "noise": self.noise, "tokens_per_second": self.returned / total if total else None,
+            "reference_tokens_per_second": self.returned / sum(self.reference_seconds),
+            "tpf": self.returned / self.forwards if self.forwards else None,
+            "share_of_matmul": median(self.shares) if self.shares else None,
+            "peak_bytes": max((p for p in self.peaks if p), default=None),
+            "reference_peak_bytes": max((p for p in self.reference_peaks if p), default=None),
+            "samples": self.samples, "samples_that_differ": self.differ,
+        }  # fmt: skip
+
+
+def run_round(
+    preset: Preset, model: Transformer, plain: Plain, prompts: Sequence[Sequence[int]], lines: Sequence[Line],
+    batch_size: int, seed: int, step: Callable[[str], None],
+) -> None:
+    """Each regime's reference once - the first one's again at the end - and each regime's engine between them."""
+    on_gpu, device = model.device.type == "cuda", model.device
+    rate = matmul_rate(device, model.dtype)
+    seeds = [seed + i for i in range(len(prompts))]
+    told: dict[tuple, tuple[list[list[int]], Timing]] = {}
+
+    def official(regime: Regime) -> tuple[list[list[int]], Timing]:
+        config = regime.config(preset.gen_length, preset.tokens_per_step, early_exit=False)
+        step(f"reference {regime.algorithm}")
+        return timed(lambda: [reference(plain, p, config, s) for p, s in zip(prompts, seeds)], device)
+
+    for line in lines:
+        regime = line.regime
+        key = (regime.algorithm, regime.block)
+        if key not in told:
+            told[key] = official(regime)
+        answers, slow = told[key]
+        ends = None if regime.answer is None else end_tokens(answers, regime.answer)
+        counted = Counted(model, ends)
+        config = regime.config(preset.gen_length, preset.tokens_per_step, early_exit=ends is not None)
+        step(regime.name)
+        done, quick = timed(lambda: decode(counted, prompts, config, seeds, batch_size=batch_size), device)
+        _note(line, answers, slow, done, quick, counted, on_gpu, rate)
+    first = lines[0]
+    again = official(first.regime)[1]
+    once = told[first.regime.algorithm, first.regime.block][1]
+    first.noise.append(once.seconds(on_gpu) / again.seconds(on_gpu))
+
+
+def _note(
+    line: Line, answers: list[list[int]], slow: Timing, done: list[Completion], quick: Timing, counted: Counted,
+    on_gpu: bool, rate: float,
+) -> None:  # fmt: skip
+    ends = counted.config.end_ids
+    line.ratios.append(slow.seconds(on_gpu) / quick.seconds(on_gpu))
+    line.wall_ratios.append(slow.wall / quick.wall)
+    line.seconds.append(quick.seconds(on_gpu))
+    line.reference_seconds.append(slow.seconds(on_gpu))
+    line.shares.append(counted.flops / quick.seconds(on_gpu) / rate)
+    line.peaks.append(quick.peak)
+    line.reference_peaks.append(slow.peak)
+    for answer, completion in zip(answers, done):
+        wanted, got = until_end(answer, ends), until_end(completion.token_ids, ends)
+        line.samples += 1
+        line.differ += wanted != got
+        line.returned += len(got) - (got[-1] in ends)
+        line.forwards += completion.nfe
+
+
+def sampler_round(line: Line, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int) -> None:
+    """Dream's sampler at temperature 0.2 and top_p 0.95 against the engine's, on 32 rows of random logits."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    logits = torch.empty(32, vocabulary, device=device).normal_(0, 6, generator=generator).to(dtype)
+    noise = uniforms(seed, 0, 32)[0].to(device)
+    rules = Rules(temperature=0.2, top_p=0.95, scores_the_draw=True)
+    _, slow = timed(lambda: official_sampler(logits, 0.2, 0.95), device)
+    got, quick = timed(lambda: propose(logits, rules, frozenset({"confidence"}), noise), device)
+    exact = _drawn(logits, rules, frozenset(), noise)
+    on_gpu = device.type == "cuda"
+    line.ratios.append(slow.seconds(on_gpu) / quick.seconds(on_gpu))
+    line.wall_ratios.append(slow.wall / quick.wall)
+    line.seconds.append(quick.seconds(on_gpu))
+    line.reference_seconds.append(slow.seconds(on_gpu))
+    line.peaks.append(quick.peak)
+    line.reference_peaks.append(slow.peak)
+    line.samples += 32
+    line.returned += 32
+    line.differ += int((got.tokens != exact.tokens).sum())
