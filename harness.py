@@ -98,6 +98,7 @@ class _ProfilingHarness(HFLM):
         self.seed, self.ledger, self.prefill, self.score = seed, ledger or Ledger(config_id=""), prefill, score
         self.records: list[Record] = []
         self.rows_in_flight = batch_size  # "auto" until the first batch says what fits
+        self.acceleration: tuple[str, ...] = ()  # what became of --compile and --cuda_graphs
         self.halved: list[int] = []  # batch sizes that did not fit into memory
         self._last_finish, self._peak_bytes = 0.0, 0  # of the device, over all sessions
         self._load = load
@@ -224,6 +225,7 @@ class _ProfilingHarness(HFLM):
         """The model, loaded when first asked for."""
         if self._transformer is None:
             self._transformer = self._load()
+            self.acceleration = self._transformer.acceleration.told
             if self._on_cuda:
                 torch.cuda.reset_peak_memory_stats(self.device)
         return self._transformer
@@ -231,11 +233,6 @@ class _ProfilingHarness(HFLM):
     @property
     def _on_cuda(self) -> bool:
         return self.device.type == "cuda"
-
-    @property
-    def acceleration(self) -> tuple[str, ...]:
-        """What became of --compile and --cuda_graphs."""
-        return () if self._transformer is None else self._transformer.acceleration.told
 
     def _decode_all(self, jobs: list[_Job], progress: Progress) -> None:
         if jobs and self.rows_in_flight == "auto":
