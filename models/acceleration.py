@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from models.attention import Packed
-from models.config import Span
 from models.layers import Parts, parts_of
 from models.packing import COLUMNS, Inputs, Plan, to_device, up_to
 

@@ -2,15 +2,19 @@
 
 import json
 import os
+from dataclasses import replace
 
 import oracle
 import pytest
 import torch
 import torch.nn.attention.varlen as varlen
+from crafted import config_of
+from mini import LLADA, gsm8k_dir
 from safetensors.torch import load_file
 from test_models import plain_varlen
 
 import decoding.sampling as sampling
+import eval as cli
 import models.packing as packing
 from bench import rounds
 from bench.presets import PRESETS
@@ -324,3 +328,24 @@ def test_the_reference_loop_is_the_plain_oracle(conformance_dir, name, steps):
     config = DecodeConfig(make_schedule(**steps), early_exit=False)
     got = rounds.reference(Plain(model), [7, 8, 9, 200], config, 4)
     assert got == getattr(oracle, name.removesuffix("-tiny"))(model, [7, 8, 9, 200], seed=4, **steps)
+
+
+# ---- from the command line
+
+
+def test_auto_batch_and_graphs_are_told_and_keep_the_identity(tmp_path, capsys, caplog):
+    """The result says what was chosen; --compile alone makes another configuration of it."""
+    data, common = gsm8k_dir(tmp_path / "data"), f"--model_alias llada --llada_ckpt {LLADA} --task gsm8k --gen_length 32"
+    run = f"{common} --device cpu --dtype float32 --data_dir {data} --limit 2 --tokens_per_step 8"
+    ids = []
+    for i, more in enumerate(["--batch_size auto --cuda_graphs", "--batch_size 2"]):
+        assert cli.main([*f"{run} {more} --output_dir {tmp_path / str(i)}".split()]) == 0
+        [path] = (tmp_path / str(i)).glob("*.json")
+        ids.append(json.loads(path.read_text()))
+    told = capsys.readouterr().err + caplog.text
+    assert "--batch_size auto: 1 samples in flight" in told and "note: CUDA graphs: none on cpu" in told
+    assert ids[0]["meta"]["batch_size"] == 1 and ids[0]["meta"]["samples_made"][0]["batch_size"] == 1
+    assert ids[0]["meta"]["acceleration"] == ["CUDA graphs: none on cpu"]
+    assert ids[0]["id"] == ids[1]["id"] and ids[0]["content_sha256"] == ids[1]["content_sha256"]
+    plain = config_of("llada", "gsm8k", 1)
+    assert replace(plain, compile=True).id != plain.id and "compile" not in plain.as_dict()
