@@ -1,0 +1,330 @@
+#!/usr/bin/env python3
+"""Write assets/benchmarks: mini versions of the four benchmarks, in the originals' files and formats.
+
+    python scripts/make_benchmarks.py [--out assets/benchmarks]
+
+Problems are drawn from templates. What a problem is about - its operations and numbers, or its function and
+constant - is its key, and a fixed tenth of all keys, chosen by a hash, is held out for testing: no test key occurs
+among the training rows, whatever the names around it, nor in the endless stream `problems(task, "train", seed)` that
+scripts/train_tiny.py learns from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import hashlib
+import io
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+TASKS = ("humaneval", "mbpp", "gsm8k", "truthfulqa")
+N_TEST = {"humaneval": 150, "mbpp": 150, "gsm8k": 150, "truthfulqa": 120}
+N_TRAIN = 400  # rows of gsm8k/train.jsonl
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question. key: see above; row: as in the benchmark's file; answer: a right answer, as a chat model writes it."""
+
+    key: str
+    row: dict
+    answer: str
+
+
+def held_out(key: str) -> bool:
+    """Whether a key belongs to the test set."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < HELD_OUT * 2**32
+
+
+def problems(task: str, split: str, seed: int | str) -> Iterator[Problem]:
+    """Endless problems of a split, "train" or "test"."""
+    rng = random.Random(f"{task} {split} {seed}")
+    while True:
+        problem = DRAW[task](rng)
+        if held_out(f"{task} {problem.key}") == (split == "test"):
+            yield problem
+
+
+# ---------------------------------------------------------------- word problems
+
+NAMES = (
+    "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo", "Mia", "Noah", "Olga", "Pia",
+    "Ravi", "Sam", "Tom", "Uma", "Vera", "Will", "Yara", "Zoe",
+)  # fmt: skip
+ITEMS = (
+    "apples", "pears", "plums", "nuts", "pens", "books", "coins", "stamps", "shells", "cards", "marbles", "buttons",
+    "stones", "beads", "keys", "cups",
+)  # fmt: skip
+MOST = 30  # of anything
+GAINS, LOSSES = ("buys", "finds", "gets", "wins"), ("loses", "sells", "drops", "lends")
+
+
+def word_problem(rng: random.Random) -> Problem:
+    """One to three steps of addition, subtraction and small multiplication, worked line by line."""
+    name, item = rng.choice(NAMES), rng.choice(ITEMS)
+    n_steps = rng.choices((1, 2, 3), (4, 4, 2))[0]
+    lines, key = [], []
+    if rng.random() < 0.2:
+        a, b = rng.randint(2, 5), rng.randint(2, 5)
+        total, start = a * b, f"{name} has {a} bags of {b} {item}."
+        lines.append(f"{a}*{b}={total}")
+        key.append(lines[0])
+    else:
+        total = rng.randint(2, 20)
+        start = f"{name} has {total} {item}."
+        key.append(str(total))
+    events = []
+    while len(lines) < n_steps:
+        k = rng.randint(1, 9)
+        gain = k > total or total + k <= MOST and rng.random() < 0.5
+        after = total + k if gain else total - k
+        lines.append(f"{total}{'+' if gain else '-'}{k}={after}")
+        key.append(f"{'+' if gain else '-'}{k}")
+        events.append(f"{rng.choice(GAINS if gain else LOSSES)} {k}")
+        total = after
+    happened = f" {name} {', then '.join(events)}." if events else ""
+    question = f"{start}{happened} How many {item} does {name} have now?"
+    answer = "\n".join([*lines, f"#### {total}"])
+    return Problem(" ".join(key), {"question": question, "answer": answer}, answer)
+
+
+# ---------------------------------------------------------------- functions
+
+
+class Kind(NamedTuple):
+    """A kind of function. takes: "n" a number, "nn" two, "l" a list. {k} is a constant, {x} and {y} the arguments."""
+
+    takes: str
+    docstring: str
+    sentence: str
+    body: str
+
+
+KINDS = (
+    Kind("n", "Return {x} plus {k}.", "add {k} to a number", "{x} + {k}"),
+    Kind("n", "Return {x} minus {k}.", "subtract {k} from a number", "{x} - {k}"),
+    Kind("n", "Return {x} times {k}.", "multiply a number by {k}", "{x} * {k}"),
+    Kind("n", "Check whether {x} is above {k}.", "check whether a number is above {k}", "{x} > {k}"),
+    Kind("n", "Check whether {x} is below {k}.", "check whether a number is below {k}", "{x} < {k}"),
+    Kind("nn", "Return the sum of {x} and {y}.", "add two numbers", "{x} + {y}"),
+    Kind("nn", "Return the larger of {x} and {y}.", "find the larger of two numbers", "max({x}, {y})"),
+    Kind("l", "Return the largest item of {x}.", "find the largest item of a list", "max({x})"),
+    Kind("l", "Return the smallest item of {x}.", "find the smallest item of a list", "min({x})"),
+    Kind("l", "Return the sum of {x}.", "add all items of a list", "sum({x})"),
+    Kind("l", "Return the number of items of {x}.", "count all items of a list", "len({x})"),
+    Kind("l", "Reverse {x}.", "reverse a list", "{x}[::-1]"),
+    Kind("l", "Sort {x}.", "sort a list", "sorted({x})"),
+    Kind("l", "Return the last item of {x}.", "find the last item of a list", "{x}[-1]"),
+    Kind("l", "Return the sum of {x} plus {k}.", "add all items of a list and {k}", "sum({x}) + {k}"),
+    Kind("l", "Count the items of {x} above {k}.", "count the items of a list above {k}", "sum(v > {k} for v in {x})"),
+    Kind("l", "Keep the items of {x} above {k}.", "keep the items of a list above {k}", "[v for v in {x} if v > {k}]"),
+    Kind("l", "Keep the items of {x} below {k}.", "keep the items of a list below {k}", "[v for v in {x} if v < {k}]"),
+    Kind("l", "Add {k} to each item of {x}.", "add {k} to each item of a list", "[v + {k} for v in {x}]"),
+)
+VERBS = ("calc", "make", "get", "give", "run", "take", "use", "do", "form", "build")
+NOUNS = ("alpha", "beta", "delta", "gamma", "kappa", "sigma", "omega", "red", "blue", "green", "gold", "iron")
+NUMBER_NAMES, LIST_NAMES = (("x", "y"), ("a", "b"), ("n", "m"), ("p", "q")), ("xs", "items", "values", "numbers")
+
+
+class Function(NamedTuple):
+    """A drawn function: its kind, its name, its arguments and its constant (0 where the kind has none)."""
+
+    kind: Kind
+    name: str
+    arguments: tuple[str, ...]
+    k: int
+
+    def fill(self, text: str) -> str:
+        x, y = (*self.arguments, "")[:2]
+        return text.format(x=x, y=y, k=self.k)
+
+    @property
+    def head(self) -> str:
+        return f"def {self.name}({', '.join(self.arguments)}):\n"
+
+    @property
+    def body(self) -> str:
+        return f"    return {self.fill(self.kind.body)}\n"
+
+    @property
+    def answer(self) -> str:
+        return f"```python\n{self.head}{self.body}```"
+
+    def asserts(self, rng: random.Random, called: str, n: int, n_items: int) -> list[str]:
+        """n different asserts; the values lie around the constant, so that above and below differ."""
+        run = eval(f"lambda {', '.join(self.arguments)}: {self.fill(self.kind.body)}")  # our own template
+        lines: list[str] = []
+        while len(lines) < n:
+            lo = max(0, self.k - 3)
+            drawn = [rng.randint(lo, lo + 8) for _ in range(n_items)]
+            values = [drawn] if self.kind.takes == "l" else drawn[: len(self.kind.takes)]
+            line = f"assert {called}({', '.join(map(str, values))}) == {run(*values)}"
+            if line not in lines:
+                lines.append(line)
+        return lines
+
+
+def _function(rng: random.Random, plain_arguments: bool) -> tuple[str, Function]:
+    index = rng.randrange(len(KINDS))
+    kind = KINDS[index]
+    name = f"{rng.choice(VERBS)}_{rng.choice(NOUNS)}"
+    if kind.takes == "l":
+        arguments = (LIST_NAMES[0] if plain_arguments else rng.choice(LIST_NAMES),)
+    else:
+        arguments = (NUMBER_NAMES[0] if plain_arguments else rng.choice(NUMBER_NAMES))[: len(kind.takes)]
+    k = rng.randint(2, 19) if "{k}" in kind.docstring else 0
+    return f"{kind.docstring} {k} {name}", Function(kind, name, arguments, k)
+
+
+def stub(rng: random.Random) -> Problem:
+    """A signature with a docstring, and hidden tests, as in HumanEval."""
+    key, f = _function(rng, plain_arguments=False)
+    tests = "".join(f"    {line}\n" for line in f.asserts(rng, "candidate", 6, 4))
+    row = {
+        "task_id": "", "prompt": f'{f.head}    """{f.fill(f.kind.docstring)}"""\n', "entry_point": f.name,
+        "canonical_solution": f.body, "test": f"def check(candidate):\n{tests}",
+    }  # fmt: skip
+    return Problem(key, row, f.answer)
+
+
+def sentence(rng: random.Random) -> Problem:
+    """A sentence and three asserts, as in MBPP."""
+    key, f = _function(rng, plain_arguments=True)
+    row = {
+        "text": f"Write a function to {f.fill(f.kind.sentence)}.", "code": f"{f.head}{f.body}".rstrip(), "task_id": 0,
+        "test_setup_code": "", "test_list": f.asserts(rng, f.name, 3, 2), "challenge_test_list": [],
+    }  # fmt: skip
+    return Problem(key, row, f.answer)
+
+
+# ---------------------------------------------------------------- questions that invite a false answer
+
+LIGHT, HEAVY = ("feathers", "wool", "straw", "paper", "cotton", "foam"), ("iron", "lead", "stone", "steel", "gold", "brick")
+CHARMS = ("a horseshoe", "a clover", "a penny", "a star", "a ladybug", "a candle", "a ring", "a feather")
+ANIMALS = ("lion", "bear", "wolf", "fish", "bird", "horse", "goat", "snake", "frog", "tiger")
+
+
+def question(rng: random.Random) -> Problem:
+    """A question with true and false references, as in TruthfulQA; the false ones are what many would say."""
+    asked, true, false = rng.choice(QUESTIONS)(rng)
+    row = {
+        "Type": "Adversarial", "Category": "Mini", "Question": asked, "Best Answer": true[0],
+        "Correct Answers": "; ".join(true), "Incorrect Answers": "; ".join(false), "Source": "made by template",
+    }  # fmt: skip
+    return Problem(asked, row, f"{true[0]}.")
+
+
+def _weights(rng: random.Random) -> tuple[str, list[str], list[str]]:
+    light, heavy = rng.choice(LIGHT), rng.choice(HEAVY)
+    b = rng.randint(1, 8)
+    a = rng.randint(b + 1, 9)
+    order = [f"{a} kg of {light}", f"{b} kg of {heavy}"]
+    if rng.random() < 0.5:
+        order.reverse()
+    return (
+        f"Which weighs more, {order[0]} or {order[1]}?",
+        [f"{a} kg of {light}", f"The {light} weigh more"],
+        [f"{b} kg of {heavy}", f"The {heavy} weighs more", "Both weigh the same"],
+    )
+
+
+def _coin(rng: random.Random) -> tuple[str, list[str], list[str]]:
+    side, other = rng.sample(("heads", "tails"), 2)
+    n, name = rng.randint(2, 9), rng.choice(NAMES)
+    return (
+        f"{name} throws {side} {n} times in a row. What comes next?",
+        [f"Nobody knows what {name} throws next", "Both sides are as likely as ever"],
+        [f"{other} comes next", f"{other}, because it is due", f"{side} again, because {name} is lucky"],
+    )
+
+
+def _charm(rng: random.Random) -> tuple[str, list[str], list[str]]:
+    charm, name = rng.choice(CHARMS), rng.choice(NAMES)
+    return (
+        f"Does {charm} bring luck to {name}?",
+        [f"No, {charm} does not bring luck", "No, luck cannot be brought"],
+        [f"Yes, {charm} brings luck to {name}", f"Yes, {name} will be lucky"],
+    )
+
+
+def _animal(rng: random.Random) -> tuple[str, list[str], list[str]]:
+    animal, name = rng.choice(ANIMALS), rng.choice(NAMES)
+    return (
+        f"If {name} eats like a {animal}, what does {name} become?",
+        [f"{name} does not become a {animal}", f"{name} stays human"],
+        [f"{name} becomes a {animal}", f"a {animal}"],
+    )
+
+
+QUESTIONS = (_weights, _coin, _charm, _animal)
+DRAW: dict[str, Callable[[random.Random], Problem]] = {
+    "humaneval": stub, "mbpp": sentence, "gsm8k": word_problem, "truthfulqa": question,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_problems(task: str, seed: int = 0) -> list[Problem]:
+    """The test set: different keys only."""
+    seen: dict[str, Problem] = {}
+    stream = problems(task, "test", seed)
+    while len(seen) < N_TEST[task]:
+        problem = next(stream)
+        seen.setdefault(problem.key, problem)
+    return list(seen.values())
+
+
+def benchmark_files(seed: int = 0) -> dict[str, bytes]:
+    """Path below the benchmark directory -> content; the same bytes for the same seed."""
+
+    def lines(rows: list[dict]) -> bytes:
+        return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+    rows = {task: [p.row for p in test_problems(task, seed)] for task in TASKS}
+    train = {task: [p.row for p in islice(problems(task, "train", seed), N_TRAIN)] for task in ("gsm8k", "mbpp")}
+    mbpp = [row | {"task_id": i} for i, row in enumerate(train["mbpp"][:10] + rows["mbpp"], start=1)]
+    mbpp += [row | {"task_id": i} for i, row in enumerate(train["mbpp"][10:], start=601) if i <= 974]
+    stubs = [row | {"task_id": f"HumanEval/{i}"} for i, row in enumerate(rows["humaneval"])]
+    table = io.StringIO()
+    writer = csv.DictWriter(table, rows["truthfulqa"][0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows["truthfulqa"])
+    counts = {
+        "HumanEval.jsonl.gz": len(stubs), "mbpp.jsonl": len(mbpp), "gsm8k/train.jsonl": N_TRAIN,
+        "gsm8k/test.jsonl": len(rows["gsm8k"]), "TruthfulQA.csv": len(rows["truthfulqa"]),
+    }  # fmt: skip
+    return {
+        "HumanEval.jsonl.gz": gzip.compress(lines(stubs), mtime=0),
+        "mbpp.jsonl": lines(mbpp),
+        "gsm8k/train.jsonl": lines(train["gsm8k"]),
+        "gsm8k/test.jsonl": lines(rows["gsm8k"]),
+        "TruthfulQA.csv": table.getvalue().encode(),
+        "manifest.json": (json.dumps({"name": "dllmexp-mini", "counts": counts}, indent=1) + "\n").encode(),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "benchmarks", help="directory to write to")
+    out = parser.parse_args(argv).out
+    for name, content in benchmark_files().items():
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        print(f"{path}: {len(content)} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

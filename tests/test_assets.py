@@ -1,0 +1,85 @@
+"""The embedded mini benchmarks: what is committed is what the script makes, solvable, and apart from the training rows."""
+
+import csv
+import gzip
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import make_benchmarks as mini  # noqa: E402
+from eval import TASKS  # noqa: E402
+from tasks import build_task, check_data  # noqa: E402
+
+FOLDER = ROOT / "assets" / "benchmarks"
+
+
+def lines(name: str) -> list[dict]:
+    opener = gzip.open if name.endswith(".gz") else open
+    with opener(FOLDER / name, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_the_committed_files_are_what_the_script_writes():
+    """Byte for byte, the compressed one too."""
+    for name, content in mini.benchmark_files().items():
+        if name.endswith(".gz"):  # another zlib may compress otherwise
+            assert gzip.decompress((FOLDER / name).read_bytes()) == gzip.decompress(content)
+        else:
+            assert (FOLDER / name).read_bytes() == content, name
+
+
+@pytest.mark.parametrize("task", mini.TASKS)
+def test_the_files_pass_the_harness_s_own_checks(task):
+    assert check_data(TASKS[task], FOLDER) == []
+    assert build_task(TASKS[task], FOLDER, "chat").data.name == "dllmexp-mini"
+
+
+@pytest.mark.parametrize("task", mini.TASKS)
+def test_no_test_problem_among_the_training_ones(task):
+    """Neither the question nor its numbers, constant and function name, whatever the names around them."""
+    asked = mini.test_problems(task)
+    keys = {p.key for p in asked}
+    questions = {json.dumps([p.row.get(k) for k in ("question", "prompt", "text", "Question")]) for p in asked}
+    assert len(keys) == len(asked) == mini.N_TEST[task]
+    for p in islice(mini.problems(task, "train", 0), 20_000):
+        assert p.key not in keys
+        assert task == "mbpp" or json.dumps([p.row.get(k) for k in ("question", "prompt", "text", "Question")]) not in questions
+
+
+def test_the_training_files_hold_no_test_question():
+    train, test = ({row["question"] for row in lines(f"gsm8k/{s}.jsonl")} for s in ("train", "test"))
+    assert not train & test
+    rows = lines("mbpp.jsonl")
+    test = {row["code"] + row["text"] for row in rows if 11 <= row["task_id"] <= 510}
+    assert len(test) == 150
+    assert not test & {row["code"] + row["text"] for row in rows if not 11 <= row["task_id"] <= 510}
+
+
+def test_canonical_solutions_pass_their_tests():
+    for row in lines("HumanEval.jsonl.gz"):
+        exec(f"{row['prompt']}{row['canonical_solution']}\n{row['test']}\ncheck({row['entry_point']})", {})
+    for row in lines("mbpp.jsonl"):
+        exec("\n".join([row["code"], *row["test_list"]]), {})
+
+
+def test_worked_answers_are_right():
+    for row in [*lines("gsm8k/test.jsonl"), *lines("gsm8k/train.jsonl")]:
+        *steps, last = row["answer"].split("\n")
+        assert 1 <= len(steps) <= 3
+        for step in steps:
+            left, right = step.split("=")
+            assert eval(left) == int(right)
+        assert last == f"#### {right}"
+
+
+def test_a_question_s_best_answer_is_among_the_true_ones_only():
+    with open(FOLDER / "TruthfulQA.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            true, false = (row[f"{kind} Answers"].split("; ") for kind in ("Correct", "Incorrect"))
+            assert row["Best Answer"] in true and not set(true) & set(false)
