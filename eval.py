@@ -69,12 +69,16 @@ if TYPE_CHECKING:
     from harness import _ProfilingHarness
     from models import Transformer
 
+ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
+
 # alias -> family (algorithms, harness), default checkpoint, and the flag that replaces it
 MODEL_DEFAULTS: dict[str, dict[str, str]] = {
     "llada": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-8B-Instruct", "flag": "llada_ckpt"},
     "llada1.5": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-1.5", "flag": "llada15_ckpt"},
     "dream": {"family": "dream", "checkpoint": "Dream-org/Dream-v0-Instruct-7B", "flag": "dream_ckpt"},
     "diffucoder": {"family": "dream", "checkpoint": "apple/DiffuCoder-7B-cpGRPO", "flag": "diffucoder_ckpt"},
+    "tiny-llada": {"family": "llada", "checkpoint": f"{ASSETS}/tiny-llada", "flag": "tiny_llada_ckpt"},
+    "tiny-dream": {"family": "dream", "checkpoint": f"{ASSETS}/tiny-dream", "flag": "tiny_dream_ckpt"},
 }
 
 TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in (HUMANEVAL, MBPP, GSM8K, TRUTHFULQA)}

@@ -18,6 +18,8 @@ PROTOCOLS = ("uniform", "official")
 PREFIX = "lm_eval:"  # any other task that lm-eval has installed
 TASKS = ("humaneval", "mbpp", "gsm8k", "truthfulqa")
 FAMILY = {"llada": "llada", "llada1.5": "llada", "dream": "dream", "diffucoder": "dream"}
+TINY = {"tiny-llada": "llada", "tiny-dream": "dream"}  # embedded checkpoints, trained for the canvas and prompts below
+FAMILY |= TINY
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ def protocol(name: str, alias: str, task: str) -> Protocol:
         if value not in known and not (what == "task" and value.startswith(PREFIX)):
             raise ValueError(f"unknown {what} {value!r}; there are: {', '.join(known)}")
     if task.startswith(PREFIX):
-        return replace(_uniform(alias, task), name=name, form="lm_eval", **(SAMPLING[alias] if name == "official" else {}))
+        sampling = SAMPLING.get(alias, {}) if name == "official" else {}
+        return replace(_uniform(alias, task), name=name, form="lm_eval", **sampling)
+    if alias in TINY:  # their authors' protocol is this project's own
+        return replace(_uniform(alias, task), name=name)
     return _uniform(alias, task) if name == "uniform" else _official(alias, task)
 
 
@@ -67,11 +72,12 @@ def protocol(name: str, alias: str, task: str) -> Protocol:
 
 OTHER_CANVAS = 256  # of any other task of lm-eval's
 CANVAS = {"humaneval": 512, "mbpp": 512, "gsm8k": 256, "truthfulqa": 128}
+TINY_CANVAS, TINY_BLOCK = 24, 8  # every answer of the mini benchmarks fits
 
 
 def _flags(alias: str, task: str) -> dict[str, bool]:
     """End-token flags of the models that have them: what their authors set, also under `uniform`."""
-    if FAMILY[alias] != "llada" or (alias, task) == ("llada", "gsm8k") or task.startswith(PREFIX):
+    if FAMILY[alias] != "llada" or alias in TINY or (alias, task) == ("llada", "gsm8k") or task.startswith(PREFIX):
         return {}
     if (alias, task) == ("llada", "humaneval"):
         return {"logits_eos_inf": True}
@@ -86,8 +92,8 @@ def _uniform(alias: str, task: str) -> Protocol:
         num_fewshot=0,
         chat_template=True,
         system=None,
-        gen_length=CANVAS.get(task, OTHER_CANVAS),
-        block_length=32 if llada else None,
+        gen_length=TINY_CANVAS if alias in TINY else CANVAS.get(task, OTHER_CANVAS),
+        block_length=(TINY_BLOCK if alias in TINY else 32) if llada else None,
         algorithm="low_confidence" if llada else "maskgit_plus",
         temperature=0.0,
         **_flags(alias, task),

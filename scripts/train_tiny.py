@@ -1,0 +1,321 @@
+#!/usr/bin/env python3
+"""Train a tiny masked-diffusion model on the mini benchmarks' training problems, and write it in the hub's layout.
+
+    python scripts/train_tiny.py --family llada --out assets/tiny-llada
+    python scripts/train_tiny.py --family dream --out assets/tiny-dream
+
+Every problem comes from make_benchmarks.problems(task, "train", seed), which never yields a key of the test set, and is
+rendered as eval.py asks it: the task's "chat" form in the checkpoint's chat template. The answer follows, then the
+family's end tokens up to the end of the canvas. The objective is LLaDA's (arXiv:2502.09992, algorithm 2): a share t of
+the canvas, uniform in (0, 1], is masked, and the cross entropy of the masked tokens is weighted by 1/t. Dream's
+logits are shifted by one column.
+
+The state is kept in results/train/; the same command goes on where it was stopped. One line a minute or so says how
+far it is. `--export` names a directory that gets the weights of every saved state, for looking at them meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from make_benchmarks import Problem, problems  # noqa: E402
+from models import ModelConfig, Transformer, load_tokenizer, read_config  # noqa: E402
+from tiny_checkpoint import write_config, write_tokenizer, write_weights  # noqa: E402
+
+SHAPE = {"n_layers": 4, "d_model": 128, "n_heads": 4, "d_ff": 352}
+CANVAS = 24
+STEPS = 12_000
+# of the training problems up to step TURN, and from there on: to add and subtract takes longest
+SHARES = {"gsm8k": 7, "humaneval": 4, "mbpp": 4, "truthfulqa": 1}
+LATER = {"gsm8k": 12, "humaneval": 1, "mbpp": 2, "truthfulqa": 1}
+TURN = 6500
+RATE = 3e-3
+MICRO = 16  # sequences of about one length that go through the model together
+END = {"llada": "<|eot_id|>", "dream": "<|im_end|>"}  # behind an answer; <|endoftext|> fills the canvas
+
+
+# ---------------------------------------------------------------- what is learnt
+
+
+class Prompts:
+    """Rows -> the user's message, with the very templates of the evaluation's tasks."""
+
+    def __init__(self) -> None:
+        from lm_eval.utils import apply_template
+
+        from eval import TASKS, get_prompt_template
+        from tasks import build_task
+
+        self.tasks = {}
+        for task in SHARES:
+            form = next(name for name, f in TASKS[task].forms.items() if f is get_prompt_template("llada", task))
+            self.tasks[task] = build_task(TASKS[task], ROOT / "assets" / "benchmarks", form)
+        self._apply = apply_template
+        self._compiled: dict[str, object] = {}
+
+    def message(self, task: str, row: dict) -> str:
+        """lm-eval's doc_to_text of a row of the file, the template compiled once."""
+        if task not in self._compiled:
+            from lm_eval.utils import env
+
+            self._compiled[task] = env.from_string(self.tasks[task].config.doc_to_text)
+        return self._compiled[task].render(**{k.lower().replace(" ", "_"): v for k, v in row.items()})
+
+    def phrases(self) -> list[str]:
+        """The fixed wording of the prompts: what all messages of a task begin and end with, and what lies between."""
+        found = ["You are a helpful assistant.", " Your code should pass these tests:\n\n"]
+        for task in SHARES:
+            texts = [self.message(task, p.row) for p in islice(problems(task, "train", 0), 300)]
+            found.append(os.path.commonprefix(texts))
+            found.append(os.path.commonprefix([t[::-1] for t in texts])[::-1])
+        return [phrase.rstrip(" ") for phrase in found if len(phrase) > 12]  # a word keeps the space before it
+
+
+@dataclass(frozen=True)
+class Example:
+    prompt: list[int]
+    canvas: list[int]
+
+
+class Lessons:
+    """The training examples of each step; they depend on the seed and the step alone, so a resumed run goes on with them."""
+
+    def __init__(self, family: str, tokenizer, prompts: Prompts, args: argparse.Namespace) -> None:
+        self.tokenizer, self.prompts, self.args = tokenizer, prompts, args
+        self.end, self.pad = tokenizer.convert_tokens_to_ids([END[family], "<|endoftext|>"])
+
+    def __call__(self, step: int) -> list[list[Example]]:
+        """args.batch examples of all tasks, mixed by SHARES, as groups of about one length."""
+        seed = f"{self.args.seed} {step}"
+        streams = {task: problems(task, "train", seed) for task in SHARES}
+        shares = SHARES if step < TURN else LATER
+        tasks = random.Random(seed).choices(list(shares), list(shares.values()), k=self.args.batch)
+        found = sorted((self.example(task, next(streams[task])) for task in tasks), key=lambda e: len(e.prompt))
+        return [found[i : i + MICRO] for i in range(0, len(found), MICRO)]
+
+    def example(self, task: str, problem: Problem) -> Example:
+        chat = [{"role": "user", "content": self.prompts.message(task, problem.row)}]
+        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        prompt, answer = self.tokenizer([text, problem.answer], add_special_tokens=False)["input_ids"]
+        assert len(answer) < CANVAS, f"an answer of {len(answer)} tokens leaves no room for an end token: {problem.answer}"
+        return Example(prompt, answer + [self.end] + [self.pad] * (CANVAS - len(answer) - 1))
+
+
+# ---------------------------------------------------------------- the model, with gradients
+
+
+def hidden(model: Transformer, ids: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Hidden states [B, L, D] before the last norm; Transformer._trunk on padded rows and with gradients.
+
+    ids [B, L]; bias [B, 1, 1, L], 0 for columns and -inf for padding; cos, sin [L, E].
+    """
+    c = model.config
+
+    def rotate(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return (x * cos + torch.cat((-b, a), -1) * sin).to(x.dtype)
+
+    x = model.embed(ids)
+    for layer in model.layers:
+        h = F.rms_norm(x, (c.d_model,), layer.attn_norm.weight, c.norm_eps)
+        q, k, v = (p(h).unflatten(-1, (-1, c.head_dim)).transpose(1, 2) for p in (layer.q, layer.k, layer.v))
+        # written out: on a CPU the fused kernel's backward pass takes six times as long
+        score = (rotate(q) @ rotate(k).mT) * c.head_dim**-0.5 + bias
+        mixed = score.softmax(-1).to(v.dtype) @ v
+        x = x + layer.o(mixed.transpose(1, 2).flatten(2))
+        h = F.rms_norm(x, (c.d_model,), layer.mlp_norm.weight, c.norm_eps)
+        x = x + layer.down(F.silu(layer.gate(h)) * layer.up(h))
+    return x
+
+
+def angles(config: ModelConfig, length: int, device) -> tuple[Tensor, Tensor]:
+    steps = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    angle = torch.outer(torch.arange(length).float(), config.rope_theta**-steps).repeat(1, 2)
+    return angle.cos().to(device), angle.sin().to(device)
+
+
+def logits_at(model: Transformer, trunk, ids: Tensor, bias: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Logits [R, V] FOR the columns (row, column) of ids [B, L]."""
+    c = model.config
+    x = trunk(model, ids, bias, *angles(c, ids.shape[1], ids.device))
+    x = x[row, column - 1 if c.shift else column]
+    return model.head(F.rms_norm(x, (c.d_model,), model.norm.weight, c.norm_eps)).float()
+
+
+def masked_loss(model: Transformer, trunk, group: list[Example], share: Tensor, rng: torch.Generator, device) -> Tensor:
+    """Cross entropy of the masked canvas tokens weighted by 1/t, per canvas token. share: [B], the t of each row."""
+    c, B = model.config, len(group)
+    length = -(-max(len(e.prompt) + CANVAS for e in group) // 8) * 8
+    ids = torch.full((B, length), c.eos_id)
+    bias = torch.full((B, 1, 1, length), -torch.inf)
+    start = torch.tensor([len(e.prompt) for e in group])
+    for i, e in enumerate(group):
+        ids[i, : len(e.prompt) + CANVAS] = torch.tensor(e.prompt + e.canvas)
+        bias[i, ..., : len(e.prompt) + CANVAS] = 0
+    hide = torch.rand(B, CANVAS, generator=rng) < share[:, None]
+    row, offset = hide.nonzero(as_tuple=True)
+    column = start[row] + offset
+    target = ids[row, column]
+    ids[row, column] = c.mask_id
+    weight = 1 / share[row]
+    ids, bias, row, column, target, weight = (t.to(device) for t in (ids, bias, row, column, target, weight))
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        logits = logits_at(model, trunk, ids, bias, row, column)
+    return (F.cross_entropy(logits, target, reduction="none") * weight).sum() / (B * CANVAS)
+
+
+def new_model(config: ModelConfig, seed: int) -> Transformer:
+    """Initial weights from which to look things up in the prompt is a small step; from random ones it takes hours.
+
+    Mimetic initialisation (arXiv:2305.09828): a head attends to what resembles its own position (keys like queries) and
+    passes it on (output the transpose of value); the output head begins as the embedding. Coordinate 0 of every
+    embedding is a constant, with which the first two heads attend to the position to the left and to the right.
+    """
+    torch.manual_seed(seed)
+    model, d, e = Transformer(config), config.d_model, config.head_dim
+    frequency = config.rope_theta ** -(torch.arange(0, e, 2).float() / e)
+    beside = 1.3 * (frequency > 0.05)  # the fast frequencies tell neighbours apart
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.zero_() if name.endswith((".down.weight", ".bias")) else p.normal_(std=d**-0.5) if p.ndim == 2 else None
+        words = F.pad(F.normalize(torch.randn(config.vocab_size, d - 1), dim=1) * d**0.5, (1, 0))
+        model.head.weight.copy_(0.05 * words)
+        words[:, 0] = 5
+        model.embed.weight.copy_(words)
+        for layer in model.layers:
+            turned = torch.linalg.qr(torch.randn(d, d))[0]
+            layer.k.weight.copy_(layer.q.weight)
+            layer.v.weight.copy_(turned)
+            layer.o.weight.copy_(0.5 * turned.T)
+        first, elsewhere = model.layers[0], torch.linalg.qr(torch.randn(d, d))[0]
+        for head, side in enumerate((1, -1)):
+            rows = slice(head * e, head * e + e)
+            for weight, cos, sin in (
+                (first.q.weight, beside, 0 * beside),
+                (first.k.weight, beside * frequency.cos(), side * beside * frequency.sin()),
+            ):
+                weight[rows] = 0
+                weight[rows, 0] = torch.cat([cos, sin])
+            first.o.weight[:, rows] = elsewhere[:, rows]
+    return model
+
+
+# ---------------------------------------------------------------- training
+
+
+def rate(step: int) -> float:
+    """Share of the full learning rate: a short warm-up, a plateau, a fall to 0."""
+    return min((step + 1) / 100, float(np.interp(step, [4500, TURN, STEPS], [1, 5 / 9, 0])))
+
+
+def prepare(family: str, folder: Path, prompts: Prompts) -> None:
+    """Tokenizer files and config.json, once."""
+    texts = []
+    for task in SHARES:
+        for p in islice(problems(task, "train", 0), 4000):
+            texts += [prompts.message(task, p.row), p.answer]
+    phrases = prompts.phrases()
+    for phrase in sorted(phrases, key=len, reverse=True):  # words inside them need no tokens of their own
+        texts = [text.replace(phrase, "\n") for text in texts]
+    texts += ["user", "assistant", "system", "\n\n"]
+    n_tokens = write_tokenizer(folder, family, texts, phrases)
+    write_config(folder, family, n_tokens, SHAPE)
+
+
+def save(path: Path, state: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def train(args: argparse.Namespace) -> None:
+    prompts = Prompts()
+    if not (args.out / "config.json").exists():
+        prepare(args.family, args.out, prompts)
+    config, tokenizer = read_config(args.out), load_tokenizer(args.out)
+    lessons = Lessons(args.family, tokenizer, prompts, args)
+    model = new_model(config, args.seed).to(args.device)
+    stepper = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    done, of = 0, [args.batch, args.seed]
+    state_file = ROOT / "results" / "train" / f"{args.out.name}.pt"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        if state["of"] != of:
+            sys.exit(f"error: {state_file} is from a run with batch, seed {state['of']}; delete it to begin anew")
+        done = state["step"]
+        model.load_state_dict(state["model"])
+        stepper.load_state_dict(state["stepper"])
+        print(f"going on at step {done}", flush=True)
+    trunk = torch.compile(hidden, dynamic=True) if args.compile else hidden
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.vocab_size} rows", flush=True)
+    begin, mean = time.perf_counter(), None
+    for step in range(done, args.steps):
+        rng = torch.Generator().manual_seed(args.seed * STEPS + step)
+        # the t of a step's sequences are spread evenly over (0, 1], which keeps the loss from jumping
+        share = ((torch.randperm(args.batch, generator=rng) + torch.rand(1, generator=rng)) / args.batch).clamp(1e-3)
+        loss = 0.0
+        for group, t in zip(lessons(step), share.split(MICRO), strict=True):
+            part = masked_loss(model, trunk, group, t, rng, args.device) * len(group) / args.batch
+            part.backward()
+            loss += part.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        stepper.param_groups[0]["lr"] = RATE * rate(step)
+        stepper.step()
+        stepper.zero_grad()
+        mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+        n = step + 1
+        if n % args.log_every == 0 or n == args.steps:
+            left = (time.perf_counter() - begin) / (n - done) * (args.steps - n)
+            print(f"step {n}/{args.steps}  loss {mean:.4f}  {left / 60:.1f} min left", flush=True)
+        if n % args.save_every == 0 or n == args.steps:
+            save(state_file, {"of": of, "step": n, "model": model.state_dict(), "stepper": stepper.state_dict()})
+            if args.export:
+                export(args.export, args.out, config, model)
+    write_weights(args.out, config, dict(model.named_parameters()))
+
+
+def export(folder: Path, source: Path, config: ModelConfig, model: Transformer) -> None:
+    """The checkpoint as it is now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.*"):
+        if path.suffix in (".json", ".txt"):
+            (folder / path.name).write_bytes(path.read_bytes())
+    write_weights(folder, config, dict(model.named_parameters()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", required=True, choices=tuple(END))
+    parser.add_argument("--out", required=True, type=Path, help="checkpoint directory to write")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"stop after so many of the {STEPS} steps")
+    parser.add_argument("--batch", type=int, default=32, help=f"sequences per step, a multiple of {MICRO}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the layers; needs a C++ compiler on a CPU")
+    parser.add_argument("--export", type=Path, help="directory for the weights of every saved state")
+    parser.add_argument("--log_every", type=int, default=250)
+    parser.add_argument("--save_every", type=int, default=1000)
+    args = parser.parse_args(argv)
+    args.out = args.out.resolve()
+    train(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""The tiny trained checkpoints: what random weights cannot show. They answer, so that a change of the answers is seen."""
+
+import json
+from functools import lru_cache
+
+import pytest
+from mini import ROOT
+
+import eval as cli
+from decoding.engine import decode
+from decoding.schedule import DecodeConfig, make_schedule
+from models import load_model
+from tasks import build_task
+from tasks.protocols import TINY_BLOCK, TINY_CANVAS
+
+BENCHMARKS = ROOT / "assets" / "benchmarks"
+N = 40
+# share of the first N problems that is right at one token per step, as measured; and how far it may move
+MEASURED = {
+    ("tiny-llada", "gsm8k"): 1.0, ("tiny-llada", "humaneval"): 1.0,
+    ("tiny-dream", "gsm8k"): 1.0, ("tiny-dream", "humaneval"): 1.0,
+}  # fmt: skip
+BAND = 0.05
+
+
+@lru_cache
+def checkpoint(alias: str):
+    return load_model(str(ROOT / "assets" / alias), device="cpu", dtype="float32")
+
+
+@lru_cache
+def prompts(alias: str, n: int) -> list[list[int]]:
+    """The first n gsm8k questions in the checkpoint's chat template."""
+    _, tokenizer = checkpoint(alias)
+    task = build_task(cli.TASKS["gsm8k"], BENCHMARKS, "chat")
+    chats = [[{"role": "user", "content": task.doc_to_text(doc)}] for doc in list(task.eval_docs)[:n]]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def decoded(alias: str, algorithm: str, k: int, n: int = 16, batch_size: int | None = None, **options):
+    model, _ = checkpoint(alias)
+    block = TINY_BLOCK if algorithm == "low_confidence" else None
+    config = DecodeConfig(make_schedule(algorithm, TINY_CANVAS, block, k), **options)
+    return decode(model, prompts(alias, n), config, range(n), batch_size=batch_size)
+
+
+def run(alias: str, task: str, folder, *options: str) -> dict:
+    argv = ["--model_alias", alias, "--task", task, "--data_dir", str(BENCHMARKS), "--dtype", "float32", "--device", "cpu"]
+    argv += ["--output_dir", str(folder), "--batch_size", "20", *options]
+    assert cli.main(argv) == 0
+    newest = max(folder.glob(f"{alias}_{task}_*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return json.loads(newest.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("alias, task", list(MEASURED))
+def test_accuracy_stays_where_it_was_measured(alias, task, tmp_path):
+    result = run(alias, task, tmp_path, "--limit", str(N))
+    assert abs(result["headline"]["value"] - MEASURED[alias, task]) <= BAND
+    assert result["data"]["name"] == "dllmexp-mini" and result["reference"] is None
+
+
+@pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
+@pytest.mark.parametrize("algorithm", ["protocol", "leftright"])
+@pytest.mark.parametrize("k", [1, 3])
+def test_early_exit_saves_forward_passes_and_changes_no_text(alias, algorithm, k):
+    _, tokenizer = checkpoint(alias)
+    if algorithm == "protocol":
+        algorithm = {"tiny-llada": "low_confidence", "tiny-dream": "maskgit_plus"}[alias]
+    (saved, early), (_, late) = (
+        (sum(c.forwards_saved for c in rows), [text(tokenizer, alias, c) for c in rows])
+        for rows in (decoded(alias, algorithm, k), decoded(alias, algorithm, k, early_exit=False))
+    )
+    assert early == late
+    if algorithm != "maskgit_plus":  # the whole canvas is one block: its end tokens are committed first
+        assert saved > 0
+
+
+def text(tokenizer, alias, completion) -> list[int]:
+    """The returned tokens: those before the first end token."""
+    ends = checkpoint(alias)[0].config.end_ids
+    ids = list(completion.token_ids)
+    return ids[: min((i for i, t in enumerate(ids) if t in ends), default=len(ids))]
+
+
+@pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
+def test_an_answer_ends_by_itself_and_shows_no_chat_token(alias, tmp_path):
+    samples = run(alias, "gsm8k", tmp_path, "--limit", "20")["samples"]
+    assert {s["finish_reason"] for s in samples} == {"end_token"}
+    assert not any("<|" in s["text"] for s in samples)
+    assert all(s["text"].count("####") == 1 for s in samples)
+
+
+@pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
+def test_batching_leaves_the_tokens_untouched(alias):
+    algorithm = {"tiny-llada": "low_confidence", "tiny-dream": "maskgit_plus"}[alias]
+    alone, together = (decoded(alias, algorithm, 2, batch_size=b) for b in (1, 16))
+    assert [c.token_ids for c in alone] == [c.token_ids for c in together]
+
+
+def test_resume_leaves_the_samples_untouched(tmp_path):
+    """Ten samples, then ten more on top of those kept, against twenty at once."""
+    run("tiny-llada", "gsm8k", tmp_path / "begun", "--limit", "10")
+    resumed = run("tiny-llada", "gsm8k", tmp_path / "begun", "--limit", "20")
+    whole = run("tiny-llada", "gsm8k", tmp_path / "whole", "--limit", "20")
+    assert resumed["meta"]["store"]["found"] != whole["meta"]["store"]["found"]
+    assert resumed["content_sha256"] == whole["content_sha256"]
