@@ -139,9 +139,11 @@ class LocalEngine:
     """Runs what the claim has, and will take, until each is done, has failed, or is found to be running elsewhere."""
 
     def __init__(
-        self, claim: Claim, todo: Sequence[tuple[Experiment, Standing]], workers: Sequence[Worker], say: Callable[[str], None]
-    ):
-        self.claim, self.say = claim, say
+        self, claim: Claim, todo: Sequence[tuple[Experiment, Standing]], workers: Sequence[Worker], say: Callable[[str], None],
+        tick: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
+        """say: is told what happens. tick: is called every second or so."""
+        self.claim, self.say, self.tick = claim, say, tick
         self.tasks = [_task(e, standing) for e, standing in todo]
         scorer = Worker(None, workers[0].environ | {"CUDA_VISIBLE_DEVICES": ""})
         self.workers = [*workers, scorer]
@@ -159,6 +161,7 @@ class LocalEngine:
                 elif not self.claim.wait_for_the_silent():
                     break
                 self.claim.touch()
+                self.tick()
         finally:
             self._stop()
         return self.tasks

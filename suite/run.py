@@ -8,7 +8,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+
+from tqdm import tqdm
 
 from suite.claims import Claim
 from suite.local import LocalEngine, make_workers
@@ -32,9 +35,34 @@ class Diary:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(text + "\n")
         try:
-            print(text, flush=True)
+            tqdm.write(text)
+            sys.stdout.flush()
         except OSError:  # the terminal is gone, the work is not
             sys.stdout = open(os.devnull, "w")
+
+
+class Bar:
+    """On a terminal, a bar over the samples of all experiments, with the time left; elsewhere nothing."""
+
+    def __init__(self, chosen: Sequence[Experiment]):
+        self._watchers = [Watcher(e) for e in chosen] if sys.stderr.isatty() else []
+        known = [standing.of for _, standing in standings(self._watchers)]
+        total = None if None in known else sum(known)
+        self._bar = tqdm(total=total, initial=self._n(), unit=" samples", dynamic_ncols=True, disable=not self._watchers)
+        self._at = time.monotonic()
+
+    def _n(self) -> int:
+        return sum(standing.n for _, standing in standings(self._watchers))
+
+    def __call__(self) -> None:
+        if self._watchers and time.monotonic() >= self._at + 1:
+            self._bar.update(self._n() - self._bar.n)
+            self._at = time.monotonic()
+
+    def close(self) -> None:
+        self._at = 0.0
+        self()
+        self._bar.close()
 
 
 def run_suite(chosen: Sequence[Experiment], out: Path, n_workers: int | None, run: str | None = None, who: str = "") -> int:
@@ -50,7 +78,8 @@ def run_suite(chosen: Sequence[Experiment], out: Path, n_workers: int | None, ru
             say(f"{len(claim.elsewhere)} more are with another suite")
         say(f"workers: {', '.join(w.device for w in workers)}; logs: {out / 'logs'}; ./scripts/progress.sh shows where it stands")
         todo = [(e, standing) for e, standing in rows if e in claim.mine and standing.state != "done"]
-        tasks = LocalEngine(claim, todo, workers, say).run()
+        with closing(Bar([e for e, _ in rows])) as bar:
+            tasks = LocalEngine(claim, todo, workers, say, bar).run()
         counts["done"] = sum(e in claim.mine for e, _ in rows) - len(tasks)
     finally:
         last = claim.release()

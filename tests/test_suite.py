@@ -1,5 +1,6 @@
 """The suite: which experiments there are, where each stands, and that running them loses, repeats and hides nothing."""
 
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from store import Store
 from suite.claims import Claim, read_claims
 from suite.local import LocalEngine, Task, Worker, make_workers
 from suite.matrix import Selection, arguments, experiments, select
+from suite.run import Bar
 from suite.state import HOST, Standing, Watcher, config_id, read_summary, write_note
 from suite.table import Estimator, duration, progress_table
 from suite.tally import Sums, Tally
@@ -534,3 +536,17 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
     assert sum(len(p.read_bytes().splitlines()) - 1 for p in watcher.directory.glob("shard-*")) == 60
     assert "ended by signal 9; tried again" in (tmp_path / "out" / "logs" / "sweep.log").read_text()
     assert "Traceback" not in experiment.log.read_text()
+
+
+@pytest.mark.parametrize("terminal, shown", [(True, "6/20"), (False, "")])
+def test_a_terminal_gets_a_bar_over_all_samples(monkeypatch, terminal, shown):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminal
+
+    stream = Stream()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr("suite.run.Watcher", lambda experiment: experiment)
+    monkeypatch.setattr("suite.run.standings", lambda watchers: [(w, Standing("partial", 3, 10)) for w in watchers])
+    Bar(["one", "two"]).close()
+    assert shown in stream.getvalue() and bool(stream.getvalue()) == terminal
