@@ -216,9 +216,9 @@ def method_parts(config: RunConfig) -> list[str]:
 def result_name(
     config: RunConfig, *, predictions: bool = False, tag: str | None = None, limit: int | None = None
 ) -> str:
-    """File name of a result: `<alias>_<task>_<alg>[_<option><value>...][_<cache>[_refresh<N>]]_tps<K>[_<tag>][_limit<N>].json`.
+    """File name of a result: `<alias>_<task>_<alg>[_<method>...]_tps<K>[_<tag>][_limit<N>].json`.
 
-    All options of the algorithm are in it. K is the requested tokens per step where the schedule has it, else the realised one. Scored predictions have no
+    <method> is what `method_parts` gives. K is the requested tokens per step where the schedule has it, else the realised one. Scored predictions have no
     schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
     """
     k = config.tokens_per_step

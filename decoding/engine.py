@@ -264,9 +264,9 @@ class _Decoder:
     def _span(self, row: _Row) -> Span:
         """The columns that the row's next forward pass computes, and those that it attends to."""
         block, refresh = self._block(row), self.config.cache_refresh
-        lo = row.prompt_length + block.start
+        lo, hi = row.prompt_length + block.start, row.prompt_length + block.stop
         return CACHES[self.config.kv_cache](SpanView(
-            lo=max(0, lo - self.shift * int(row.open[block.start])), hi=lo + self.schedule.block_length, length=len(row.canvas),
+            lo=max(0, lo - self.shift * int(row.open[block.start])), hi=hi, length=len(row.canvas),
             fresh=row.passes % refresh == 0 if refresh else row.passes == 0,
         ))  # fmt: skip
 

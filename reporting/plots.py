@@ -163,6 +163,8 @@ def _caption(lines: Sequence[Line], axis: str) -> str:
     by_task = [[line for line in lines if line.curve[0].task == task] for task in {run.task for run in runs}]
     if any(rank for here in by_task for ranks in _ranks(here, axis) for rank in ranks):
         told += " Rings: curves that meet in a point."
+    if any(run.algorithm != line.curve[0].algorithm for line in lines for run in line.curve):
+        told += " Lines of adaptive algorithms join values of their option."
     if axis == "tok_s":
         told += f"\nDecoded on {machines.pop() if len(machines) == 1 else 'several machines: speeds do not compare'}."
     return told

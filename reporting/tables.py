@@ -88,7 +88,8 @@ def results(runs: Sequence[Run]) -> Table:
 
 def _result_notes(runs: Sequence[Run]) -> Iterable[str]:
     yield (
-        "K: tokens per step; of an adaptive algorithm the least. TPF: tokens returned per forward pass, measured. tok/s: tokens returned per second of "
+        "K: tokens per step; of an adaptive algorithm the least. TPF: tokens returned per forward pass, measured. tok/s: "
+        "tokens returned per second of "
         "decoding. [95 %]: Wilson's interval of a share, the normal one of any other mean."
     )
     metrics = {run.config["task"]: run for run in runs}

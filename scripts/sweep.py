@@ -6,6 +6,7 @@
     python scripts/sweep.py run --models llada --tps 1 2 4 8 --extra "--batch_size 8 --limit 100"
     python scripts/sweep.py run --file my.yaml --workers 2
     python scripts/sweep.py run --engine slurm --partition gpu     an array job of a SLURM cluster
+    python scripts/sweep.py run --suite parallel                   algorithms and caches on the embedded checkpoints
     python scripts/sweep.py progress --watch
 
 A YAML file is a list. Each entry is text ("--model_alias llada --task gsm8k"), a list of words, or flag: value, where a
@@ -27,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from experiment.signals import Signalled, signals_raise  # noqa: E402
 from suite.claims import read_claims  # noqa: E402
-from suite.matrix import Selection, experiments, select  # noqa: E402
+from suite.matrix import SUITES, Selection, experiments, select  # noqa: E402
 from suite.state import Watcher, forget_identities, standings  # noqa: E402
 from suite.table import plan, progress_table  # noqa: E402
 from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
@@ -57,6 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--extra", metavar='"..."', action="append", default=[], help="arguments that every experiment gets; may be repeated"
     )
+    group.add_argument(
+        "--suite", choices=list(SUITES), default="main",
+        help="main: the matrix (default); parallel: adaptive algorithms and KV caches on the tiny checkpoints; filters apply",
+    )  # fmt: skip
     group.add_argument("--file", metavar="YAML", type=Path, help="these argument sets instead of the matrix; filters apply")
     group.add_argument("--output_dir", metavar="DIR", default="results", help="where results go (default: results)")
 
@@ -103,7 +108,8 @@ def selection_of(args: argparse.Namespace) -> Selection:
     except ValueError as error:
         raise UsageError(f"--extra {' '.join(args.extra)}: {error}") from None
     lists = {name: tuple(w for v in getattr(args, name) for w in str(v).split(",")) for name in ("models", "tasks", "algs")}
-    return Selection(**lists, tps=tuple(args.tps), extra=extra, file=args.file, output_dir=args.output_dir)
+    where = {"file": args.file, "suite": args.suite, "output_dir": args.output_dir}
+    return Selection(**lists, tps=tuple(args.tps), extra=extra, **where)
 
 
 # ---------------------------------------------------------------- progress

@@ -24,6 +24,27 @@ MATRIX: dict[str, list] = {
     "tokens_per_step": [1, 2, 3],
 }
 
+# Adaptive algorithms, caches and fixed tokens per step on the embedded tiny checkpoints, in blocks of 8: a CPU does it.
+TINY = {
+    "model_alias": ["tiny-llada", "tiny-dream"], "task": ["gsm8k"], "block_length": 8, "dtype": "float32", "batch_size": 8,
+    "data_dir": str(Path(__file__).resolve().parent.parent / "assets" / "benchmarks"),
+}  # fmt: skip
+PARALLEL: list[dict[str, Any]] = [
+    TINY | {"tokens_per_step": [1, 2, 3, 4]},
+    TINY | {"tokens_per_step": [1, 2], "kv_cache": ["prefix", "dual"]},
+    TINY | {"alg": "threshold", "threshold": [0.95, 0.9, 0.7], "kv_cache": ["none", "prefix", "dual"]},
+    TINY | {
+        "model_alias": "tiny-dream", "alg": "confidence_threshold", "threshold": [0.9, 0.7], "kv_cache": ["prefix", "dual"],
+    },
+    TINY | {"alg": "factor", "factor": [0.5, 1.0]},
+    TINY | {"alg": "entropy_threshold", "threshold": [0.1, 0.4]},
+    TINY | {"alg": "eb_sampler", "gamma": [0.001, 0.1]},
+    TINY | {"alg": "klass", "threshold": [0.9, 0.6]},
+    TINY | {"alg": "credit", "threshold": [0.9, 0.7]},
+    TINY | {"alg": "certainty", "tokens_per_step": [1, 2]},
+]
+SUITES: dict[str, list[dict[str, Any]]] = {"main": [MATRIX], "parallel": PARALLEL}
+
 # eval.py's flags that an experiment of a suite cannot have, and why
 OURS = {
     "device": "the engine chooses the device: CUDA_VISIBLE_DEVICES and --workers",
@@ -67,7 +88,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Selection:
-    """What a command line asks for. Empty tuples filter nothing; file None means MATRIX."""
+    """What a command line asks for. Empty tuples filter nothing; file None means the suite of that name."""
 
     models: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -75,20 +96,23 @@ class Selection:
     algs: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
     file: Path | None = None
+    suite: str = "main"
     output_dir: str = "results"
 
 
 def select(selection: Selection) -> list[Experiment]:
     """The experiments, in order. Raises UsageError with every problem of every one of them."""
-    entries: Sequence[Any] = [_narrowed(selection)] if selection.file is None else read_file(selection.file)
-    words = [w for entry in entries for w in arguments(entry, () if selection.file else selection.algs)]
+    matrix = selection.file is None and selection.suite == "main"  # its axes can be any; other entries are filtered
+    listed = SUITES[selection.suite] if selection.file is None else read_file(selection.file)
+    entries: Sequence[Any] = [_narrowed(selection)] if matrix else listed
+    words = [w for entry in entries for w in arguments(entry, selection.algs if matrix else ())]
     words = [[*w, *selection.extra] for w in words]
     given = {w[2:].partition("=")[0]: None for one in words for w in one if w.startswith("--")}
     if ours := [flag for flag in given if flag in OURS]:
         raise UsageError(f"--{flag} cannot be given to an experiment of a suite: {OURS[flag]}" for flag in ours)
     own = ["--output_dir", selection.output_dir] if selection.output_dir != "results" else []
     found = experiments([*w, *own] for w in words)
-    kept = [e for e in found if _wanted(e, selection)] if selection.file else found
+    kept = found if matrix else [e for e in found if _wanted(e, selection)]
     if not kept:
         raise UsageError("the filters leave no experiment")
     return kept

@@ -8,9 +8,14 @@ from crafted import save
 from mini import LLADA, gsm8k_dir
 
 import eval as cli
-from decoding.algorithms import OPTIONS
+from decoding.algorithms import ALGORITHMS, OPTIONS
+from decoding.spans import CACHES
 from reporting.data import curves, read_all
+from reporting.plots import Line, _caption
 from reporting.tables import comparisons
+from scripts import sweep
+from suite.matrix import Selection, select
+from utils import UsageError
 
 
 @pytest.fixture
@@ -97,5 +102,35 @@ def test_the_report_tells_methods_apart_and_joins_a_threshold_s_points(tmp_path)
         "threshold (threshold 0.9, dual cache refreshed every 4)",
     ]  # fmt: skip
     assert sorted(len(curve) for curve in curves(runs)) == [1, 2]
+    told = _caption([Line("a", curve, {}) for curve in curves(runs)], "tpf")
+    assert "K = 1." in told and told.endswith("Lines of adaptive algorithms join values of their option.")
     names = [row[:2] for row in comparisons(runs).rows]
     assert len(names) == 1 and "threshold 0.7" in " ".join(names[0]) and "threshold 0.9" in " ".join(names[0])
+
+
+# ---------------------------------------------------------------- the suite
+
+
+def test_the_parallel_suite_has_every_algorithm_and_cache_and_its_baselines():
+    configs = [e.job.config for e in select(Selection(suite="parallel"))]
+    assert {c.algorithm for c in configs} >= {name for name, a in ALGORITHMS.items() if a.options}
+    assert {c.kv_cache for c in configs} == {*CACHES}
+    for alias, algorithm in (("tiny-llada", "low_confidence"), ("tiny-dream", "maskgit_plus")):
+        mine = [c for c in configs if c.model_alias == alias]
+        assert {c.block_length for c in mine} == {8}
+        assert {c.tokens_per_step for c in mine if c.algorithm == algorithm and c.kv_cache == "none"} == {1, 2, 3, 4}
+
+
+def test_a_suite_is_filtered():
+    chosen = select(Selection(suite="parallel", models=("tiny-dream",), algs=("threshold",)))
+    assert len(chosen) == 9 and {e.job.config.algorithm for e in chosen} == {"threshold"}
+    with pytest.raises(UsageError, match="the filters leave no experiment"):
+        select(Selection(suite="parallel", models=("llada",)))
+
+
+def test_the_suite_is_chosen_on_the_command_line(capsys):
+    assert sweep.main(["plan", "--suite", "parallel", "--algs", "klass", "--extra", "--limit 5"]) == 0
+    out = capsys.readouterr().out
+    assert "4 experiments" in out and "tiny-llada_gsm8k_klass_threshold0.6_" in out
+    assert sweep.main(["plan", "--suite", "paralel"]) == 2
+    assert "invalid choice: 'paralel'" in capsys.readouterr().err
