@@ -210,15 +210,16 @@ def _execute(
 ) -> dict[str, Any]:  # fmt: skip
     started = time.time()
     with uncollected():
-        import harness
+        import harness  # noqa: F401 - get_model needs it, and here nothing collects garbage meanwhile
         from experiment import lmeval
+        from experiment.predictions import Predictions
     place = replace(place, size=max(place.size, len(job.devices)))
     stamp, on = environment(), lmeval.device_stamp(device)
     ledger = parts.ledger(job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else []))
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
     score = lmeval.scorer(task, spec.headline) if spec.kind in ("math", "qa") else None
-    lm = harness.Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load, score)
+    lm = Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load, score)
     logged = lmeval.evaluate(
         lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
     )

@@ -15,8 +15,9 @@ import eval as cli
 import models
 from decoding.engine import Completion
 from decoding.schedule import DecodeConfig, make_schedule
-from harness import DreamHarness, LladaHarness, Predictions
+from harness import DreamHarness, LladaHarness
 from experiment.ledger import Ledger
+from experiment.predictions import Predictions
 from experiment.result import VOLATILE, Record, load_result, profile
 from experiment.stops import first_stop, stops_of, text_is_final
 from store import Store
