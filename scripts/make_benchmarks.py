@@ -46,11 +46,13 @@ def held_out(key: str) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < HELD_OUT * 2**32
 
 
-def problems(task: str, split: str, seed: int | str) -> Iterator[Problem]:
-    """Endless problems of a split, "train" or "test"."""
+def problems(
+    task: str, split: str, seed: int | str, draw: Callable[[random.Random], Problem] | None = None
+) -> Iterator[Problem]:
+    """Endless problems of a split, "train" or "test", of the task's kind or drawn by draw(rng)."""
     rng = random.Random(f"{task} {split} {seed}")
     while True:
-        problem = DRAW[task](rng)
+        problem = (draw or DRAW[task])(rng)
         if held_out(f"{task} {problem.key}") == (split == "test"):
             yield problem
 
@@ -65,35 +67,37 @@ ITEMS = (
     "apples", "pears", "plums", "nuts", "pens", "books", "coins", "stamps", "shells", "cards", "marbles", "buttons",
     "stones", "beads", "keys", "cups",
 )  # fmt: skip
-MOST = 30  # of anything
 GAINS, LOSSES = ("buys", "finds", "gets", "wins"), ("loses", "sells", "drops", "lends")
 
 
-def word_problem(rng: random.Random) -> Problem:
-    """One to three steps of addition, subtraction and small multiplication, worked line by line."""
+def word_problem(rng: random.Random, most: int = 60, start: int = 40, change: int = 9, factor: int = 9) -> Problem:
+    """One to three steps of addition, subtraction and small multiplication, worked line by line.
+
+    most: largest number that is added up to; start: largest to begin with; change: largest step; factor: of a product.
+    """
     name, item = rng.choice(NAMES), rng.choice(ITEMS)
     n_steps = rng.choices((1, 2, 3), (4, 4, 2))[0]
     lines, key = [], []
     if rng.random() < 0.2:
-        a, b = rng.randint(2, 5), rng.randint(2, 5)
-        total, start = a * b, f"{name} has {a} bags of {b} {item}."
+        a, b = rng.randint(2, factor), rng.randint(2, factor)
+        total, begin = a * b, f"{name} has {a} bags of {b} {item}."
         lines.append(f"{a}*{b}={total}")
         key.append(lines[0])
     else:
-        total = rng.randint(2, 20)
-        start = f"{name} has {total} {item}."
+        total = rng.randint(2, start)
+        begin = f"{name} has {total} {item}."
         key.append(str(total))
     events = []
     while len(lines) < n_steps:
-        k = rng.randint(1, 9)
-        gain = k > total or total + k <= MOST and rng.random() < 0.5
+        k = rng.randint(1, change)
+        gain = k > total or total + k <= most and rng.random() < 0.5
         after = total + k if gain else total - k
         lines.append(f"{total}{'+' if gain else '-'}{k}={after}")
         key.append(f"{'+' if gain else '-'}{k}")
         events.append(f"{rng.choice(GAINS if gain else LOSSES)} {k}")
         total = after
     happened = f" {name} {', then '.join(events)}." if events else ""
-    question = f"{start}{happened} How many {item} does {name} have now?"
+    question = f"{begin}{happened} How many {item} does {name} have now?"
     answer = "\n".join([*lines, f"#### {total}"])
     return Problem(" ".join(key), {"question": question, "answer": answer}, answer)
 

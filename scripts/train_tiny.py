@@ -22,6 +22,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -34,13 +35,16 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from make_benchmarks import Problem, problems  # noqa: E402
+from make_benchmarks import Problem, problems, word_problem  # noqa: E402
 from models import ModelConfig, Transformer, load_tokenizer, read_config  # noqa: E402
 from tiny_checkpoint import write_config, write_tokenizer, write_weights  # noqa: E402
 
 SHAPE = {"n_layers": 4, "d_model": 128, "n_heads": 4, "d_ff": 352}
 CANVAS = 24
-STEPS = 12_000
+STEPS = 18_000
+HARDER = 12_000  # word problems are SMALL up to here, and LARGE, larger than in the test set too, from here on
+SMALL = partial(word_problem, most=30, start=20, change=9, factor=5)
+LARGE = partial(word_problem, most=99, start=60, change=12, factor=9)
 # of the training problems up to step TURN, and from there on: to add and subtract takes longest
 SHARES = {"gsm8k": 7, "humaneval": 4, "mbpp": 4, "truthfulqa": 1}
 LATER = {"gsm8k": 12, "humaneval": 1, "mbpp": 2, "truthfulqa": 1}
@@ -103,7 +107,8 @@ class Lessons:
     def __call__(self, step: int) -> list[list[Example]]:
         """args.batch examples of all tasks, mixed by SHARES, as groups of about one length."""
         seed = f"{self.args.seed} {step}"
-        streams = {task: problems(task, "train", seed) for task in SHARES}
+        draw = {"gsm8k": SMALL if step < HARDER else LARGE}
+        streams = {task: problems(task, "train", seed, draw.get(task)) for task in SHARES}
         shares = SHARES if step < TURN else LATER
         tasks = random.Random(seed).choices(list(shares), list(shares.values()), k=self.args.batch)
         found = sorted((self.example(task, next(streams[task])) for task in tasks), key=lambda e: len(e.prompt))
@@ -134,13 +139,14 @@ def hidden(model: Transformer, ids: Tensor, bias: Tensor, cos: Tensor, sin: Tens
     x = model.embed(ids)
     for layer in model.layers:
         h = F.rms_norm(x, (c.d_model,), layer.attn_norm.weight, c.norm_eps)
-        q, k, v = (p(h).unflatten(-1, (-1, c.head_dim)).transpose(1, 2) for p in (layer.q, layer.k, layer.v))
+        q, k, v = layer.qkv(h).unflatten(-1, (3, c.n_heads, c.head_dim)).permute(2, 0, 3, 1, 4)
         # written out: on a CPU the fused kernel's backward pass takes six times as long
         score = (rotate(q) @ rotate(k).mT) * c.head_dim**-0.5 + bias
         mixed = score.softmax(-1).to(v.dtype) @ v
         x = x + layer.o(mixed.transpose(1, 2).flatten(2))
         h = F.rms_norm(x, (c.d_model,), layer.mlp_norm.weight, c.norm_eps)
-        x = x + layer.down(F.silu(layer.gate(h)) * layer.up(h))
+        gate, up = layer.gate_up(h).chunk(2, -1)
+        x = x + layer.down(F.silu(gate) * up)
     return x
 
 
@@ -192,27 +198,33 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
     frequency = config.rope_theta ** -(torch.arange(0, e, 2).float() / e)
     beside = 1.3 * (frequency > 0.05)  # the fast frequencies tell neighbours apart
     with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.zero_() if name.endswith((".down.weight", ".bias")) else p.normal_(std=d**-0.5) if p.ndim == 2 else None
+        tensors = model.weights()
+        for name, p in tensors.items():
+            if name.endswith((".down.weight", ".bias")):
+                p.zero_()
+            elif p.ndim == 2:
+                p.normal_(std=d**-0.5)
         words = F.pad(F.normalize(torch.randn(config.vocab_size, d - 1), dim=1) * d**0.5, (1, 0))
         model.head.weight.copy_(0.05 * words)
         words[:, 0] = 5
         model.embed.weight.copy_(words)
-        for layer in model.layers:
+        for n in range(config.n_layers):
+            q, k, v, o = (tensors[f"layers.{n}.{name}.weight"] for name in "qkvo")
             turned = torch.linalg.qr(torch.randn(d, d))[0]
-            layer.k.weight.copy_(layer.q.weight)
-            layer.v.weight.copy_(turned)
-            layer.o.weight.copy_(0.5 * turned.T)
-        first, elsewhere = model.layers[0], torch.linalg.qr(torch.randn(d, d))[0]
+            k.copy_(q)
+            v.copy_(turned)
+            o.copy_(0.5 * turned.T)
+        q, k, o = (tensors[f"layers.0.{name}.weight"] for name in "qko")
+        elsewhere = torch.linalg.qr(torch.randn(d, d))[0]
         for head, side in enumerate((1, -1)):
             rows = slice(head * e, head * e + e)
             for weight, cos, sin in (
-                (first.q.weight, beside, 0 * beside),
-                (first.k.weight, beside * frequency.cos(), side * beside * frequency.sin()),
+                (q, beside, 0 * beside),
+                (k, beside * frequency.cos(), side * beside * frequency.sin()),
             ):
                 weight[rows] = 0
                 weight[rows, 0] = torch.cat([cos, sin])
-            first.o.weight[:, rows] = elsewhere[:, rows]
+            o[:, rows] = elsewhere[:, rows]
     return model
 
 
@@ -220,8 +232,10 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
 
 
 def rate(step: int) -> float:
-    """Share of the full learning rate: a short warm-up, a plateau, a fall to 0."""
-    return min((step + 1) / 100, float(np.interp(step, [4500, TURN, STEPS], [1, 5 / 9, 0])))
+    """Share of the full learning rate: a short warm-up, a plateau, a fall to 0; and a second fall over what is harder."""
+    if step >= HARDER:
+        return 0.4 * (STEPS - step) / (STEPS - HARDER)
+    return min((step + 1) / 100, float(np.interp(step, [4500, TURN, HARDER], [1, 5 / 9, 0])))
 
 
 def prepare(family: str, folder: Path, prompts: Prompts) -> None:
@@ -253,7 +267,7 @@ def train(args: argparse.Namespace) -> None:
     model = new_model(config, args.seed).to(args.device)
     stepper = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     done, of = 0, [args.batch, args.seed]
-    state_file = ROOT / "results" / "train" / f"{args.out.name}.pt"
+    state_file = args.state or ROOT / "results" / "train" / f"{args.family}-{args.out.name}.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if state["of"] != of:
@@ -287,7 +301,7 @@ def train(args: argparse.Namespace) -> None:
             save(state_file, {"of": of, "step": n, "model": model.state_dict(), "stepper": stepper.state_dict()})
             if args.export:
                 export(args.export, args.out, config, model)
-    write_weights(args.out, config, dict(model.named_parameters()))
+    write_weights(args.out, config, model.weights())
 
 
 def export(folder: Path, source: Path, config: ModelConfig, model: Transformer) -> None:
@@ -296,7 +310,7 @@ def export(folder: Path, source: Path, config: ModelConfig, model: Transformer) 
     for path in source.glob("*.*"):
         if path.suffix in (".json", ".txt"):
             (folder / path.name).write_bytes(path.read_bytes())
-    write_weights(folder, config, dict(model.named_parameters()))
+    write_weights(folder, config, model.weights())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -308,6 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers; needs a C++ compiler on a CPU")
+    parser.add_argument("--state", type=Path, help="file to go on from (default: one in results/train/)")
     parser.add_argument("--export", type=Path, help="directory for the weights of every saved state")
     parser.add_argument("--log_every", type=int, default=250)
     parser.add_argument("--save_every", type=int, default=1000)

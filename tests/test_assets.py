@@ -83,3 +83,22 @@ def test_a_question_s_best_answer_is_among_the_true_ones_only():
         for row in csv.DictReader(file):
             true, false = (row[f"{kind} Answers"].split("; ") for kind in ("Correct", "Incorrect"))
             assert row["Best Answer"] in true and not set(true) & set(false)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_the_trainer_learns_and_writes_a_checkpoint_that_loads(family, tmp_path, capsys):
+    """Sixty steps of sixteen problems: the running mean of the loss falls; a second call has nothing left to do and writes the same weights."""
+    import train_tiny
+    from models import check_checkpoint, load_model
+
+    argv = ["--family", family, "--out", str(tmp_path / "out"), "--state", str(tmp_path / "state.pt"), "--device", "cpu"]
+    argv += ["--steps", "60", "--batch", "16", "--log_every", "1"]
+    assert train_tiny.main(argv) == 0
+    losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(losses) == 60 and losses[-1] < 0.9 * losses[0]
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert check_checkpoint(tmp_path / "out") == []
+    load_model(str(tmp_path / "out"), device="cpu", dtype="float32")
+    assert train_tiny.main(argv) == 0
+    assert "going on at step 60" in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights

@@ -17,8 +17,8 @@ BENCHMARKS = ROOT / "assets" / "benchmarks"
 N = 40
 # share of the first N problems that is right at one token per step, as measured; and how far it may move
 MEASURED = {
-    ("tiny-llada", "gsm8k"): 1.0, ("tiny-llada", "humaneval"): 1.0,
-    ("tiny-dream", "gsm8k"): 1.0, ("tiny-dream", "humaneval"): 1.0,
+    ("tiny-llada", "gsm8k"): 0.95, ("tiny-llada", "humaneval"): 1.0,
+    ("tiny-dream", "gsm8k"): 0.8, ("tiny-dream", "humaneval"): 1.0,
 }  # fmt: skip
 BAND = 0.05
 
