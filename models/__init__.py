@@ -1,4 +1,4 @@
-"""Masked-diffusion language models (LLaDA and Dream families), loaded without remote code.
+"""Masked-diffusion language models (LLaDA and Dream families) and causal ones (Qwen2), loaded without remote code.
 
 Names are imported on first use, so that `from models import check_checkpoint` costs neither
 torch nor transformers.
@@ -13,6 +13,7 @@ _HOME = {
     "check_checkpoint": "files",
     "fingerprint": "files",
     "read_config": "files",
+    "tokenizer_disagreement": "files",
     "load_tokenizer": "tokenizer",
     "load_model": "checkpoint",
     "KVCache": "transformer",

@@ -57,6 +57,9 @@ class Acceleration:
         if cuda_graphs and model.device.type != "cuda":
             told.append(f"CUDA graphs: none on {model.device.type}")
             tell(f"note: {told[-1]}")
+        elif cuda_graphs and model.config.causal:
+            told.append("CUDA graphs: none for a causal model")
+            tell(f"note: {told[-1]}")
         elif cuda_graphs:
             graphs = Graphs(model, captured, tell)
             told.append("CUDA graphs")

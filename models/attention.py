@@ -1,7 +1,8 @@
-"""Attention within each sequence of a packed batch: no padding, no mask.
+"""Attention within each sequence of a packed batch: no padding, and no mask but a causal model's.
 
 On CUDA in half precision one variable-length kernel does all sequences (torch.nn.attention.varlen);
 everywhere else, and where that kernel does not run, one scaled_dot_product_attention call a sequence.
+A causal model always takes the latter.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ class Packed:
 
     queries: first and end row in q; columns: in k and v; spans: what is read of a cache.
     varlen:  options of the varlen kernel, None where the loop is used instead; with it
+    seen:    [B] bool masks [n, kv_end] of the keys that each query attends to, None where it is all of them.
     cu_q, cu_k: [B + 1] int32 running sums of query and key counts, max_q, max_k: the largest of them, or more.
     """
 
@@ -39,13 +41,19 @@ class Packed:
     cu_k: Tensor | None = None
     max_q: int = 0
     max_k: int = 0
+    seen: tuple[Tensor, ...] | None = None
 
     @classmethod
     def of(
         cls, spans: Sequence[Span], columns: Sequence[Range], queries: Sequence[Range], device: torch.device,
-        varlen: dict[str, int] | None,
+        varlen: dict[str, int] | None, at: Tensor | None = None,
     ) -> "Packed":  # fmt: skip
+        """at: column within its sequence of each query, where a query sees no key to its right; None where it sees all."""
         told = (tuple(queries), tuple(columns), tuple(spans))
+        if at is not None:
+            assert varlen is None, "the varlen kernel takes no mask"
+            keys = [torch.arange(s.kv_end, device=device) for s in spans]
+            return cls(*told, seen=tuple(k <= at[a:b, None] for (a, b), k in zip(queries, keys)))
         if varlen is None:
             return cls(*told)
         sums = [np.array([0, *(b for _, b in of)]) for of in (queries, ranges([s.kv_end for s in spans]))]
@@ -71,17 +79,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | N
         if a == b:
             continue
         keys, values = (k[c:d], v[c:d]) if kv is None else (kv[i][0, : s.kv_end], kv[i][1, : s.kv_end])
-        out.append(_sdpa(q[a:b], keys, values))
+        out.append(_sdpa(q[a:b], keys, values, None if packed.seen is None else packed.seen[i]))
     end = packed.queries[-1][1]
     if end < len(q) or not out:
         out.append(torch.zeros_like(q[end:]))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[n, H, E] from q [n, H, E], k and v [m, K, E]: every query sees every key."""
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """[n, H, E] from q [n, H, E], k and v [m, K, E]: every query sees every key, or those where `seen` [n, m]."""
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])[0].transpose(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])[0].transpose(0, 1)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | None) -> Tensor:

@@ -23,7 +23,9 @@ class ModelConfig:
 
     vocab_size: rows of the embedding, which may exceed the tokenizer's size.
     end_ids:    every id that ends an answer, eos_id first.
-    shift:      position i is predicted by the hidden state of position i-1 (Dream).
+    mask_id:    None where the family has no mask token.
+    shift:      position i is predicted by the hidden state of position i-1 (Dream, Qwen2).
+    causal:     a column attends to itself and to what is left of it, otherwise to all (Qwen2).
     rope_in_float32: q and k are rotated in float32 and cast back (LLaDA); otherwise cos and
                 sin are cast to the model's dtype and q and k are rotated in it (Dream).
     dtype_on_disk: e.g. "bfloat16"; None where the checkpoint does not say.
@@ -41,13 +43,14 @@ class ModelConfig:
     norm_eps: float
     qkv_bias: bool
     max_length: int
-    mask_id: int
+    mask_id: int | None
     eos_id: int
     end_ids: tuple[int, ...]
     shift: bool
     rope_in_float32: bool
     tie_embeddings: bool
     dtype_on_disk: str | None = None
+    causal: bool = False
 
     @property
     def model_type(self) -> str:
@@ -55,7 +58,8 @@ class ModelConfig:
 
 
 class Span(NamedTuple):
-    """Compute the columns [lo, hi) of a sequence; they attend to its columns [0, kv_end)."""
+    """Compute the columns [lo, hi) of a sequence; they attend to its columns [0, kv_end), of a causal model to those of
+    them that are not to their right."""
 
     lo: int
     hi: int
@@ -69,7 +73,8 @@ class Family:
     fields:   ModelConfig field -> key of config.json. An absent optional key takes its value
               from `defaults`, which may name another key as "=key".
     fixed:    ModelConfig fields that are the same for every checkpoint of the family.
-    only:     key -> (values that this implementation computes, value where the key is absent).
+    only:     key -> (values that this implementation computes, value where the key is absent). Of a list, each entry
+              is looked at.
     layer, outer: our module name -> the checkpoint's, within a layer ("{i}") and outside.
     dropped_prefix: accepted in front of every tensor name, and needed in front of none.
     """
@@ -83,7 +88,7 @@ class Family:
     layer: Mapping[str, str]
     outer: Mapping[str, str]
     dropped_prefix: str
-    mask_token: str
+    mask_token: str | None
     end_tokens: tuple[str, ...]
     optional_end_tokens: tuple[str, ...]
     tokenizer_files: tuple[str, ...]

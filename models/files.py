@@ -15,9 +15,10 @@ from pathlib import Path
 from models.config import CheckpointError, Family, ModelConfig, parameter_shapes
 from models.dream import DREAM
 from models.llada import LLADA
+from models.qwen2 import QWEN2
 from models.safetensors_header import TensorEntry, content_digest, not_the_file, read_header
 
-FAMILIES = (LLADA, DREAM)
+FAMILIES = (LLADA, DREAM, QWEN2)
 _SMALL = ("*.json", "*.txt", "*.jinja", "*.model")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _N_LISTED = 20
@@ -98,7 +99,7 @@ def config_in(folder: Path) -> ModelConfig:
     problems = [
         f"config.json: {key} is {raw.get(key, absent)!r}; supported: {' or '.join(map(repr, allowed))}"
         for key, (allowed, absent) in family.only.items()
-        if raw.get(key, absent) not in allowed
+        if not _computed(raw.get(key, absent), allowed)
     ]
     values = _values(family, raw, problems)
     problems += _disagreements(values)
@@ -124,6 +125,10 @@ def _family_in(folder: Path) -> tuple[Family, dict]:
     raise CheckpointError([f"config.json: model_type is {raw.get('model_type')!r}; supported: {known}"])
 
 
+def _computed(value: object, allowed: tuple) -> bool:
+    return all(one in allowed for one in (value if isinstance(value, list) else [value]))
+
+
 def family_named(name: str) -> Family:
     return next(family for family in FAMILIES if family.name == name)
 
@@ -138,7 +143,7 @@ def _values(family: Family, raw: dict, problems: list[str]) -> dict:
             value = raw.get(default[1:]) if isinstance(default, str) else default
             if value is None and field == "head_dim":
                 continue
-        kind = kinds[field]
+        kind = int if kinds[field] == int | None else kinds[field]
         low = 0 if field in ("mask_id", "eos_id") else 1
         if kind is int and not (type(value) is int and low <= value < 10**7):
             wanted = f"an integer from {low}"
@@ -170,7 +175,7 @@ def _disagreements(values: dict) -> list[str]:
     if (values["n_layers"] or 0) > 1000:
         problems.append(f"config.json: {values['n_layers']} layers; at most 1000 are believable")
     for field, key in (("mask_id", "mask_token_id"), ("eos_id", "eos_token_id")):
-        if values[field] is not None and V and values[field] >= V:
+        if values.get(field) is not None and V and values[field] >= V:
             problems.append(f"config.json: {key} {values[field]} is beyond the {V} rows of the embedding")
     return problems
 
@@ -178,10 +183,10 @@ def _disagreements(values: dict) -> list[str]:
 def _token_problems(family: Family, values: dict, ids: dict[str, int]) -> list[str]:
     """Sentences about special tokens that the files lack, or give two ids, or put beyond the embedding."""
     problems = []
-    for text in (family.mask_token, *family.end_tokens):
+    for text in filter(None, (family.mask_token, *family.end_tokens)):
         if text not in ids:
             problems.append(f"the tokenizer files have no token {text}")
-    mask, V = values["mask_id"], values["vocab_size"]
+    mask, V = values.get("mask_id"), values["vocab_size"]
     if mask is not None and ids.get(family.mask_token, mask) != mask:
         problems.append(
             f"config.json: mask_token_id is {mask}, but the tokenizer files give {family.mask_token} "
@@ -206,7 +211,7 @@ def special_ids(folder: Path, family: Family) -> dict[str, int]:
             found.append(("tokenizer_config.json", token["content"], int(i)))
         if (folder / "added_tokens.json").is_file():
             found += [("added_tokens.json", t, int(i)) for t, i in read_json(folder / "added_tokens.json").items()]
-        if "tokenizer.json" in family.tokenizer_files:
+        if (folder / "tokenizer.json").is_file():
             for token in read_json(folder / "tokenizer.json").get("added_tokens", []):
                 found.append(("tokenizer.json", token["content"], int(token["id"])))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -332,23 +337,74 @@ def check_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> l
 
 def vocabulary_problems(folder: Path, config: ModelConfig) -> list[str]:
     """Whether the ordinary tokens are readable and have rows in the embedding."""
-    family = family_named(config.family)
+    try:
+        file, vocab, _ = _vocabulary(folder, family_named(config.family))
+    except CheckpointError as error:
+        return error.problems
+    largest = max(vocab.values())
+    if largest < config.vocab_size:
+        return []
+    return [f"{file}: token id {largest} is beyond the {config.vocab_size} rows of the embedding"]
+
+
+def _vocabulary(folder: Path, family: Family) -> tuple[str, dict[str, int], list[str]]:
+    """The file of the ordinary tokens, their ids, and the merges in their order, each "left right".
+
+    Raises CheckpointError where they cannot be read.
+    """
     try:
         if "vocab.json" in family.tokenizer_files:
             file, vocab = "vocab.json", read_json(folder / "vocab.json")
-            with (folder / "merges.txt").open("rb") as merges:
-                if what := not_the_file(merges.read(512)):
-                    return [f"merges.txt: {what}"]
+            data = (folder / "merges.txt").read_bytes()
+            if what := not_the_file(data[:512]):
+                raise CheckpointError([f"merges.txt: {what}"])
+            merges = [line for line in data.decode().split("\n") if line and not line.startswith("#version")]
         else:
-            file, vocab = "tokenizer.json", read_json(folder / "tokenizer.json")["model"]["vocab"]
-        largest = max(vocab.values())
-        if largest < config.vocab_size:
-            return []
-        return [f"{file}: token id {largest} is beyond the {config.vocab_size} rows of the embedding"]
+            file, model = "tokenizer.json", read_json(folder / "tokenizer.json")["model"]
+            vocab, merges = model["vocab"], model.get("merges") or []
+            merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]
+        if not vocab or not all(type(i) is int for i in vocab.values()):
+            raise ValueError(f"{file} has no tokens, or ids that are not numbers")
+        return file, vocab, merges
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError([f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]) from None
+
+
+def tokenizer_disagreement(a: str | Path, b: str | Path) -> list[str]:
+    """Why checkpoint `b` cannot verify what the model `a` writes, one sentence each; empty where it can.
+
+    Tokens that both have, ordinary or added, must have the same ids, and texts must be cut by the same merges. What only
+    one of them has is no disagreement: a mask token, or the tokens of a tool.
+    """
+    try:
+        folders = [resolve(path, weights=False) for path in (a, b)]
+        families = [_family_in(folder)[0] for folder in folders]
+        added, other_added = map(special_ids, folders, families)
+        (_, ours, cuts), (_, theirs, other_cuts) = map(_vocabulary, folders, families)
     except CheckpointError as error:
         return error.problems
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        return [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
+    told = []
+    for kind, mine, other in (("ordinary", ours, theirs), ("added", added, other_added)):
+        shared = [text for text in mine if text in other]
+        wrong = [text for text in shared if mine[text] != other[text]]
+        if wrong:
+            first = min(wrong, key=mine.__getitem__)
+            told.append(
+                f"{b}: {len(wrong)} of {len(shared)} {kind} tokens have other ids than in {a}; the first is {first!r}, "
+                f"{other[first]} instead of {mine[first]}"
+            )
+    if cuts != other_cuts:
+        n = next((i for i, (x, y) in enumerate(zip(cuts, other_cuts)) if x != y), min(len(cuts), len(other_cuts)))
+        mine, other = (repr(m[n]) if n < len(m) else "none" for m in (cuts, other_cuts))
+        told.append(
+            f"{b}: its {len(other_cuts)} merges are not the {len(cuts)} of {a}; the first that differs is number {n + 1}, "
+            f"{other} instead of {mine}"
+        )
+    if not any(text in theirs for text in ours):
+        told.append(f"{b}: it has none of the ordinary tokens of {a}")
+    return told
 
 
 def fingerprint(path_or_repo: str | Path, revision: str | None = None) -> dict:

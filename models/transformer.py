@@ -1,4 +1,4 @@
-"""One bidirectional transformer for every family; ModelConfig says where they differ.
+"""One transformer for every family, bidirectional or causal; ModelConfig says where they differ.
 
 B sequences of L columns, T packed columns (all sequences end to end), R asked rows, D width,
 H query heads, K key/value heads, E head width, V vocabulary. There is no padding between
@@ -151,13 +151,13 @@ class Transformer(nn.Module):
     def predict(
         self, tokens: Tensor, spans: Sequence[Span], rows: Tensor, cache: KVCache | None = None
     ) -> Tensor:
-        """Logits [R, V] for the columns `rows`, in the model's dtype, the mask token at -inf.
+        """Logits [R, V] for the columns `rows`, in the model's dtype, the mask token (where there is one) at -inf.
 
         tokens: [T] int64, the columns [lo, hi) of every sequence laid end to end.
         spans:  one (lo, hi, kv_end) for each sequence. Without a cache lo = 0 and kv_end = hi. With one, keys and
                 values of the computed columns are written and [0, kv_end) is read.
         rows:   [R] int64, packed indices. Row i of the result is the distribution FOR that column:
-                Dream reads the hidden state one column to the left, but for column 0.
+                Dream and Qwen2 read the hidden state one column to the left, but for column 0.
         On the host, tokens and rows cost no wait for the device. Raises ValueError where spans, tokens, rows and cache
         do not fit together.
         """
@@ -183,20 +183,24 @@ class Transformer(nn.Module):
         """Logits [R', V] of the rows inputs.back, on tensors of the device alone. packed, last: of all layers but the
         last, and of the last."""
         out = self._head(self._trunk(inputs, packed, last, cache))
-        out[:, self.config.mask_id] = -torch.inf
+        if self.config.mask_id is not None:
+            out[:, self.config.mask_id] = -torch.inf
         return out
 
     def _packed(self, plan: Plan) -> tuple[Packed, Packed]:
         self.rope_table(max(s.hi for s in plan.spans))
-        return tuple(
-            Packed.of(plan.spans, plan.columns, queries, self.device, self.varlen)
-            for queries in (plan.columns, plan.queries)
-        )
+        found = []
+        for queries, at in ((plan.columns, plan.positions), (plan.queries, plan.positions[plan.asked])):
+            [at] = to_device(self.device, at) if self.config.causal else [None]
+            found.append(Packed.of(plan.spans, plan.columns, queries, self.device, self.varlen, at))
+        return tuple(found)
 
     @property
     def varlen(self) -> dict[str, int] | None:
         """How to call the varlen kernel; None where sequences are attended one by one."""
         c = self.config
+        if c.causal:  # its rows may be any columns, of which the kernel knows nothing
+            return None
         return varlen_options(self.device, self.dtype, c.n_heads, c.n_kv_heads, c.head_dim)
 
     def _head(self, x: Tensor) -> Tensor:

@@ -1,0 +1,32 @@
+"""The Qwen2 family (Qwen2.5-0.5B), causal, as data: what reads a text from left to right and scores it.
+
+Source: config.json and model.safetensors of Qwen/Qwen2.5-0.5B; Dream was made from such a model and kept its names.
+"""
+
+from models.config import Family
+from models.dream import DREAM
+
+QWEN2 = Family(
+    name="qwen2",
+    model_type="qwen2",
+    fields={field: key for field, key in DREAM.fields.items() if field != "mask_id"},
+    defaults=DREAM.defaults,
+    fixed={"qkv_bias": True, "shift": True, "causal": True, "rope_in_float32": False, "mask_id": None},
+    only={
+        "hidden_act": (("silu",), "silu"),
+        "rope_scaling": ((None,), None),
+        "rope_parameters": ((None,), None),  # of transformers 5, which writes rope_theta into it
+        "use_mrope": ((False, None), None),
+        "use_sliding_window": ((False, None), None),  # false makes `sliding_window` and `max_window_layers` inert
+        "layer_types": ((None, "full_attention"), None),
+        "attention_bias": ((True, None), None),
+        "mlp_bias": ((False, None), None),
+    },
+    outer=DREAM.outer,
+    layer=DREAM.layer,
+    dropped_prefix="",
+    mask_token=None,
+    end_tokens=("<|endoftext|>", "<|im_end|>"),
+    optional_end_tokens=(),
+    tokenizer_files=("vocab.json", "merges.txt", "tokenizer_config.json"),
+)
