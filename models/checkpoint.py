@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from models.config import CheckpointError, ModelConfig
-from models.files import config_in, read_headers, resolve, shard_paths, tensor_plan
+from models.files import config_in, read_headers, shard_paths, tensor_plan
+from models.hub import resolve
 from models.tokenizer import tokenizer_in
 from models.transformer import Transformer
 

@@ -1,85 +1,26 @@
-"""A checkpoint's directory, read without torch: where it is, its config, everything wrong with it.
+"""A checkpoint's directory, read without torch: its config, its tokenizer's files, everything wrong with it.
 
-A checkpoint is a local directory or a hub id in the hub's layout: config.json, model.safetensors
-or its shards with model.safetensors.index.json, and the tokenizer's files. Nothing is executed.
+It is in the hub's layout: config.json, model.safetensors or its shards with model.safetensors.index.json, and the
+tokenizer's files. Nothing is executed.
 """
 
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 
 from models.config import CheckpointError, Family, ModelConfig, parameter_shapes
 from models.dream import DREAM
+from models.hub import SMALL, offline, resolve
 from models.llada import LLADA
 from models.qwen2 import QWEN2
 from models.safetensors_header import TensorEntry, content_digest, not_the_file, read_header
 
 FAMILIES = (LLADA, DREAM, QWEN2)
-_SMALL = ("*.json", "*.txt", "*.jinja", "*.model")
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _N_LISTED = 20
-
-
-# -- where it is ----------------------------------------------------------------------------
-
-
-def resolve(path_or_repo: str | Path, revision: str | None = None, *, weights: bool) -> Path:
-    """The checkpoint's local directory; a hub id is downloaded (its shards only with `weights`).
-
-    Honours HF_HOME and HF_HUB_OFFLINE. Raises CheckpointError where there is no such directory
-    and the hub id is neither in the local cache nor to be had.
-    """
-    name, path = str(path_or_repo), Path(path_or_repo).expanduser()
-    if path.is_dir():
-        if revision is not None:
-            raise CheckpointError([f"{name}: revision {revision!r} given, but a local directory has none"])
-        return path.resolve()
-    if path.exists():
-        raise CheckpointError([f"model path {name} is a file; give the directory that holds config.json"])
-    if not is_repo_id(name):
-        raise CheckpointError([f"model path {name} does not exist"])
-    return _download(name, revision, weights)
-
-
-def is_repo_id(name: str) -> bool:
-    """Whether `name` can be a hub id, owner/name."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
-
-
-def offline() -> bool:
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE
-
-
-def _download(repo: str, revision: str | None, weights: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    patterns = [*_SMALL, *(["*.safetensors"] if weights else [])]
-    try:
-        found = snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
-        return Path(found)
-    except GatedRepoError:
-        problem = f"{repo}: the hub asks for permission; accept its terms there and set HF_TOKEN"
-    except RepositoryNotFoundError:
-        problem = f"{repo}: no such directory here and no such model on the hub"
-    except RevisionNotFoundError:
-        problem = f"{repo}: the hub has no revision {revision!r} of it"
-    except LocalEntryNotFoundError:
-        why = "HF_HUB_OFFLINE=1" if offline() else "the hub cannot be reached"
-        problem = (
-            f"{repo}: no such directory here, not in the local cache and {why}; "
-            "download it first, or give a local directory"
-        )
-    except OSError as error:  # network and disk; huggingface_hub's HTTP errors are OSErrors too
-        problem = f"{repo}: cannot be downloaded: {str(error).splitlines()[0]}"
-    raise CheckpointError([problem])
 
 
 # -- what it says -----------------------------------------------------------------------------
@@ -410,7 +351,7 @@ def tokenizer_disagreement(a: str | Path, b: str | Path) -> list[str]:
 def fingerprint(path_or_repo: str | Path, revision: str | None = None) -> dict:
     """What identifies a checkpoint: path, hub revision, sha256 of its small files, content_digest of its shards."""
     folder = resolve(path_or_repo, revision, weights=False)
-    small = sorted({p for pattern in _SMALL for p in folder.glob(pattern) if p.is_file()})
+    small = sorted({p for pattern in SMALL for p in folder.glob(pattern) if p.is_file()})
     return {
         "path": str(folder),
         "revision": folder.name if folder.parent.name == "snapshots" else None,

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from models.config import CheckpointError, ModelConfig
-from models.files import config_in, family_named, read_json, resolve, special_ids, vocabulary_problems
+from models.files import config_in, family_named, read_json, special_ids, vocabulary_problems
+from models.hub import resolve
 
 _TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _PLAIN_KEYS = ("model_max_length", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side")
