@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from models import load_tokenizer
 from models.config import ModelConfig
 from models.files import family_named
 
@@ -100,8 +101,22 @@ def write_tokenizer(folder: Path, family: str, texts: Iterable[str], phrases: It
     return tokenizer.get_vocab_size()
 
 
+def copy_tokenizer(source: Path, folder: Path) -> int:
+    """Write Dream's tokenizer in Qwen2's file layout, every id as it is. Returns how many tokens it has."""
+    tokenizer = load_tokenizer(source)
+    settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings |= {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None}
+    del settings["mask_token"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(_json(settings), encoding="utf-8")
+    return len(tokenizer)
+
+
 def write_config(folder: Path, family: str, n_tokens: int, shape: Mapping[str, int]) -> None:
-    """config.json with the family's own keys. shape: n_layers, d_model, n_heads, d_ff."""
+    """config.json with the family's own keys. shape: n_layers, d_model, n_heads, n_kv_heads, d_ff."""
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     ids = {entry["content"]: int(i) for i, entry in settings["added_tokens_decoder"].items()}
     rows = -(-n_tokens // 32) * 32
@@ -110,7 +125,7 @@ def write_config(folder: Path, family: str, n_tokens: int, shape: Mapping[str, i
     if family == "llada":
         config = common | {
             "architectures": ["LLaDAModelLM"], "model_type": "llada", "mask_token_id": ids["<|mdm_mask|>"],
-            "n_layers": c["n_layers"], "d_model": c["d_model"], "n_heads": c["n_heads"], "n_kv_heads": c["n_heads"],
+            "n_layers": c["n_layers"], "d_model": c["d_model"], "n_heads": c["n_heads"], "n_kv_heads": c["n_kv_heads"],
             "mlp_hidden_size": c["d_ff"], "vocab_size": rows, "embedding_size": rows, "rms_norm_eps": 1e-5,
             "max_sequence_length": MAX_LENGTH, "weight_tying": False, "include_qkv_bias": False, "block_type": "llama",
             "activation_type": "silu", "layer_norm_type": "rms", "layer_norm_with_affine": True, "rope": True,
@@ -120,13 +135,23 @@ def write_config(folder: Path, family: str, n_tokens: int, shape: Mapping[str, i
         }  # fmt: skip
     else:
         config = common | {
-            "architectures": ["DreamModel"], "model_type": "Dream", "mask_token_id": ids["<|mask|>"],
-            "bos_token_id": ids["<|beginoftext|>"], "num_hidden_layers": c["n_layers"], "hidden_size": c["d_model"],
-            "num_attention_heads": c["n_heads"], "num_key_value_heads": c["n_heads"], "intermediate_size": c["d_ff"],
-            "vocab_size": rows, "rms_norm_eps": 1e-6, "max_position_embeddings": MAX_LENGTH, "hidden_act": "silu",
-            "rope_scaling": None, "use_mrope": False, "use_sliding_window": False, "sliding_window": None,
-            "full_attn_mask": True, "tie_word_embeddings": False,
+            "num_hidden_layers": c["n_layers"], "hidden_size": c["d_model"], "num_attention_heads": c["n_heads"],
+            "num_key_value_heads": c["n_kv_heads"], "intermediate_size": c["d_ff"], "vocab_size": rows,
+            "rms_norm_eps": 1e-6, "max_position_embeddings": MAX_LENGTH, "hidden_act": "silu", "use_mrope": False,
+            "use_sliding_window": False,
         }  # fmt: skip
+        if family == "dream":
+            config |= {
+                "architectures": ["DreamModel"], "model_type": "Dream", "mask_token_id": ids["<|mask|>"],
+                "bos_token_id": ids["<|beginoftext|>"], "rope_scaling": None, "sliding_window": None,
+                "full_attn_mask": True, "tie_word_embeddings": False,
+            }  # fmt: skip
+        else:
+            config |= {
+                "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "bos_token_id": end,
+                "sliding_window": MAX_LENGTH, "max_window_layers": c["n_layers"], "attention_dropout": 0.0,
+                "tie_word_embeddings": True, "use_cache": True,
+            }  # fmt: skip
     (folder / "config.json").write_text(_json(dict(sorted(config.items()))), encoding="utf-8")
 
 

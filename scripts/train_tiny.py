@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Train a tiny masked-diffusion model on the mini benchmarks' training problems, and write it in the hub's layout.
+"""Train a tiny masked-diffusion or causal model on the mini benchmarks' training problems; write it in the hub's layout.
 
     python scripts/train_tiny.py --family llada --out assets/tiny-llada
     python scripts/train_tiny.py --family dream --out assets/tiny-dream
+    python scripts/train_tiny.py --family qwen2 --out assets/tiny-qwen
 
 Every problem comes from make_benchmarks.problems(task, "train", seed), which never yields a key of the test set, and is
 rendered as eval.py asks it: the task's "chat" form in the checkpoint's chat template. The answer follows, then the
 family's end tokens up to the end of the canvas. The objective is LLaDA's (arXiv:2502.09992, algorithm 2): a share t of
 the canvas, uniform in (0, 1], is masked, and the cross entropy of the masked tokens is weighted by 1/t. Dream's
-logits are shifted by one column.
+logits are shifted by one column. The causal family (qwen2) learns the next token of the whole canvas instead, with
+tiny-dream's tokenizer, whose answers it is to verify; it is smaller and has a sixth of the steps.
 
 The state is kept in results/train/; the same command goes on where it was stopped. One line a minute or so says how
 far it is. `--export` names a directory that gets the weights of every saved state, for looking at them meanwhile.
@@ -37,11 +39,15 @@ from torch import Tensor  # noqa: E402
 
 from make_benchmarks import Problem, problems, word_problem  # noqa: E402
 from models import ModelConfig, Transformer, load_tokenizer, read_config  # noqa: E402
-from tiny_checkpoint import write_config, write_tokenizer, write_weights  # noqa: E402
+from tiny_checkpoint import copy_tokenizer, write_config, write_tokenizer, write_weights  # noqa: E402
 
-SHAPE = {"n_layers": 4, "d_model": 128, "n_heads": 4, "d_ff": 352}
+LARGER = {"n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_ff": 352}
+SHAPES = {
+    "llada": LARGER, "dream": LARGER, "qwen2": {"n_layers": 3, "d_model": 96, "n_heads": 4, "n_kv_heads": 2, "d_ff": 144},
+}  # fmt: skip
 CANVAS = 24
 STEPS = 18_000
+PACE = {"llada": 1, "dream": 1, "qwen2": 6}  # that many of the STEPS with every step taken: the same course, sooner over
 HARDER = 12_000  # word problems are SMALL up to here, and LARGE, larger than in the test set too, from here on
 SMALL = partial(word_problem, most=30, start=20, change=9, factor=5)
 LARGE = partial(word_problem, most=99, start=60, change=12, factor=9)
@@ -51,7 +57,7 @@ LATER = {"gsm8k": 12, "humaneval": 1, "mbpp": 2, "truthfulqa": 1}
 TURN = 6500
 RATE = 3e-3
 MICRO = 16  # sequences of about one length that go through the model together
-END = {"llada": "<|eot_id|>", "dream": "<|im_end|>"}  # behind an answer; <|endoftext|> fills the canvas
+END = {"llada": "<|eot_id|>", "dream": "<|im_end|>", "qwen2": "<|im_end|>"}  # behind an answer; <|endoftext|> fills the canvas
 
 
 # ---------------------------------------------------------------- what is learnt
@@ -102,14 +108,16 @@ class Lessons:
 
     def __init__(self, family: str, tokenizer, prompts: Prompts, args: argparse.Namespace) -> None:
         self.tokenizer, self.prompts, self.args = tokenizer, prompts, args
+        self.pace = PACE[family]
         self.end, self.pad = tokenizer.convert_tokens_to_ids([END[family], "<|endoftext|>"])
 
     def __call__(self, step: int) -> list[list[Example]]:
         """args.batch examples of all tasks, mixed by SHARES, as groups of about one length."""
         seed = f"{self.args.seed} {step}"
-        draw = {"gsm8k": SMALL if step < HARDER else LARGE}
+        at = step * self.pace
+        draw = {"gsm8k": SMALL if at < HARDER else LARGE}
         streams = {task: problems(task, "train", seed, draw.get(task)) for task in SHARES}
-        shares = SHARES if step < TURN else LATER
+        shares = SHARES if at < TURN else LATER
         tasks = random.Random(seed).choices(list(shares), list(shares.values()), k=self.args.batch)
         found = sorted((self.example(task, next(streams[task])) for task in tasks), key=lambda e: len(e.prompt))
         return [found[i : i + MICRO] for i in range(0, len(found), MICRO)]
@@ -128,9 +136,10 @@ class Lessons:
 def hidden(model: Transformer, ids: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Hidden states [B, L, D] before the last norm; Transformer._trunk on padded rows and with gradients.
 
-    ids [B, L]; bias [B, 1, 1, L], 0 for columns and -inf for padding; cos, sin [L, E].
+    ids [B, L]; bias [B or 1, 1, L or 1, L], added to the scores: -inf for what a column does not see; cos, sin [L, E].
     """
     c = model.config
+    heads = (c.n_heads, c.n_kv_heads, c.n_kv_heads)
 
     def rotate(x: Tensor) -> Tensor:
         a, b = x.chunk(2, -1)
@@ -139,7 +148,9 @@ def hidden(model: Transformer, ids: Tensor, bias: Tensor, cos: Tensor, sin: Tens
     x = model.embed(ids)
     for layer in model.layers:
         h = F.rms_norm(x, (c.d_model,), layer.attn_norm.weight, c.norm_eps)
-        q, k, v = layer.qkv(h).unflatten(-1, (3, c.n_heads, c.head_dim)).permute(2, 0, 3, 1, 4)
+        q, k, v = layer.qkv(h).unflatten(-1, (-1, c.head_dim)).transpose(1, 2).split(heads, 1)
+        if c.n_kv_heads < c.n_heads:
+            k, v = (t.repeat_interleave(c.n_heads // c.n_kv_heads, 1) for t in (k, v))
         # written out: on a CPU the fused kernel's backward pass takes six times as long
         score = (rotate(q) @ rotate(k).mT) * c.head_dim**-0.5 + bias
         mixed = score.softmax(-1).to(v.dtype) @ v
@@ -161,11 +172,16 @@ def logits_at(model: Transformer, trunk, ids: Tensor, bias: Tensor, row: Tensor,
     c = model.config
     x = trunk(model, ids, bias, *angles(c, ids.shape[1], ids.device))
     x = x[row, column - 1 if c.shift else column]
-    return model.head(F.rms_norm(x, (c.d_model,), model.norm.weight, c.norm_eps)).float()
+    head = model.embed if c.tie_embeddings else model.head
+    return F.linear(F.rms_norm(x, (c.d_model,), model.norm.weight, c.norm_eps), head.weight).float()
 
 
-def masked_loss(model: Transformer, trunk, group: list[Example], share: Tensor, rng: torch.Generator, device) -> Tensor:
-    """Cross entropy of the masked canvas tokens weighted by 1/t, per canvas token. share: [B], the t of each row."""
+def canvas_loss(model: Transformer, trunk, group: list[Example], share: Tensor, rng: torch.Generator, device) -> Tensor:
+    """Cross entropy per canvas token. share: [B], the t of each row.
+
+    Of a masked-diffusion model that of the masked tokens, weighted by 1/t; of a causal one that of every token, given
+    all before it.
+    """
     c, B = model.config, len(group)
     length = -(-max(len(e.prompt) + CANVAS for e in group) // 8) * 8
     ids = torch.full((B, length), c.eos_id)
@@ -174,11 +190,15 @@ def masked_loss(model: Transformer, trunk, group: list[Example], share: Tensor, 
     for i, e in enumerate(group):
         ids[i, : len(e.prompt) + CANVAS] = torch.tensor(e.prompt + e.canvas)
         bias[i, ..., : len(e.prompt) + CANVAS] = 0
+    if c.causal:
+        bias = torch.full((1, 1, length, length), -torch.inf).triu(1)
+        share = torch.ones(B)
     hide = torch.rand(B, CANVAS, generator=rng) < share[:, None]
     row, offset = hide.nonzero(as_tuple=True)
     column = start[row] + offset
     target = ids[row, column]
-    ids[row, column] = c.mask_id
+    if not c.causal:
+        ids[row, column] = c.mask_id
     weight = 1 / share[row]
     ids, bias, row, column, target, weight = (t.to(device) for t in (ids, bias, row, column, target, weight))
     with torch.autocast(torch.device(device).type, torch.bfloat16):
@@ -190,11 +210,13 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
     """Initial weights from which to look things up in the prompt is a small step; from random ones it takes hours.
 
     Mimetic initialisation (arXiv:2305.09828): a head attends to what resembles its own position (keys like queries) and
-    passes it on (output the transpose of value); the output head begins as the embedding. Coordinate 0 of every
-    embedding is a constant, with which the first two heads attend to the position to the left and to the right.
+    passes it on (output the transpose of value); the output head begins as the embedding, or is it, and then the last
+    norm has its scale. Coordinate 0 of every embedding is a constant, with which the first two heads attend to the
+    position to the left and to the right; in a causal model those of the first key head to the first ones to the left.
     """
     torch.manual_seed(seed)
     model, d, e = Transformer(config), config.d_model, config.head_dim
+    shared = config.n_heads // config.n_kv_heads  # query heads of one key head
     frequency = config.rope_theta ** -(torch.arange(0, e, 2).float() / e)
     beside = 1.3 * (frequency > 0.05)  # the fast frequencies tell neighbours apart
     with torch.no_grad():
@@ -205,25 +227,28 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
             elif p.ndim == 2:
                 p.normal_(std=d**-0.5)
         words = F.pad(F.normalize(torch.randn(config.vocab_size, d - 1), dim=1) * d**0.5, (1, 0))
-        model.head.weight.copy_(0.05 * words)
+        if config.tie_embeddings:
+            model.norm.weight.fill_(0.05)
+        else:
+            model.head.weight.copy_(0.05 * words)
         words[:, 0] = 5
         model.embed.weight.copy_(words)
         for n in range(config.n_layers):
             q, k, v, o = (tensors[f"layers.{n}.{name}.weight"] for name in "qkvo")
             turned = torch.linalg.qr(torch.randn(d, d))[0]
-            k.copy_(q)
-            v.copy_(turned)
-            o.copy_(0.5 * turned.T)
+            k.copy_(q.unflatten(0, (-1, shared, e)).sum(1).flatten(0, 1) / shared**0.5)
+            v.copy_(turned[: len(v)])
+            o.copy_(0.5 * v.unflatten(0, (-1, e)).repeat_interleave(shared, 0).flatten(0, 1).T)
         q, k, o = (tensors[f"layers.0.{name}.weight"] for name in "qko")
         elsewhere = torch.linalg.qr(torch.randn(d, d))[0]
-        for head, side in enumerate((1, -1)):
-            rows = slice(head * e, head * e + e)
-            for weight, cos, sin in (
-                (q, beside, 0 * beside),
-                (k, beside * frequency.cos(), side * beside * frequency.sin()),
-            ):
+        # query head, its key head, and by how many columns either is turned: it looks their difference to the left
+        turned_heads = [(h, 0, -h, 1) for h in range(shared)] if config.causal else [(0, 0, 0, 1), (1, 1, 0, -1)]
+        for head, key_head, turn_q, turn_k in turned_heads:
+            for weight, h, turn in ((q, head, turn_q), (k, key_head, turn_k)):
+                rows = slice(h * e, h * e + e)
                 weight[rows] = 0
-                weight[rows, 0] = torch.cat([cos, sin])
+                weight[rows, 0] = torch.cat([beside * (turn * frequency).cos(), beside * (turn * frequency).sin()])
+            rows = slice(head * e, head * e + e)
             o[:, rows] = elsewhere[:, rows]
     return model
 
@@ -231,15 +256,19 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
 # ---------------------------------------------------------------- training
 
 
-def rate(step: int) -> float:
-    """Share of the full learning rate: a short warm-up, a plateau, a fall to 0; and a second fall over what is harder."""
-    if step >= HARDER:
-        return 0.4 * (STEPS - step) / (STEPS - HARDER)
-    return min((step + 1) / 100, float(np.interp(step, [4500, TURN, HARDER], [1, 5 / 9, 0])))
+def rate(at: int) -> float:
+    """Share of the full learning rate `at` a step of STEPS: a short warm-up, a plateau, a fall to 0; and a second fall
+    over what is harder."""
+    if at >= HARDER:
+        return 0.4 * (STEPS - at) / (STEPS - HARDER)
+    return min((at + 1) / 100, float(np.interp(at, [4500, TURN, HARDER], [1, 5 / 9, 0])))
 
 
 def prepare(family: str, folder: Path, prompts: Prompts) -> None:
     """Tokenizer files and config.json, once."""
+    if family == "qwen2":
+        write_config(folder, family, copy_tokenizer(ROOT / "assets" / "tiny-dream", folder), SHAPES[family])
+        return
     texts = []
     for task in SHARES:
         for p in islice(problems(task, "train", 0), 4000):
@@ -249,7 +278,7 @@ def prepare(family: str, folder: Path, prompts: Prompts) -> None:
         texts = [text.replace(phrase, "\n") for text in texts]
     texts += ["user", "assistant", "system", "\n\n"]
     n_tokens = write_tokenizer(folder, family, texts, phrases)
-    write_config(folder, family, n_tokens, SHAPE)
+    write_config(folder, family, n_tokens, SHAPES[family])
 
 
 def save(path: Path, state: dict) -> None:
@@ -279,17 +308,19 @@ def train(args: argparse.Namespace) -> None:
     trunk = torch.compile(hidden, dynamic=True) if args.compile else hidden
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.vocab_size} rows", flush=True)
     begin, mean = time.perf_counter(), None
+    pace = PACE[args.family]
+    args.steps = min(args.steps, STEPS // pace)
     for step in range(done, args.steps):
         rng = torch.Generator().manual_seed(args.seed * STEPS + step)
         # the t of a step's sequences are spread evenly over (0, 1], which keeps the loss from jumping
         share = ((torch.randperm(args.batch, generator=rng) + torch.rand(1, generator=rng)) / args.batch).clamp(1e-3)
         loss = 0.0
         for group, t in zip(lessons(step), share.split(MICRO), strict=True):
-            part = masked_loss(model, trunk, group, t, rng, args.device) * len(group) / args.batch
+            part = canvas_loss(model, trunk, group, t, rng, args.device) * len(group) / args.batch
             part.backward()
             loss += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        stepper.param_groups[0]["lr"] = RATE * rate(step)
+        stepper.param_groups[0]["lr"] = RATE * rate(step * pace)
         stepper.step()
         stepper.zero_grad()
         mean = loss if mean is None else 0.98 * mean + 0.02 * loss
@@ -317,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", required=True, choices=tuple(END))
     parser.add_argument("--out", required=True, type=Path, help="checkpoint directory to write")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"stop after so many of the {STEPS} steps")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"stop after so many of the {STEPS} steps (qwen2: a sixth)")
     parser.add_argument("--batch", type=int, default=32, help=f"sequences per step, a multiple of {MICRO}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
