@@ -1,17 +1,24 @@
 """The tiny trained checkpoints: what random weights cannot show. They answer, so that a change of the answers is seen."""
 
+import argparse
 import json
+import sys
 from functools import lru_cache
 
 import pytest
+import torch
 from mini import ROOT
 
-import eval as cli
-from decoding.engine import decode
-from decoding.schedule import DecodeConfig, make_schedule
-from models import load_model
-from tasks import build_task
-from tasks.protocols import TINY_BLOCK, TINY_CANVAS
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import eval as cli  # noqa: E402
+import make_benchmarks  # noqa: E402
+import train_tiny  # noqa: E402
+from decoding.engine import decode  # noqa: E402
+from decoding.schedule import DecodeConfig, make_schedule  # noqa: E402
+from models import check_checkpoint, load_model, tokenizer_disagreement  # noqa: E402
+from tasks import build_task  # noqa: E402
+from tasks.protocols import TINY_BLOCK, TINY_CANVAS  # noqa: E402
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
 N = 40
@@ -21,6 +28,9 @@ MEASURED = {
     ("tiny-dream", "gsm8k"): 0.8, ("tiny-dream", "humaneval"): 1.0,
 }  # fmt: skip
 BAND = 0.05
+# share of the tokens of the first N problems' answers, first end token included, that tiny-qwen proposes where it has read
+# those before them
+NEXT_TOKEN = {"gsm8k": 0.998, "humaneval": 1.0, "mbpp": 1.0, "truthfulqa": 1.0}
 
 
 @lru_cache
@@ -105,3 +115,40 @@ def test_resume_leaves_the_samples_untouched(tmp_path):
     whole = run("tiny-llada", "gsm8k", tmp_path / "whole", "--limit", "20")
     assert resumed["meta"]["store"]["found"] != whole["meta"]["store"]["found"]
     assert resumed["content_sha256"] == whole["content_sha256"]
+
+
+@lru_cache
+def lessons():
+    """The mini benchmarks as the trainer reads them: prompts in the chat template, answers with end tokens."""
+    arguments = argparse.Namespace(seed=0, batch=1)
+    return train_tiny.Lessons("qwen2", checkpoint("tiny-qwen")[1], train_tiny.Prompts(), arguments)
+
+
+def next_token_accuracy(task: str, n: int) -> float:
+    """Share of the answer tokens of the first n test problems, first end token included, that are the likeliest."""
+    model, right, of = checkpoint("tiny-qwen")[0], 0, 0
+    for problem in make_benchmarks.test_problems(task)[:n]:
+        example = lessons().example(task, problem)
+        answer = example.canvas[: example.canvas.index(lessons().end) + 1]
+        tokens, begin = torch.tensor(example.prompt + answer), len(example.prompt)
+        span = (0, len(tokens), len(tokens))
+        got = model.predict(tokens, [span], torch.arange(begin, len(tokens))).argmax(-1)
+        right, of = right + int((got == tokens[begin:]).sum()), of + len(answer)
+    return right / of
+
+
+@pytest.mark.parametrize("task", list(NEXT_TOKEN))
+def test_the_verifier_knows_the_next_token_as_measured(task):
+    assert abs(next_token_accuracy(task, N) - NEXT_TOKEN[task]) <= BAND / 5
+
+
+def test_the_verifier_reads_what_tiny_dream_writes():
+    """The same ids for the same text; a verifier with others would judge another text."""
+    dream, qwen = (ROOT / "assets" / name for name in ("tiny-dream", "tiny-qwen"))
+    assert check_checkpoint(qwen) == [] == tokenizer_disagreement(dream, qwen)
+    chat = [{"role": "user", "content": "Gus has 33 cups.\nGus lends 7."}]
+    (_, a), (model, b) = checkpoint("tiny-dream"), checkpoint("tiny-qwen")
+    text = a.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert b.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text
+    assert a(text)["input_ids"] == b(text)["input_ids"] and len(a) == len(b) <= model.config.vocab_size
+    assert sum(p.stat().st_size for p in qwen.glob("*.safetensors")) < 600_000
