@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from decoding import adaptive
-from decoding.view import Algorithm, Option, StepView, top_k
+from decoding.apd import PAPER, RELEASED
+from decoding.view import Algorithm, Option, StepView, Verification, top_k
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,17 +83,34 @@ def origin(view: StepView) -> Tensor:
     return view.masked & (view.noise < view.rate[:, None])
 
 
+def apd(view: StepView) -> Tensor:
+    """Commit the first `quota` open positions, and those behind them up to the first that the verifier disagrees on.
+
+    Source: APD, arXiv:2506.00413, algorithm 1; danielmisrael/apd dream/generation_utils.py, apd_accept_criterion.
+    """
+    first = view.masked.cumsum(dim=-1) <= view.quota[:, None]
+    return view.masked & (first | view.agreed | ~view.masked).long().cumprod(dim=-1).bool()
+
+
+def _apd(verification: Verification) -> Algorithm:
+    """`apd` by the paper's rule or by that of the released code."""
+    return Algorithm(
+        apd, ("dream",), "adaptive", ends_at_eos=True, left_to_right=True, verification=verification, options=MIXTURE
+    )
+
+
 def _dream(select: Callable[[StepView], Tensor], score: str) -> Algorithm:
     return Algorithm(select, ("dream",), "floor", reads=frozenset({score}), noisy=True, draws_order=True)
 
 
 THRESHOLD = {"threshold": Option(0.9, "commit every position with at least this confidence", high=1.0)}
+MIXTURE = {"apd_mixture_weight": Option(0.7, "share of the diffusion model in what is verified (R)", high=1.0)}
 CONFIDENCE, ENTROPY = frozenset({"confidence"}), frozenset({"entropy"})
 
 ALGORITHMS: dict[str, Algorithm] = {
     "low_confidence": Algorithm(low_confidence, ("llada",), "even", blocks=True, reads=CONFIDENCE),
     "random": Algorithm(random, ("llada",), "even", blocks=True, noisy=True),
-    "leftright": Algorithm(leftright, FAMILIES, "stride", ends_at_eos=True),
+    "leftright": Algorithm(leftright, FAMILIES, "stride", ends_at_eos=True, left_to_right=True),
     "maskgit_plus": _dream(maskgit_plus, "confidence"),
     "topk_margin": _dream(topk_margin, "margin"),
     "entropy": _dream(entropy, "entropy"),
@@ -135,6 +153,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         adaptive.certainty, FAMILIES, "even", reads=CONFIDENCE | {"canvas"},
         options={"sigma": Option(10.0, "standard deviation, in positions, of what counts as near", low=0.01)},
     ),
+    "apd": _apd(PAPER),
+    "apd_released": _apd(RELEASED),
 }  # fmt: skip
 
 # every option that some algorithm takes, and which ones take it

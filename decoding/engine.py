@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,9 +18,11 @@ import torch
 from torch import Tensor
 
 from decoding.algorithms import ALGORITHMS
+from decoding.rows import Completion, Row
 from decoding.sampling import Proposal, Rules, propose, uniforms
 from decoding.schedule import DecodeConfig
 from decoding.spans import CACHES, Span, SpanView
+from decoding.verifier import Draft, Verifier
 from decoding.view import Algorithm, StepView
 
 if TYPE_CHECKING:
@@ -37,67 +38,6 @@ class Model(Protocol):
     def predict(self, tokens: Tensor, spans: Sequence, rows: Tensor, cache=None) -> Tensor: ...
 
     def new_cache(self): ...
-
-
-@dataclass(frozen=True)
-class Completion:
-    """A decoded canvas.
-
-    token_ids:     [gen_length] ids; a position that was left open holds the mask id.
-    committed_at:  [gen_length] which of the row's forward passes committed the position, -1 where left open.
-    nfe:           forward passes that the row took part in.
-    forwards_saved: forward passes that the schedule still had when the row left (for `origin` at most so many; an
-                   adaptive algorithm has no schedule, and saves none).
-    positions_computed: columns that went through the model, over all its forward passes.
-    seconds:       wall time in flight. Rows of a batch share it: it is a latency, not a cost.
-    finish_reason: "end_token", "stop_string" or "length".
-    nfe_partial:   how many of the forward passes took some columns from the KV cache.
-    """
-
-    token_ids: tuple[int, ...]
-    committed_at: tuple[int, ...]
-    nfe: int
-    forwards_saved: int
-    positions_computed: int
-    seconds: float
-    finish_reason: str
-    nfe_partial: int = 0
-
-    @property
-    def tokens_committed(self) -> int:
-        return sum(at >= 0 for at in self.committed_at)
-
-
-@dataclass(eq=False)
-class _Row:
-    """State of one row in flight. `canvas` is prompt and answer, `open` its answer's open positions.
-
-    passes: forward passes of the block so far. memory: the algorithm's, of the block's open positions, on the device.
-    """
-
-    index: int
-    prompt_length: int
-    canvas: np.ndarray
-    open: np.ndarray
-    committed_at: np.ndarray
-    seed: int
-    block: int = 0
-    step: int = 0
-    passes: int = 0
-    memory: dict[str, Tensor] | None = None
-    nfe: int = 0
-    nfe_partial: int = 0
-    positions: int = 0
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def answer(self) -> np.ndarray:
-        return self.canvas[self.prompt_length :]
-
-    @property
-    def prefix(self) -> np.ndarray:
-        """The answer up to its first open position: what no later commit can change."""
-        return self.answer[: int(self.open.argmax())] if self.open.any() else self.answer
 
 
 def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
@@ -120,6 +60,7 @@ def decode(
     batch_size: int | None = None,
     stop: Callable[[list[int]], bool] | None = None,
     on_finish: Callable[[int, Completion], None] | None = None,
+    verifier: Model | None = None,
 ) -> list[Completion]:
     """Completions of the prompts, in their order. A row's tokens do not depend on the others.
 
@@ -129,6 +70,7 @@ def decode(
     stop:       is given a row's committed prefix (ids before the first open position, no end token among them) and
                 says whether the returned text can no longer change.
     on_finish:  is called with (index, completion) the moment a row leaves.
+    verifier:   the autoregressive model of an algorithm that has one; its tokenizer must be the model's.
     Raises ValueError where the configuration is not one of the model's family, or prompts and seeds disagree.
     """
     problems = config.problems(model.config.family)
@@ -136,9 +78,11 @@ def decode(
         problems.append(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
     if batch_size is not None and batch_size < 1:
         problems.append(f"batch_size {batch_size} must be at least 1")
+    if (ALGORITHMS[config.schedule.algorithm].verification is None) != (verifier is None):
+        problems.append(f"{config.schedule.algorithm} {'has no' if verifier is not None else 'needs a'} verifier")
     if problems:
         raise ValueError("; ".join(problems))
-    return _Decoder(model, config, stop).run(prompts, seeds, batch_size or len(prompts) or 1, on_finish)
+    return _Decoder(model, config, stop, verifier).run(prompts, seeds, batch_size or len(prompts) or 1, on_finish)
 
 
 def _there(x: Tensor, device: torch.device) -> Tensor:
@@ -149,13 +93,18 @@ def _there(x: Tensor, device: torch.device) -> Tensor:
 class _Decoder:
     """One call of decode()."""
 
-    def __init__(self, model: Model, config: DecodeConfig, stop: Callable[[list[int]], bool] | None):
+    def __init__(
+        self, model: Model, config: DecodeConfig, stop: Callable[[list[int]], bool] | None, verifier: Model | None
+    ):
         self.model, self.config, self.stop = model, config, stop
         self.schedule = config.schedule
         self.algorithm: Algorithm = ALGORITHMS[config.schedule.algorithm]
         self.rules = rules_of(config, model.config)
         self.end_ids = np.array(model.config.end_ids)
-        self.rows: list[_Row] = []
+        self.rows: list[Row] = []
+        self.verifier = None
+        if verifier is not None:
+            self.verifier = Verifier(verifier, self.algorithm.verification, self.rules, config.options)
         self.cache = None if config.kv_cache == "none" else model.new_cache()
         # columns to the left of a block that a cached pass needs
         self.shift = int(self.cache is not None and model.config.shift)
@@ -179,27 +128,29 @@ class _Decoder:
     def _admit(self, index: int, prompt: Sequence[int], seed: int) -> None:
         n = self.schedule.gen_length
         canvas = np.concatenate([np.asarray(prompt, dtype=np.int64), np.full(n, self.model.config.mask_id)])
-        self.rows.append(_Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), int(seed)))
-        if self.cache is not None:
-            self.cache.add(len(canvas))
+        self.rows.append(Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), int(seed)))
+        for beside in (self.cache, self.verifier):
+            if beside is not None:
+                beside.add(len(canvas))
 
-    def _dismiss(self, row: _Row) -> None:
+    def _dismiss(self, row: Row) -> None:
         at = self.rows.index(row)
         del self.rows[at]
-        if self.cache is not None:
-            self.cache.drop(at)
+        for beside in (self.cache, self.verifier):
+            if beside is not None:
+                beside.drop(at)
 
-    def _step(self, rows: list[_Row]) -> None:
+    def _step(self, rows: list[Row]) -> None:
         """One step of every row; a row that commits nothing by its schedule takes no part in the forward pass."""
         acting = [row for row in rows if self.schedule.quotas[row.step]]
-        if acting and not self.algorithm.scores:
+        if acting and self.algorithm.chooses_first:
             self._choose_then_predict(acting)
         elif acting:
             self._predict_then_choose(acting)
         for row in rows:
             self._advance(row)
 
-    def _choose_then_predict(self, rows: list[_Row]) -> None:
+    def _choose_then_predict(self, rows: list[Row]) -> None:
         """An algorithm that reads no score: the model is asked for the chosen positions alone, or for nothing."""
         noise = self._noise(rows)
         chosen = self.algorithm.select(self._view(rows, noise)).numpy()
@@ -211,14 +162,14 @@ class _Decoder:
             tokens[chosen] = self._propose(rows, chosen, noise)[0].tokens.cpu().numpy()
             self._commit(rows, chosen, tokens)
 
-    def _predict_then_choose(self, rows: list[_Row]) -> None:
+    def _predict_then_choose(self, rows: list[Row]) -> None:
         """An algorithm that reads scores: all open positions of the blocks are proposed, then some are chosen."""
         noise = self._noise(rows)
-        queried = np.stack([row.open[self._block(row)] for row in rows])
+        queried = np.stack([self._in_sight(row) for row in rows])
         proposal, observed = self._propose(rows, queried, noise)
         at = _there(torch.from_numpy(queried), self.model.device)
         found = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
-        scores = {name: at.to(torch.float64).masked_scatter(at, score) for name, score in found.items()}
+        scores = {name: at.to(score.dtype).masked_scatter(at, score) for name, score in found.items()}
         chosen = self.algorithm.select(self._view(rows, noise, scores))
         tokens = at.long().masked_scatter(at, proposal.tokens)
         # one transfer for both: the step's only wait for the device
@@ -230,20 +181,25 @@ class _Decoder:
                 kept = _there(torch.from_numpy(np.flatnonzero(~now_committed[was_open])), self.model.device)
                 row.memory = {name: held[kept] for name, held in row.memory.items()}
 
-    def _block(self, row: _Row) -> slice:
+    def _block(self, row: Row) -> slice:
         lo = row.block * self.schedule.block_length
         return slice(lo, lo + self.schedule.block_length)
 
-    def _noise(self, rows: list[_Row]) -> Tensor | None:
+    def _in_sight(self, row: Row) -> np.ndarray:
+        """[T] bool: the open positions of the row's block, as far as it looks ahead."""
+        open_now, ahead = row.open[self._block(row)], self.config.max_lookahead
+        return open_now if ahead is None else open_now & (open_now.cumsum() <= ahead)
+
+    def _noise(self, rows: list[Row]) -> Tensor | None:
         """[2, B, T] float64 on the CPU, or None where nothing is drawn."""
-        if not (self.algorithm.noisy or self.config.temperature > 0):
+        if not (self.algorithm.noisy or self.config.temperature > 0) or self.verifier is not None:
             return None
         n, per_block = self.schedule.gen_length, self.schedule.steps_per_block
         return torch.stack(
             [uniforms(row.seed, row.block * per_block + row.step, n)[:, self._block(row)] for row in rows], dim=1
         )
 
-    def _view(self, rows: list[_Row], noise: Tensor | None, scores: dict[str, Tensor] | None = None) -> StepView:
+    def _view(self, rows: list[Row], noise: Tensor | None, scores: dict[str, Tensor] | None = None) -> StepView:
         """The step as the algorithm sees it: on the scores' device, or on the CPU where it reads none."""
         device = next(iter(scores.values())).device if scores else torch.device("cpu")
         steps, reads = [row.step for row in rows], self.algorithm.reads
@@ -254,23 +210,26 @@ class _Decoder:
             more["canvas"] = _there(torch.from_numpy(np.stack([row.open for row in rows])), device)
             more["start"] = _there(torch.tensor([self._block(row).start for row in rows]), device)
         return StepView(
-            masked=_there(torch.from_numpy(np.stack([row.open[self._block(row)] for row in rows])), device),
+            masked=_there(torch.from_numpy(np.stack([self._in_sight(row) for row in rows])), device),
             quota=_there(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
             rate=_there(torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device),
             noise=_there(noise[1], device) if noise is not None and self.algorithm.noisy else None,
             alg_temp=self.config.alg_temp or 0.0, options=self.config.options, **more,
         )  # fmt: skip
 
-    def _span(self, row: _Row) -> Span:
+    def _span(self, row: Row) -> Span:
         """The columns that the row's next forward pass computes, and those that it attends to."""
         block, refresh = self._block(row), self.config.cache_refresh
-        lo, hi = row.prompt_length + block.start, row.prompt_length + block.stop
+        lo, hi, length = row.prompt_length + block.start, row.prompt_length + block.stop, len(row.canvas)
+        if self.config.max_lookahead is not None:
+            length = min(length, row.frontier + self.config.max_lookahead)
         return CACHES[self.config.kv_cache](SpanView(
-            lo=max(0, lo - self.shift * int(row.open[block.start])), hi=hi, length=len(row.canvas),
+            lo=max(0, lo - self.shift * int(row.open[block.start])), hi=hi, length=length,
             fresh=row.passes % refresh == 0 if refresh else row.passes == 0,
+            since=row.since, window=self.config.kv_window or 1,
         ))  # fmt: skip
 
-    def _predict(self, rows: list[_Row], queried: np.ndarray) -> Tensor:
+    def _predict(self, rows: list[Row], queried: np.ndarray) -> Tensor:
         """One forward pass: logits [R, V] of the queried positions [B, T], row by row, left to right."""
         # a cache has a slot for each row in flight; a row that sits out has no columns
         flight = rows if self.cache is None else self.rows
@@ -284,24 +243,27 @@ class _Decoder:
         asked = torch.from_numpy(origins[at_row] + at_column)
         logits = self.model.predict(packed, spans, asked, self.cache)
         for row in rows:
-            lo, hi, _ = acting[row.index]
+            lo, hi, kv_end = acting[row.index]
             row.nfe += 1
             row.passes += 1
-            row.nfe_partial += hi - lo < len(row.canvas)
+            row.since = row.frontier
+            row.nfe_partial += hi - lo < kv_end
             row.positions += hi - lo
         return logits
 
     def _propose(
-        self, rows: list[_Row], queried: np.ndarray, noise: Tensor | None
+        self, rows: list[Row], queried: np.ndarray, noise: Tensor | None
     ) -> tuple[Proposal, dict[str, Tensor]]:
         """Tokens and scores of the queried positions after one forward pass; what the algorithm itself observed."""
         logits, observed = self._predict(rows, queried), {}
+        if self.verifier is not None:
+            return self._verified(rows, queried, logits)
         if self.algorithm.observe is not None:
             logits, observed = self._observe(rows, logits, queried.sum(axis=1).tolist())
         drawn = _there(noise[0][torch.from_numpy(queried)], logits.device) if self.config.temperature > 0 else None
         return propose(logits, self.rules, self.algorithm.scores, drawn), observed
 
-    def _observe(self, rows: list[_Row], logits: Tensor, counts: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _observe(self, rows: list[Row], logits: Tensor, counts: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Each row's logits through the algorithm's memory of the block: (logits [R, V], its score if it gives one)."""
         logits = logits.to(self.rules.dtype or logits.dtype)
         if self.rules.never:
@@ -313,20 +275,33 @@ class _Decoder:
         scores = {} if seen[0].score is None else {"observed": torch.cat([one.score for one in seen])}
         return torch.cat([one.logits for one in seen]), scores
 
-    def _commit(self, rows: list[_Row], chosen: np.ndarray, tokens: np.ndarray) -> None:
+    def _verified(self, rows: list[Row], queried: np.ndarray, logits: Tensor) -> tuple[Proposal, dict[str, Tensor]]:
+        """Tokens drafted at the queried positions, and where the verifier agrees."""
+        counts, per_block = queried.sum(axis=1), self.schedule.steps_per_block
+        drafts = {
+            row.index: Draft(row.canvas, row.frontier, row.seed, row.block * per_block + row.step) for row in rows
+        }
+        tokens, keys = self.verifier.draft(logits, list(drafts.values()), counts)
+        flight = [drafts.get(row.index) for row in self.rows]
+        agreed = self.verifier.agreed(flight, counts, logits, tokens, keys)
+        for row, n in zip(rows, counts):
+            row.nfe_verifier += int(n > 1)
+        return Proposal(tokens), {"agreed": agreed}
+
+    def _commit(self, rows: list[Row], chosen: np.ndarray, tokens: np.ndarray) -> None:
         for row, mask, ids in zip(rows, chosen, tokens):
             block = self._block(row)
             row.answer[block][mask] = ids[mask]
             row.committed_at[block][mask] = row.nfe - 1
             row.open[block][mask] = False
 
-    def _advance(self, row: _Row) -> None:
+    def _advance(self, row: Row) -> None:
         row.step += 1
         if not row.open[self._block(row)].any():
             row.block, row.step, row.passes, row.memory = row.block + 1, 0, 0, None
         assert row.step < self.schedule.steps_per_block, f"{self.schedule.algorithm} left positions open at its last step"
 
-    def _remaining(self, row: _Row) -> int:
+    def _remaining(self, row: Row) -> int:
         """Forward passes that the schedule still has for a row (for `origin`: at most)."""
         if not row.open.any() or not self.config.early_exit or self.schedule.adaptive:
             return 0
@@ -337,7 +312,7 @@ class _Decoder:
     def _ended(self, ids: np.ndarray) -> bool:
         return bool(np.isin(ids, self.end_ids).any())
 
-    def _final(self, row: _Row) -> bool:
+    def _final(self, row: Row) -> bool:
         if not row.open.any():
             return True
         if self.algorithm.ends_at_eos and (row.answer == self.model.config.eos_id).any():
@@ -347,7 +322,7 @@ class _Decoder:
         prefix = row.prefix
         return self._ended(prefix) or bool(len(prefix) and self.stop is not None and self.stop(prefix.tolist()))
 
-    def _completion(self, row: _Row) -> Completion:
+    def _completion(self, row: Row) -> Completion:
         prefix = row.prefix
         ends = np.isin(prefix, self.end_ids)
         text = prefix[: int(ends.argmax())] if ends.any() else prefix
@@ -364,4 +339,5 @@ class _Decoder:
             seconds=time.perf_counter() - row.started,
             finish_reason=reason,
             nfe_partial=row.nfe_partial,
+            nfe_verifier=row.nfe_verifier,
         )

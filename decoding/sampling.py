@@ -60,10 +60,8 @@ def propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor |
     reads:  which of "confidence", "entropy", "margin" to compute.
     noise:  [R] float64 uniform in [0, 1), one number for each drawn token; needed above temperature 0.
     """
-    size = max(1, CHUNK_NUMBERS.get(logits.device.type, CHUNK_NUMBERS["cpu"]) // logits.shape[-1])
     parts = [
-        _propose(logits[i : i + size], rules, reads, None if noise is None else noise[i : i + size])
-        for i in range(0, max(1, len(logits)), size)
+        _propose(logits[part], rules, reads, None if noise is None else noise[part]) for part in chunks(logits)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -71,6 +69,12 @@ def propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor |
         torch.cat([p.tokens for p in parts]),
         **{name: torch.cat([getattr(p, name) for p in parts]) for name in reads},
     )
+
+
+def chunks(logits: Tensor) -> list[slice]:
+    """Rows of logits [R, V] in groups that are scored together; one empty group where there are none."""
+    size = max(1, CHUNK_NUMBERS.get(logits.device.type, CHUNK_NUMBERS["cpu"]) // logits.shape[-1])
+    return [slice(i, i + size) for i in range(0, max(1, len(logits)), size)]
 
 
 def _propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None) -> Proposal:
@@ -201,8 +205,13 @@ def uniforms(seed: int, step: int, n: int) -> Tensor:
 
     A function of (seed, step) alone, made on the CPU: the same on every device, in every batch, after every resume.
     """
-    z = (seed + 0x9E3779B97F4A7C15 * (step + 1)) & (2**64 - 1)
+    generator = torch.Generator().manual_seed(scrambled(seed, step) >> 1)
+    return torch.rand(2, n, generator=generator, dtype=torch.float64)
+
+
+def scrambled(seed: int, n: int) -> int:
+    """64 bits that look like chance: the n-th number of splitmix64 from `seed`."""
+    z = (seed + 0x9E3779B97F4A7C15 * (n + 1)) & (2**64 - 1)
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    generator = torch.Generator().manual_seed((z ^ (z >> 31)) >> 1)
-    return torch.rand(2, n, generator=generator, dtype=torch.float64)
+    return z ^ (z >> 31)

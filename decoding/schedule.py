@@ -200,6 +200,8 @@ class DecodeConfig:
     kv_cache:         of CACHES: which columns a forward pass computes anew.
     cache_refresh:    with a cache: every how many forward passes of a block all columns are computed; None: at the
                       block's first alone. 1 is no cache at all, at a cache's memory.
+    kv_window:        with kv_cache "window": columns computed again left of what was committed last, itself included.
+    max_lookahead:    left to right: the canvas reaches this many positions beyond the first open one; None: to its end.
     given:            the algorithm's own options that were given, as (name, value), by name.
     """
 
@@ -214,6 +216,8 @@ class DecodeConfig:
     early_exit: bool = True
     kv_cache: str = "none"
     cache_refresh: int | None = None
+    kv_window: int | None = None
+    max_lookahead: int | None = None
     given: tuple[tuple[str, float], ...] = ()
 
     @cached_property
@@ -248,7 +252,27 @@ class DecodeConfig:
             (self.cache_refresh is not None and self.cache_refresh < 1,
              f"cache_refresh {self.cache_refresh} must be at least 1"),
         ]
-        return [text for wrong, text in checks if wrong] + self._option_problems()
+        return [text for wrong, text in checks if wrong] + self._sight_problems() + self._option_problems()
+
+    def _sight_problems(self) -> list[str]:
+        """What is wrong with how far the algorithm looks to the left and to the right."""
+        name, window, ahead = self.schedule.algorithm, self.kv_window, self.max_lookahead
+        only = "left to right go " + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].left_to_right)
+        strays, cached = not ALGORITHMS[name].left_to_right, self.kv_cache == "window"
+        most = max(self.schedule.quotas)
+        checks = [
+            (cached and strays, f"kv_cache window: {name} may commit anywhere; {only}"),
+            (cached and window is None, "kv_cache window needs a kv_window"),
+            (window is not None and not cached, f"kv_window {window} is of kv_cache window, not of {self.kv_cache}"),
+            (window is not None and window < 1, f"kv_window {window} must be at least 1"),
+            (ahead is not None and strays, f"max_lookahead {ahead}: {name} may commit anywhere; {only}"),
+            (ahead is not None and self.kv_cache in ("prefix", "dual"),
+             f"max_lookahead {ahead}: kv_cache {self.kv_cache} keeps what lies ahead; take none or window"),
+            (ahead is not None and ahead < 1, f"max_lookahead {ahead} must be at least 1"),
+            (ahead is not None and 1 <= ahead < most and not strays,
+             f"max_lookahead {ahead} is less than the {most} positions that a step commits"),
+        ]  # fmt: skip
+        return [text for wrong, text in checks if wrong]
 
     def _option_problems(self) -> list[str]:
         name = self.schedule.algorithm

@@ -3,7 +3,8 @@
 With the keys and values of a canvas kept from earlier passes, a cache policy is three integers: compute the columns
 [lo, hi), attend to [0, kv_end). What is not computed keeps the keys and values of the pass that last computed it.
 
-Source of prefix and dual: Fast-dLLM, arXiv:2505.22618; NVlabs/Fast-dLLM llada/generate.py.
+Source of prefix and dual: Fast-dLLM, arXiv:2505.22618; NVlabs/Fast-dLLM llada/generate.py. Of window: APD,
+arXiv:2506.00413; danielmisrael/apd dream/generation_utils.py.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ class SpanView:
 
     lo, hi: the active block. A shifted model predicts a position from the column to its left, so lo is one column
             further left while the block's first position is open.
-    length: columns of prompt and canvas.
+    length: columns of prompt and canvas, as far as the pass looks ahead.
     fresh:  nothing may be taken from earlier passes: the block has just begun, or a refresh is due.
+    since:  the first column that was open at the pass before.
+    window: of the columns before that one, how many are computed again, itself included (`--kv_window`).
     """
 
     lo: int
     hi: int
     length: int
     fresh: bool
+    since: int = 0
+    window: int = 1
 
 
 def none(view: SpanView) -> Span:
@@ -45,4 +50,9 @@ def dual(view: SpanView) -> Span:
     return none(view) if view.fresh else (view.lo, view.hi, view.length)
 
 
-CACHES: dict[str, Callable[[SpanView], Span]] = {"none": none, "prefix": prefix, "dual": dual}
+def window(view: SpanView) -> Span:
+    """Left to right: keep what is further left than what was committed last and `window` - 1 columns before it."""
+    return (0 if view.fresh else max(0, view.since - view.window + 1)), view.length, view.length
+
+
+CACHES: dict[str, Callable[[SpanView], Span]] = {"none": none, "prefix": prefix, "dual": dual, "window": window}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from decoding.sampling import Rules
+
 SCORES = frozenset({"confidence", "entropy", "margin"})
 
 
@@ -20,7 +22,7 @@ SCORES = frozenset({"confidence", "entropy", "margin"})
 class StepView:
     """What one step looks like. Fields that the algorithm does not name in `reads` are None.
 
-    masked:     [B, T] bool, the open positions of each row's active block.
+    masked:     [B, T] bool, the open positions of each row's active block, as far as it looks ahead.
     quota:      [B] int64, positions that the schedule asks for at this step.
     rate:       [B] float64, the chance of each open position to be committed at this step (`origin`), else 1.
     noise:      [B, T] float64 uniform in (0, 1), drawn per sample, step and position; None where not `noisy`.
@@ -31,6 +33,7 @@ class StepView:
     canvas:     [B, N] bool, the open positions of the whole canvas.
     start:      [B] int64, where on the canvas the block begins; given with `canvas`.
     observed:   [B, T] float64, the score of `Algorithm.observe`; None where it gives none.
+    agreed:     [B, T] bool, whether `Algorithm.verification` draws the proposed token too; None where there is none.
     options:    the algorithm's own options by name.
     alg_temp:   temperature of the order itself; 0 takes the best positions, above 0 draws them.
     """
@@ -46,6 +49,7 @@ class StepView:
     canvas: Tensor | None = None
     start: Tensor | None = None
     observed: Tensor | None = None
+    agreed: Tensor | None = None
     options: Mapping[str, float] = field(default_factory=dict)
     alg_temp: float = 0.0
 
@@ -62,6 +66,21 @@ class Observation:
     logits: Tensor
     memory: dict[str, Tensor]
     score: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a draft is drawn, and what it is held against: two pure functions over a second model's logits.
+
+    The second model, the verifier, is autoregressive: its logits of a position are those after the draft up to there.
+    draft:  (logits [R, V], rules, noise) -> tokens [R] int64.
+    target: (logits [R, V], verifier's logits [R, A], rules, options, noise) -> tokens [R]; A, its vocabulary, may be
+            smaller or larger than V, and a token is the same number in both.
+    noise:  [R, V] float64, standard Gumbel, of the sample, step and position; None at temperature 0.
+    """
+
+    draft: Callable[[Tensor, Rules, Tensor | None], Tensor]
+    target: Callable[[Tensor, Tensor, Rules, Mapping[str, float], Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,9 @@ class Algorithm:
     options:  name -> Option.
     observe:  (logits [R, V] in the precision of the scores, memory or None on a block's first pass, options) ->
               Observation. Pure, called for each row by itself.
+    left_to_right: always commits the first open positions: it can look ahead less far (max_lookahead), and keep what is
+              far to the left (kv_cache "window").
+    verification: with a verifier; select then reads `agreed`, and no score.
     """
 
     select: Callable[[StepView], Tensor]
@@ -117,11 +139,18 @@ class Algorithm:
     ends_at_eos: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
     observe: Callable[[Tensor, dict[str, Tensor] | None, Mapping[str, float]], Observation] | None = None
+    left_to_right: bool = False
+    verification: Verification | None = None
 
     @property
     def scores(self) -> frozenset[str]:
         """The scores of the model's distribution that select looks at."""
         return self.reads & SCORES
+
+    @property
+    def chooses_first(self) -> bool:
+        """Whether the positions are chosen before the forward pass, which is then asked for these alone."""
+        return not self.scores and self.verification is None
 
 
 def top_k(score: Tensor, masked: Tensor, k: Tensor) -> Tensor:

@@ -275,3 +275,75 @@ def certainty(sigma: float, k: int = 1):
         return now.only(best(scores, k))
 
     return rule
+
+
+# ---- left to right, with a window and a verifier
+
+
+def onward(model, prompt: list[int], gen_length: int, kv_window: int | None = None, max_lookahead: int | None = None):
+    """(canvas, first open column, step, logits [n, V] of what is in sight) of each forward pass; the consumer commits."""
+    mask, x = model.config.mask_id, list(prompt) + [model.config.mask_id] * gen_length
+    cache = model.new_cache()
+    cache.add(len(x))
+    step = before = 0
+    while mask in x:
+        first = x.index(mask)
+        end = len(x) if max_lookahead is None else min(len(x), first + max_lookahead)
+        a = 0 if kv_window is None or step == 0 else max(0, first - kv_window - (first - before) + 1)
+        rows = torch.arange(first - a, end - a)
+        logits = model.predict(torch.tensor(x[a:end]), [(a, end, end)], rows, cache)
+        before = first
+        yield x, first, step, logits.double().numpy()
+        step += 1
+
+
+def apd(model, verifier, prompt: list[int], gen_length: int, weight: float, seed: int = 0, temperature: float = 0.0,
+        top_p=None, top_k=None, released: bool = False, k: int = 1, **sight) -> tuple[list[int], list[int]]:
+    """Ids and accepted counts: the paper's algorithm 1, or what danielmisrael/apd runs in its place. No verifier's cache."""
+    from decoding.verifier import gumbels
+
+    accepted = []
+    for x, first, step, logits in onward(model, prompt, gen_length, **sight):
+        n, noise = len(logits), np.zeros_like(logits)
+        if temperature:
+            noise = gumbels([noise_key(seed, step, first + j) for j in range(n)], logits.shape[1], torch.device("cpu")).numpy()
+        drafts = []
+        for j in range(n):
+            scaled = nucleus(logits[j] / temperature, top_p, top_k) if temperature else logits[j]
+            drafts.append(int((scaled / (temperature if released and temperature else 1) + noise[j]).argmax()))
+        read = [t if t < verifier.config.vocab_size else 0 for t in x[:first] + drafts]
+        with torch.inference_mode():
+            said = verifier.logits(torch.tensor([read]))[0].double().numpy()
+        taken = 0
+        for j, token in enumerate(drafts):
+            both = min(logits.shape[1], said.shape[1])
+            mine, theirs = (np.log(softmax(row), where=row > -np.inf, out=np.full_like(row, -np.inf)) for row in (logits[j], said[first + j - 1]))
+            with np.errstate(invalid="ignore"):
+                mixed = weight * mine[:both] + (1 - weight) * theirs[:both]
+            mixed[np.isneginf(mine[:both])] = -np.inf
+            if temperature and not released:
+                mixed = mixed / temperature + noise[j][:both]
+            if j >= k and mixed.argmax() != token:
+                break
+            taken += 1
+        x[first : first + taken] = drafts[:taken]
+        accepted.append(taken)
+        if model.config.eos_id in x[len(prompt):]:
+            break
+    return x[len(prompt):], accepted
+
+
+def noise_key(seed: int, step: int, column: int) -> int:
+    """The engine's key of a drafted position's noise: the one number, besides the noise itself, that they share."""
+    from decoding.sampling import scrambled
+
+    return scrambled(scrambled(seed, step), column)
+
+
+def leftright_within(model, prompt: list[int], gen_length: int, tokens_per_step: int, **sight) -> list[int]:
+    """`leftright` at temperature 0 with a window and a lookahead."""
+    for x, first, _, logits in onward(model, prompt, gen_length, **sight):
+        x[first : first + tokens_per_step] = logits[:tokens_per_step].argmax(-1).tolist()
+        if model.config.eos_id in x[len(prompt):]:
+            break
+    return x[len(prompt):]

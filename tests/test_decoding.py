@@ -10,6 +10,7 @@ from decoding.sampling import Rules, draw, filtered, propose, uniforms
 from decoding.schedule import DecodeConfig, ScheduleError, floor_quotas, make_schedule
 from models import load_model
 import oracle
+from causal import decoded
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_algorithms_by_family():
     both = ["threshold", "factor", "entropy_threshold", "eb_sampler", "klass", "credit", "certainty"]
     assert algorithms_of("llada") == ["low_confidence", "random", "leftright", *both]
     own = ["leftright", "maskgit_plus", "topk_margin", "entropy", "origin", "threshold", "confidence_threshold"]
-    assert algorithms_of("dream") == own + both[1:]
+    assert algorithms_of("dream") == own + both[1:] + ["apd", "apd_released"]
 
 
 # ---- sampling
@@ -279,10 +280,10 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
 def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
     """A generator shared by the batch, a batch mean or a padded neighbour would show here."""
     prompts = prompts_for(9)
-    alone = [decode(models[family], [p], config, [i])[0].token_ids for i, p in enumerate(prompts)]
+    alone = [decoded(models[family], [p], config, [i])[0].token_ids for i, p in enumerate(prompts)]
     for batch_size in (3, 8):
         order = list(np.random.default_rng(batch_size).permutation(9))
-        got = decode(models[family], [prompts[i] for i in order], config, order, batch_size=batch_size)
+        got = decoded(models[family], [prompts[i] for i in order], config, order, batch_size=batch_size)
         assert [c.token_ids for c in got] == [alone[i] for i in order]
 
 

@@ -13,7 +13,7 @@ from mini import DREAM, LLADA, REAL, gsm8k_dir, real_data
 
 import eval as cli
 import models
-from decoding.engine import Completion
+from decoding.rows import Completion
 from decoding.schedule import DecodeConfig, make_schedule
 from harness import DreamHarness, LladaHarness
 from experiment.ledger import Ledger

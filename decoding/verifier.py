@@ -1,0 +1,133 @@
+"""The verifier's side of a batch: its keys and values of the rows in flight, the noise of drafts, what it agrees to.
+
+Shapes: R drafted positions, V vocabulary of the diffusion model, A vocabulary of the verifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decoding.sampling import Rules, chunks, scrambled
+from decoding.view import Verification
+
+if TYPE_CHECKING:
+    from decoding.engine import Model
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What one row drafts: its canvas, the first column, and which step of which sample it is."""
+
+    canvas: np.ndarray
+    start: int
+    seed: int
+    step: int
+
+
+class Verifier:
+    """A causal model beside the diffusion model, with a slot for each row in flight.
+
+    What it computed of a committed token stays true, so that each pass computes the columns of the new draft, and
+    those that were committed since, alone.
+    """
+
+    def __init__(self, model: Model, verification: Verification, rules: Rules, options: Mapping[str, float]):
+        self.model, self.cache = model, model.new_cache()
+        self.verification, self.rules, self.options = verification, rules, options
+        self.seen: list[int] = []  # columns of each row whose keys and values are there
+
+    def add(self, length: int) -> None:
+        """A row of so many columns joins behind the others."""
+        self.cache.add(length)
+        self.seen.append(0)
+
+    def drop(self, index: int) -> None:
+        """A row leaves; later ones move up."""
+        self.cache.drop(index)
+        del self.seen[index]
+
+    def draft(self, logits: Tensor, rows: Sequence[Draft], counts: Sequence[int]) -> tuple[Tensor, list[int] | None]:
+        """Tokens [R] drawn from logits [R, V], counts[i] for rows[i], and the keys of the noise they were drawn with."""
+        keys = None
+        if self.rules.temperature > 0:
+            keys = [
+                scrambled(scrambled(row.seed, row.step), row.start + j) for row, n in zip(rows, counts) for j in range(n)
+            ]
+        parts = [
+            self.verification.draft(logits[part], self.rules, self._noise(keys, part, logits)) for part in chunks(logits)
+        ]
+        return torch.cat(parts), keys
+
+    def agreed(
+        self, flight: Sequence[Draft | None], counts: Sequence[int], logits: Tensor, tokens: Tensor, keys: list[int] | None
+    ) -> Tensor:
+        """[R] bool: where the mixture draws the drafted token too; nothing is asked of a row's first position.
+
+        flight: each row in flight, None where it sits out; counts: drafted positions of those that do not.
+        """
+        begins = np.cumsum(counts) - counts
+        later = np.ones(len(logits), dtype=bool)
+        later[begins] = False
+        agreed = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+        if not later.any():
+            return agreed
+        ids = np.split(tokens.cpu().numpy(), begins[1:])
+        drafted = iter(ids)
+        said = self._expected(flight, [None if row is None else next(drafted) for row in flight])
+        at = torch.from_numpy(later.nonzero()[0]).to(logits.device)
+        kept = None if keys is None else [key for key, is_later in zip(keys, later) if is_later]
+        logits = logits[at]
+        parts = [
+            self.verification.target(
+                logits[part], said[part], self.rules, self.options, self._noise(kept, part, logits)
+            )
+            for part in chunks(logits)
+        ]
+        agreed[at] = torch.cat(parts) == tokens[at]
+        return agreed
+
+    def _expected(self, flight: Sequence[Draft | None], drafts: Sequence[np.ndarray | None]) -> Tensor:
+        """[sum of len(draft) - 1, A]: the verifier's logits of each drafted position but a row's first."""
+        spans, packed, asked, at = [], [], [], 0
+        for i, (row, ids) in enumerate(zip(flight, drafts)):
+            if row is None or len(ids) < 2:
+                spans.append((0, 0, 0))
+                continue
+            lo, hi = min(self.seen[i], row.start), row.start + len(ids)
+            spans.append((lo, hi, hi))
+            packed += [row.canvas[lo : row.start], ids]
+            asked.append(np.arange(row.start + 1 - lo, hi - lo) + at)
+            self.seen[i], at = hi, at + hi - lo
+        tokens = np.concatenate(packed)
+        # a token that it lacks it cannot agree to; where one was committed all the same, it reads another
+        tokens[tokens >= self.model.config.vocab_size] = 0
+        return self.model.predict(torch.from_numpy(tokens), spans, torch.from_numpy(np.concatenate(asked)), self.cache)
+
+    def _noise(self, keys: list[int] | None, part: slice, logits: Tensor) -> Tensor | None:
+        return None if keys is None else gumbels(keys[part], logits.shape[1], logits.device)
+
+
+def gumbels(keys: Sequence[int], n_tokens: int, device: torch.device) -> Tensor:
+    """[R, n_tokens] float64, standard Gumbel noise: a function of a row's 64-bit key and the token alone."""
+    z = torch.tensor([_signed(k) for k in keys], device=device)[:, None]
+    # splitmix64 of the key: int64 products wrap, and shifts to the right are made logical
+    z = z + torch.arange(1, n_tokens + 1, device=device) * _signed(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ _shifted(z, shift)) * _signed(factor)
+    z = z ^ _shifted(z, 31)
+    uniform = (_shifted(z, 11).double() + 0.5) * 2.0**-53
+    return -(-uniform.log()).log()
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >> 63 else x
+
+
+def _shifted(z: Tensor, n: int) -> Tensor:
+    return (z >> n) & ((1 << (64 - n)) - 1)
