@@ -69,16 +69,19 @@ if TYPE_CHECKING:
     from harness import _ProfilingHarness
     from models import Transformer
 
+QWEN = "Qwen/Qwen2.5-0.5B"  # the verifier of APD's authors
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
-# alias -> family (algorithms, harness), default checkpoint, and the flag that replaces it
+# alias -> family (algorithms, harness), default checkpoint, the flag that replaces it, and a verifier that fits (`apd`)
 MODEL_DEFAULTS: dict[str, dict[str, str]] = {
     "llada": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-8B-Instruct", "flag": "llada_ckpt"},
     "llada1.5": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-1.5", "flag": "llada15_ckpt"},
-    "dream": {"family": "dream", "checkpoint": "Dream-org/Dream-v0-Instruct-7B", "flag": "dream_ckpt"},
-    "diffucoder": {"family": "dream", "checkpoint": "apple/DiffuCoder-7B-cpGRPO", "flag": "diffucoder_ckpt"},
+    "dream": {"family": "dream", "checkpoint": "Dream-org/Dream-v0-Instruct-7B", "flag": "dream_ckpt", "verifier": QWEN},
+    "diffucoder": {"family": "dream", "checkpoint": "apple/DiffuCoder-7B-cpGRPO", "flag": "diffucoder_ckpt", "verifier": QWEN},
     "tiny-llada": {"family": "llada", "checkpoint": f"{ASSETS}/tiny-llada", "flag": "tiny_llada_ckpt"},
-    "tiny-dream": {"family": "dream", "checkpoint": f"{ASSETS}/tiny-dream", "flag": "tiny_dream_ckpt"},
+    "tiny-dream": {
+        "family": "dream", "checkpoint": f"{ASSETS}/tiny-dream", "flag": "tiny_dream_ckpt", "verifier": f"{ASSETS}/tiny-qwen",
+    },
 }
 
 TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in (HUMANEVAL, MBPP, GSM8K, TRUTHFULQA)}
@@ -133,11 +136,15 @@ def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=Non
         model.accelerate(compile=job.config.compile, cuda_graphs=job.cuda_graphs, tell=say)
         return model
 
+    def verifier() -> Transformer:
+        return load(job.config.verifier, device, job.config.dtype)
+
     return family(
         tokenizer,
         read_config(checkpoint),
         job.decode,
         load=ready,
+        load_verifier=verifier if job.config.verifier is not None else None,
         device=device,
         batch_size=job.batch_size,
         seed=job.config.seed,

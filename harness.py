@@ -19,7 +19,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from decoding.engine import Completion, decode
+from decoding.engine import decode
+from decoding.rows import Completion
 from decoding.schedule import DecodeConfig
 from experiment.ledger import Ledger
 from experiment.lmeval import quiet
@@ -61,7 +62,7 @@ class _ProfilingHarness(HFLM):
     runs out the batch is halved.
 
     tokenizer, config: of the checkpoint, read eagerly. load: gives the Transformer; called on the first request that
-    needs it. ledger: which samples are known, which are this process's, where they are kept; None keeps nothing.
+    needs it. load_verifier: the same of the algorithm's verifier, None where it has none. ledger: which samples are known, which are this process's, where they are kept; None keeps nothing.
     prefill: doc -> the beginning of the answer that goes behind the rendered prompt.
     score: (doc, answer) -> what it counts for, told to the ledger as samples finish; None where that is known later.
     """
@@ -76,6 +77,7 @@ class _ProfilingHarness(HFLM):
         decode_config: DecodeConfig,
         *,
         load: Callable[[], Transformer],
+        load_verifier: Callable[[], Transformer] | None = None,
         device: str,
         batch_size: int | str = 1,
         seed: int = 0,
@@ -100,8 +102,9 @@ class _ProfilingHarness(HFLM):
         self.acceleration: tuple[str, ...] = ()  # what became of --compile and --cuda_graphs
         self.halved: list[int] = []  # batch sizes that did not fit into memory
         self._last_finish, self._peak_bytes = 0.0, 0  # of the device, over all sessions
-        self._load = load
+        self._load, self._load_verifier = load, load_verifier
         self._transformer: Transformer | None = None
+        self._verifier: Transformer | None = None
 
     # -- what lm-eval asks
 
@@ -224,6 +227,7 @@ class _ProfilingHarness(HFLM):
         """The model, loaded when first asked for."""
         if self._transformer is None:
             self._transformer = self._load()
+            self._verifier = self._load_verifier() if self._load_verifier is not None else None
             self.acceleration = self._transformer.acceleration.told
             if self._on_cuda:
                 torch.cuda.reset_peak_memory_stats(self.device)
@@ -278,6 +282,7 @@ class _ProfilingHarness(HFLM):
                 model, [job.ids for job in jobs], self.decode_config, [job.seed for job in jobs],
                 batch_size=self.batch_size, stop=stop,
                 on_finish=lambda i, completion: self._finish(jobs[i], completion, progress),
+                verifier=self._verifier,
             )  # fmt: skip
         except DllmexpError:
             raise  # a full disk, say: no fault of the samples
@@ -341,7 +346,7 @@ class _ProfilingHarness(HFLM):
             )
         reason = "stop_string" if found else "end_token" if n_body < n_prefix else "length"
         raw = self._text(ids[: min(n_body + 1, n_prefix)], special=True)
-        same = "token_ids committed_at tokens_committed nfe nfe_partial forwards_saved positions_computed seconds".split()
+        same = "token_ids committed_at tokens_committed nfe nfe_partial nfe_verifier forwards_saved positions_computed seconds".split()
         return Record(
             job.doc_id, job.repeat, job.prompt, text, raw, cut, reason,
             prompt_tokens=prompt_tokens, tokens_returned=n_returned, seed=job.seed, cost_seconds=cost_seconds,

@@ -118,7 +118,9 @@ class RunConfig:
     fingerprint: of the checkpoint (files, sizes, hashes, revision); None where it is not known or not used.
     data:        sha256 of each benchmark file, or the hub data set; None where not known.
     predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
-    kv_cache, cache_refresh: see DecodeConfig. options: the algorithm's own, None where it has none.
+    kv_cache, cache_refresh, kv_window, max_lookahead: see DecodeConfig.
+    options:     the algorithm's own, None where it has none.
+    verifier, verifier_fingerprint: as checkpoint and fingerprint, of the model that checks drafts; None without one.
     compile:     layers go through torch.compile, which rounds otherwise.
     """
 
@@ -154,18 +156,25 @@ class RunConfig:
     cache_refresh: int | None = None
     options: dict[str, float] | None = None
     compile: bool = False
+    kv_window: int | None = None
+    max_lookahead: int | None = None
+    verifier: str | None = None
+    verifier_fingerprint: dict[str, Any] | None = None
 
     # names of things that `fingerprint` and `quotas` state exactly
-    LABELS = ("model_alias", "checkpoint", "tokens_per_step")
+    LABELS = ("model_alias", "checkpoint", "verifier", "tokens_per_step")
     # what scored predictions have nothing to do with
     GENERATION = (
         "checkpoint", "fingerprint", "algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step",
         "quotas", "temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
         "confidence_dtype", "early_exit", "dtype", "seed", "kv_cache", "cache_refresh", "options",
-        "compile",
+        "compile", "kv_window", "max_lookahead", "verifier", "verifier_fingerprint",
     )  # fmt: skip
     # left out where they say nothing: a configuration from before they were there is the same one
-    SILENT = {"kv_cache": "none", "cache_refresh": None, "options": None, "compile": False}
+    SILENT = {
+        "kv_cache": "none", "cache_refresh": None, "options": None, "compile": False, "kv_window": None,
+        "max_lookahead": None, "verifier": None, "verifier_fingerprint": None,
+    }  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Every field that applies, ready for JSON."""
@@ -176,11 +185,12 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The part that can change a number, and nothing else: not batch size, limit, device or file names."""
         kept = {k: v for k, v in self.as_dict().items() if k not in self.LABELS}
-        if found := kept.get("fingerprint"):
-            # a commit of the hub says it all, before its shards are downloaded too; a directory is what it holds
-            kept["fingerprint"] = (
-                {"revision": found["revision"]} if found["revision"] else {k: found[k] for k in ("files", "shards")}
-            )
+        for name in ("fingerprint", "verifier_fingerprint"):
+            if found := kept.get(name):
+                # a commit of the hub says it all, before its shards are downloaded too; a directory is what it holds
+                kept[name] = (
+                    {"revision": found["revision"]} if found["revision"] else {k: found[k] for k in ("files", "shards")}
+                )
         return kept | {"schema_version": SCHEMA_VERSION, "engine_version": ENGINE_VERSION}
 
     @property
@@ -209,8 +219,9 @@ def _short(value: Any) -> str:
 def method_parts(config: RunConfig) -> list[str]:
     """What tells two runs of one algorithm apart: its options, the cache. For a file name."""
     parts = [f"{name}{value:g}" for name, value in (config.options or {}).items()]
-    parts += [] if config.kv_cache == "none" else [config.kv_cache]
-    return parts + ([] if config.cache_refresh is None else [f"refresh{config.cache_refresh}"])
+    parts += [] if config.kv_cache == "none" else [f"{config.kv_cache}{config.kv_window or ''}"]
+    more = {"refresh": config.cache_refresh, "lookahead": config.max_lookahead}
+    return parts + [f"{name}{value}" for name, value in more.items() if value is not None]
 
 
 def result_name(

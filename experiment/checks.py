@@ -85,7 +85,23 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
             errors.append(UsageError(f"--gen_length {n}: the checkpoint has {stored.max_length} positions"))
         if stored.dtype_on_disk not in (None, config.dtype):
             notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
+    if config.verifier is not None:
+        problems = verifier_problems(config.verifier, config.checkpoint)
+        errors += [BadDataError(f"--verifier_ckpt: {problem}" for problem in problems)] if problems else []
+        config = config if problems else replace(config, verifier_fingerprint=fingerprint(config.verifier))
     return replace(job, config=config, notes=tuple(notes)), None, errors
+
+
+def verifier_problems(verifier: str, checkpoint: str) -> list[str]:
+    """Why a checkpoint cannot verify what another one drafts; of the other, what is wrong with it is said elsewhere."""
+    from models import check_checkpoint, read_config, tokenizer_disagreement
+
+    if problems := check_checkpoint(verifier):
+        return problems
+    found = read_config(verifier)
+    if not found.causal:
+        return [f"{verifier} is of the {found.family} family; a verifier is autoregressive, such as Qwen/Qwen2.5-0.5B"]
+    return tokenizer_disagreement(checkpoint, verifier) if not check_checkpoint(checkpoint) else []
 
 
 def input_problems(args: Namespace, models: Models, tasks: Mapping[str, TaskSpec]) -> list[DllmexpError]:
@@ -132,6 +148,8 @@ def identified(job: Job, spec: TaskSpec) -> Job:
     config = job.config
     if job.predictions is None and Path(config.checkpoint).is_dir():
         config = replace(config, fingerprint=fingerprint(config.checkpoint))
+    if config.verifier is not None and Path(config.verifier).is_dir():
+        config = replace(config, verifier_fingerprint=fingerprint(config.verifier))
     if job.predictions is not None and job.predictions.is_file():
         config = replace(config, predictions=_file_sha256(job.predictions))
     if job.data_dir is None or job.data_dir.is_dir():

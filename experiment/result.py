@@ -56,6 +56,7 @@ class Record:
     committed_at: tuple[int, ...] = ()
     error: str | None = None
     nfe_partial: int = 0
+    nfe_verifier: int = 0
 
 
 def profile(records: Iterable[Record], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def profile(records: Iterable[Record], *, peak_bytes: Mapping[str, int | None]) 
     tokens_returned:   tokens before the first end token and before the first stop string: the text that is scored.
     forward_passes:    model calls times rows taking part; full: over the whole sequence, partial: the columns that the
                        KV cache does not have.
+    verifier_passes:   those of a verifier, which count in none of the others.
     positions_computed: columns that went through the model.
     forwards_saved:    forward passes that the schedule still had when a row left early.
     tpf:               tokens_returned / forward passes.
@@ -84,6 +86,7 @@ def profile(records: Iterable[Record], *, peak_bytes: Mapping[str, int | None]) 
         "tokens_returned": returned,
         "forward_passes": {"full": forwards - partial, "partial": partial},
         "forward_passes_per_sample": forwards / len(done) if done else None,
+        "verifier_passes": sum(r.nfe_verifier for r in done),
         "positions_computed": sum(r.positions_computed for r in done),
         "forwards_saved": sum(r.forwards_saved for r in done),
         "tpf": returned / forwards if forwards else None,

@@ -14,6 +14,7 @@ from decoding.spans import CACHES
 from utils import UsageError, nearest
 
 BLOCK_LENGTH = 32  # of adaptive algorithms where the protocol knows no blocks: Fast-dLLM's
+KV_WINDOW = 16  # APD's
 Models = Mapping[str, Mapping[str, str]]  # MODEL_DEFAULTS of eval.py
 EXIT_CODES = (
     "Exit codes: 0 complete, 2 usage or configuration, 3 environment (no GPU, no sandbox), 4 data or checkpoint, "
@@ -101,6 +102,8 @@ def build_parser(models: Models, tasks: Sequence[str], values: _Values) -> argpa
     rule = "Where a flag is not given, the protocol decides; a flag always wins, and the result says so."
     _steps(_Group(parser, values, "decoding", rule))
     _parallel(_Group(parser, values, "options of single algorithms, and the KV cache"))
+    left = [name for name, algorithm in ALGORITHMS.items() if algorithm.left_to_right]
+    _left_to_right(_Group(parser, values, "algorithms that go left to right", f"{', '.join(left)}."), models)
     _sampling(_Group(parser, values, "sampling and precision"))
     _running(_Group(parser, values, "running"))
     _output(_Group(parser, values, "output"))
@@ -178,9 +181,8 @@ def _parallel(group: _Group) -> None:
     group.add(
         "kv_cache", "NAME",
         f"{', '.join(CACHES)}. Keys and values of earlier forward passes that are taken over: 'prefix' those left of the "
-        "block, 'dual' those right of it too. Faster, and not exact: what was committed since does not reach them. "
-        "Default: none.",
-        default="none",
+        "block, 'dual' those right of it too, 'window' those further left than --kv_window. Faster, and not exact: what "
+        "was committed since does not reach them. Default: none.",
     )  # fmt: skip
     group.add(
         "cache_refresh", "N",
@@ -188,6 +190,32 @@ def _parallel(group: _Group) -> None:
         "of no cache. Default: on the first alone.",
         COUNT,
     )  # fmt: skip
+
+
+def _left_to_right(group: _Group, models: Models) -> None:
+    group.add(
+        "kv_window", "W",
+        "Left to right: compute again only the last W committed columns before those that the last step committed, that "
+        f"step's first included, and keep what is further left (--kv_cache window, whose default it is to be {KV_WINDOW}).",
+        COUNT,
+    )  # fmt: skip
+    group.add(
+        "max_lookahead", "M",
+        "Left to right: the model sees, and a step may commit, at most M positions from the first open one on. Default: "
+        "all that are left.",
+        COUNT,
+    )  # fmt: skip
+    own = ", ".join(f"{entry['verifier']} for {alias}" for alias, entry in models.items() if "verifier" in entry)
+    group.add(
+        "verifier_ckpt", "DIR_OR_HUB_ID",
+        f"Autoregressive model that checks what {' and '.join(verified())} draft: a checkpoint of Qwen2's layout with the "
+        f"model's own tokenizer. Default: {own}.",
+    )  # fmt: skip
+
+
+def verified() -> list[str]:
+    """Names of the algorithms that a verifier belongs to."""
+    return [name for name, algorithm in ALGORITHMS.items() if algorithm.verification is not None]
 
 
 def _sampling(group: _Group) -> None:

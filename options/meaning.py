@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from decoding.algorithms import ALGORITHMS, OPTIONS, algorithms_of
 from decoding.schedule import CONFIDENCE_DTYPES, DecodeConfig, Schedule, ScheduleError, make_schedule
 from decoding.spans import CACHES
-from options.arguments import BLOCK_LENGTH, Models
+from options.arguments import BLOCK_LENGTH, KV_WINDOW, Models, verified
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import RunConfig, UsageError, nearest, result_name, run_lengths
 
@@ -25,7 +25,8 @@ PROTOCOL_FLAGS = (
 # flags that say how to generate; scored predictions have no use for them
 GENERATION_FLAGS = (
     "alg", "remasking", "tokens_per_step", "num_steps", "gen_length", "max_new_tokens", "block_length", "temperature",
-    "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf", "cache_refresh", *OPTIONS,
+    "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf", "kv_cache", "cache_refresh", "kv_window",
+    "max_lookahead", "verifier_ckpt", *OPTIONS,
 )  # fmt: skip
 
 
@@ -107,7 +108,8 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     name = check.choice("protocol", args.protocol, PROTOCOLS)
     check.choice("dtype", args.dtype, DTYPES)
     check.choice("confidence_dtype", args.confidence_dtype, CONFIDENCE_DTYPES)
-    check.choice("kv_cache", args.kv_cache, list(CACHES))
+    if args.kv_cache is not None:
+        check.choice("kv_cache", args.kv_cache, list(CACHES))
     check.text("device", args.device, r"cpu|cuda(:\d+)?", "cpu, cuda, cuda:0, cuda:1, ...")
     check.text("unsafe_exec", args.unsafe_exec, "fs|all", "fs, all")
     check.text("devices", args.devices, r"(cpu|\d+)(,(cpu|\d+))*", "a list such as 0,1,2,3 or cpu,cpu")
@@ -129,6 +131,7 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     proto = protocol(name, alias, task)
     given = {n: getattr(args, n, None) for n in PROTOCOL_FLAGS} | {"algorithm": algorithm, "gen_length": gen_length}
     decode = _decode_config(args, proto, given, family, check.problems)
+    verifier = _verifier(args, decode, models[alias], check.problems)
     if check.problems or decode is None:
         raise UsageError(check.problems)
     notes = _notes(args, decode)
@@ -137,13 +140,26 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     checkpoint = getattr(args, models[alias]["flag"]) or models[alias]["checkpoint"]
     devices = tuple(d if d == "cpu" else f"cuda:{d}" for d in args.devices.split(",")) if args.devices else ()
     return Job(
-        _run_config(args, family, checkpoint, proto, decode), decode, proto,
+        _run_config(args, family, checkpoint, verifier, proto, decode), decode, proto,
         {} if args.predictions else _overrides(args, (models[alias]["checkpoint"], checkpoint), proto, given, decode), notes,
         output_dir=Path(args.output_dir), tag=args.tag, limit=args.limit, batch_size=args.batch_size,
         device=devices[0] if devices else args.device, devices=devices, data_dir=Path(args.data_dir) if args.data_dir else None,
         predictions=Path(args.predictions) if args.predictions else None, overwrite=args.overwrite,
         unsafe_exec=args.unsafe_exec, no_exec=args.no_exec, cuda_graphs=args.cuda_graphs,
     )  # fmt: skip
+
+
+def _verifier(args: Namespace, decode: DecodeConfig | None, model: Mapping[str, str], problems: list[str]) -> str | None:
+    """The verifier's checkpoint where the algorithm has one, else None."""
+    if decode is None or ALGORITHMS[decode.schedule.algorithm].verification is None:
+        if args.verifier_ckpt is not None and decode is not None and not args.predictions:
+            name = decode.schedule.algorithm
+            problems.append(f"--verifier_ckpt {args.verifier_ckpt}: {name} drafts nothing; these do: {', '.join(verified())}")
+        return None
+    found = args.verifier_ckpt or model.get("verifier")
+    if found is None:
+        problems.append(f"--verifier_ckpt is required: {args.model_alias} has none of its own for {decode.schedule.algorithm}")
+    return found
 
 
 def _decode_config(
@@ -167,13 +183,16 @@ def _decode_config(
         problems += [f"--{text}{hint}" for text in error.problems]
         return None
     # what is not known is already a problem
-    known, cache = args.confidence_dtype in CONFIDENCE_DTYPES, args.kv_cache in CACHES
+    known = args.confidence_dtype in CONFIDENCE_DTYPES
+    cache = args.kv_cache or ("window" if args.kv_window is not None else "none")
+    window = args.kv_window or (KV_WINDOW if cache == "window" else None)
     config = DecodeConfig(
         schedule, value["temperature"], value["top_p"], value["top_k"], value["alg_temp"],
         confidence_dtype=args.confidence_dtype if known else CONFIDENCE_DTYPES[0],
         logits_eos_inf=value["logits_eos_inf"], confidence_eos_eot_inf=value["confidence_eos_eot_inf"],
-        early_exit=not args.no_early_exit, kv_cache=args.kv_cache if cache else "none",
-        cache_refresh=args.cache_refresh if cache else None,
+        early_exit=not args.no_early_exit, kv_cache=cache if cache in CACHES else "none",
+        cache_refresh=args.cache_refresh if cache in CACHES else None, kv_window=window if cache in CACHES else None,
+        max_lookahead=args.max_lookahead,
         given=tuple((name, getattr(args, name)) for name in OPTIONS if getattr(args, name) is not None),
     )  # fmt: skip
     problems += [f"--{text}" for text in config.problems(family)]
@@ -184,7 +203,6 @@ def _notes(args: Namespace, config: DecodeConfig) -> tuple[str, ...]:
     """What the user should be told about flags that act otherwise than they look."""
     if args.predictions:
         given = ", ".join(f"--{n}" for n in GENERATION_FLAGS if getattr(args, n) is not None)
-        given += ("" if args.kv_cache == "none" else f"{', ' if given else ''}--kv_cache")
         return (f"texts are scored, not generated: {given} have no effect",) if given else ()
     notes = [config.schedule.note] if config.schedule.note else []
     if config.temperature == 0:
@@ -213,20 +231,23 @@ def _overrides(
         "checkpoint": checkpoints, "dtype": (DTYPES[0], args.dtype),
         "confidence_dtype": (CONFIDENCE_DTYPES[0], args.confidence_dtype),
         "kv_cache": ("none", decode.kv_cache), "cache_refresh": (None, decode.cache_refresh),
+        "kv_window": (None, decode.kv_window), "max_lookahead": (None, decode.max_lookahead),
     } | {n: (ALGORITHMS[schedule.algorithm].options[n].default, value) for n, value in decode.options.items()}  # fmt: skip
     return differ | {name: {"protocol": a, "run": b} for name, (a, b) in common.items() if a != b}
 
 
-def _run_config(args: Namespace, family: str, checkpoint: str, proto: Protocol, decode: DecodeConfig) -> RunConfig:
+def _run_config(
+    args: Namespace, family: str, checkpoint: str, verifier: str | None, proto: Protocol, decode: DecodeConfig
+) -> RunConfig:
     schedule = decode.schedule
     same = ("temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
-            "confidence_dtype", "early_exit", "kv_cache", "cache_refresh")  # fmt: skip
+            "confidence_dtype", "early_exit", "kv_cache", "cache_refresh", "kv_window", "max_lookahead")  # fmt: skip
     return RunConfig(
         model_alias=args.model_alias, family=family, checkpoint=checkpoint, task=args.task, dtype=args.dtype,
         seed=args.seed, protocol=proto.name, prompt_form=proto.form, num_fewshot=proto.num_fewshot,
         chat_template=proto.chat_template, system=proto.system, algorithm=schedule.algorithm,
         gen_length=schedule.gen_length, block_length=schedule.block_length, num_steps=schedule.num_steps,
         tokens_per_step=schedule.tokens_per_step, quotas=run_lengths(schedule.quotas), options=decode.options or None,
-        compile=args.compile,
+        compile=args.compile, verifier=verifier,
         **{name: getattr(decode, name) for name in same},
     )  # fmt: skip

@@ -90,7 +90,9 @@ class Run:
         """With its options and its cache: what a reader must know to tell two methods apart."""
         cache, refresh = self.config.get("kv_cache"), self.config.get("cache_refresh")
         parts = [f"{name} {value:g}" for name, value in (self.config.get("options") or {}).items()]
-        parts += [f"{cache} cache" + (f" refreshed every {refresh}" if refresh else "")] if cache else []
+        window, ahead = self.config.get("kv_window"), self.config.get("max_lookahead")
+        said = f"{cache} cache" + (f" of {window}" if window else "") + (f" refreshed every {refresh}" if refresh else "")
+        parts += ([said] if cache else []) + ([f"lookahead {ahead}"] if ahead else [])
         name = self.config.get("algorithm") or "predictions"
         return name + (f" ({', '.join(parts)})" if parts else "")
 

@@ -35,7 +35,7 @@ from decoding.schedule import DecodeConfig, ScheduleError, make_schedule  # noqa
 SCHEDULE_PARAMS = ("gen_length", "block_length", "tokens_per_step", "num_steps")
 OPTION_PARAMS = (
     "temperature", "top_p", "top_k", "alg_temp", "confidence_dtype", "logits_eos_inf", "confidence_eos_eot_inf",
-    "kv_cache", "cache_refresh",
+    "kv_cache", "cache_refresh", "kv_window", "max_lookahead",
 )
 # A case may also carry its own seed: an integer, 0 where it is left out.
 PARAMS = (*SCHEDULE_PARAMS, *OPTION_PARAMS, *OPTIONS, "cache", "seed")

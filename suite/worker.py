@@ -49,21 +49,22 @@ class Generating(Ledger):
 
 
 class KeptModel:
-    """The model that was loaded last; another one takes its place."""
+    """The model that was loaded last, and the verifier that was: another one of its kind takes its place."""
 
     def __init__(self) -> None:
         self.loads = 0
-        self._what: tuple[str, str, str] | None = None
-        self._model: Transformer | None = None
+        self._kept: dict[bool, tuple[tuple[str, str, str], Transformer]] = {}  # by whether it is causal
 
     def load(self, checkpoint: str, device: str, dtype: str) -> Transformer:
-        if self._what != (checkpoint, device, dtype):
-            self._what = self._model = None
+        from models import read_config
+
+        what, causal = (checkpoint, device, dtype), read_config(checkpoint).causal
+        if causal not in self._kept or self._kept[causal][0] != what:
+            self._kept.pop(causal, None)
             free_memory()
-            self._model = cli.USUAL.load(checkpoint, device, dtype)
-            self._what = (checkpoint, device, dtype)
+            self._kept[causal] = what, cli.USUAL.load(checkpoint, device, dtype)
             self.loads += 1
-        return self._model
+        return self._kept[causal][1]
 
 
 def refuse(checkpoint: str, device: str, dtype: str) -> Transformer:

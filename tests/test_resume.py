@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from causal import verifier_checkpoint
 from mini import LLADA, ROOT, gsm8k_dir
 
 import eval as cli
@@ -282,6 +283,7 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_pat
     from mini import DREAM
 
     checkpoint = [f"--{family}_ckpt", str(LLADA if family == "llada" else DREAM)]
+    verifier = verifier_checkpoint(tmp_path / "verifier")
     for algorithm in algorithms_of(family):
         adaptive = ALGORITHMS[algorithm].schedule == "adaptive"  # more of these is in test_parallel.py
         for temperature in ("0.7",) if adaptive else ("0", "0.7"):
@@ -295,6 +297,8 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_pat
                 ]  # fmt: skip
                 if ALGORITHMS[algorithm].blocks:
                     more += ["--block_length", "8"]
+                if ALGORITHMS[algorithm].verification:
+                    more += ["--verifier_ckpt", str(verifier)]
                 if batch == "3":
                     assert cli.main([*more, "--limit", "2"]) == 0
                 assert cli.main(more) == 0

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from causal import verifier_checkpoint
 from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
@@ -424,11 +425,19 @@ def test_a_worker_holds_one_model_at_a_time(tmp_path, monkeypatch):
     for experiment in found:
         order = {"argv": [*experiment.argv, "--device", "cpu"], "log": str(tmp_path / "log"), "score": False, "what": ""}
         assert obey(order, kept) == 0
-        held.append(weakref.ref(kept._model))
+        held.append(weakref.ref(kept._kept[False][1]))
         loads.append(kept.loads)
         assert Watcher(experiment).standing().state == "partial"  # generated, not scored
     assert loads == [1, 1, 2, 2]
     assert [ref() is None for ref in held] == [True, True, False, False]
+
+
+def test_a_verifier_is_kept_beside_its_model(tmp_path):
+    """Another experiment's verifier must not make the model load again, nor the other way round."""
+    kept, verifier = KeptModel(), verifier_checkpoint(tmp_path / "verifier")
+    first = kept.load(str(DREAM), "cpu", "float32"), kept.load(str(verifier), "cpu", "float32")
+    assert (kept.load(str(DREAM), "cpu", "float32"), kept.load(str(verifier), "cpu", "float32")) == first
+    assert kept.loads == 2 and first[1].config.causal
 
 
 def test_a_scorer_never_loads_a_model(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,115 @@
+"""APD on the command line: the verifier's checkpoint, its identity, what is refused, what the result says."""
+
+import json
+import shlex
+
+import pytest
+from causal import verifier_checkpoint
+from mini import DREAM, LLADA, gsm8k_dir
+
+import eval as cli
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Call the program; (exit code, stdout, stderr)."""
+    monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
+
+    def call(arguments: str, *more: str):
+        code = cli.main([*shlex.split(arguments), *map(str, more)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def verifier(tmp_path):
+    return verifier_checkpoint(tmp_path / "verifier")
+
+
+@pytest.fixture
+def mini(tmp_path):
+    """Arguments of a small run with apd, but for the verifier."""
+    return (
+        f"--model_alias dream --task gsm8k --dream_ckpt {DREAM} --data_dir {gsm8k_dir(tmp_path / 'data')} "
+        f"--output_dir {tmp_path / 'out'} --device cpu --dtype float32 --gen_length 12 --alg apd"
+    )
+
+
+def results(tmp_path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((tmp_path / "out").glob("*.json"))]
+
+
+def test_a_run_with_a_verifier(run, mini, verifier, tmp_path):
+    assert run(mini, "--verifier_ckpt", verifier, "--batch_size", "2", "--kv_window", "4", "--max_lookahead", "6")[0] == 0
+    [path] = (tmp_path / "out").glob("*.json")
+    assert path.name == "dream_gsm8k_apd_apd_mixture_weight0.7_window4_lookahead6_tps1.json"
+    [result] = results(tmp_path)
+    config, profile = result["config"], result["profile"]
+    assert config["verifier"] == str(verifier) and config["verifier_fingerprint"]["shards"]
+    assert (config["kv_cache"], config["kv_window"], config["max_lookahead"]) == ("window", 4, 6)
+    assert profile["verifier_passes"] == sum(s["nfe_verifier"] for s in result["samples"]) > 0
+    assert profile["forward_passes"]["partial"] > 0
+    assert profile["tpf"] == profile["tokens_returned"] / sum(s["nfe"] for s in result["samples"])
+    overrides = result["protocol"]["overrides"]
+    assert overrides["max_lookahead"] == {"protocol": None, "run": 6} and overrides["algorithm"]["run"] == "apd"
+    # all samples are kept: no model is loaded for the same run again
+    path.unlink()
+    code, _, err = run(mini, "--verifier_ckpt", verifier, "--kv_window", "4", "--max_lookahead", "6")
+    assert code == 0 and "resuming: 3 finished samples" in err
+    assert results(tmp_path)[0]["content_sha256"] == result["content_sha256"]
+
+
+def test_a_verifier_is_part_of_the_identity(run, mini, verifier, tmp_path):
+    shown = [run(mini, "--dry_run", "--verifier_ckpt", verifier)[1]]
+    renamed = verifier.rename(tmp_path / "elsewhere")
+    shown.append(run(mini, "--dry_run", "--verifier_ckpt", renamed)[1])
+    weights = next(renamed.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80?")
+    shown.append(run(mini, "--dry_run", "--verifier_ckpt", renamed)[1])
+    ids = [text.split("  id ")[1].split()[0] for text in shown]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.mark.parametrize(("more", "fragment"), [
+    ("--alg entropy --verifier_ckpt x", "--verifier_ckpt x: entropy drafts nothing; these do: apd, apd_released"),
+    ("--alg entropy --kv_window 4", "--kv_cache window: entropy may commit anywhere; left to right go leftright, apd, apd_released"),
+    ("--alg apd --kv_cache dual --kv_window 4", "--kv_window 4 is of kv_cache window, not of dual"),
+    ("--alg apd --kv_cache prefix --max_lookahead 4", "--max_lookahead 4: kv_cache prefix keeps what lies ahead"),
+    ("--alg apd --apd_mixture_weight 2", "--apd_mixture_weight 2 must be at least 0 and at most 1"),
+    ("--alg apd --kv_window 0", "--kv_window 0: must be a whole number of at least 1"),
+    ("--alg low_confidence --model_alias llada --verifier_ckpt x", "low_confidence drafts nothing"),
+    ("--alg apd --model_alias llada", "--alg 'apd' is not an algorithm of llada"),
+    ("--alg threshold --apd_mixture_weight 0.5", "threshold has no such option; these have: apd, apd_released"),
+])  # fmt: skip
+def test_what_cannot_be_is_one_clear_line(run, more, fragment):
+    words = ("" if "--model_alias" in more else "--model_alias dream ") + more
+    code, _, err = run(words, "--task", "gsm8k", "--dry_run")
+    assert code == 2 and fragment in err, err
+
+
+def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(run, mini, verifier, monkeypatch):
+    monkeypatch.setattr(cli, "_load", lambda *_: pytest.fail("loaded"))
+    for checkpoint, fragment in [
+        (DREAM, "is of the dream family; a verifier is autoregressive"), (LLADA, "is of the llada family"),
+        (verifier / "nowhere", "does not exist"),
+    ]:  # fmt: skip
+        code, _, err = run(mini, "--verifier_ckpt", checkpoint)
+        assert code == 4 and err.splitlines()[-1].startswith("error: --verifier_ckpt: ") and fragment in err, err
+    vocabulary = json.loads((verifier / "vocab.json").read_text(encoding="utf-8"))
+    a, b = list(vocabulary)[40:42]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (verifier / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    code, _, err = run(mini, "--verifier_ckpt", verifier)
+    assert code == 4 and "error: --verifier_ckpt: " in err and "2 " in err.splitlines()[-1], err
+
+
+def test_a_window_has_a_default_and_names_its_cache(run):
+    shown = run("--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 --dry_run")[1]
+    assert "kv_window               16" in shown and "dream_gsm8k_leftright_window16_tps2.json" in shown
+    assert run("--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 --dry_run")[1] == shown
+
+
+def test_every_model_of_the_dream_family_has_a_verifier():
+    for alias, entry in cli.MODEL_DEFAULTS.items():
+        assert ("verifier" in entry) == (entry["family"] == "dream"), alias
