@@ -29,6 +29,7 @@ TINY = {
     "model_alias": ["tiny-llada", "tiny-dream"], "task": ["gsm8k"], "block_length": 8, "dtype": "float32", "batch_size": 8,
     "data_dir": str(Path(__file__).resolve().parent.parent / "assets" / "benchmarks"),
 }  # fmt: skip
+DRAFTS = TINY | {"model_alias": "tiny-dream", "block_length": None}  # left to right over the whole canvas
 PARALLEL: list[dict[str, Any]] = [
     TINY | {"tokens_per_step": [1, 2, 3, 4]},
     TINY | {"tokens_per_step": [1, 2], "kv_cache": ["prefix", "dual"]},
@@ -42,6 +43,10 @@ PARALLEL: list[dict[str, Any]] = [
     TINY | {"alg": "klass", "threshold": [0.9, 0.6]},
     TINY | {"alg": "credit", "threshold": [0.9, 0.7]},
     TINY | {"alg": "certainty", "tokens_per_step": [1, 2]},
+    DRAFTS | {"alg": "leftright", "tokens_per_step": [1, 2]},
+    DRAFTS | {"alg": "apd", "apd_mixture_weight": [0.5, 0.7, 0.9]},
+    DRAFTS | {"alg": "apd", "apd_mixture_weight": [0.5, 0.7, 0.9], "kv_window": 8},
+    DRAFTS | {"alg": ["apd", "apd_released"], "temperature": 0.2, "tag": "t0.2"},
 ]
 SUITES: dict[str, list[dict[str, Any]]] = {"main": [MATRIX], "parallel": PARALLEL}
 
