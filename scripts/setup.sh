@@ -8,7 +8,11 @@ if [ ! -x "$venv/bin/python" ]; then
     exit 3
   }
   echo "creating $venv"
-  "$python" -m venv "$venv"
+  "$python" -m venv "$venv" || { # without pip, as Debian's python3 leaves it where python3-venv is missing, it is none
+    rm -rf "$venv"
+    echo "error: $venv cannot be made, see above; DLLMEXP_PYTHON names another Python" >&2
+    exit 3
+  }
 fi
 if ! cmp -s "$requirements" "$venv/installed.txt"; then
   echo "installing what $requirements lists (once; some minutes)"
