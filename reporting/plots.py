@@ -147,11 +147,14 @@ def _curve(axes, line: Line, axis: str, ranks: Sequence[int]):
     bars = {"elinewidth": 0.8, "capsize": 2.2, "capthick": 0.8, "alpha": 0.55}
     axes.errorbar(x, y, yerr=[below, above], fmt="none", ecolor=line.look["color"], **bars)
     solid = {"linewidth": 1.1, "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
-    (drawn,) = axes.plot(x, y, markevery=[i for i, rank in enumerate(ranks) if not rank], **solid, **line.look)
+    plain = [i for i, rank in enumerate(ranks) if not rank]
+    (drawn,) = axes.plot(x, y, markevery=plain, **solid, **line.look)
+    above = {"linestyle": "none", "zorder": drawn.get_zorder() + 1}  # a later curve's line does not cross a point
+    axes.plot([x[i] for i in plain], [y[i] for i in plain], **solid | line.look | above)
     for at, rank in enumerate(ranks):
         if rank:
             ring = {"markersize": 5 + 4 * rank, "markerfacecolor": "none", "markeredgecolor": line.look["color"]}
-            axes.plot(x[at], y[at], marker=line.look["marker"], linestyle="none", markeredgewidth=1.1, **ring)
+            axes.plot(x[at], y[at], marker=line.look["marker"], markeredgewidth=1.1, **ring | above)
     return drawn
 
 

@@ -145,6 +145,10 @@ def test_points_in_one_place_become_rings(tmp_path):
     rings = [line.get_markersize() for line in figure.axes[0].lines if line.get_linestyle() == "None" and len(line.get_xdata()) == 1]
     assert [size for size in rings if size > 5] == [9, 13, 9] and "Rings" in _caption(lines, "tpf")
     assert "Rings" not in _caption(lines[:1], "tpf")
+    drawn = figure.axes[0].lines
+    lines_at = [line.get_zorder() for line in drawn if line.get_linestyle() == "-" and line.get_marker() == "o"]
+    points_at = [line.get_zorder() for line in drawn if line.get_linestyle() == "None" and line.get_marker() == "o"]
+    assert max(lines_at) < min(points_at)  # no point is crossed by the line of a later curve
 
 
 def test_the_interval_of_aup_resamples_documents(tmp_path):
