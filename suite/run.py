@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from experiment.signals import Signalled
 from suite.claims import Claim
 from suite.local import LocalEngine, make_workers
 from suite.matrix import Experiment
@@ -70,8 +71,8 @@ def run_suite(chosen: Sequence[Experiment], out: Path, n_workers: int | None, ru
     workers = make_workers(n_workers)
     claim = Claim(out, chosen, len(workers), run)
     counts = {"elsewhere": len(claim.elsewhere)}
+    say = Diary(out, who)
     try:
-        say = Diary(out, who)
         rows = standings([Watcher(e) for e in chosen if e not in claim.elsewhere])
         say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {summary_line(rows, len(workers))}")
         if claim.elsewhere:
@@ -81,6 +82,9 @@ def run_suite(chosen: Sequence[Experiment], out: Path, n_workers: int | None, ru
         with closing(Bar([e for e, _ in rows])) as bar:
             tasks = LocalEngine(claim, todo, workers, say, bar).run()
         counts["done"] = sum(e in claim.mine for e, _ in rows) - len(tasks)
+    except (KeyboardInterrupt, Signalled):
+        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} stopped")  # a tmux session takes what is on its terminal with it
+        raise
     finally:
         last = claim.release()
     ended = Counter(counts) + Counter(task.outcome for task in tasks)

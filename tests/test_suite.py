@@ -307,8 +307,10 @@ def test_progress_over_48_stores_of_1319_samples_is_quick(tmp_path, briefs, limi
             os.link(brief_path(shard), folder / brief_path(shard).name)
     Claim(out, found, workers=4).release()
     before = os.times()
-    run = subprocess.run([*SWEEP, "progress", "--output_dir", str(out)], capture_output=True, text=True)
+    code = "import sys; from scripts.sweep import main; main(sys.argv[1:]); assert not {'torch', 'lm_eval'} & sys.modules.keys()"
+    run = subprocess.run([sys.executable, "-c", code, "progress", "--output_dir", str(out)], cwd=ROOT, capture_output=True, text=True)
     after = os.times()
+    assert run.returncode == 0, run.stderr
     took = after.children_user + after.children_system - before.children_user - before.children_system
     assert "48 experiments: 48 partial; 63312 of 63312 samples" in run.stdout, run.stderr
     assert ("0.500 [0.473, 0.527] of 1319" in run.stdout) is briefs
@@ -538,6 +540,7 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
     suite.send_signal(signal.SIGINT)
     assert suite.wait(120) == 130
     assert "Traceback" not in (text := suite.communicate()[0]) and "the same command goes on" in text
+    assert (tmp_path / "out" / "logs" / "sweep.log").read_text().endswith(" stopped\n")
     assert watcher.standing().state == "partial"
     suite = start()
     text = suite.communicate(timeout=600)[0]
