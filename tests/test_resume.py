@@ -262,7 +262,7 @@ def test_what_a_dead_worker_leaves_is_decoded_by_the_leader(data, tmp_path, monk
 
 
 def test_a_worker_does_not_outlive_its_leader(tmp_path):
-    place = Place(rank=1, size=2, session="s", parent=1)
+    place = Place(rank=1, size=2, session="s", parent=os.getpid())  # nobody is its own parent; a container's first process is 1
     with pytest.raises(LeaderGone, match="what it decoded is kept"):
         place.check()
     with pytest.raises(LeaderGone, match=r"waited 0\.1 s for rank 0"):
