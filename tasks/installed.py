@@ -32,12 +32,24 @@ def definition_of(name: str) -> Path | None:
     return None
 
 
+def runs_code(path: Path) -> bool:
+    """Whether a definition, or one that it includes, has lm-eval execute what a model wrote."""
+    text = path.read_bytes()
+    if re.search(rb"^unsafe_code:\s*true\b", text, re.MULTILINE | re.IGNORECASE):
+        return True
+    include = re.search(rb"^include:\s*[\"']?([^\s\"'#]+)", text, re.MULTILINE)
+    included = path.parent / include[1].decode() if include else None
+    return included is not None and included.is_file() and runs_code(included)
+
+
 def spec_of(task: str) -> TaskSpec:
     """The benchmark behind `lm_eval:<name>`. Raises DataError where lm-eval has no such task."""
     name = task.removeprefix(PREFIX)
     path = definition_of(name)
     if path is None:
         raise DataError([f"--task {task}: the installed lm-eval defines no task {name!r} in a file of its own"])
+    if runs_code(path):  # before it is loaded: that alone asks the hub for a scorer and tries it out
+        raise DataError([f"lm-eval's task {name} runs generated code in this process; --task humaneval and mbpp run it apart"])
 
     def build(data: Data | None, form: str):
         return _load(name, path)
@@ -62,8 +74,6 @@ def _load(name: str, path: Path):
     config = task.config
     if task.OUTPUT_TYPE != "generate_until":
         raise DataError([f"lm-eval's task {name} asks for {task.OUTPUT_TYPE}; only generation tasks can be run"])
-    if getattr(config, "unsafe_code", False):
-        raise DataError([f"lm-eval's task {name} runs generated code in this process; humaneval and mbpp run it apart"])
     task.data = Data("hub", f"lm-eval {name}: {config.dataset_path}", {})
     task.prefill = lambda doc: ""
     return task

@@ -51,10 +51,11 @@ def test_a_task_that_cannot_be_run_is_refused(hub, tmp_path, capsys, monkeypatch
     assert message in error and "Traceback" not in error
 
 
-def test_generated_code_is_never_run_in_this_process(hub, tmp_path, capsys, monkeypatch):
-    """humaneval_64's own scorer would execute it right here; its import alone asks the hub."""
-    assert run(tmp_path, "humaneval_64") == 4
-    assert "humaneval_64" in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["humaneval", "humaneval_64", "mbpp"])
+def test_generated_code_is_never_run_in_this_process(hub, tmp_path, capsys, name):
+    """lm-eval's own scorer would execute it right here; its import alone asks the hub. humaneval_64 says so by include."""
+    assert run(tmp_path, name) == 4
+    assert f"{name} runs generated code in this process; --task humaneval and mbpp run it apart" in capsys.readouterr().err
 
 
 def test_the_definition_is_found_without_building_an_index():
