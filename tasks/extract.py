@@ -153,7 +153,8 @@ def _cut(text: str) -> tuple[str, list[str]]:
     if "[DONE]" in text:
         text = text.split("[DONE]", 1)[0]
         cuts.append("[DONE]")
-    quoted = text.strip()  # OpenCompass's MBPP examples put the code in quotes
+    quoted = text.strip()  # OpenCompass's MBPP examples put the code in quotes; its [DONE] may be cut off already
+    marked = marked or re.match(r"\s*(?:import|from|def|class|@)\b", quoted[1:]) is not None
     if marked and len(quoted) > 1 and quoted[0] == quoted[-1] in "'\"" and quoted[:3] != quoted[0] * 3:
         text = quoted[1:-1]
     return text, cuts

@@ -78,6 +78,7 @@ ANSWERS = {
     "end token": (f"{fenced(GOOD)}<|im_end|>\n<|endoftext|>", "fence"),
     "end token inside": (GOOD.rstrip() + "<|eot_id|><|dlm_pad|> def f(", "text"),
     "opencompass": ("[BEGIN]\n '" + GOOD + "' \n[DONE] \n\n def f(xs): return 0", "text"),
+    "opencompass without [BEGIN], cut at [DONE]": ("'" + GOOD + "' \n", "text"),
     "ends in a backslash": (fenced("K = 1\\\n\n" + GOOD + "\nprint(f)\n"), "fence"),
     "two statements on a line": (fenced("a = 1; b = 2\n" + GOOD.replace("sum(xs)", "sum(xs) * a")), "fence"),
 }
