@@ -9,6 +9,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,14 +17,16 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from mini import REAL, ROOT, real_data
 
 import eval as command
+from experiment.code_scores import code_lines
 from tasks import humaneval, load_data, mbpp, sandbox
-from tasks.jail import process
+from tasks.jail import process, scratch, tiers
 from tasks.jail.scratch import RUN
 from tasks.sandbox import SandboxError, judge, judge_many
 
@@ -119,6 +122,7 @@ def test_good_programs_never_fail():
 
 # ---------------------------------------------------------------- nothing stays
 
+PLACE = "from tasks.jail import scratch\nscratch.roots = lambda: [{folder!r}]\n"  # where no other run sweeps
 HARNESS = """
 import sys
 from tasks import sandbox
@@ -160,11 +164,14 @@ def within(seconds: float, condition) -> bool:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_nothing_survives_a_killed_harness(strict):
+def test_nothing_survives_a_killed_harness(strict, request):
     """kill -9 runs no handler: the kernel has to end the programs, and the next start to sweep."""
     if sandbox.tier().name == "C":
         pytest.skip(f"without a filter a program may ask to outlive its parent: {sandbox.tier().line}")
-    code = HARNESS.format(texts=STAYING, strict=strict)
+    folder = tempfile.mkdtemp(dir=scratch.root())
+    request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
+    place = PLACE.format(folder=folder)
+    code = place + HARNESS.format(texts=STAYING, strict=strict)
     harness = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         run = harness.stdout.readline().strip()
@@ -177,7 +184,8 @@ def test_nothing_survives_a_killed_harness(strict):
         harness.stdout.close()
     assert within(20, lambda: not holding(run)), holding(run)
     assert os.path.isdir(run)
-    subprocess.run([sys.executable, "-c", "from tasks.sandbox import judge; judge('', '')"], cwd=ROOT, check=True)
+    sweeper = f"{place}from tasks import sandbox\nsandbox.accept('all')\nsandbox.judge('', '')"
+    subprocess.run([sys.executable, "-c", sweeper], cwd=ROOT, check=True)
     assert not os.path.exists(run)
 
 
@@ -190,8 +198,6 @@ def test_a_deep_tree_is_removed():
 
 def test_a_small_dev_shm_is_not_used(monkeypatch):
     """One program could fill a container's 64 MiB, and fail its neighbours."""
-    from tasks.jail import scratch
-
     monkeypatch.setattr(scratch, "ROOM_BYTES", 1 << 60)
     assert scratch.root() == tempfile.gettempdir()
     monkeypatch.setattr(scratch, "ROOM_BYTES", 0)
@@ -234,6 +240,33 @@ def test_a_program_that_is_killed_from_outside_runs_again():
     assert verdict.passed and seen
 
 
+def scoring(folder: Path, texts: list[str], value: str = "") -> list[str]:
+    """Arguments of a run that scores texts on as many copies of one problem; `value` is what its test looks at."""
+    row = {
+        "entry_point": "f", "prompt": "def f(x):\n", "canonical_solution": "    return x + 1\n",
+        "test": f"def check(candidate):\n    assert candidate(1){value} == 2\n",
+    }  # fmt: skip
+    rows = "".join(json.dumps(row | {"task_id": f"Mini/{i}"}) + "\n" for i in range(len(texts)))
+    (folder / "HumanEval.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
+    (folder / "manifest.json").write_text(json.dumps({"name": "mini", "counts": {"HumanEval.jsonl.gz": len(texts)}}))
+    predictions = folder / "texts.jsonl"
+    predictions.write_text("".join(json.dumps({"doc_id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    words = f"--model_alias llada --task humaneval --data_dir {folder} --predictions {predictions} --output_dir {folder}/out"
+    return words.split()
+
+
+def result_in(folder: Path) -> dict:
+    [path] = folder.glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def as_before():
+    """A run says for the whole process what is accepted."""
+    yield
+    sandbox.accept(None)
+
+
 def test_faults_of_the_machine_stop_a_run_and_score_nothing(monkeypatch, tmp_path, capsys):
     """An infrastructure error in a score would be a model's failure that is none."""
     sandbox.tier()
@@ -242,15 +275,75 @@ def test_faults_of_the_machine_stop_a_run_and_score_nothing(monkeypatch, tmp_pat
     monkeypatch.setattr(sandbox, "run_program", broken)
     with pytest.raises(SandboxError, match="tried 3 times: no memory"):
         judge_many([(GOOD, TESTS), ("broken = 1\n" + GOOD, TESTS), (GOOD, TESTS)] * 3, 2)
-    row = {
-        "task_id": "Mini/0", "entry_point": "f", "prompt": "def f(x):\n", "canonical_solution": "    return x + 1\n",
-        "test": "def check(candidate):\n    assert candidate(1) == 2\n",
-    }  # fmt: skip
-    (tmp_path / "HumanEval.jsonl.gz").write_bytes(gzip.compress(json.dumps(row).encode() + b"\n"))
-    (tmp_path / "manifest.json").write_text(json.dumps({"name": "mini", "counts": {"HumanEval.jsonl.gz": 1}}))
-    texts = tmp_path / "texts.jsonl"
-    texts.write_text(json.dumps({"doc_id": 0, "text": "def f(x):\n    broken = x + 1\n    return broken\n"}))
-    arguments = f"--model_alias llada --task humaneval --data_dir {tmp_path} --predictions {texts} --output_dir {tmp_path}/out"
-    code = command.main(arguments.split())
+    arguments = scoring(tmp_path, ["def f(x):\n    broken = x + 1\n    return broken\n"])
+    code = command.main(arguments)
     assert code == 3 and "tried 3 times: no memory" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob("*.json"))
+
+
+# ---------------------------------------------------------------- what a user gets
+
+EQUAL = "def f(x):\n    class Equal:\n        def __eq__(self, other):\n            return True\n    return Equal()\n"
+OBJECT = "class Found:\n    value = 2\ndef f(x):\n    return Found()\n"
+
+
+def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys):
+    """pass@1 is what lm-eval would give; beside it stands what of it holds, and which passes to look at."""
+    assert command.main(scoring(tmp_path, [GOOD, EQUAL, "def f(x):\n    return x\n"])) == 0
+    out, result = capsys.readouterr().out, result_in(tmp_path / "out")
+    values = {key.partition(",")[0]: found["value"] for key, found in result["metrics"].items()}
+    assert values == {"pass@1": pytest.approx(2 / 3), "pass@1_strict": pytest.approx(1 / 3)}
+    [suspect] = result["strict"]["suspects"]
+    assert (suspect["doc_id"], suspect["reason"], result["strict"]["unverifiable"]) == (1, "opaque", [])
+    assert "class Equal" in suspect["program"] and "check(f)" in suspect["program"]
+    assert "warning: 1 passes fail where the tests run out of the program's reach (doc_id 1)" in out
+    assert result["meta"]["sandbox"] == sandbox.tier().line
+    assert {row["sandbox_tier"] for row in result["profile"]["sample_seconds"]} == {sandbox.tier().name}
+
+
+def test_a_pass_that_cannot_be_told_is_no_suspect(tmp_path, capsys):
+    assert command.main(scoring(tmp_path, [OBJECT], value=".value")) == 0
+    assert result_in(tmp_path / "out")["strict"] == {"suspects": [], "unverifiable": [0]}
+    assert "1 passes cannot be re-checked strictly: doc_id 0" in capsys.readouterr().out
+
+
+def test_passes_beyond_the_usual_limit_are_named():
+    """Where the time limit is lm-eval's they would fail."""
+    rows = [{"doc_id": i, "verdict": {"passed": i != 2, "strict": None}} for i in range(3)]
+    times = [{"doc_id": i, "judged_cpu_s": seconds} for i, seconds in enumerate((2.9, 3.1, 9.0))]
+    lines = code_lines({"samples": rows, "profile": {"sample_seconds": times}, "status": "complete"})
+    assert lines == ["1 passes used more than 3.0 CPU-seconds (lm-eval's limit): doc_id 1"]
+
+
+def test_programs_are_kept_for_another_machine(monkeypatch, tmp_path, capsys, as_before):
+    """On a node where nothing may run the programs must not be lost, and not one of them must run."""
+    arguments = scoring(tmp_path, [GOOD, "def f(x):\n    return x\n"])
+    with monkeypatch.context() as nothing_runs:
+        nothing_runs.setattr(tiers, "find", lambda: pytest.fail("the sandbox was asked for"))
+        nothing_runs.setattr(process, "start", lambda *_: pytest.fail("a program was run"))
+        assert command.main([*arguments, "--no_exec"]) == 5
+    out, err = capsys.readouterr()
+    assert "no program was run (--no_exec)" in out and "code sandbox: not used (--no_exec)" in err
+    kept = result_in(tmp_path / "out")
+    assert (kept["status"], kept["headline"], kept["metrics"]) == ("unscored", None, {})
+    assert [row["verdict"]["passed"] for row in kept["samples"]] == [None, None]
+    assert all("check(f)" in row["program"] for row in kept["samples"])
+    there = ["--predictions", str(tmp_path / "out" / "llada_humaneval_predictions.json"), "--output_dir", str(tmp_path / "there")]
+    for more, folder in ((there, "there"), ([], "out")):  # there, from the result; here, the same command
+        assert command.main([*arguments, *more]) == 0
+        scored = result_in(tmp_path / folder)
+        assert scored["status"] == "complete" and scored["metrics"]["pass@1,create_test"]["value"] == 0.5
+
+
+@pytest.mark.parametrize(("name", "value", "code"), [("B", None, 3), ("B", "fs", 0), ("C", "fs", 3), ("C", "all", 0)])
+def test_a_run_below_the_floor_needs_a_word(monkeypatch, tmp_path, capsys, as_before, name, value, code):
+    below = replace(sandbox.tier(), name=name, open=("read", "write"))
+    monkeypatch.setattr(tiers, "find", lambda: below)
+    assert command.main([*scoring(tmp_path, [GOOD]), *["--unsafe_exec", value] * bool(value)]) == code
+    err = capsys.readouterr().err
+    if code:
+        assert f"error: code sandbox: tier {name} " in err and "--unsafe_exec" in err and "--no_exec" in err
+        assert not list((tmp_path / "out").rglob("*.json"))
+    else:
+        assert f"code sandbox: tier {name} " in err
+        assert result_in(tmp_path / "out")["meta"]["sandbox"].startswith(f"code sandbox: tier {name} (")
