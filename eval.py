@@ -35,7 +35,7 @@ from experiment.checks import (
     uncollected,
 )
 from experiment.ledger import Ledger, ShareDone
-from experiment.result import build_result, table
+from experiment.result import UNPUBLISHED, build_result, published, table
 from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.workers import Crew, Place, place_of
 from options import Job, parse, resolve
@@ -185,6 +185,8 @@ def describe(job: Job) -> str:
         for name, o in job.overrides.items()
     ]
     lines += [f"note: {note}" for note in job.notes]
+    if job.protocol.name == "official":
+        lines.append(f"published: {published(found) if (found := job.protocol.reference) else UNPUBLISHED}")
     return "\n".join([*lines, f"output: {job.path}"])
 
 

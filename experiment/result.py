@@ -17,6 +17,7 @@ from experiment.diagnostics import diagnostics
 from experiment.statistics import Estimate, estimate, percentile
 from utils import SCHEMA_VERSION, BadDataError, sha256
 
+UNPUBLISHED = "no score is published for this protocol, model and task"
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")  # metrics that are 0 or 1 for a sample, and those ending in _acc
 
@@ -277,10 +278,15 @@ def build_result(
     return result | {"profile": {**profile, "sample_seconds": times}, "meta": dict(meta)}
 
 
+def published(reference: Mapping[str, Any]) -> str:
+    """A published score in a line."""
+    return f"{reference['score']} % ({reference['metric']}, {reference['source']})"
+
+
 def _reference_note(protocol: Mapping[str, Any], matches: bool) -> str | None:
     """Why no published score stands beside the result, where none does."""
     if protocol.get("reference") is None:
-        return "no score is published for this protocol, model and task"
+        return UNPUBLISHED
     return None if matches else "not set beside the published score: the run, its data or its size departs from the protocol"
 
 
@@ -339,10 +345,8 @@ def table(result: Mapping[str, Any], path: Path) -> str:
         )
     lines += code_lines(result)
     lines += [f"warning: {warning}" for warning in result["diagnostics"]["warnings"]]
-    if reference := result["reference"]:
-        lines.append(
-            f"published: {reference['score']} % ({reference['metric']}, {reference['source']})"
-        )
+    if result["reference"]:
+        lines.append(f"published: {published(result['reference'])}")
     elif config["protocol"] == "official":
         lines.append(f"published: {result['reference_note']}")
     return "\n".join([*lines, f"result: {path}"])

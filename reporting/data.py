@@ -58,6 +58,7 @@ class Run:
     tpf: float | None
     tok_s: float | None
     reference: dict[str, Any] | None
+    reference_note: str | None
     warnings: tuple[str, ...]
     machine: str
     started: str
@@ -178,6 +179,7 @@ def _run(path: Path, result: dict[str, Any]) -> Run:
         tpf=None if profile["tpf"] is None else _finite(profile["tpf"]),
         tok_s=None if profile["tokens_per_second"] is None else _finite(profile["tokens_per_second"]),
         reference=_reference(result),
+        reference_note=result.get("reference_note"),
         warnings=tuple(result["diagnostics"]["warnings"]),
         machine=_machine(result.get("meta") or {}),
         started=str((result.get("meta") or {}).get("started", "")),

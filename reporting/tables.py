@@ -103,6 +103,10 @@ def _result_notes(runs: Sequence[Run]) -> Iterable[str]:
     cited = {(r.model, r.task): r.reference for r in runs if r.reference}
     for (model, task), reference in cited.items():
         yield f"Published, {model} {task}: {reference['source']}; {reference['metric']}; {reference['settings']}."
+    bare = {(r.model, r.task): r.reference_note for r in runs if r.config["protocol"] == "official" and not r.reference}
+    for (model, task), why in bare.items():
+        if why:
+            yield f"No published score beside {model} {task}: {why}."
     if cited:
         yield "Within noise: the published score lies in the 95 % interval of ours."
 

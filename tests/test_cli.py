@@ -502,3 +502,13 @@ def test_why_no_published_score_stands_beside_is_said(run, tmp_path, alias, task
 def test_fewer_worked_examples_than_the_protocol_needs_is_the_datas_fault(run, mini):
     code, _, err = run(mini, "--protocol", "official")
     assert code == 4 and "num_fewshot is 5, gsm8k has 3 examples" in err
+
+
+@pytest.mark.parametrize(("task", "line"), [
+    ("gsm8k", "published: 79.3 % (exact_match,flexible-extract, Fast-dLLM (arXiv:2505.22618) Table 1)"),
+    ("truthfulqa", "published: no score is published for this protocol, model and task"),
+])  # fmt: skip
+def test_what_is_published_of_the_official_protocol_is_known_before_it_runs(run, task, line):
+    words = f"--model_alias llada --task {task} --dry_run"
+    assert line in run(f"{words} --protocol official")[1].splitlines()
+    assert "published" not in run(words)[1]

@@ -69,14 +69,18 @@ def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
         "override": {"overrides": {"temperature": {}}},
     }.items():  # fmt: skip
         save(tmp_path / name, n=100, **({"protocol": "official"} | options))
-    shown = {}
-    for name in ("within", "beyond", "uniform", "mini", "limit", "override"):
+    save(tmp_path / "none", task="truthfulqa", protocol="official")
+    shown, said = {}, {}
+    for name in ("within", "beyond", "uniform", "mini", "limit", "override", "none"):
         table = results(read_all([tmp_path / name])[0])
         shown[name] = table.rows[0][-2:]
+        said[name] = [note for note in table.notes if note.startswith("No published score")]
     assert shown == {
         "within": ("79.3", "+0.7, within noise"), "beyond": ("79.3", "-19.3, beyond noise"),
-        "uniform": ("-", "-"), "mini": ("-", "-"), "limit": ("-", "-"), "override": ("-", "-"),
+        "uniform": ("-", "-"), "mini": ("-", "-"), "limit": ("-", "-"), "override": ("-", "-"), "none": ("-", "-"),
     }  # fmt: skip
+    assert said["none"] == ["No published score beside llada truthfulqa: no score is published for this protocol, model and task."]
+    assert [bool(said[name]) for name in ("within", "uniform", "mini", "limit", "override")] == [False, False, True, True, True]
 
 
 def test_another_data_set_carries_its_name_everywhere(tmp_path):
