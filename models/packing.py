@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,11 +80,18 @@ def plan(spans: Sequence[Span], rows: np.ndarray, config: ModelConfig, device_ty
     Raises ValueError where a row is not one of the columns, or a shifted model would need a column that is not computed.
     """
     row_step = ROWS.get(device_type, ROWS["cpu"])
-    lengths = np.array([s.hi - s.lo for s in spans])
-    ends = np.cumsum(lengths)
-    T, starts = int(ends[-1]), ends - lengths
+    spans = tuple(spans)
+    columns, positions = _columns(spans, COLUMNS.get(device_type, COLUMNS["cpu"]))
+    T = columns[-1][1]
     if len(rows) and not 0 <= rows.min() <= rows.max() < T:
         raise ValueError(f"predict: rows {rows.min()} to {rows.max()} asked for, but there are {T} columns")
+    if len(spans) == 1:  # what follows costs more than a small model's arithmetic
+        if config.shift:
+            rows = _left_neighbours(rows, rows == 0, np.full(len(rows), spans[0].lo))
+        asked = padded(rows, up_to(len(rows), row_step), rows[0] if len(rows) else 0)
+        back = padded(np.arange(len(rows)), len(asked))
+        return Plan(spans, columns, positions, asked, ((0, len(asked)),), back, len(rows))
+    starts, ends = np.array(columns).T
     owner = np.searchsorted(ends, rows, side="right")
     if config.shift:
         rows = _left_neighbours(rows, rows == starts[owner], np.array([s.lo for s in spans])[owner])
@@ -98,10 +106,20 @@ def plan(spans: Sequence[Span], rows: np.ndarray, config: ModelConfig, device_ty
         if len(mine):
             asked[a:b] = mine[0]
     asked[back] = rows
-    positions = np.zeros(up_to(T, COLUMNS.get(device_type, COLUMNS["cpu"])), dtype=np.int64)
-    positions[:T] = np.concatenate([np.arange(s.lo, s.hi) for s in spans])
-    back = np.concatenate([back, np.zeros(-len(back) % row_step, dtype=np.int64)])
-    return Plan(tuple(spans), ranges(lengths.tolist()), positions, asked, queries, back, len(rows))
+    return Plan(spans, columns, positions, asked, queries, padded(back, up_to(len(back), row_step)), len(rows))
+
+
+@lru_cache(maxsize=64)
+def _columns(spans: tuple[Span, ...], step: int) -> tuple[tuple[Range, ...], np.ndarray]:
+    """Plan.columns and Plan.positions: the same at every step of a row without a cache, so kept, and never written."""
+    columns = ranges([s.hi - s.lo for s in spans])
+    T = columns[-1][1]
+    return columns, padded(np.concatenate([np.arange(s.lo, s.hi) for s in spans]), up_to(T, step))
+
+
+def padded(array: np.ndarray, n: int, value: int = 0) -> np.ndarray:
+    """int64 array, or a copy with `value` behind it, n long. np.pad takes ten times as long."""
+    return array if len(array) == n else np.concatenate([array, np.full(n - len(array), value, dtype=np.int64)])
 
 
 def _left_neighbours(rows: np.ndarray, first: np.ndarray, lo: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from models.acceleration import Acceleration
 from models.attention import Packed, attend, varlen_options
 from models.config import ModelConfig, Span
 from models.layers import Parts, parts_of, rms_norm
-from models.packing import Inputs, Plan, plan, to_device
+from models.packing import Inputs, Plan, padded, plan, to_device
 
 # Several matrices of a checkpoint in one parameter: one product instead of two or three, the same bits.
 FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
@@ -142,7 +142,7 @@ class Transformer(nn.Module):
         spans = [Span(0, L, L)] * B
         self._check(input_ids.reshape(-1), spans, None)
         whole = plan(spans, np.zeros(0, dtype=np.int64), self.config, self.device.type)
-        tokens = np.pad(input_ids.reshape(-1).cpu().numpy(), (0, len(whole.positions) - B * L))
+        tokens = padded(input_ids.reshape(-1).cpu().numpy(), len(whole.positions))
         inputs = Inputs(*to_device(self.device, tokens, whole.positions, whole.asked, whole.back))
         x = self._trunk(inputs, self._packed(whole)[0], None, None)[: B * L]
         return self._head(x).view(B, L, -1)
@@ -164,7 +164,7 @@ class Transformer(nn.Module):
         spans = [Span(*s) for s in spans]
         self._check(tokens, spans, cache)
         asked = plan(spans, rows.cpu().numpy(), self.config, self.device.type)
-        tokens = np.pad(tokens.cpu().numpy(), (0, len(asked.positions) - len(tokens)))
+        tokens = padded(tokens.cpu().numpy(), len(asked.positions))
         out = None
         if cache is None and self.acceleration.graphs is not None:
             out = self.acceleration.graphs.logits(tokens, asked)
