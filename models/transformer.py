@@ -8,6 +8,7 @@ The arithmetic within a layer is in layers.py.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from models.acceleration import Acceleration
 from models.attention import Packed, attend, varlen_options
 from models.config import ModelConfig, Span
+from models.first_layer import FirstLayer
 from models.layers import Parts, parts_of, rms_norm
 from models.packing import Inputs, Plan, padded, plan, to_device
 
@@ -81,13 +83,14 @@ class Layer(nn.Module):
         self.down = nn.Linear(c.d_ff, c.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed, kv: list[Tensor] | None, asked: Tensor | None
-    ) -> Tensor:
+        self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed, kv: list[Tensor] | None, asked: Tensor | None,
+        project: Callable | None = None,
+    ) -> Tensor:  # fmt: skip
         """x: [T, D] -> [T, D], or [A, D] for the rows `asked` [A]. kv: this layer's [2, length, K, E] of each
-        sequence, or None."""
+        sequence, or None. project: in place of that of `parts`."""
         given = (x, cos, sin, self.attn_norm.weight, self.qkv.weight, self.qkv.bias)
         if asked is None:
-            q, k, v = self.parts.project(*given)
+            q, k, v = (project or self.parts.project)(*given)
         else:
             q, k, v = self.parts.project_asked(*given, asked)
             x = x[asked]
@@ -111,6 +114,7 @@ class Transformer(nn.Module):
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._rope: tuple[Tensor, Tensor] | None = None
         self.acceleration = Acceleration()
+        self._first = FirstLayer()
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +174,11 @@ class Transformer(nn.Module):
             out = self.acceleration.graphs.logits(tokens, asked)
         if out is None:
             inputs = Inputs(*to_device(self.device, tokens, asked.positions, asked.asked, asked.back))
-            out = self.answer(inputs, *self._packed(asked), cache)
+            project = None
+            if cache is None and self.device.type == "cpu" and not self.acceleration.told:
+                parts = self.layers[0].parts
+                project = partial(self._first.project, parts.project, self.embed.weight, tokens, asked.positions)
+            out = self.answer(inputs, *self._packed(asked), cache, project)
         if cache is not None:
             cache.ends = [cache.after(i, s) for i, s in enumerate(spans)]
         return out[: asked.n_rows]
@@ -179,20 +187,22 @@ class Transformer(nn.Module):
         """Run with exactly these accelerations from now on; see models/acceleration.py. `tell` is told what does not work."""
         self.acceleration = Acceleration.of(self, compile, cuda_graphs, tell)
 
-    def answer(self, inputs: Inputs, packed: Packed, last: Packed, cache: KVCache | None) -> Tensor:
+    def answer(
+        self, inputs: Inputs, packed: Packed, last: Packed, cache: KVCache | None, project: Callable | None = None
+    ) -> Tensor:
         """Logits [R', V] of the rows inputs.back, on tensors of the device alone. packed, last: of all layers but the
-        last, and of the last."""
-        out = self._head(self._trunk(inputs, packed, last, cache))
+        last, and of the last. project: the first layer's, in place of its own."""
+        out = self._head(self._trunk(inputs, packed, last, cache, project))
         if self.config.mask_id is not None:
             out[:, self.config.mask_id] = -torch.inf
         return out
 
     def _packed(self, plan: Plan) -> tuple[Packed, Packed]:
         self.rope_table(max(s.hi for s in plan.spans))
-        found = []
+        varlen, found = self.varlen, []
         for queries, at in ((plan.columns, plan.positions), (plan.queries, plan.positions[plan.asked])):
             [at] = to_device(self.device, at) if self.config.causal else [None]
-            found.append(Packed.of(plan.spans, plan.columns, queries, self.device, self.varlen, at))
+            found.append(Packed.of(plan.spans, plan.columns, queries, self.device, varlen, at))
         return tuple(found)
 
     @property
@@ -208,14 +218,16 @@ class Transformer(nn.Module):
         weight = self.embed.weight if self.config.tie_embeddings else self.head.weight
         return F.linear(self.norm(x), weight)
 
-    def _trunk(self, inputs: Inputs, packed: Packed, last: Packed | None, cache: KVCache | None) -> Tensor:
+    def _trunk(
+        self, inputs: Inputs, packed: Packed, last: Packed | None, cache: KVCache | None, project: Callable | None = None
+    ) -> Tensor:
         """Hidden states before the last norm: of the rows inputs.back, or [T', D] of all columns where `last` is None."""
         cos, sin = (t[inputs.positions] for t in self._rope)
         x = self.embed(inputs.tokens)
         for i, layer in enumerate(self.layers):
             kv = None if cache is None else [slot[i] for slot in cache.slots]
             if last is None or i < len(self.layers) - 1:
-                x = layer(x, cos, sin, packed, kv, None)
+                x = layer(x, cos, sin, packed, kv, None, None if i else project)
             else:
                 x = layer(x, cos, sin, last, kv, inputs.asked)[inputs.back]
         return x

@@ -99,6 +99,52 @@ def test_a_nucleus_that_ends_among_ties_beyond_the_shortlist_is_sorted():
     assert [d.tokens.item() for d in drawn] == [1000, 1200]  # 201 tokens are the fewest whose mass exceeds a half
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_likeliest_token_is_the_first_one_and_nan_is_not_hidden(dtype):
+    logits = logits_of("ties", 8).to(dtype)
+    logits[0, [30, 700]] = 99.0
+    logits[1] = -torch.inf
+    logits[2, [5, 9]] = torch.nan
+    got = propose(logits, Rules(), frozenset()).tokens
+    assert torch.equal(got, logits.argmax(dim=-1)) and got[:3].tolist() == [30, 0, 5]
+
+
+# ---- what is kept between steps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
+def test_the_first_layer_of_unchanged_columns_is_kept_to_the_bit(conformance_dir, name, dtype, monkeypatch):
+    """Steps that change a few tokens, many, none; another length; inference mode and not; weights changed in place."""
+    kept, fresh = (load_model(conformance_dir / name, device="cpu", dtype=dtype)[0] for _ in range(2))
+    computed = []
+    real = kept.layers[0].parts.project
+    counting = kept.layers[0].parts._replace(project=lambda x, *rest: computed.append(len(x)) or real(x, *rest))
+    monkeypatch.setattr(kept.layers[0], "parts", counting)
+
+    def same(tokens: torch.Tensor) -> bool:
+        fresh._first = type(fresh._first)()
+        args = tokens, [(0, len(tokens), len(tokens))], torch.arange(3, 20)
+        return torch.equal(kept.predict(*args), fresh.predict(*args))
+
+    noise = torch.Generator().manual_seed(3)
+    tokens = torch.randint(5, 400, (83,), generator=noise)
+    with torch.inference_mode():
+        for n in (0, 1, 4, 9, 0, 40):
+            tokens = tokens.clone()
+            tokens[torch.randperm(83, generator=noise)[:n]] = 7 + n
+            assert same(tokens)
+        assert same(tokens[:50])
+    assert computed == [88, 8, 8, 16, 88, 56]  # nothing where nothing changed
+    tokens = tokens.clone()
+    tokens[4] = 11
+    assert same(tokens) and same(tokens.roll(1))
+    with torch.no_grad():
+        for model in (kept, fresh):
+            model.weights()["layers.0.v.weight"].mul_(2)
+    assert same(tokens.roll(1))
+
+
 # ---- bfloat16, batches, resume
 
 
