@@ -26,6 +26,8 @@ class Parts(NamedTuple):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.dtype == torch.float32 and x.device.type == "cpu":  # the same bits (tested) in one call
+        return F.rms_norm(x, weight.shape, weight, eps)
     wide = x.float()
     wide = wide * wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     return wide.to(x.dtype).mul_(weight)

@@ -25,6 +25,7 @@ from decoding.schedule import DecodeConfig, make_schedule
 from models import Span, load_model
 from models.acceleration import Acceleration, Graphs
 from models.cost import batch_rows, matmul_flops
+from models.layers import rms_norm
 from scripts import bench
 
 V = 5000
@@ -110,6 +111,16 @@ def test_the_likeliest_token_is_the_first_one_and_nan_is_not_hidden(dtype):
 
 
 # ---- what is kept between steps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 64), (91, 64), (328, 512), (40, 3584)])
+def test_the_norm_has_the_bits_of_the_official_one(dtype, shape):
+    noise = torch.Generator().manual_seed(shape[0])
+    x, weight = torch.randn(shape, generator=noise).to(dtype) * 3, torch.randn(shape[1], generator=noise).to(dtype)
+    wide = x.float()
+    expected = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(dtype)
+    assert torch.equal(rms_norm(x, weight, 1e-6), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
