@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import random
+import resource
 import secrets
 import shutil
 import signal
@@ -221,23 +222,41 @@ def test_a_start_that_fails_is_tried_again(monkeypatch):
     assert judge(GOOD, TESTS).passed and failures == []
 
 
-def test_a_program_that_is_killed_from_outside_runs_again():
-    """An administrator's or the system's kill says nothing about the program."""
-    if sandbox.tier().name == "C":
-        pytest.skip(f"without a filter a program may kill itself: {sandbox.tier().line}")
+def judged_and_killed(program: str, seconds: float = 0.0) -> tuple[sandbox.Verdict, bool]:
+    """The verdict on a program whose first run is killed from outside after so many seconds, and whether it was."""
     seen: list[int] = []
 
     def kill_the_first() -> None:
         if within(60, lambda: bool(holding(RUN.lib()))):
+            time.sleep(seconds)
             seen.extend(holding(RUN.lib()))
             os.kill(seen[0], signal.SIGKILL)
 
     RUN.path()
     killer = threading.Thread(target=kill_the_first)
     killer.start()
-    verdict = judge("import time\ntime.sleep(1)\n" + GOOD, TESTS)
+    verdict = judge(program, TESTS)
     killer.join()
-    assert verdict.passed and seen
+    return verdict, bool(seen)
+
+
+@pytest.fixture
+def little_memory_is_much(monkeypatch):
+    if sandbox.tier().name == "C":
+        pytest.skip(f"without a filter a program may kill itself: {sandbox.tier().line}")
+    monkeypatch.setattr(process, "MUCH_MEMORY_KB", 64 << 10)
+
+
+def test_a_program_that_is_killed_from_outside_runs_again(little_memory_is_much):
+    """An administrator's or the system's kill says nothing about the program, however large the harness is."""
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > process.MUCH_MEMORY_KB
+    verdict, killed = judged_and_killed("import time\ntime.sleep(1)\n" + GOOD)
+    assert verdict.passed and killed
+
+
+def test_a_program_that_is_killed_while_it_holds_much_memory_ran_out_of_it(little_memory_is_much):
+    verdict, killed = judged_and_killed("import time\nx = bytearray(200 << 20)\nx[::4096] = b'1' * 51200\ntime.sleep(20)\n" + GOOD, 2.0)
+    assert killed and verdict.reason == "memory" and "killed by the system while it held 2" in verdict.detail
 
 
 def scoring(folder: Path, texts: list[str], value: str = "") -> list[str]:

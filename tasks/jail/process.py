@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import resource
 import secrets
 import select
 import signal
@@ -140,7 +141,9 @@ class Child:
         self.hear()
         self.status = self.process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_s = max(self.cpu_s, usage.ru_utime + usage.ru_stime)
-        self.rss_kb = max(self.rss_kb, usage.ru_maxrss)
+        # between fork and exec it had the memory of this process, which holds a model: that counts in its peak for ever
+        if usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+            self.rss_kb = max(self.rss_kb, usage.ru_maxrss)
         for fd in (self.verdict, self.pidfd):
             if fd >= 0:
                 os.close(fd)
