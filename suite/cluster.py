@@ -22,7 +22,9 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from suite.claims import Claim, busy, holders
 from suite.matrix import Experiment, experiments
@@ -215,11 +217,21 @@ def check_cluster() -> None:
         )
 
 
+def imported_submitit() -> ModuleType:
+    """submitit, without what its import does to logging: it closes every handler of the process.
+
+    One of absl's, which lm-eval's metrics bring, closes with it what was standard error when it was made.
+    """
+    with mock.patch.dict(os.environ, SUBMITIT_LOG_LEVEL="NOCONFIG"):
+        import submitit
+    return submitit
+
+
 def _sbatch(folder: Path, parameters: dict[str, Any], command: list[str], n: int) -> str:
     """The id of the job. Raises EnvironmentProblem with what sbatch says."""
     import cloudpickle
-    import submitit
 
+    submitit = imported_submitit()
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node need not find this module
     try:
         executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS)

@@ -5,12 +5,13 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from mini import DREAM, LLADA, gsm8k_dir
+from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 from experiment.result import VOLATILE
 from scripts.sweep import main
@@ -181,6 +182,23 @@ def test_what_sbatch_refuses_is_one_line(cluster, tmp_path, capsys):
 
 
 # ---- without a cluster
+
+
+def test_to_submit_closes_no_log_and_leaves_the_environment():
+    """submitit's import configures logging, which closes all handlers; absl's then closed pytest's own stderr."""
+    code = """if True:
+        import logging, os
+        closed = []
+        handler = logging.StreamHandler()
+        handler.close = lambda: closed.append(handler)
+        logging.getLogger("somebody").addHandler(handler)
+        from suite.cluster import imported_submitit
+        print(imported_submitit().__name__, closed, os.environ.get("SUBMITIT_LOG_LEVEL"), flush=True)
+        os._exit(0)
+    """
+    environ = {k: v for k, v in os.environ.items() if k != "SUBMITIT_LOG_LEVEL"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert run.stdout == "submitit [] None\n", run.stderr
 
 
 def test_without_sbatch_the_way_out_is_named(tmp_path, capsys, monkeypatch):
