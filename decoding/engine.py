@@ -153,7 +153,7 @@ class _Decoder:
     def _choose_then_predict(self, rows: list[Row]) -> None:
         """An algorithm that reads no score: the model is asked for the chosen positions alone, or for nothing."""
         noise = self._noise(rows)
-        chosen = self.algorithm.select(self._view(rows, noise)).numpy()
+        chosen = self.algorithm.select(self._view(rows, self._in_sight(rows), noise)).numpy()
         keep = chosen.any(axis=1)
         rows, chosen = [row for row, kept in zip(rows, keep) if kept], chosen[keep]
         if rows:
@@ -165,12 +165,12 @@ class _Decoder:
     def _predict_then_choose(self, rows: list[Row]) -> None:
         """An algorithm that reads scores: all open positions of the blocks are proposed, then some are chosen."""
         noise = self._noise(rows)
-        queried = np.stack([self._in_sight(row) for row in rows])
+        queried = self._in_sight(rows)
         proposal, observed = self._propose(rows, queried, noise)
         at = _there(torch.from_numpy(queried), self.model.device)
         found = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
         scores = {name: at.to(score.dtype).masked_scatter(at, score) for name, score in found.items()}
-        chosen = self.algorithm.select(self._view(rows, noise, scores))
+        chosen = self.algorithm.select(self._view(rows, queried, noise, scores))
         tokens = at.long().masked_scatter(at, proposal.tokens)
         # one transfer for both: the step's only wait for the device
         chosen, tokens = torch.stack([chosen.long(), tokens]).cpu().numpy()
@@ -185,10 +185,10 @@ class _Decoder:
         lo = row.block * self.schedule.block_length
         return slice(lo, lo + self.schedule.block_length)
 
-    def _in_sight(self, row: Row) -> np.ndarray:
-        """[T] bool: the open positions of the row's block, as far as it looks ahead."""
-        open_now, ahead = row.open[self._block(row)], self.config.max_lookahead
-        return open_now if ahead is None else open_now & (open_now.cumsum() <= ahead)
+    def _in_sight(self, rows: list[Row]) -> np.ndarray:
+        """[B, T] bool: the open positions of the rows' blocks, as far as they look ahead."""
+        open_now, ahead = np.stack([row.open[self._block(row)] for row in rows]), self.config.max_lookahead
+        return open_now if ahead is None else open_now & (open_now.cumsum(axis=1) <= ahead)
 
     def _noise(self, rows: list[Row]) -> Tensor | None:
         """[2, B, T] float64 on the CPU, or None where nothing is drawn."""
@@ -199,7 +199,9 @@ class _Decoder:
             [uniforms(row.seed, row.block * per_block + row.step, n)[:, self._block(row)] for row in rows], dim=1
         )
 
-    def _view(self, rows: list[Row], noise: Tensor | None, scores: dict[str, Tensor] | None = None) -> StepView:
+    def _view(
+        self, rows: list[Row], in_sight: np.ndarray, noise: Tensor | None, scores: dict[str, Tensor] | None = None
+    ) -> StepView:
         """The step as the algorithm sees it: on the scores' device, or on the CPU where it reads none."""
         device = next(iter(scores.values())).device if scores else torch.device("cpu")
         steps, reads = [row.step for row in rows], self.algorithm.reads
@@ -210,7 +212,7 @@ class _Decoder:
             more["canvas"] = _there(torch.from_numpy(np.stack([row.open for row in rows])), device)
             more["start"] = _there(torch.tensor([self._block(row).start for row in rows]), device)
         return StepView(
-            masked=_there(torch.from_numpy(np.stack([self._in_sight(row) for row in rows])), device),
+            masked=_there(torch.from_numpy(in_sight), device),
             quota=_there(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
             rate=_there(torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device),
             noise=_there(noise[1], device) if noise is not None and self.algorithm.noisy else None,

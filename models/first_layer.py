@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.packing import ROWS, padded, up_to
 
+WORTHWHILE = 1 << 16  # numbers in x; for fewer, to look for changes costs more than it saves
 Projected = tuple[Tensor, Tensor, Tensor]
 
 
@@ -30,6 +31,8 @@ class FirstLayer:
         x: Tensor, cos: Tensor, sin: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None,
     ) -> Projected:  # fmt: skip
         """`project(x, cos, sin, norm, weight, bias)`. tokens, positions: [T] int64, what x, cos and sin were made of."""
+        if x.numel() < WORTHWHILE:
+            return project(x, cos, sin, norm, weight, bias)
         weights = [w for w in (embedding, norm, weight, bias) if w is not None]
         if any(w.is_inference() for w in weights):  # a change in place would not show
             return project(x, cos, sin, norm, weight, bias)

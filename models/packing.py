@@ -134,6 +134,8 @@ def _left_neighbours(rows: np.ndarray, first: np.ndarray, lo: np.ndarray) -> np.
 
 def to_device(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
     """int64 arrays as tensors on the device, in one transfer for which nothing waits."""
+    if device.type == "cpu":
+        return [torch.from_numpy(a) for a in arrays]
     if device.type != "cuda":
         return [torch.from_numpy(a).to(device) for a in arrays]
     whole = torch.from_numpy(np.concatenate(arrays)).pin_memory().to(device, non_blocking=True)
