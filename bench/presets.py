@@ -91,8 +91,12 @@ PRESETS = {
          Regime("leftright, exit at 140 tokens", "leftright", None, 140 / 512, 4.0)),
         **_GPU, sampler=True,
     ),
-    "tiny": Preset(_shape("llada", 3, 64, 4, 4, 160, 520), (*_blocks(None, None, None), *_OTHERS), prompt=20, gen_length=64),
-    "tiny-dream": Preset(_shape("dream", 3, 64, 4, 2, 160, 2100), _DREAM, prompt=20, gen_length=32, sampler=True),
+    "tiny": Preset(
+        _shape("llada", 3, 64, 4, 4, 160, 520), (*_blocks(None, None, None), *_OTHERS), prompt=20, gen_length=64, batch=8
+    ),
+    "tiny-dream": Preset(
+        _shape("dream", 3, 64, 4, 2, 160, 2100), _DREAM, prompt=20, gen_length=32, batch=8, sampler=True
+    ),
 }  # fmt: skip
 
 

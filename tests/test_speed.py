@@ -22,7 +22,7 @@ from bench.reference import Plain
 from decoding.engine import decode
 from decoding.sampling import Rules, propose, shortlisted, uniforms
 from decoding.schedule import DecodeConfig, make_schedule
-from models import Span, load_model
+from models import Span, first_layer, load_model
 from models.acceleration import Acceleration, Graphs
 from models.cost import batch_rows, matmul_flops
 from models.layers import rms_norm
@@ -127,6 +127,7 @@ def test_the_norm_has_the_bits_of_the_official_one(dtype, shape):
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
 def test_the_first_layer_of_unchanged_columns_is_kept_to_the_bit(conformance_dir, name, dtype, monkeypatch):
     """Steps that change a few tokens, many, none; another length; inference mode and not; weights changed in place."""
+    monkeypatch.setattr(first_layer, "WORTHWHILE", 1)
     kept, fresh = (load_model(conformance_dir / name, device="cpu", dtype=dtype)[0] for _ in range(2))
     computed = []
     real = kept.layers[0].parts.project
@@ -347,7 +348,7 @@ def test_the_benchmark_finds_the_references_tokens(tmp_path, capsys, preset, reg
 def test_the_benchmark_ends_with_1_where_tokens_differ(tmp_path, monkeypatch, capsys):
     real = rounds.reference
     monkeypatch.setattr(rounds, "reference", lambda *a: [5 if i == 3 else t for i, t in enumerate(real(*a))])
-    arguments = ["--preset", "tiny", "--rounds", "1", "--gen_length", "32", "--only", "random", "--out", str(tmp_path / "b.json")]
+    arguments = ["--preset", "tiny", "--rounds", "1", "--gen_length", "32", "--only", "random", "--prompts", "1", "--out", str(tmp_path / "b.json")]
     assert bench.main(arguments) == 1 and "1 of 1 DIFFER" in capsys.readouterr().out
 
 
