@@ -71,6 +71,10 @@ class Verifier:
 
         flight: each row in flight, None where it sits out; counts: drafted positions of those that do not.
         """
+        # a draft of one position is not read, and whatever else was read there before is not what is committed
+        for i, row in enumerate(flight):
+            if row is not None:
+                self.seen[i] = min(self.seen[i], row.start)
         begins = np.cumsum(counts) - counts
         later = np.ones(len(logits), dtype=bool)
         later[begins] = False
@@ -99,7 +103,7 @@ class Verifier:
             if row is None or len(ids) < 2:
                 spans.append((0, 0, 0))
                 continue
-            lo, hi = min(self.seen[i], row.start), row.start + len(ids)
+            lo, hi = self.seen[i], row.start + len(ids)
             spans.append((lo, hi, hi))
             packed += [row.canvas[lo : row.start], ids]
             asked.append(np.arange(row.start + 1 - lo, hi - lo) + at)

@@ -280,20 +280,23 @@ def certainty(sigma: float, k: int = 1):
 # ---- left to right, with a window and a verifier
 
 
-def onward(model, prompt: list[int], gen_length: int, kv_window: int | None = None, max_lookahead: int | None = None):
+def onward(model, prompt: list[int], gen_length: int, kv_window: int | None = None, max_lookahead: int | None = None,
+           block_length: int | None = None):
     """(canvas, first open column, step, logits [n, V] of what is in sight) of each forward pass; the consumer commits."""
     mask, x = model.config.mask_id, list(prompt) + [model.config.mask_id] * gen_length
-    cache = model.new_cache()
+    cache, size = model.new_cache(), block_length or gen_length
     cache.add(len(x))
-    step = before = 0
+    step = before = block = 0
     while mask in x:
         first = x.index(mask)
+        if (first - len(prompt)) // size > block:
+            block, step = (first - len(prompt)) // size, 0
         end = len(x) if max_lookahead is None else min(len(x), first + max_lookahead)
         a = 0 if kv_window is None or step == 0 else max(0, first - kv_window - (first - before) + 1)
-        rows = torch.arange(first - a, end - a)
+        rows = torch.arange(first - a, min(end, len(prompt) + (block + 1) * size) - a)
         logits = model.predict(torch.tensor(x[a:end]), [(a, end, end)], rows, cache)
         before = first
-        yield x, first, step, logits.double().numpy()
+        yield x, first, block * size + step, logits.double().numpy()
         step += 1
 
 

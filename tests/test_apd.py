@@ -34,11 +34,11 @@ def prompts_for(n: int) -> list[list[int]]:
     return [rng.integers(5, 400, size=int(rng.integers(1, 24))).tolist() for _ in range(n)]
 
 
-def config(name: str = "apd", k: int = 1, weight: float = 0.7, **more) -> DecodeConfig:
+def config(name: str = "apd", k: int = 1, weight: float = 0.7, block: int | None = None, **more) -> DecodeConfig:
     given = () if name == "leftright" else (("apd_mixture_weight", weight),)
     if "kv_window" in more:
         more["kv_cache"] = "window"
-    return DecodeConfig(make_schedule(name, LENGTH, None, k), early_exit=False, given=given, **more)
+    return DecodeConfig(make_schedule(name, LENGTH, block, k), early_exit=False, given=given, **more)
 
 
 # ---- the engine against the plain loops
@@ -73,6 +73,16 @@ def test_windows_and_lookahead_equal_the_plain_loop(model, verifier, sight):
         assert (done.nfe_partial > 0) == ("kv_window" in sight and sight["kv_window"] < 100)
     for prompt, done in zip(prompts, decode(model, prompts, config("leftright", 3, **sight), range(3), batch_size=2)):
         assert list(done.token_ids) == oracle.leftright_within(model, prompt, LENGTH, 3, **sight)
+
+
+@pytest.mark.parametrize("draw", [{}, {"temperature": 0.7}])
+def test_blocks_equal_the_plain_loop(model, verifier, draw):
+    """A block's last position, left alone, is not verified: what was drafted there before it must not stay in the cache."""
+    prompts = prompts_for(6)
+    got = decode(model, prompts, config(weight=0.5, block=4, **draw), range(6), batch_size=4, verifier=verifier)
+    for i, (prompt, done) in enumerate(zip(prompts, got)):
+        ids, counts = oracle.apd(model, verifier, prompt, LENGTH, 0.5, seed=i, block_length=4, **draw)
+        assert list(done.token_ids) == ids and done.nfe == len(counts)
 
 
 def test_a_window_wider_than_the_canvas_is_no_cache(model, verifier):
