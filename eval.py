@@ -156,6 +156,8 @@ def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=Non
 
 # ---------------------------------------------------------------- what is printed
 
+INPUTS = ("fingerprint", "verifier_fingerprint", "data")  # checksums: the result has them, a terminal has no room
+
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -166,9 +168,10 @@ def describe(job: Job) -> str:
     config, schedule = job.config, job.schedule
     lines = [
         "config:",
-        *(f"  {key:24}{value}" for key, value in config.as_dict().items() if key not in ("fingerprint", "data")),
+        *(f"  {key:24}{value}" for key, value in config.as_dict().items() if key not in INPUTS),
     ]
-    known = config.data is not None and (config.fingerprint is not None or config.predictions is not None)
+    weighed = config.fingerprint is not None and (config.verifier is None) == (config.verifier_fingerprint is None)
+    known = config.data is not None and (weighed or config.predictions is not None)
     lines.append(f"  {'id':24}{config.id if known else 'known once checkpoint and data are here'}")
     if schedule.adaptive and not job.config.predictions:
         lines.append(

@@ -73,19 +73,20 @@ def _data(task: str, data_dir: Path | None) -> dict[str, str]:
 
 
 def config_id(experiment: Experiment) -> str | None:
-    """The id under which the experiment's samples are kept, None while its checkpoint is not on this machine.
+    """The id under which the experiment's samples are kept, None while its checkpoints are not on this machine.
 
-    Nothing is fetched. Costs a look at the checkpoint's files, once for each checkpoint.
+    Nothing is fetched. Costs a look at the checkpoints' files, once for each checkpoint.
     """
     job = experiment.job
     weights = None if job.predictions else _weights(job.config.checkpoint)
-    if weights is None:
+    verifier = None if job.config.verifier is None else _weights(job.config.verifier)
+    if weights is None or (verifier is None) != (job.config.verifier is None):
         return None
     try:
         data = _data(job.config.task, job.data_dir)
     except OSError:
         return None
-    return replace(job.config, fingerprint=weights, data=data).id
+    return replace(job.config, fingerprint=weights, verifier_fingerprint=verifier, data=data).id
 
 
 def forget_identities() -> None:

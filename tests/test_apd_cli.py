@@ -8,6 +8,8 @@ from causal import verifier_checkpoint
 from mini import DREAM, LLADA, gsm8k_dir
 
 import eval as cli
+from suite.matrix import experiments
+from suite.state import Watcher
 
 
 @pytest.fixture
@@ -69,6 +71,25 @@ def test_a_verifier_is_part_of_the_identity(run, mini, verifier, tmp_path):
     shown.append(run(mini, "--dry_run", "--verifier_ckpt", renamed)[1])
     ids = [text.split("  id ")[1].split()[0] for text in shown]
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_suite_knows_a_finished_result_with_a_verifier(run, mini, verifier):
+    """Its state is read without eval.py: an id without the verifier's files would call the result another one's."""
+    words = shlex.split(f"{mini} --verifier_ckpt {verifier}")
+    [experiment] = experiments([words])
+    assert Watcher(experiment).standing().state == "waiting"
+    assert run(mini, "--verifier_ckpt", verifier)[0] == 0
+    standing = Watcher(experiment).standing()
+    assert (standing.state, standing.n) == ("done", 3), standing.note
+    [absent] = experiments([[*words[:-1], "not/here"]])
+    assert Watcher(absent).id is None
+
+
+def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
+    code, out, _ = run(mini, "--dry_run", "--verifier_ckpt", "not/here")
+    assert code == 0 and "known once checkpoint and data are here" in out
+    out = run(mini, "--dry_run", "--verifier_ckpt", verifier)[1]
+    assert "known once" not in out and "fingerprint" not in out
 
 
 @pytest.mark.parametrize(("more", "fragment"), [
