@@ -123,8 +123,10 @@ def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=Non
     from harness import DreamHarness, LladaHarness
     from models import load_tokenizer, read_config
 
-    checkpoint = job.config.checkpoint
-    tokenizer = load_tokenizer(checkpoint)
+    checkpoint, checker = job.config.checkpoint, job.config.verifier
+    tokenizer, config = load_tokenizer(checkpoint), read_config(checkpoint)
+    if checker is not None:  # it reads what the model writes: both must have the positions
+        config = replace(config, max_length=min(config.max_length, read_config(checker).max_length))
     if job.config.chat_template and not tokenizer.chat_template:
         raise BadDataError(
             f"checkpoint {checkpoint} has no chat template, which the {job.protocol.name} protocol needs"
@@ -137,14 +139,14 @@ def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=Non
         return model
 
     def verifier() -> Transformer:
-        return load(job.config.verifier, device, job.config.dtype)
+        return load(checker, device, job.config.dtype)
 
     return family(
         tokenizer,
-        read_config(checkpoint),
+        config,
         job.decode,
         load=ready,
-        load_verifier=verifier if job.config.verifier is not None else None,
+        load_verifier=None if checker is None else verifier,
         device=device,
         batch_size=job.batch_size,
         seed=job.config.seed,

@@ -217,8 +217,9 @@ class _ProfilingHarness(HFLM):
         if long:
             shown = ", ".join(f"{job.doc_id} ({len(job.ids)} tokens)" for job in long[:10])
             shown += ", ..." if len(long) > 10 else ""
+            whose = "the model's" if self._load_verifier is None else "the model's or its verifier's"
             raise UsageError(
-                f"{len(long)} prompts do not fit: with a canvas of {canvas} they exceed the model's {room} positions; "
+                f"{len(long)} prompts do not fit: with a canvas of {canvas} they exceed {whose} {room} positions; "
                 f"documents {shown}; a shorter --gen_length may help"
             )
 

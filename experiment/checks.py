@@ -87,8 +87,12 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
             notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
     if config.verifier is not None:
         problems = verifier_problems(config.verifier, config.checkpoint)
-        errors += [BadDataError(f"--verifier_ckpt: {problem}" for problem in problems)] if problems else []
-        config = config if problems else replace(config, verifier_fingerprint=fingerprint(config.verifier))
+        if problems:
+            errors.append(BadDataError(f"--verifier_ckpt: {problem}" for problem in problems))
+        else:
+            config = replace(config, verifier_fingerprint=fingerprint(config.verifier))
+            if (n := config.gen_length) > (room := read_config(config.verifier).max_length):
+                errors.append(UsageError(f"--gen_length {n}: the verifier {config.verifier} has {room} positions"))
     return replace(job, config=config, notes=tuple(notes)), None, errors
 
 

@@ -125,6 +125,18 @@ def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(run, m
     assert code == 4 and "error: --verifier_ckpt: " in err and "2 " in err.splitlines()[-1], err
 
 
+def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run, mini, verifier):
+    """Not sample by sample, with a traceback each."""
+    config = json.loads((verifier / "config.json").read_text())
+    for room, fragment in [
+        (8, f"error: --gen_length 12: the verifier {verifier} has 8 positions"),
+        (24, "3 prompts do not fit: with a canvas of 12 they exceed the model's or its verifier's 24 positions"),
+    ]:
+        (verifier / "config.json").write_text(json.dumps(config | {"max_position_embeddings": room}))
+        code, _, err = run(mini, "--verifier_ckpt", verifier)
+        assert code == 2 and fragment in err, err
+
+
 def test_a_window_has_a_default_and_names_its_cache(run):
     shown = run("--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 --dry_run")[1]
     assert "kv_window               16" in shown and "dream_gsm8k_leftright_window16_tps2.json" in shown
