@@ -13,7 +13,7 @@ from decoding.algorithms import ALGORITHMS, FAMILIES, OPTIONS, algorithms_of
 from decoding.spans import CACHES
 from utils import UsageError, nearest
 
-BLOCK_LENGTH = 32  # of adaptive algorithms where the protocol knows no blocks: Fast-dLLM's
+BLOCK_LENGTH = 32  # of algorithms that go in blocks where the protocol knows none: Fast-dLLM's
 KV_WINDOW = 16  # APD's
 Models = Mapping[str, Mapping[str, str]]  # MODEL_DEFAULTS of eval.py
 EXIT_CODES = (
@@ -158,14 +158,16 @@ def _steps(group: _Group) -> None:
     group.add(
         "block_length", "N",
         "Decode the canvas in blocks of this many tokens, left to right; it must divide --gen_length. Default: the "
-        f"protocol's for LLaDA's own algorithms; {BLOCK_LENGTH} for adaptive ones where the protocol has none; else the "
-        "whole canvas.",
+        f"protocol's for LLaDA's own algorithms; {BLOCK_LENGTH} for those that go in blocks where the protocol has none: "
+        f"{', '.join(name for name, a in ALGORITHMS.items() if a.blocks and a.schedule == 'adaptive')}; else the whole "
+        "canvas.",
         COUNT,
     )  # fmt: skip
+    ending = ", ".join(name for name, algorithm in ALGORITHMS.items() if algorithm.ends_at_eos)
     group.switch(
         "no_early_exit",
         "Fill the whole canvas even where the answer can no longer change. Answers are the same either way; the result "
-        "says how many forward passes the early exit saved. leftright ends at the end token in any case: that is part "
+        f"says how many forward passes the early exit saved. {ending} end at the end token in any case: that is part "
         "of the algorithm.",
     )
 

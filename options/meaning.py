@@ -132,6 +132,11 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     given = {n: getattr(args, n, None) for n in PROTOCOL_FLAGS} | {"algorithm": algorithm, "gen_length": gen_length}
     decode = _decode_config(args, proto, given, family, check.problems)
     verifier = _verifier(args, decode, models[alias], check.problems)
+    check.problems += [
+        f"--{flag} '': a directory or a hub id is needed; leave it out for {models[alias][own]}"
+        for flag, own in ((models[alias]["flag"], "checkpoint"), ("verifier_ckpt", "verifier"))
+        if getattr(args, flag) == "" and own in models[alias]
+    ]
     if check.problems or decode is None:
         raise UsageError(check.problems)
     notes = _notes(args, decode)
@@ -141,7 +146,10 @@ def resolve(args: Namespace, problems: Sequence[str], models: Models, tasks: Seq
     devices = tuple(d if d == "cpu" else f"cuda:{d}" for d in args.devices.split(",")) if args.devices else ()
     return Job(
         _run_config(args, family, checkpoint, verifier, proto, decode), decode, proto,
-        {} if args.predictions else _overrides(args, (models[alias]["checkpoint"], checkpoint), proto, given, decode), notes,
+        {} if args.predictions else _overrides(
+            args, (models[alias]["checkpoint"], checkpoint), (verifier and models[alias].get("verifier"), verifier), proto,
+            given, decode,
+        ), notes,
         output_dir=Path(args.output_dir), tag=args.tag, limit=args.limit, batch_size=args.batch_size,
         device=devices[0] if devices else args.device, devices=devices, data_dir=Path(args.data_dir) if args.data_dir else None,
         predictions=Path(args.predictions) if args.predictions else None, overwrite=args.overwrite,
@@ -212,11 +220,12 @@ def _notes(args: Namespace, config: DecodeConfig) -> tuple[str, ...]:
 
 
 def _overrides(
-    args: Namespace, checkpoints: tuple[str, str], proto: Protocol, given: dict[str, Any], decode: DecodeConfig
+    args: Namespace, checkpoints: tuple[str, str], verifiers: tuple[str | None, str | None], proto: Protocol,
+    given: dict[str, Any], decode: DecodeConfig,
 ) -> dict[str, dict[str, Any]]:
     """Flags whose value departs from the protocol's and has an effect.
 
-    checkpoints: the alias's own and the one that runs. Every protocol means one token per step, the alias's own checkpoint on the hub, bfloat16 weights, float64 scores.
+    checkpoints, verifiers: the alias's own and the one that runs. Every protocol means one token per step, the alias's own checkpoint on the hub, bfloat16 weights, float64 scores.
     """
     schedule, inactive = decode.schedule, ("top_p", "top_k") if decode.temperature == 0 else ()
     differ = {
@@ -228,7 +237,7 @@ def _overrides(
         realised = float(f"{schedule.realised_tps:.4g}")
         differ["tokens_per_step"] = {"protocol": 1, "run": schedule.tokens_per_step or realised}
     common = {
-        "checkpoint": checkpoints, "dtype": (DTYPES[0], args.dtype),
+        "checkpoint": checkpoints, "verifier": verifiers, "dtype": (DTYPES[0], args.dtype),
         "confidence_dtype": (CONFIDENCE_DTYPES[0], args.confidence_dtype),
         "kv_cache": ("none", decode.kv_cache), "cache_refresh": (None, decode.cache_refresh),
         "kv_window": (None, decode.kv_window), "max_lookahead": (None, decode.max_lookahead),

@@ -8,6 +8,7 @@ from causal import verifier_checkpoint
 from mini import DREAM, LLADA, gsm8k_dir
 
 import eval as cli
+from decoding.algorithms import ALGORITHMS
 from suite.matrix import experiments
 from suite.state import Watcher
 
@@ -55,6 +56,7 @@ def test_a_run_with_a_verifier(run, mini, verifier, tmp_path):
     assert profile["tpf"] == profile["tokens_returned"] / sum(s["nfe"] for s in result["samples"])
     overrides = result["protocol"]["overrides"]
     assert overrides["max_lookahead"] == {"protocol": None, "run": 6} and overrides["algorithm"]["run"] == "apd"
+    assert overrides["verifier"] == {"protocol": "Qwen/Qwen2.5-0.5B", "run": str(verifier)}
     # all samples are kept: no model is loaded for the same run again
     path.unlink()
     code, _, err = run(mini, "--verifier_ckpt", verifier, "--kv_window", "4", "--max_lookahead", "6")
@@ -98,6 +100,8 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
     ("--alg apd --kv_cache dual --kv_window 4", "--kv_window 4 is of kv_cache window, not of dual"),
     ("--alg apd --kv_cache prefix --max_lookahead 4", "--max_lookahead 4: kv_cache prefix keeps what lies ahead"),
     ("--alg apd --apd_mixture_weight 2", "--apd_mixture_weight 2 must be at least 0 and at most 1"),
+    ("--alg apd --verifier_ckpt ''", "--verifier_ckpt '': a directory or a hub id is needed; leave it out for Qwen/Qwen2.5-0.5B"),
+    ("--alg apd --dream_ckpt ''", "--dream_ckpt '': a directory or a hub id is needed; leave it out for Dream-org/"),
     ("--alg apd --kv_window 0", "--kv_window 0: must be a whole number of at least 1"),
     ("--alg low_confidence --model_alias llada --verifier_ckpt x", "low_confidence drafts nothing"),
     ("--alg apd --model_alias llada", "--alg 'apd' is not an algorithm of llada"),
@@ -141,6 +145,20 @@ def test_a_window_has_a_default_and_names_its_cache(run):
     shown = run("--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 --dry_run")[1]
     assert "kv_window               16" in shown and "dream_gsm8k_leftright_window16_tps2.json" in shown
     assert run("--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 --dry_run")[1] == shown
+
+
+def test_the_verifier_of_an_alias_is_no_override(run):
+    assert "override: verifier" not in run("--model_alias dream --task gsm8k --alg apd --dry_run")[1]
+    assert "override: verifier" not in run("--model_alias dream --task gsm8k --dry_run")[1]
+
+
+def test_the_help_says_what_ends_at_the_end_token_and_what_has_blocks(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    ending = [name for name, a in ALGORITHMS.items() if a.ends_at_eos]
+    assert f"{', '.join(ending)} end at the end token in any case" in out
+    assert "32 for those that go in blocks where the protocol has none" in out
 
 
 def test_every_model_of_the_dream_family_has_a_verifier():
