@@ -1,7 +1,8 @@
 """Algorithms that decide themselves how many positions a step commits, and the certainty prior: pure functions.
 
-Each adaptive one commits at least `quota` positions where its rule would take fewer; that is tokens_per_step, and 1 by
-default, as the papers have it. Shapes as in view.py.
+Each adaptive one commits at least `quota` positions where its rule would take fewer (`klass` where it would take none,
+`confidence_threshold` after a block's first pass); that is tokens_per_step, and 1 by default, as the papers have it.
+Shapes as in view.py.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ A case is one JSON object a line; read of it are
     {"id": "any name", "algorithm": "low_confidence", "prompt_ids": [1, 2, 3],
      "params": {"gen_length": 32, "block_length": 16, "tokens_per_step": 2, "temperature": 0.0}}
 
-where params may also hold what eval.py calls --kv_cache ("cache" is the same), --cache_refresh and the algorithm's own
-options. `low_confidence` or `maskgit_plus` with a "threshold" or a "factor", as Fast-dLLM names its parallel decoding,
+where params may also hold what eval.py calls --kv_cache ("cache" is the same), --cache_refresh, --kv_window,
+--max_lookahead and the algorithm's own options. What drafts (`apd`) needs --verifier_ckpt. `low_confidence` or `maskgit_plus` with a "threshold" or a "factor", as Fast-dLLM names its parallel decoding,
 is the algorithm of that name.
 
 and written is, per case and in the order of the file,
@@ -88,7 +88,12 @@ def read_cases(path: Path) -> list[dict]:
     return cases
 
 
-def replay(model, cases: list[dict], configs: list[DecodeConfig], batch_size: int = 1) -> list[dict]:
+def drafts(config: DecodeConfig) -> bool:
+    """Whether a configuration's algorithm has a verifier."""
+    return ALGORITHMS[config.schedule.algorithm].verification is not None
+
+
+def replay(model, cases: list[dict], configs: list[DecodeConfig], batch_size: int = 1, verifier=None) -> list[dict]:
     """Trace rows of the cases, in their order; cases of one configuration share batches of `batch_size` rows."""
     from decoding.engine import decode
 
@@ -99,7 +104,9 @@ def replay(model, cases: list[dict], configs: list[DecodeConfig], batch_size: in
     for config, members in groups.items():
         prompts = [cases[i]["prompt_ids"] for i in members]
         seeds = [cases[i]["params"].get("seed", 0) for i in members]
-        for i, completion in zip(members, decode(model, prompts, config, seeds, batch_size=batch_size)):
+        checker = verifier if drafts(config) else None
+        done = decode(model, prompts, config, seeds, batch_size=batch_size, verifier=checker)
+        for i, completion in zip(members, done):
             rows[i] = {
                 "id": cases[i].get("id", i), "ids": list(completion.token_ids),
                 "forward_passes": completion.nfe, "commits": commits(completion),
@@ -122,6 +129,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="directory or hub id")
     parser.add_argument("--cases", required=True, type=Path, help="cases, one JSON object a line")
     parser.add_argument("--out", required=True, type=Path, help="where the traces go")
+    parser.add_argument("--verifier_ckpt", help="directory or hub id of the verifier of cases that draft (apd)")
     parser.add_argument("--batch_size", type=int, default=1, help="rows in flight at a time (default 1)")
     parser.add_argument("--no_early_exit", action="store_true", help="decode every canvas to its end")
     parser.add_argument("--device", default="cpu", help="default cpu")
@@ -131,9 +139,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    from experiment.checks import verifier_problems
     from models import check_checkpoint, read_config
 
     problems = [f"--checkpoint {args.checkpoint}: {p}" for p in check_checkpoint(args.checkpoint)]
+    if args.verifier_ckpt is not None:
+        problems += [f"--verifier_ckpt: {p}" for p in verifier_problems(args.verifier_ckpt, args.checkpoint)]
     configs: list[DecodeConfig] = []
     if args.batch_size < 1:
         problems.append(f"--batch_size {args.batch_size} must be at least 1")
@@ -145,11 +156,15 @@ def main(argv: list[str] | None = None) -> int:
         for i, case in enumerate(cases if family else []):
             try:
                 configs.append(case_config(case, family, early_exit=not args.no_early_exit))
+                if drafts(configs[-1]) and args.verifier_ckpt is None:
+                    raise ValueError(f"{case['algorithm']} needs a verifier; give --verifier_ckpt, such as Qwen/Qwen2.5-0.5B")
             except (ScheduleError, ValueError, TypeError) as error:
                 name = case.get("id", i) if isinstance(case, dict) else i
                 problems.append(f"case {name}: {error}")
     except (OSError, ValueError) as error:
         problems.append(f"--cases: {error}")
+    if args.verifier_ckpt is not None and not problems and not any(map(drafts, configs)):
+        problems.append(f"--verifier_ckpt {args.verifier_ckpt}: no case drafts anything")
     if problems:
         more = [f"error: and {len(problems) - 20} more"] if len(problems) > 20 else []
         print("\n".join([f"error: {p}" for p in problems[:20]] + more), file=sys.stderr)
@@ -161,8 +176,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print(f"error: --device {args.device}: no CUDA device is visible; use --device cpu", file=sys.stderr)
         return 3
-    model, _ = load_model(args.checkpoint, device=args.device, dtype=getattr(torch, args.dtype))
-    rows = replay(model, cases, configs, args.batch_size)
+    model, verifier = (
+        None if path is None else load_model(path, device=args.device, dtype=getattr(torch, args.dtype))[0]
+        for path in (args.checkpoint, args.verifier_ckpt)
+    )
+    rows = replay(model, cases, configs, args.batch_size, verifier)
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(f"{len(rows)} cases, {sum(r['forward_passes'] for r in rows)} forward passes -> {args.out}")
     return 0

@@ -9,6 +9,7 @@ from mini import DREAM, LLADA, gsm8k_dir
 
 import eval as cli
 from decoding.algorithms import ALGORITHMS
+from scripts import trace
 from suite.matrix import experiments
 from suite.state import Watcher
 
@@ -164,3 +165,24 @@ def test_the_help_says_what_ends_at_the_end_token_and_what_has_blocks(capsys):
 def test_every_model_of_the_dream_family_has_a_verifier():
     for alias, entry in cli.MODEL_DEFAULTS.items():
         assert ("verifier" in entry) == (entry["family"] == "dream"), alias
+
+
+def test_traces_of_drafts_need_a_verifier(verifier, tmp_path, capsys):
+    params = {"gen_length": 8, "apd_mixture_weight": 0.5, "max_lookahead": 5, "kv_window": 2, "kv_cache": "window"}
+    case = {"id": "mine", "algorithm": "apd", "prompt_ids": [5, 6, 7], "params": params}
+    plain = {"id": "other", "algorithm": "leftright", "prompt_ids": [5, 6, 7], "params": {"gen_length": 8}}
+    cases, out = tmp_path / "cases.jsonl", tmp_path / "out.jsonl"
+    words = ["--checkpoint", str(DREAM), "--cases", str(cases), "--out", str(out)]
+    cases.write_text(f"{json.dumps(case)}\n{json.dumps(plain)}\n")
+    assert trace.main([*words, "--verifier_ckpt", str(verifier)]) == 0
+    first, second = map(json.loads, out.read_text().splitlines())
+    assert 0 < first["forward_passes"] < second["forward_passes"] == 8
+    capsys.readouterr()
+    for more, fragment in [
+        ([], "error: case mine: apd needs a verifier; give --verifier_ckpt"),
+        (["--verifier_ckpt", str(LLADA)], "error: --verifier_ckpt: "),
+    ]:
+        assert trace.main([*words, *more]) == 2 and fragment in capsys.readouterr().err
+    cases.write_text(json.dumps(plain))
+    assert trace.main([*words, "--verifier_ckpt", str(verifier)]) == 2
+    assert "no case drafts anything" in capsys.readouterr().err
