@@ -88,12 +88,14 @@ class Run:
 
     @property
     def algorithm(self) -> str:
-        """With its options and its cache: what a reader must know to tell two methods apart."""
+        """With its options, its cache, another temperature or verifier: what a reader must know to tell two methods apart."""
         cache, refresh = self.config.get("kv_cache"), self.config.get("cache_refresh")
         parts = [f"{name} {value:g}" for name, value in (self.config.get("options") or {}).items()]
         window, ahead = self.config.get("kv_window"), self.config.get("max_lookahead")
         said = f"{cache} cache" + (f" of {window}" if window else "") + (f" refreshed every {refresh}" if refresh else "")
         parts += ([said] if cache else []) + ([f"lookahead {ahead}"] if ahead else [])
+        parts += [f"temperature {self.config['temperature']:g}"] if "temperature" in self.overrides else []
+        parts += [f"verifier {Path(str(self.config.get('verifier'))).name}"] if "verifier" in self.overrides else []
         name = self.config.get("algorithm") or "predictions"
         return name + (f" ({', '.join(parts)})" if parts else "")
 
@@ -277,7 +279,7 @@ def curve_labels(group: Sequence[Sequence[Run]]) -> list[str]:
     for (a, mine), (b, other) in combinations(settings, 2):
         if (a.model, a.task) == (b.model, b.task):
             apart.setdefault(a.model, set()).update(
-                k for k in {*mine, *other} - {*SPEED} if mine.get(k) != other.get(k)
+                k for k in {*mine, *other} - {*SPEED} if _differ(k, mine.get(k), other.get(k))
             )
     labels = []
     for run, mine in settings:
@@ -285,6 +287,11 @@ def curve_labels(group: Sequence[Sequence[Run]]) -> list[str]:
         shown = [mine[k] if k == "algorithm" else f"{k} {_short(mine[k])}" for k in names if k in mine]
         labels.append(", ".join([run.model, *shown]))
     return labels
+
+
+def _differ(key: str, a: Any, b: Any) -> bool:
+    """Whether a setting tells two curves apart; that one of them has a verifier its algorithm's name says already."""
+    return a != b and not (key == "verifier_fingerprint" and None in (a, b))
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ from mini import LLADA, gsm8k_dir
 import eval as cli
 from decoding.algorithms import ALGORITHMS, OPTIONS
 from decoding.spans import CACHES
-from reporting.data import curves, read_all
+from reporting.data import curve_labels, curves, read_all
 from reporting.plots import Line, _caption
 from reporting.tables import comparisons
 from scripts import sweep
@@ -106,6 +106,21 @@ def test_the_report_tells_methods_apart_and_joins_a_threshold_s_points(tmp_path)
     assert "K = 1." in told and told.endswith("Lines of adaptive algorithms join values of their option.")
     names = [row[:2] for row in comparisons(runs).rows]
     assert len(names) == 1 and "threshold 0.7" in " ".join(names[0]) and "threshold 0.9" in " ".join(names[0])
+
+
+def test_the_report_names_another_temperature_and_verifier_and_no_checksum(tmp_path):
+    """Two rows of one name and different numbers; or a curve that is called after a checksum."""
+    prints = [{"revision": None, "files": {"a": "1"}, "shards": {"b": n}} for n in "12"]
+    apd = dict(alias="dream", algorithm="apd", options={"apd_mixture_weight": 0.7}, verifier="/other/qwen")
+    save(tmp_path, alias="dream")
+    save(tmp_path, **apd, verifier_fingerprint=prints[0])
+    runs, _ = read_all([tmp_path])
+    assert sorted(curve_labels(curves(runs))) == ["dream, apd", "dream, maskgit_plus"]
+    changed = {"temperature": {"protocol": 0.0, "run": 0.2}, "verifier": {"protocol": "Q", "run": "/other/qwen"}}
+    save(tmp_path, **apd, verifier_fingerprint=prints[1], temperature=0.2, overrides=changed, tag="other")
+    runs, _ = read_all([tmp_path])
+    assert "apd (apd_mixture_weight 0.7, temperature 0.2, verifier qwen)" in {run.algorithm for run in runs}
+    assert sum("verifier_fingerprint" in label for label in curve_labels(curves(runs))) == 2
 
 
 # ---------------------------------------------------------------- the suite
