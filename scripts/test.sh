@@ -8,6 +8,6 @@ if [ "${1:-}" = --latest ]; then
   shift
 fi
 source scripts/setup.sh
-# threads of two tests at once, and of torch on few cores, cost more than they give
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+# models this small gain nothing from a second thread, and lose much where two processes share the cores
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 exec "$venv/bin/python" -m pytest -q -rs "$@" tests
