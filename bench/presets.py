@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,7 +31,10 @@ class Regime:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's shape and what is measured on it. batch: prompts a round. sampler: the top-p sampler alone, too."""
+    """A model's shape and what is measured on it. batch: prompts a round.
+
+    sampler: the top-p sampler alone, too, and the ratio that is aimed at (0: none is); None without it.
+    """
 
     shape: dict[str, object]
     regimes: tuple[Regime, ...]
@@ -41,7 +44,7 @@ class Preset:
     gen_length: int = 128
     tokens_per_step: int = 4
     batch: int = 1
-    sampler: bool = False
+    sampler: float | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -78,8 +81,11 @@ _GPU = dict(gpu=True, dtype="bfloat16", gen_length=512, tokens_per_step=1, batch
 
 PRESETS = {
     "cpu-small": Preset(_shape("llada", 12, 512, 8, 8, 1536, 8192), (*_blocks(1.2, 2.5, 3.5), *_OTHERS)),
-    "cpu-vocab": Preset(_shape("llada", 8, 256, 4, 4, 768, 126464), (*_blocks(6.0, 10.0, None), *_OTHERS)),
-    "cpu-dream": Preset(_shape("dream", 8, 256, 4, 1, 1344, 152064), _DREAM, sampler=True),
+    # 8 tokens per step, so that three rounds of the reference stay below ten minutes
+    "cpu-vocab": Preset(
+        _shape("llada", 8, 256, 4, 4, 768, 126464), (*_blocks(6.0, 10.0, None), *_OTHERS), tokens_per_step=8
+    ),
+    "cpu-dream": Preset(_shape("dream", 8, 256, 4, 1, 1344, 152064), _DREAM, tokens_per_step=8, sampler=5.0),
     "llada-8b": Preset(
         _shape("llada", 32, 4096, 32, 32, 12288, 126464),
         (Regime("low_confidence", "low_confidence", 32, None, 1.4), Regime("low_confidence, exit at 140 tokens", "low_confidence", 32, 140 / 512, 4.0)),
@@ -89,13 +95,14 @@ PRESETS = {
         _shape("dream", 28, 3584, 28, 4, 18944, 152064),
         (Regime("maskgit_plus", "maskgit_plus", None, None, 1.4), Regime("entropy", "entropy"),
          Regime("leftright, exit at 140 tokens", "leftright", None, 140 / 512, 4.0)),
-        **_GPU, sampler=True,
+        **_GPU, sampler=5.0,
     ),
     "tiny": Preset(
-        _shape("llada", 3, 64, 4, 4, 160, 520), (*_blocks(None, None, None), *_OTHERS), prompt=20, gen_length=64, batch=8
+        _shape("llada", 3, 64, 4, 4, 160, 4200), (*_blocks(None, None, None), *_OTHERS), prompt=20, gen_length=64, batch=8
     ),
     "tiny-dream": Preset(
-        _shape("dream", 3, 64, 4, 2, 160, 2100), _DREAM, prompt=20, gen_length=32, batch=8, sampler=True
+        _shape("dream", 3, 64, 4, 2, 160, 2100), tuple(replace(r, needed=None) for r in _DREAM), prompt=20, gen_length=32,
+        batch=8, sampler=0.0,
     ),
 }  # fmt: skip
 

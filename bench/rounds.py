@@ -92,6 +92,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def end_tokens(answers: Sequence[Sequence[int]], share: float) -> tuple[int, ...]:
     """A token for each answer that first occurs as near as can be to `share` of it, and that ends no other one sooner.
 
+    Within that share where there is one: an answer of a half must not reach into the block behind it.
+
     Algorithms are blind to which token ends an answer, so calling it so changes nothing before it.
     """
     chosen: list[int] = []
@@ -102,7 +104,7 @@ def end_tokens(answers: Sequence[Sequence[int]], share: float) -> tuple[int, ...
                  if token not in answer[:i] and not any(token in other for other in others)]  # fmt: skip
         if not first:
             raise ValueError("no token of a random answer can end it; give another --seed")
-        chosen.append(answer[min(first, key=lambda i: abs(i - at))])
+        chosen.append(answer[min(first, key=lambda i: (i > at, abs(i - at)))])
     return tuple(dict.fromkeys(chosen))
 
 

@@ -92,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
         regimes = [replace(r, name=f"{r.algorithm}, exit at {args.answer_fraction:g}", answer=args.answer_fraction, needed=None)
                    if r.answer else r for r in regimes]  # fmt: skip
     lines = [Line(r) for r in regimes]
-    sampler = [Line(Regime("sampler, top_p 0.95", "", needed=5.0))] if preset.sampler and (args.only or "sampler") in "sampler" else []
+    alone = preset.sampler is not None and (args.only or "sampler") in "sampler"
+    sampler = [Line(Regime("sampler, top_p 0.95", "", needed=preset.sampler or None))] if alone else []
     model = random_model(preset.config, str(device), preset.dtype, args.seed)
     if args.compile or args.cuda_graphs:
         model.accelerate(compile=args.compile, cuda_graphs=args.cuda_graphs, tell=lambda text: print(text, file=sys.stderr))
