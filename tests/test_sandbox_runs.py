@@ -197,6 +197,22 @@ def test_a_deep_tree_is_removed():
     assert {p for p in os.listdir(RUN.path()) if p.startswith("s")} == set()
 
 
+def test_a_directory_is_removed_though_something_writes_to_it_for_a_moment(monkeypatch, tmp_path):
+    """Programs under bubblewrap are killed a moment after it has ended."""
+    folder, real, late = tmp_path / "s", os.rmdir, []
+    (folder / "a").mkdir(parents=True)
+
+    def rmdir(path) -> None:
+        if path == str(folder) and len(late) < 2:
+            late.append(folder / f"{len(late)}")
+            late[-1].touch()
+        real(path)
+
+    monkeypatch.setattr(scratch.os, "rmdir", rmdir)
+    scratch.remove(str(folder))
+    assert len(late) == 2 and not folder.exists()
+
+
 def test_a_small_dev_shm_is_not_used(monkeypatch):
     """One program could fill a container's 64 MiB, and fail its neighbours."""
     monkeypatch.setattr(scratch, "ROOM_BYTES", 1 << 60)

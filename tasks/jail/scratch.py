@@ -101,10 +101,29 @@ class Scratch:
 def remove(path: str) -> None:
     """Remove a tree, following no link. What cannot be removed is left to the next sweep: it must not fail a run.
 
+    What has just been killed may write for a moment yet - bubblewrap's own end is told before that of its program - so
+    a tree that is not empty then is emptied again.
+    """
+    if os.path.islink(path):
+        return
+    for pause_s in (0.0, 0.01, 0.1, 0.5):
+        time.sleep(pause_s)
+        _empty(path)
+        try:
+            return os.rmdir(path)
+        except FileNotFoundError:
+            return
+        except OSError:
+            continue
+
+
+def _empty(path: str) -> None:
+    """Remove what is in a directory, as far as it can be removed.
+
     A directory found in another is first moved up to `path`: however deep a program nested them, no path gets too long
     and nothing here recurses.
     """
-    waiting = [] if os.path.islink(path) else [path]
+    waiting = [path]
     while waiting:
         folder = waiting.pop()
         with contextlib.suppress(OSError):
@@ -121,8 +140,6 @@ def remove(path: str) -> None:
         if folder != path:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
-    with contextlib.suppress(OSError):
-        os.rmdir(path)
 
 
 def sweep() -> list[str]:
