@@ -62,7 +62,8 @@ class _ProfilingHarness(HFLM):
     runs out the batch is halved.
 
     tokenizer, config: of the checkpoint, read eagerly. load: gives the Transformer; called on the first request that
-    needs it. load_verifier: the same of the algorithm's verifier, None where it has none. ledger: which samples are known, which are this process's, where they are kept; None keeps nothing.
+    needs it. load_verifier: the same of the algorithm's verifier, None where it has none.
+    ledger: which samples are known, which are this process's, where they are kept; None keeps nothing.
     prefill: doc -> the beginning of the answer that goes behind the rendered prompt.
     score: (doc, answer) -> what it counts for, told to the ledger as samples finish; None where that is known later.
     """

@@ -14,7 +14,8 @@ import torch
 
 from bench.presets import Preset, Regime
 from bench.reference import Plain, official_sampler, reference
-from decoding.engine import Completion, decode
+from decoding.engine import decode
+from decoding.rows import Completion
 from decoding.sampling import Rules, _drawn, propose, uniforms
 from models.config import ModelConfig, Span
 from models.cost import matmul_flops

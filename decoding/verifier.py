@@ -81,8 +81,7 @@ class Verifier:
         agreed = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         if not later.any():
             return agreed
-        ids = np.split(tokens.cpu().numpy(), begins[1:])
-        drafted = iter(ids)
+        drafted = iter(np.split(tokens.cpu().numpy(), begins[1:]))
         said = self._expected(flight, [None if row is None else next(drafted) for row in flight])
         at = torch.from_numpy(later.nonzero()[0]).to(logits.device)
         kept = None if keys is None else [key for key, is_later in zip(keys, later) if is_later]

@@ -86,7 +86,7 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
         if stored.dtype_on_disk not in (None, config.dtype):
             notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
     if config.verifier is not None:
-        problems = verifier_problems(config.verifier, config.checkpoint)
+        problems = verifier_problems(config.verifier, config.checkpoint if config.fingerprint else None)
         if problems:
             errors.append(BadDataError(f"--verifier_ckpt: {problem}" for problem in problems))
         else:
@@ -96,8 +96,8 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
     return replace(job, config=config, notes=tuple(notes)), None, errors
 
 
-def verifier_problems(verifier: str, checkpoint: str) -> list[str]:
-    """Why a checkpoint cannot verify what another one drafts; of the other, what is wrong with it is said elsewhere."""
+def verifier_problems(verifier: str, checkpoint: str | None) -> list[str]:
+    """Why a checkpoint cannot verify what another one drafts; of the other nothing is asked where it is None."""
     from models import check_checkpoint, read_config, tokenizer_disagreement
 
     if problems := check_checkpoint(verifier):
@@ -105,7 +105,7 @@ def verifier_problems(verifier: str, checkpoint: str) -> list[str]:
     found = read_config(verifier)
     if not found.causal:
         return [f"{verifier} is of the {found.family} family; a verifier is autoregressive, such as Qwen/Qwen2.5-0.5B"]
-    return tokenizer_disagreement(checkpoint, verifier) if not check_checkpoint(checkpoint) else []
+    return [] if checkpoint is None else tokenizer_disagreement(checkpoint, verifier)
 
 
 def input_problems(args: Namespace, models: Models, tasks: Mapping[str, TaskSpec]) -> list[DllmexpError]:

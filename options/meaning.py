@@ -225,7 +225,8 @@ def _overrides(
 ) -> dict[str, dict[str, Any]]:
     """Flags whose value departs from the protocol's and has an effect.
 
-    checkpoints, verifiers: the alias's own and the one that runs. Every protocol means one token per step, the alias's own checkpoint on the hub, bfloat16 weights, float64 scores.
+    checkpoints, verifiers: the alias's own and the one that runs. Every protocol means one token per step, the alias's
+    own checkpoint on the hub, bfloat16 weights, float64 scores.
     """
     schedule, inactive = decode.schedule, ("top_p", "top_k") if decode.temperature == 0 else ()
     differ = {

@@ -13,6 +13,6 @@ source scripts/setup.sh
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 what=(tests)
 for word in "$@"; do
-  if [ -e "${word%%::*}" ]; then what=(); fi
+  case "$word" in tests/*) what=() ;; esac
 done
 exec "$venv/bin/python" -m pytest -q -rs "$@" ${what[@]+"${what[@]}"}

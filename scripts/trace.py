@@ -9,8 +9,8 @@ A case is one JSON object a line; read of it are
      "params": {"gen_length": 32, "block_length": 16, "tokens_per_step": 2, "temperature": 0.0}}
 
 where params may also hold what eval.py calls --kv_cache ("cache" is the same), --cache_refresh, --kv_window,
---max_lookahead and the algorithm's own options. What drafts (`apd`) needs --verifier_ckpt. `low_confidence` or `maskgit_plus` with a "threshold" or a "factor", as Fast-dLLM names its parallel decoding,
-is the algorithm of that name.
+--max_lookahead and the algorithm's own options. What drafts (`apd`) needs --verifier_ckpt. `low_confidence` or
+`maskgit_plus` with a "threshold" or a "factor", as Fast-dLLM names its parallel decoding, is the algorithm of that name.
 
 and written is, per case and in the order of the file,
 
@@ -144,7 +144,8 @@ def main(argv: list[str] | None = None) -> int:
 
     problems = [f"--checkpoint {args.checkpoint}: {p}" for p in check_checkpoint(args.checkpoint)]
     if args.verifier_ckpt is not None:
-        problems += [f"--verifier_ckpt: {p}" for p in verifier_problems(args.verifier_ckpt, args.checkpoint)]
+        drafting = None if problems else args.checkpoint
+        problems += [f"--verifier_ckpt: {p}" for p in verifier_problems(args.verifier_ckpt, drafting)]
     configs: list[DecodeConfig] = []
     if args.batch_size < 1:
         problems.append(f"--batch_size {args.batch_size} must be at least 1")
