@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("humaneval", "mbpp", "gsm8k", "truthfulqa")
+MOST = 10_000  # word problems of the test split that are surely there
 N_TEST = {"humaneval": 150, "mbpp": 150, "gsm8k": 150, "truthfulqa": 120}
 N_TRAIN = 400  # rows of gsm8k/train.jsonl
 HELD_OUT = 0.1
@@ -279,27 +280,28 @@ DRAW: dict[str, Callable[[random.Random], Problem]] = {
 # ---------------------------------------------------------------- files
 
 
-def test_problems(task: str, seed: int = 0) -> list[Problem]:
-    """The test set: different keys only."""
+def test_problems(task: str, seed: int = 0, n: int | None = None) -> list[Problem]:
+    """The first n problems of the test split with different keys, None: the test set's N_TEST."""
     seen: dict[str, Problem] = {}
     stream = problems(task, "test", seed)
-    while len(seen) < N_TEST[task]:
+    while len(seen) < (N_TEST[task] if n is None else n):
         problem = next(stream)
         seen.setdefault(problem.key, problem)
     return list(seen.values())
 
 
-def benchmark_files(seed: int = 0) -> dict[str, bytes]:
-    """Path below the benchmark directory -> content; the same bytes for the same seed."""
+def benchmark_files(seed: int = 0, n_gsm8k: int = N_TEST["gsm8k"]) -> dict[str, bytes]:
+    """Path below the benchmark directory -> content; the same bytes for the same seed and number of word problems."""
 
     def lines(rows: list[dict]) -> bytes:
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
-    rows = {task: [p.row for p in test_problems(task, seed)] for task in TASKS}
+    rows = {task: [p.row for p in test_problems(task, seed, n_gsm8k if task == "gsm8k" else None)] for task in TASKS}
     train = {task: [p.row for p in islice(problems(task, "train", seed), N_TRAIN)] for task in ("gsm8k", "mbpp")}
     mbpp = [row | {"task_id": i} for i, row in enumerate(train["mbpp"][:10] + rows["mbpp"], start=1)]
     mbpp += [row | {"task_id": i} for i, row in enumerate(train["mbpp"][10:], start=601) if i <= 974]
     stubs = [row | {"task_id": f"HumanEval/{i}"} for i, row in enumerate(rows["humaneval"])]
+    name = "dllmexp-mini" if n_gsm8k == N_TEST["gsm8k"] else f"dllmexp-mini-gsm8k-{n_gsm8k}"
     table = io.StringIO()
     writer = csv.DictWriter(table, rows["truthfulqa"][0], lineterminator="\n")
     writer.writeheader()
@@ -314,15 +316,24 @@ def benchmark_files(seed: int = 0) -> dict[str, bytes]:
         "gsm8k/train.jsonl": lines(train["gsm8k"]),
         "gsm8k/test.jsonl": lines(rows["gsm8k"]),
         "TruthfulQA.csv": table.getvalue().encode(),
-        "manifest.json": (json.dumps({"name": "dllmexp-mini", "counts": counts}, indent=1) + "\n").encode(),
+        "manifest.json": (json.dumps({"name": name, "counts": counts}, indent=1) + "\n").encode(),
     }
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "assets" / "benchmarks", help="directory to write to")
-    out = parser.parse_args(argv).out
-    for name, content in benchmark_files().items():
+    parser.add_argument(
+        "--n_gsm8k", type=int, default=N_TEST["gsm8k"], metavar="N",
+        help="word problems of the test set, to tell smaller differences apart (default: %(default)s); the first of them are the same",
+    )  # fmt: skip
+    arguments = parser.parse_args(argv)
+    out, n = arguments.out, arguments.n_gsm8k
+    if not 1 <= n <= MOST:
+        parser.error(f"--n_gsm8k {n}: must be 1 to {MOST}")
+    if n != N_TEST["gsm8k"] and out == parser.get_default("out"):
+        parser.error(f"--n_gsm8k {n}: another set than the project's needs a directory of its own, --out DIR")
+    for name, content in benchmark_files(n_gsm8k=n).items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)

@@ -34,6 +34,23 @@ def test_the_committed_files_are_what_the_script_writes():
             assert (FOLDER / name).read_bytes() == content, name
 
 
+def test_more_word_problems_are_a_set_of_another_name(tmp_path, capsys):
+    assert mini.main(["--out", str(tmp_path), "--n_gsm8k", "400"]) == 0
+    assert check_data(TASKS["gsm8k"], tmp_path) == []
+    assert build_task(TASKS["gsm8k"], tmp_path, "chat").data.name == "dllmexp-mini-gsm8k-400"
+    rows = (tmp_path / "gsm8k/test.jsonl").read_text().splitlines()
+    assert len(set(rows)) == 400 and [json.loads(row) for row in rows[:150]] == lines("gsm8k/test.jsonl")
+    assert (tmp_path / "mbpp.jsonl").read_bytes() == (FOLDER / "mbpp.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("words", [["--n_gsm8k", "400"], ["--n_gsm8k", "0", "--out", "x"]])
+def test_the_project_s_own_set_is_not_written_over(words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        mini.main(words)
+    assert "--n_gsm8k" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("task", mini.TASKS)
 def test_the_files_pass_the_harness_s_own_checks(task):
     assert check_data(TASKS[task], FOLDER) == []
