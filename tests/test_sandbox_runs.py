@@ -128,9 +128,11 @@ HARNESS = """
 import sys
 from tasks import sandbox
 from tasks.jail.scratch import RUN
+sandbox.accept("all")
+if {probed}:
+    sandbox.tier()
 print(RUN.path(), flush=True)
 programs = [(text, "f()") for text in {texts!r}]
-sandbox.accept("all")
 sandbox.judge_many(programs, len(programs), strict={strict}, timeout_s=60, wall_s=60)
 """
 STAYING = [
@@ -164,21 +166,23 @@ def within(seconds: float, condition) -> bool:
     return True
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_nothing_survives_a_killed_harness(strict, request):
+@pytest.mark.parametrize("moment", ["probing", "judging", "strict"])
+def test_nothing_survives_a_killed_harness(moment, request, monkeypatch):
     """kill -9 runs no handler: the kernel has to end the programs, and the next start to sweep."""
     if sandbox.tier().name == "C":
         pytest.skip(f"without a filter a program may ask to outlive its parent: {sandbox.tier().line}")
     folder = tempfile.mkdtemp(dir=scratch.root())
     request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
+    monkeypatch.setenv("TMPDIR", folder)
     place = PLACE.format(folder=folder)
-    code = place + HARNESS.format(texts=STAYING, strict=strict)
+    code = place + HARNESS.format(texts=STAYING, strict=moment == "strict", probed=moment != "probing")
     harness = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         run = harness.stdout.readline().strip()
-        wanted = len(STAYING) * (2 if strict else 1)
+        wanted = {"probing": 1, "judging": len(STAYING), "strict": 2 * len(STAYING)}[moment]
         assert within(120, lambda: len(holding(run)) >= wanted), holding(run)
-        time.sleep(0.3)  # some of them are in the midst of it
+        if moment != "probing":
+            time.sleep(0.3)  # some of them are in the midst of it
     finally:
         harness.kill()
         harness.wait()
@@ -187,7 +191,19 @@ def test_nothing_survives_a_killed_harness(strict, request):
     assert os.path.isdir(run)
     sweeper = f"{place}from tasks import sandbox\nsandbox.accept('all')\nsandbox.judge('', '')"
     subprocess.run([sys.executable, "-c", sweeper], cwd=ROOT, check=True)
-    assert not os.path.exists(run)
+    assert not os.listdir(folder)
+
+
+def test_the_tier_is_found_once_however_many_ask(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tiers, "probe", lambda mechanism: asked.append(mechanism) or time.sleep(0.1) or ())
+    tiers._found.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert len(set(pool.map(lambda _: tiers.find(), range(4)))) == 1
+    finally:
+        tiers._found.cache_clear()
+    assert len(asked) == len(set(asked)) > 0
 
 
 def test_a_deep_tree_is_removed():

@@ -12,7 +12,7 @@ import functools
 import os
 import platform
 import socket
-import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tasks.jail import bubblewrap, landlock, process, seccomp
 from tasks.jail.process import Limits, Mechanism, Outcome
+from tasks.jail.scratch import Scratch
 
 PROBE_LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=1024)
 FILES = ("read", "write", "env")
@@ -84,9 +85,17 @@ class Tier:
         return f"{self.line}; generated code {can} here: --unsafe_exec {value} accepts that, {keep}"
 
 
-@functools.cache
+_finding = threading.Lock()  # a cache alone lets several threads look at once
+
+
 def find() -> Tier:
     """The best tier whose effects are there."""
+    with _finding:
+        return _found()
+
+
+@functools.cache
+def _found() -> Tier:
     why: list[str] = []
     has_filter = seccomp.build() is not None
     if not has_filter:
@@ -125,7 +134,7 @@ def _told(opened: tuple[str, ...] | str) -> str:
 
 def probe(mechanism: Mechanism) -> tuple[str, ...] | str:
     """The effects that are open under a mechanism; a text where not even a good program runs."""
-    with tempfile.TemporaryDirectory(prefix="dllmexp-probe-") as folder, socket.socket() as listener:
+    with Scratch() as folder, socket.socket() as listener:
         secret, new = Path(folder, "secret"), Path(folder, "new")
         secret.write_text("x")
         listener.bind(("127.0.0.1", 0))
