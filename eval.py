@@ -191,7 +191,7 @@ def describe(job: Job) -> str:
     ]
     lines += [f"note: {note}" for note in job.notes]
     if job.protocol.name == "official":
-        lines.append(f"published: {published(found) if (found := job.protocol.reference) else UNPUBLISHED}")
+        lines += [f"published: {text}" for text in map(published, job.protocol.references)] or [f"published: {UNPUBLISHED}"]
     return "\n".join([*lines, f"output: {job.path}"])
 
 

@@ -18,6 +18,7 @@ from experiment.statistics import Estimate, estimate, percentile
 from utils import SCHEMA_VERSION, BadDataError, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
+DEPARTS = "not set beside a published score: the run, its data or its size departs from the protocol that has one"
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")  # metrics that are 0 or 1 for a sample, and those ending in _acc
 
@@ -245,14 +246,15 @@ def build_result(
     complete: every sample was scored; `metrics` holds every metric and `headline` the one that stands for the task.
     unscored: every sample is there, but programs were not to be run; no metric.
     incomplete: some samples failed. Then there is no headline, and `score_on_completed` says what the others got
-    and how many they are. `reference` is the published score, only where nothing departs from its protocol.
+    and how many they are. `reference` is the published score of as many tokens per step, only where nothing else
+    departs from its protocol.
     """
     failed = {r.doc_id for r in records if r.error is not None}
     estimates = {k: e.as_dict() for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()}
     rows, times = sample_rows(records, logged)
     complete = not failed and headline in estimates
-    published = data.get("name") in ("original", "hub")
-    matches = complete and published and not overrides and limit is None and config.get("predictions") is None
+    whole = complete and data.get("name") in ("original", "hub") and limit is None and config.get("predictions") is None
+    reference = reference_of(protocol.get("references", ()), overrides) if whole else None
     result = {
         "schema_version": SCHEMA_VERSION,
         "status": "complete" if complete else "incomplete" if failed else "unscored",
@@ -267,27 +269,28 @@ def build_result(
         "headline": {"metric": headline, **estimates[headline]} if complete else None,
         "metrics": estimates if complete else {},
         "score_on_completed": estimates if failed else None,
-        "reference": protocol.get("reference") if matches else None,
-        "reference_note": _reference_note(protocol, matches),
+        "reference": reference,
+        "reference_note": None if reference else DEPARTS if protocol.get("references") else UNPUBLISHED,
         "diagnostics": diagnostics(rows, code=code),
         "strict": strict_summary(rows) if code else None,
         "samples": rows,
     }
-    result["protocol"].pop("reference", None)
+    result["protocol"].pop("references", None)
     result["content_sha256"] = sha256(result)
     return result | {"profile": {**profile, "sample_seconds": times}, "meta": dict(meta)}
 
 
+def reference_of(references: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The published score of a run's tokens per step; None where there is none, or anything else was overridden."""
+    k = overrides.get("tokens_per_step", {}).get("run", 1)
+    same = set(overrides) <= {"tokens_per_step"}
+    return next((dict(r) for r in references if same and r["tokens_per_step"] == k), None)
+
+
 def published(reference: Mapping[str, Any]) -> str:
     """A published score in a line."""
-    return f"{reference['score']} % ({reference['metric']}, {reference['source']})"
-
-
-def _reference_note(protocol: Mapping[str, Any], matches: bool) -> str | None:
-    """Why no published score stands beside the result, where none does."""
-    if protocol.get("reference") is None:
-        return UNPUBLISHED
-    return None if matches else "not set beside the published score: the run, its data or its size departs from the protocol"
+    k = reference["tokens_per_step"]
+    return f"{reference['score']} % at {k} token{'s' * (k > 1)} per step ({reference['metric']}, {reference['source']})"
 
 
 def load_result(path: Path) -> dict[str, Any] | None:

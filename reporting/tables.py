@@ -100,7 +100,7 @@ def _result_notes(runs: Sequence[Run]) -> Iterable[str]:
     machines = sorted({run.machine for run in runs if run.tok_s is not None})
     if machines:
         yield f"Decoded on: {'; '.join(machines)}." + (" tok/s compare on one machine only." if len(machines) > 1 else "")
-    cited = {(r.model, r.task): r.reference for r in runs if r.reference}
+    cited = {(r.model, r.task): r.reference for r in runs if r.reference}  # they differ in tokens per step and score alone
     for (model, task), reference in cited.items():
         yield f"Published, {model} {task}: {reference['source']}; {reference['metric']}; {reference['settings']}."
     bare = {(r.model, r.task): r.reference_note for r in runs if r.config["protocol"] == "official" and not r.reference}

@@ -3,8 +3,8 @@
 `uniform`: the same prompt form, canvas and rule for all models, temperature 0, no examples.
 `official`: per model and task what its authors report with; only its results belong beside a published score.
     Where an official prompt's worked examples are not part of lm-eval, lm-eval's own stand in, and the
-    reference's "settings" say so. No official protocol exists for TruthfulQA in generation, nor for DiffuCoder
-    on GSM8K and on MBPP's 500 tasks: those entries are this project's choice and have no reference.
+    references' "settings" say so. No official protocol exists for TruthfulQA in generation, nor for DiffuCoder
+    on GSM8K and on MBPP's 500 tasks: those entries are this project's choice and have no references.
 
 Sources: LLaDA EVAL.md and its OpenCompass configurations; Dream eval_instruct/eval.sh; the DiffuCoder paper,
 README and issue 10; Fast-dLLM Table 1 and Figure 5. Only the standard library is imported.
@@ -30,8 +30,8 @@ class Protocol:
     system: a system prompt, None for what the checkpoint's template does by itself (Dream's and DiffuCoder's
     insert "You are a helpful assistant.", LLaDA's nothing).
     gen_length: the canvas, in tokens; block_length: None is the whole canvas.
-    reference: the published score of this very protocol at one token per step, or None:
-        {"score": percent, "metric", "tokens_per_step": 1, "source", "settings"}.
+    references: the published scores of this very protocol, one for each number of tokens per step that has one:
+        {"score": percent, "metric", "tokens_per_step", "source", "settings"}.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Protocol:
     alg_temp: float | None = None
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
-    reference: dict | None = None
+    references: tuple[dict, ...] = ()
 
 
 def protocol(name: str, alias: str, task: str) -> Protocol:
@@ -142,43 +142,44 @@ FLEXIBLE, PASS = "exact_match,flexible-extract", "pass@1,create_test"
 _LLADA_EVAL = "ML-GSAI/LLaDA EVAL.md (OpenCompass)"
 _DREAM_EVAL = "Dream paper; DreamLM/Dream eval_instruct/eval.sh"
 
-# (alias, task) -> (score in percent, metric, source, settings)
+# (alias, task) -> (tokens per step -> score in percent, metric, source, settings)
 REFERENCES = {
     ("llada", "gsm8k"): (
-        79.3, FLEXIBLE, "Fast-dLLM (arXiv:2505.22618) Table 1",
-        "lm-eval gsm8k, 5 examples in one user turn, canvas 256, block 32; 74.8 at 2 and 66.5 at 4 tokens per step"
-        " (its Figure 5). OpenCompass's 4-example turns with block 8: 78.9 (EVAL.md)",
+        {1: 79.3, 2: 74.8, 4: 66.5, 8: 30.7}, FLEXIBLE,
+        "Fast-dLLM (arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5",
+        "lm-eval gsm8k, 5 examples in one user turn, canvas 256, block 32. OpenCompass's 4-example turns with block 8:"
+        " 78.9 (EVAL.md)",
     ),
     ("llada", "humaneval"): (
-        47.0, PASS, _LLADA_EVAL, "canvas and block 512, logits_eos_inf; 49.4 with the authors' internal library",
+        {1: 47.0}, PASS, _LLADA_EVAL, "canvas and block 512, logits_eos_inf; 49.4 with the authors' internal library",
     ),
     ("llada", "mbpp"): (
-        39.6, PASS, _LLADA_EVAL,
+        {1: 39.6}, PASS, _LLADA_EVAL,
         "3 examples as turns, canvas and block 256, confidence_eos_eot_inf; 41.0 with the internal library",
     ),
     ("llada1.5", "gsm8k"): (
-        83.6, FLEXIBLE, _LLADA_EVAL,
+        {1: 83.6}, FLEXIBLE, _LLADA_EVAL,
         "canvas 256, block 16, confidence_eos_eot_inf; published with OpenCompass's 4-example turns, here lm-eval's"
         " 5 examples in one turn; 83.8 with the internal library",
     ),
     ("llada1.5", "humaneval"): (
-        51.2, PASS, _LLADA_EVAL, "canvas 512, block 32, confidence_eos_eot_inf; 52.4 with the internal library",
+        {1: 51.2}, PASS, _LLADA_EVAL, "canvas 512, block 32, confidence_eos_eot_inf; 52.4 with the internal library",
     ),
     ("llada1.5", "mbpp"): (
-        42.6, PASS, _LLADA_EVAL,
+        {1: 42.6}, PASS, _LLADA_EVAL,
         "3 examples as turns, canvas 512, block 32, confidence_eos_eot_inf; 42.8 with the internal library",
     ),
     ("dream", "gsm8k"): (
-        81.0, FLEXIBLE, _DREAM_EVAL, "gsm8k_cot without examples, canvas 256, temperature 0.1, top_p 0.9; dllm: 82.0",
+        {1: 81.0}, FLEXIBLE, _DREAM_EVAL, "gsm8k_cot without examples, canvas 256, temperature 0.1, top_p 0.9; dllm: 82.0",
     ),
     ("dream", "humaneval"): (
-        55.5, PASS, _DREAM_EVAL, "humaneval_instruct v2, canvas 768, temperature 0.1, top_p 0.9; dllm: 57.9",
+        {1: 55.5}, PASS, _DREAM_EVAL, "humaneval_instruct v2, canvas 768, temperature 0.1, top_p 0.9; dllm: 57.9",
     ),
     ("dream", "mbpp"): (
-        58.8, PASS, _DREAM_EVAL, "mbpp_instruct, canvas 1024, temperature 0.1, top_p 0.9; dllm: 58.2",
+        {1: 58.8}, PASS, _DREAM_EVAL, "mbpp_instruct, canvas 1024, temperature 0.1, top_p 0.9; dllm: 58.2",
     ),
     ("diffucoder", "humaneval"): (
-        73.2, PASS, "DiffuCoder paper (arXiv:2506.20639)",
+        {1: 73.2}, PASS, "DiffuCoder paper (arXiv:2506.20639)",
         "EvalPlus's harness with HumanEval's own tests, canvas 512; prompt and temperature not published",
     ),
 }  # fmt: skip
@@ -186,12 +187,7 @@ REFERENCES = {
 
 def _official(alias: str, task: str) -> Protocol:
     form, num_fewshot, gen_length, block_length = OFFICIAL[alias][task]
-    reference = None
-    if (alias, task) in REFERENCES:
-        score, metric, source, settings = REFERENCES[alias, task]
-        reference = {
-            "score": score, "metric": metric, "tokens_per_step": 1, "source": source, "settings": settings,
-        }  # fmt: skip
+    scores, metric, source, settings = REFERENCES.get((alias, task), ({}, "", "", ""))
     return Protocol(
         name="official",
         form=form,
@@ -200,7 +196,10 @@ def _official(alias: str, task: str) -> Protocol:
         system=None,
         gen_length=gen_length,
         block_length=block_length,
-        reference=reference,
+        references=tuple(
+            {"score": score, "metric": metric, "tokens_per_step": k, "source": source, "settings": settings}
+            for k, score in scores.items()
+        ),
         **SAMPLING[alias],
         **_flags(alias, task),
     )

@@ -62,8 +62,8 @@ def craft(
     ]
     cell = protocol_of(protocol, alias, task)
     result = build_result(
-        config=config.as_dict(), config_id=config.id, protocol={"name": protocol, "reference": cell.reference},
-        overrides=overrides or {}, notes=[], data={"name": data, "files": config.data, "n_docs": n, "rows_sha256": data},
+        config=config.as_dict(), config_id=config.id, protocol={"name": protocol, "references": cell.references},
+        overrides=({} if k == 1 else {"tokens_per_step": {"protocol": 1, "run": k}}) | (overrides or {}), notes=[], data={"name": data, "files": config.data, "n_docs": n, "rows_sha256": data},
         limit=limit, records=records, logged=logged, headline=f"{metric},{chain}", code=False,
         profile=profile(records, peak_bytes={}),
         meta={"started": "2026-01-01T00:00:00+00:00", "samples_made": [{"device_name": machine, "cpu": "x"}]},

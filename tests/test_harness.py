@@ -458,7 +458,7 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
         return build_result(
             config=config,
             config_id="x",
-            protocol={"reference": {"score": 79.3}},
+            protocol={"references": [{"score": 79.3, "tokens_per_step": 1}, {"score": 74.8, "tokens_per_step": 2}]},
             overrides=overrides or {},
             notes=[],
             data={"name": name},
@@ -471,7 +471,9 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
             meta={},
         )["reference"]
 
-    assert reference() == {"score": 79.3}
+    steps = {"tokens_per_step": {"protocol": 1, "run": 2}}
+    assert reference()["score"] == 79.3 and reference(steps)["score"] == 74.8
+    assert reference({"tokens_per_step": {"protocol": 1, "run": 3}}) is None and reference(steps | {"dtype": {}}) is None
     assert reference({"gen_length": {}}) is None and reference(limit=5) is None and reference(predictions="abc") is None
     assert reference(name="mini") is None
 
