@@ -103,10 +103,12 @@ def _result_notes(runs: Sequence[Run]) -> Iterable[str]:
     cited = {(r.model, r.task): r.reference for r in runs if r.reference}  # they differ in tokens per step and score alone
     for (model, task), reference in cited.items():
         yield f"Published, {model} {task}: {reference['source']}; {reference['metric']}; {reference['settings']}."
-    bare = {(r.model, r.task): r.reference_note for r in runs if r.config["protocol"] == "official" and not r.reference}
-    for (model, task), why in bare.items():
-        if why:
-            yield f"No published score beside {model} {task}: {why}."
+    bare: dict[tuple[str, str, str], list[str]] = {}
+    for r in runs:
+        if r.config["protocol"] == "official" and r.reference_note and not r.reference:
+            bare.setdefault((r.model, r.task, r.reference_note), []).append(_k(r))
+    for (model, task, why), ks in bare.items():
+        yield f"No published score beside {model} {task}, K = {', '.join(dict.fromkeys(ks))}: {why}."
     if cited:
         yield "Within noise: the published score lies in the 95 % interval of ours."
 
