@@ -158,7 +158,8 @@ def aup_interval(
     """95 % percentile interval of aup() over resampled documents; the same numbers every time.
 
     A document is drawn with its answers at every point of the curve. Tokens per forward pass and y_max stay as they are.
-    (None, None) where the points are not on the same documents, or there is one document only.
+    (None, None) where the points are not on the same documents, there is one document only, or all have the same scores:
+    no draw differs then, and an interval from 226 to 226 would read as certainty.
     """
     import numpy as np
 
@@ -167,6 +168,8 @@ def aup_interval(
     if n < 2 or any(sorted(run.scores) != documents for run in curve):
         return None, None
     scores = 100 * np.array([[run.scores[d] for d in documents] for run in curve])
+    if (scores == scores[:, :1]).all():
+        return None, None
     draw = np.random.Generator(np.random.PCG64(0))
     drawn = (scores[:, draw.integers(0, n, size=n)].mean(axis=1) for _ in range(AUP_RESAMPLES))
     values = [aup([(r.tpf, y) for r, y in zip(curve, ys, strict=True)], y_max, alpha=alpha, drop=drop).value for ys in drawn]
