@@ -61,7 +61,7 @@ class Acceleration:
             told.append("CUDA graphs: none for a causal model")
             tell(f"note: {told[-1]}")
         elif cuda_graphs:
-            graphs = Graphs(model, captured, tell)
+            graphs = Graphs(model, capturing(model.device), tell)
             told.append("CUDA graphs")
         return cls(graphs, tuple(told))
 
@@ -84,18 +84,27 @@ def _warm_up(model: Transformer) -> None:
         model.predict(tokens, [(0, n, n) for n in lengths], torch.arange(5, 5 + 10 * len(lengths)))
 
 
-def captured(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """`run` as a CUDA graph, after two runs on another stream that settle what is allocated and chosen."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
-    return graph.replay, out
+def capturing(device: torch.device) -> Capture:
+    """How a CUDA graph is made on `device`, after two runs that settle what is allocated and chosen.
+
+    All graphs share one pool of memory: one runs at a time, and its result is copied before the next one does.
+    """
+    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+
+    def captured(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        here, graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
+        # the model's device may not be the current one, and a capture that fails stays on its own stream
+        with torch.cuda.device(device), torch.cuda.stream(here):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    run()
+            here.wait_stream(stream)
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                out = run()
+        return graph.replay, out
+
+    return captured
 
 
 @dataclass(frozen=True)

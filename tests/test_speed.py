@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import oracle
 import pytest
@@ -23,7 +25,7 @@ from decoding.engine import decode
 from decoding.sampling import Rules, propose, shortlisted, uniforms
 from decoding.schedule import DecodeConfig, make_schedule
 from models import Span, first_layer, load_model
-from models.acceleration import Acceleration, Graphs
+from models.acceleration import Acceleration, Graphs, capturing
 from models.cost import batch_rows, matmul_flops
 from models.layers import rms_norm
 from scripts import bench
@@ -265,6 +267,34 @@ def test_graphs_that_do_not_work_are_said_and_left(replayed, fault):
         (tokens, spans), rows = tokens_of((20,), seed), torch.tensor([3])
         assert torch.equal(model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows))
     assert len(told) == 1 and ("not permitted" if fault == "raises" else "do not keep the bits") in told[0]
+
+
+def test_graphs_are_captured_on_the_models_device_into_one_pool(monkeypatch):
+    """What torch.cuda is asked for, without one: `--devices 0,1` leaves cuda:0 the current device of every worker."""
+    within, captures, device = [], [], torch.device("cuda:1")
+
+    @contextmanager
+    def entered(kind, what):
+        within.append((kind, what))
+        yield
+        within.pop()
+
+    def stream(of):
+        return SimpleNamespace(wait_stream=lambda other: None, device=of)
+
+    fakes = {
+        "device": lambda d: entered("device", d), "stream": lambda s: entered("stream", s), "graph_pool_handle": object,
+        "current_stream": stream, "Stream": stream,
+        "CUDAGraph": lambda: SimpleNamespace(replay=None), "graph": lambda g, **options: entered("graph", options),
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    capture = capturing(device)
+    for _ in range(2):
+        capture(lambda: captures.append(dict(within)))
+    graphs = [c["graph"] for c in captures if "graph" in c]
+    assert all(c["device"] == device for c in captures) and len(graphs) == 2
+    assert graphs[0]["pool"] is graphs[1]["pool"] and graphs[0]["stream"] is graphs[1]["stream"]
 
 
 def test_a_cpu_has_no_graphs_and_says_so(tiny):
