@@ -19,7 +19,7 @@ import decoding.sampling as sampling
 import eval as cli
 import models.packing as packing
 from bench import rounds
-from bench.presets import PRESETS
+from bench.presets import PRESETS, random_model
 from bench.reference import Plain
 from decoding.engine import decode
 from decoding.sampling import Rules, propose, shortlisted, uniforms
@@ -373,6 +373,22 @@ def test_the_benchmark_finds_the_references_tokens(tmp_path, capsys, preset, reg
     assert len(found[0]["noise"]) == 1 and all(f["ratio"] > 0 for f in found)
     assert found[0]["tpf"] == pytest.approx(4.0) and found[0]["share_of_matmul"] > 0
     assert "equal" in capsys.readouterr().out
+
+
+def test_capturing_graphs_is_in_no_figure_of_the_benchmark(monkeypatch):
+    """It takes longer than the steps that a short run replays."""
+    preset, real, noted = replace(PRESETS["tiny"], gen_length=32), rounds.decode, []
+    model = random_model(preset.config, "cpu", "float32")
+    model.acceleration = Acceleration(SimpleNamespace(seconds=0.0, logits=lambda *_: None))
+
+    def decode_and_capture(*args, **options):
+        model.acceleration.graphs.seconds += 60
+        return real(*args, **options)
+
+    monkeypatch.setattr(rounds, "decode", decode_and_capture)
+    monkeypatch.setattr(rounds, "_note", lambda *args: noted.append(args[4]))
+    rounds.run_round(preset, model, Plain(model), [[5, 6, 7]], [rounds.Line(preset.regimes[0])], 1, 0, lambda name: None)
+    assert -60 < noted[0].wall < 0
 
 
 def test_the_benchmark_ends_with_1_where_tokens_differ(tmp_path, monkeypatch, capsys):
