@@ -60,9 +60,20 @@ def propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor |
     reads:  which of "confidence", "entropy", "margin" to compute.
     noise:  [R] float64 uniform in [0, 1), one number for each drawn token; needed above temperature 0.
     """
-    parts = [
-        _propose(logits[part], rules, reads, None if noise is None else noise[part]) for part in chunks(logits)
-    ]
+    groups = chunks(logits)
+    parts = [_propose(logits[part], rules, reads, None if noise is None else noise[part]) for part in groups]
+    proposal = _joined([found for found, _ in parts], reads)
+    if parts[0][1] is None:
+        return proposal
+    rest = (~torch.cat([sound for _, sound in parts])).nonzero()[:, 0]  # a wait for the device: one for all groups
+    for some in rest.split(groups[0].stop) if len(rest) else ():
+        exact = _drawn(_without(logits[some], rules.never), rules, reads, noise[some])
+        for name in ("tokens", *reads):
+            getattr(proposal, name)[some] = getattr(exact, name)
+    return proposal
+
+
+def _joined(parts: list[Proposal], reads: frozenset[str]) -> Proposal:
     if len(parts) == 1:
         return parts[0]
     return Proposal(
@@ -77,23 +88,19 @@ def chunks(logits: Tensor) -> list[slice]:
     return [slice(i, i + size) for i in range(0, max(1, len(logits)), size)]
 
 
-def _propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None) -> Proposal:
-    if rules.never:
-        logits = _without(logits, rules.never)
+def _propose(
+    logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None
+) -> tuple[Proposal, Tensor | None]:
+    """A proposal, and [R] where it is sound; None where it is everywhere."""
+    logits = _without(logits, rules.never)
     if rules.temperature == 0:
-        return _scored(logits, rules, reads, _likeliest(logits), None)
+        return _scored(logits, rules, reads, _likeliest(logits), None), None
     narrow = (rules.top_p or 1) < 1 or (rules.top_k or SHORTLIST) < SHORTLIST
     if not narrow or logits.shape[-1] < 4 * SHORTLIST:
-        return _drawn(logits, rules, reads, noise)
+        return _drawn(logits, rules, reads, noise), None
     ids, probs, sound = shortlisted(logits, rules.temperature, rules.top_p, rules.top_k)
     tokens = ids.gather(-1, draw(probs, noise)[:, None])[:, 0]
-    proposal = _scored(logits, rules, reads, tokens, probs, (ids == tokens[:, None]).long().argmax(dim=-1))
-    rest = (~sound).nonzero()[:, 0]
-    if len(rest):
-        exact = _drawn(logits[rest], rules, reads, noise[rest])
-        for name in ("tokens", *reads):
-            getattr(proposal, name)[rest] = getattr(exact, name)
-    return proposal
+    return _scored(logits, rules, reads, tokens, probs, (ids == tokens[:, None]).long().argmax(dim=-1)), sound
 
 
 def _likeliest(logits: Tensor) -> Tensor:
@@ -104,8 +111,8 @@ def _likeliest(logits: Tensor) -> Tensor:
 
 
 def _without(logits: Tensor, tokens: tuple[int, ...]) -> Tensor:
-    """A copy of the logits with these tokens at -inf."""
-    logits = logits.clone()
+    """The logits with these tokens at -inf: a copy where there are any."""
+    logits = logits.clone() if tokens else logits
     for token in tokens:
         logits[:, token] = -torch.inf
     return logits
@@ -129,9 +136,7 @@ def _scored(
         return Proposal(tokens)
     dtype = logits.dtype if rules.dtype is None else rules.dtype
     if probs is None or not rules.scores_the_draw:
-        if rules.last:
-            logits = _without(logits, rules.last)
-        probs, at = logits.to(dtype).softmax(dim=-1), tokens
+        probs, at = _without(logits, rules.last).to(dtype).softmax(dim=-1), tokens
     return Proposal(tokens, **_scores(probs.to(dtype), at, reads))
 
 

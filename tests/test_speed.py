@@ -92,6 +92,21 @@ def test_a_peaked_distribution_is_drawn_from_without_a_sort(monkeypatch):
         propose(logits_of("flat"), rules, frozenset({"entropy"}), noise)
 
 
+def test_rows_that_need_the_sort_are_looked_up_once_for_all_chunks(monkeypatch):
+    """Each look waits for a GPU: a batch of whole canvases has a dozen chunks a step."""
+    looks, real = [], torch.Tensor.nonzero
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda x: looks.append(len(x)) or real(x))
+    monkeypatch.setitem(sampling.CHUNK_NUMBERS, "cpu", 5 * V)
+    rules, noise = Rules(temperature=0.9, top_p=0.9, scores_the_draw=True, never=(7,)), uniforms(3, 1, 24)[0]
+    logits = torch.where(torch.arange(24)[:, None] % 3 == 0, logits_of("flat"), logits_of("peaked"))
+    got = propose(logits, rules, frozenset({"entropy"}), noise)
+    assert looks == [24]
+    monkeypatch.setattr(sampling, "SHORTLIST", V)
+    expected = propose(logits, rules, frozenset({"entropy"}), noise)
+    assert torch.equal(got.tokens, expected.tokens)
+    torch.testing.assert_close(got.entropy, expected.entropy, atol=1e-12, rtol=1e-12)
+
+
 def test_a_nucleus_that_ends_among_ties_beyond_the_shortlist_is_sorted():
     """400 equal tokens: which of them belong is decided by their ids, and the shortlist has any 256 of them."""
     logits = torch.full((1, V), -30.0)
