@@ -19,7 +19,7 @@ from torch import Tensor
 
 from decoding.algorithms import ALGORITHMS
 from decoding.rows import Completion, Row
-from decoding.sampling import Proposal, Rules, propose, uniforms
+from decoding.sampling import Proposal, Rules, propose, there, uniforms, without
 from decoding.schedule import DecodeConfig
 from decoding.spans import CACHES, Span, SpanView
 from decoding.verifier import Draft, Verifier
@@ -83,11 +83,6 @@ def decode(
     if problems:
         raise ValueError("; ".join(problems))
     return _Decoder(model, config, stop, verifier).run(prompts, seeds, batch_size or len(prompts) or 1, on_finish)
-
-
-def _there(x: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device, in a transfer that nothing waits for."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 class _Decoder:
@@ -167,7 +162,7 @@ class _Decoder:
         noise = self._noise(rows)
         queried = self._in_sight(rows)
         proposal, observed = self._propose(rows, queried, noise)
-        at = _there(torch.from_numpy(queried), self.model.device)
+        at = there(torch.from_numpy(queried), self.model.device)
         found = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
         scores = {name: at.to(score.dtype).masked_scatter(at, score) for name, score in found.items()}
         chosen = self.algorithm.select(self._view(rows, queried, noise, scores))
@@ -178,7 +173,7 @@ class _Decoder:
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
             if row.memory:
-                kept = _there(torch.from_numpy(np.flatnonzero(~now_committed[was_open])), self.model.device)
+                kept = there(torch.from_numpy(np.flatnonzero(~now_committed[was_open])), self.model.device)
                 row.memory = {name: held[kept] for name, held in row.memory.items()}
 
     def _block(self, row: Row) -> slice:
@@ -207,15 +202,15 @@ class _Decoder:
         steps, reads = [row.step for row in rows], self.algorithm.reads
         more = dict(scores or {})
         if "step" in reads:
-            more["step"] = _there(torch.tensor(steps), device)
+            more["step"] = there(torch.tensor(steps), device)
         if "canvas" in reads:
-            more["canvas"] = _there(torch.from_numpy(np.stack([row.open for row in rows])), device)
-            more["start"] = _there(torch.tensor([self._block(row).start for row in rows]), device)
+            more["canvas"] = there(torch.from_numpy(np.stack([row.open for row in rows])), device)
+            more["start"] = there(torch.tensor([self._block(row).start for row in rows]), device)
         return StepView(
-            masked=_there(torch.from_numpy(in_sight), device),
-            quota=_there(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
-            rate=_there(torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device),
-            noise=_there(noise[1], device) if noise is not None and self.algorithm.noisy else None,
+            masked=there(torch.from_numpy(in_sight), device),
+            quota=there(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
+            rate=there(torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device),
+            noise=there(noise[1], device) if noise is not None and self.algorithm.noisy else None,
             alg_temp=self.config.alg_temp or 0.0, options=self.config.options, **more,
         )  # fmt: skip
 
@@ -262,15 +257,13 @@ class _Decoder:
             return self._verified(rows, queried, logits)
         if self.algorithm.observe is not None:
             logits, observed = self._observe(rows, logits, queried.sum(axis=1).tolist())
-        drawn = _there(noise[0][torch.from_numpy(queried)], logits.device) if self.config.temperature > 0 else None
+        drawn = there(noise[0][torch.from_numpy(queried)], logits.device) if self.config.temperature > 0 else None
         return propose(logits, self.rules, self.algorithm.scores, drawn), observed
 
     def _observe(self, rows: list[Row], logits: Tensor, counts: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         """Each row's logits through the algorithm's memory of the block: (logits [R, V], its score if it gives one)."""
         logits = logits.to(self.rules.dtype or logits.dtype)
-        if self.rules.never:
-            logits = logits.index_fill(-1, torch.tensor(self.rules.never, device=logits.device), -torch.inf)
-        seen = []
+        logits, seen = without(logits, self.rules.never), []
         for row, part in zip(rows, logits.split(counts)):
             seen.append(self.algorithm.observe(part, row.memory, self.config.options))
             row.memory = seen[-1].memory

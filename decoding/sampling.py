@@ -67,7 +67,7 @@ def propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor |
         return proposal
     rest = (~torch.cat([sound for _, sound in parts])).nonzero()[:, 0]  # a wait for the device: one for all groups
     for some in rest.split(groups[0].stop) if len(rest) else ():
-        exact = _drawn(_without(logits[some], rules.never), rules, reads, noise[some])
+        exact = _drawn(without(logits[some], rules.never), rules, reads, noise[some])
         for name in ("tokens", *reads):
             getattr(proposal, name)[some] = getattr(exact, name)
     return proposal
@@ -92,7 +92,7 @@ def _propose(
     logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None
 ) -> tuple[Proposal, Tensor | None]:
     """A proposal, and [R] where it is sound; None where it is everywhere."""
-    logits = _without(logits, rules.never)
+    logits = without(logits, rules.never)
     if rules.temperature == 0:
         return _scored(logits, rules, reads, _likeliest(logits), None), None
     narrow = (rules.top_p or 1) < 1 or (rules.top_k or SHORTLIST) < SHORTLIST
@@ -110,7 +110,7 @@ def _likeliest(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def _without(logits: Tensor, tokens: tuple[int, ...]) -> Tensor:
+def without(logits: Tensor, tokens: tuple[int, ...]) -> Tensor:
     """The logits with these tokens at -inf: a copy where there are any."""
     logits = logits.clone() if tokens else logits
     for token in tokens:
@@ -136,7 +136,7 @@ def _scored(
         return Proposal(tokens)
     dtype = logits.dtype if rules.dtype is None else rules.dtype
     if probs is None or not rules.scores_the_draw:
-        probs, at = _without(logits, rules.last).to(dtype).softmax(dim=-1), tokens
+        probs, at = without(logits, rules.last).to(dtype).softmax(dim=-1), tokens
     return Proposal(tokens, **_scores(probs.to(dtype), at, reads))
 
 
@@ -210,6 +210,11 @@ def draw(probs: Tensor, noise: Tensor) -> Tensor:
     # below the total even where the product rounds up to it, or a token without mass could be drawn
     at = (noise[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, at, right=True)[:, 0]
+
+
+def there(x: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device, in a transfer that nothing waits for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def uniforms(seed: int, step: int, n: int) -> Tensor:
