@@ -243,7 +243,8 @@ class _ProfilingHarness(HFLM):
         if jobs and self.rows_in_flight == "auto":
             schedule = self.decode_config.schedule
             longest = max(len(job.ids) for job in jobs) + schedule.gen_length
-            n = fitting_rows(self.transformer, longest, schedule.block_length)
+            cached = self.decode_config.kv_cache != "none"
+            n = fitting_rows(self.transformer, longest, schedule.block_length, cached)
             self.rows_in_flight = self.batch_size_per_gpu = self.ledger.provenance["batch_size"] = n
             _log.warning(f"--batch_size auto: {n} samples in flight")
         for stops in sorted({job.stops for job in jobs}):

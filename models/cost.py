@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # One H200 needs 2,000 to 4,000 columns a forward pass before a larger batch gains nothing (arithmetic, not measured).
 ENOUGH_COLUMNS = 4096
 MOST_ROWS = 64
+# With a KV cache most passes compute a block alone, and are bound by the weights' way from memory (arithmetic as well).
+CACHED_ROWS = 16
 # A CPU is busy with one sample already.
 CPU_ROWS = 1
 # Of the free memory, what a batch may fill (fragments and other processes have the rest), less a chunk of float64 scores.
@@ -31,30 +33,34 @@ def matmul_flops(config: ModelConfig, spans: Sequence[Span], n_rows: int) -> int
     return (c.n_layers - 1) * full + last + 2 * n_rows * c.d_model * c.vocab_size
 
 
-def row_bytes(config: ModelConfig, length: int, open_rows: int, itemsize: int) -> int:
+def row_bytes(config: ModelConfig, length: int, open_rows: int, itemsize: int, cached: bool = False) -> int:
     """Bytes that one more sample of `length` columns, `open_rows` of them asked for, needs during a forward pass.
 
-    The largest moment of a layer (residual, normed copy, gate, up and their product) or the logits with one copy.
+    The largest moment of a layer (q, k and v before and after rotation, gate, up and their product, and seven times the
+    width), the logits with one copy, and with a cache its slot and the copy of a layer's keys and values.
     """
     c = config
-    layer = length * (3 * c.d_model + 3 * c.d_ff) * itemsize + length * c.d_model * 4
-    logits = 2 * open_rows * c.vocab_size * itemsize
-    return layer + logits
+    heads, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    layer = length * (2 * heads + 3 * kv + 3 * c.d_ff + 7 * c.d_model) * itemsize
+    slot = length * 2 * kv * (c.n_layers + 1) * itemsize if cached else 0
+    return layer + slot + 2 * open_rows * c.vocab_size * itemsize
 
 
 def batch_rows(
-    config: ModelConfig, length: int, open_rows: int, itemsize: int, free_bytes: int | None, device_type: str
-) -> int:
+    config: ModelConfig, length: int, open_rows: int, itemsize: int, free_bytes: int | None, device_type: str,
+    cached: bool = False,
+) -> int:  # fmt: skip
     """Samples in flight that fit and help: enough columns to fill a GPU, within the memory that is free."""
     if device_type == "cpu":
         return CPU_ROWS
-    helpful = min(MOST_ROWS, -(-ENOUGH_COLUMNS // length))
+    helpful = min(MOST_ROWS, max(-(-ENOUGH_COLUMNS // length), CACHED_ROWS if cached else 1))
     if free_bytes is None:
         return helpful
-    return max(1, min(helpful, int(free_bytes * FILL - SCORES_BYTES) // row_bytes(config, length, open_rows, itemsize)))
+    each = row_bytes(config, length, open_rows, itemsize, cached)
+    return max(1, min(helpful, int(free_bytes * FILL - SCORES_BYTES) // each))
 
 
-def fitting_rows(model: Transformer, length: int, open_rows: int) -> int:
+def fitting_rows(model: Transformer, length: int, open_rows: int, cached: bool) -> int:
     """`batch_rows` for a loaded model and the memory that its device has left."""
     import torch
 
@@ -62,4 +68,4 @@ def fitting_rows(model: Transformer, length: int, open_rows: int) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
-    return batch_rows(model.config, length, open_rows, model.dtype.itemsize, free, device.type)
+    return batch_rows(model.config, length, open_rows, model.dtype.itemsize, free, device.type, cached)

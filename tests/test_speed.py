@@ -2,6 +2,7 @@
 
 import json
 import os
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,19 +15,20 @@ from crafted import config_of
 from mini import LLADA, gsm8k_dir
 from safetensors.torch import load_file
 from test_models import plain_varlen
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import decoding.sampling as sampling
 import eval as cli
 import models.packing as packing
 from bench import rounds
-from bench.presets import PRESETS, random_model
+from bench.presets import PRESETS, Preset, _shape, random_model
 from bench.reference import Plain
 from decoding.engine import decode
 from decoding.sampling import Rules, propose, shortlisted, uniforms
 from decoding.schedule import DecodeConfig, make_schedule
 from models import Span, first_layer, load_model
 from models.acceleration import Acceleration, Graphs, capturing
-from models.cost import batch_rows, matmul_flops
+from models.cost import batch_rows, matmul_flops, row_bytes
 from models.layers import rms_norm
 from scripts import bench
 
@@ -363,9 +365,53 @@ def test_a_batch_fills_a_gpu_and_no_more_than_its_memory():
     config = PRESETS["llada-8b"].config
     assert batch_rows(config, 712, 32, 2, 100 << 30, "cuda") == 6  # 4272 columns
     assert batch_rows(config, 100, 32, 2, 100 << 30, "cuda") == 41
-    assert batch_rows(config, 712, 32, 2, 3 << 29, "cuda") == 2
+    assert batch_rows(config, 712, 32, 2, 13 << 27, "cuda") == 2
     assert batch_rows(config, 712, 32, 2, 0, "cuda") == 1
     assert batch_rows(config, 712, 32, 4, None, "cpu") == 1
+
+
+def test_a_cache_needs_memory_and_is_filled_by_more_samples():
+    """373 MB a sample of 712 columns (LLaDA-8B), in a cache of which nothing was known; 41 MB of Dream-7B's."""
+    config, dream = PRESETS["llada-8b"].config, PRESETS["dream-7b"].config
+    assert row_bytes(config, 712, 32, 2, True) - row_bytes(config, 712, 32, 2) == pytest.approx(373e6 * 33 / 32, rel=0.01)
+    assert row_bytes(dream, 712, 32, 2, True) - row_bytes(dream, 712, 32, 2) == pytest.approx(41e6 * 29 / 28, rel=0.01)
+    assert batch_rows(config, 712, 32, 2, 100 << 30, "cuda", True) == 16
+    assert batch_rows(config, 712, 32, 2, 4 << 30, "cuda", True) == 4
+
+
+@pytest.mark.parametrize(("family", "heads", "kv_heads", "d_ff"), [("llada", 8, 8, 3072), ("dream", 7, 1, 4736)])
+def test_a_sample_needs_the_memory_that_is_counted_for_it(monkeypatch, family, heads, kv_heads, d_ff):
+    """In bfloat16, whose arithmetic is written as on a GPU: every tensor that lives at the largest moment."""
+    monkeypatch.setattr(packing, "COLUMNS", {"cpu": 128})
+    config = Preset(_shape(family, 3, heads * 128, heads, kv_heads, d_ff, 2048), ()).config
+    model, tokens, peaks = random_model(config, "cpu", "bfloat16"), torch.randint(5, 1000, (640,)), []
+    for n in (1, 3):
+        with torch.no_grad(), Living() as living:
+            model.predict(tokens.repeat(n), [(0, 640, 640)] * n, torch.cat([torch.arange(400, 432) + 640 * i for i in range(n)]))
+        peaks.append(living.peak)
+    assert 0.8 < (peaks[1] - peaks[0]) / 2 / row_bytes(config, 640, 32, 2) < 1.1
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of the tensors that live, and the most there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.of, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.of:
+                self.of[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata)
+        return out
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.of.pop(key, 0)
 
 
 def test_the_arithmetic_of_a_forward_pass():
