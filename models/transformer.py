@@ -233,17 +233,20 @@ class Transformer(nn.Module):
         return x
 
     def rope_table(self, end: int) -> tuple[Tensor, Tensor]:
-        """cos and signed sin [at least `end`, 1, E], float32 for LLaDA, else in the model's dtype."""
+        """cos and signed sin [at least `end`, 1, E], float32 for LLaDA, else in the model's dtype.
+
+        Computed where the model is, as the official code does: a GPU's powers and cosines differ from a CPU's in the last bit.
+        """
         dtype = torch.float32 if self.config.rope_in_float32 else self.dtype
         table = self._rope
         if table is None or len(table[0]) < end or table[0].device != self.device or table[0].dtype != dtype:
             columns = max(end, min(2048, self.config.max_length))
-            steps = torch.arange(0, self.config.head_dim, 2, dtype=torch.int64).float()
+            steps = torch.arange(0, self.config.head_dim, 2, dtype=torch.int64, device=self.device).float()
             inverse = 1.0 / (self.config.rope_theta ** (steps / self.config.head_dim))
-            angle = torch.outer(torch.arange(columns).float(), inverse)[:, None, :]
+            angle = torch.outer(torch.arange(columns, device=self.device).float(), inverse)[:, None, :]
             cos, sin = angle.cos(), angle.sin()
             halves = ((cos, cos), (-sin, sin))
-            self._rope = table = tuple(torch.cat(h, -1).to(self.device, dtype) for h in halves)
+            self._rope = table = tuple(torch.cat(h, -1).to(dtype) for h in halves)
         return table
 
     def _check(self, tokens: Tensor, spans: Sequence[Span], cache: KVCache | None) -> None:
