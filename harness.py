@@ -100,7 +100,6 @@ class _ProfilingHarness(HFLM):
         self.seed, self.ledger, self.prefill, self.score = seed, ledger or Ledger(config_id=""), prefill, score
         self.records: list[Record] = []
         self.rows_in_flight = batch_size  # "auto" until the first batch says what fits
-        self.acceleration: tuple[str, ...] = ()  # what became of --compile and --cuda_graphs
         self.halved: list[int] = []  # batch sizes that did not fit into memory
         self._last_finish, self._peak_bytes = 0.0, 0  # of the device, over all sessions
         self._load, self._load_verifier = load, load_verifier
@@ -230,10 +229,14 @@ class _ProfilingHarness(HFLM):
         if self._transformer is None:
             self._transformer = self._load()
             self._verifier = self._load_verifier() if self._load_verifier is not None else None
-            self.acceleration = self._transformer.acceleration.told
             if self._on_cuda:
                 torch.cuda.reset_peak_memory_stats(self.device)
         return self._transformer
+
+    @property
+    def acceleration(self) -> tuple[str, ...]:
+        """What became of --compile and --cuda_graphs; () where no model was needed."""
+        return () if self._transformer is None else self._transformer.acceleration.told
 
     @property
     def _on_cuda(self) -> bool:

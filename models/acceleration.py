@@ -32,10 +32,10 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 @dataclass
 class Acceleration:
-    """What a model runs with. told: what became of each request, for the result."""
+    """What a model runs with. notes: what became of each request, less the graphs' own word."""
 
     graphs: Graphs | None = None
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: Transformer, compile: bool, cuda_graphs: bool, tell: Callable[[str], None]) -> Acceleration:
@@ -62,8 +62,12 @@ class Acceleration:
             tell(f"note: {told[-1]}")
         elif cuda_graphs:
             graphs = Graphs(model, capturing(model.device), tell)
-            told.append("CUDA graphs")
         return cls(graphs, tuple(told))
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What has become of each request so far, for the result: graphs may be left at any step."""
+        return self.notes if self.graphs is None else (*self.notes, self.graphs.told)
 
     @property
     def seconds(self) -> float:
@@ -146,9 +150,9 @@ class Graphs:
         self.model, self.capture, self.tell = model, capture, tell
         # inputs, replay, result, and the rotary table that the graph reads, which the model may replace by a longer one
         self.kept: OrderedDict[Bucket, tuple[Tensor, Callable[[], None], Tensor, tuple[Tensor, Tensor]]] = OrderedDict()
-        self.seconds, self.works = 0.0, model.varlen is not None
-        if not self.works:
-            tell("note: CUDA graphs need the varlen attention kernel, which does not run here; the plain path runs")
+        self.seconds, self.works, self.told = 0.0, True, "CUDA graphs"
+        if model.varlen is None:
+            self._leave("need the varlen attention kernel, which does not run here")
 
     def logits(self, tokens: np.ndarray, plan: Plan) -> Tensor | None:
         """Logits [R', V], or None where the plain path is to run. tokens: [T'] int64, as plan.positions."""
@@ -186,10 +190,13 @@ class Graphs:
             if len(self.kept) > MOST_GRAPHS:
                 self.kept.popitem(last=False)
         else:
-            self.works = False
-            self.kept.clear()
-            self.tell(f"note: CUDA graphs {reason}; the plain path runs")
+            self._leave(reason)
         self.seconds += time.perf_counter() - started
+
+    def _leave(self, reason: str) -> None:
+        self.works, self.told = False, f"CUDA graphs {reason}; the plain path runs"
+        self.kept.clear()
+        self.tell(f"note: {self.told}")
 
     def _run(self, bucket: Bucket, inputs: Tensor) -> Tensor:
         """The forward pass on the bucket's one tensor of integers, without a look at its values."""

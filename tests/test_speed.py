@@ -284,6 +284,7 @@ def test_graphs_that_do_not_work_are_said_and_left(replayed, fault):
         (tokens, spans), rows = tokens_of((20,), seed), torch.tensor([3])
         assert torch.equal(model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows))
     assert len(told) == 1 and ("not permitted" if fault == "raises" else "do not keep the bits") in told[0]
+    assert model.acceleration.told == (told[0].removeprefix("note: "),), "the result would say that they ran"
 
 
 def test_graphs_are_captured_on_the_models_device_into_one_pool(monkeypatch):
@@ -440,7 +441,7 @@ def test_capturing_graphs_is_in_no_figure_of_the_benchmark(monkeypatch):
     """It takes longer than the steps that a short run replays."""
     preset, real, noted = replace(PRESETS["tiny"], gen_length=32), rounds.decode, []
     model = random_model(preset.config, "cpu", "float32")
-    model.acceleration = Acceleration(SimpleNamespace(seconds=0.0, logits=lambda *_: None))
+    model.acceleration = Acceleration(SimpleNamespace(seconds=0.0, logits=lambda *_: None, told=""))
 
     def decode_and_capture(*args, **options):
         model.acceleration.graphs.seconds += 60
