@@ -235,7 +235,7 @@ class Transformer(nn.Module):
     def rope_table(self, end: int) -> tuple[Tensor, Tensor]:
         """cos and signed sin [at least `end`, 1, E], float32 for LLaDA, else in the model's dtype.
 
-        Computed where the model is, as the official code does: a GPU's powers and cosines differ from a CPU's in the last bit.
+        Computed where the model is, as LLaDA's code does: a GPU's powers and cosines differ from a CPU's in the last bit.
         """
         dtype = torch.float32 if self.config.rope_in_float32 else self.dtype
         table = self._rope
