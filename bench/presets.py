@@ -17,6 +17,8 @@ class Regime:
 
     block:  None is the whole canvas. answer: the share of the canvas at which an end token is placed; None: no exit.
     needed: the ratio to the reference that is aimed at, None where it only must not be slower.
+    kv_cache: with one the tokens are others than the reference's, which has none, and are not compared.
+    batch:  prompts a round, None: the preset's.
     """
 
     name: str
@@ -24,15 +26,20 @@ class Regime:
     block: int | None = None
     answer: float | None = None
     needed: float | None = None
+    kv_cache: str = "none"
+    batch: int | None = None
 
     def config(self, gen_length: int, tokens_per_step: int, early_exit: bool) -> DecodeConfig:
-        return DecodeConfig(make_schedule(self.algorithm, gen_length, self.block, tokens_per_step), early_exit=early_exit)
+        schedule = make_schedule(self.algorithm, gen_length, self.block, tokens_per_step)
+        return DecodeConfig(schedule, early_exit=early_exit, kv_cache=self.kv_cache)
 
 
 @dataclass(frozen=True)
 class Preset:
     """A model's shape and what is measured on it. batch: prompts a round.
 
+    distinct: so many of them differ, None: all. The reference, which takes one after the other, decodes each once, and
+    its time counts as often as the engine has the prompt.
     sampler: the top-p sampler alone, too, and the ratio that is aimed at (0: none is); None without it.
     """
 
@@ -44,6 +51,7 @@ class Preset:
     gen_length: int = 128
     tokens_per_step: int = 4
     batch: int = 1
+    distinct: int | None = None
     sampler: float | None = None
 
     @property
@@ -77,7 +85,13 @@ _DREAM = (
     Regime("entropy", "entropy", None, None, 2.0), Regime("origin", "origin", None, None, 5.0),
     Regime("maskgit_plus", "maskgit_plus"), Regime("topk_margin", "topk_margin"), Regime("leftright", "leftright"),
 )  # fmt: skip
-_GPU = dict(gpu=True, dtype="bfloat16", gen_length=512, tokens_per_step=1, batch=8)
+# one prompt for the reference, so that three rounds stay below ten minutes
+_GPU = dict(gpu=True, dtype="bfloat16", gen_length=512, tokens_per_step=1, batch=8, distinct=1)
+
+
+def _cached(algorithm: str, batch: int | None) -> tuple[Regime, ...]:
+    return tuple(Regime(f"{algorithm}, {kind} cache", algorithm, 32, kv_cache=kind, batch=batch) for kind in ("prefix", "dual"))
+
 
 PRESETS = {
     "cpu-small": Preset(_shape("llada", 12, 512, 8, 8, 1536, 8192), (*_blocks(1.2, 2.5, 3.5), *_OTHERS)),
@@ -88,17 +102,19 @@ PRESETS = {
     "cpu-dream": Preset(_shape("dream", 8, 256, 4, 1, 1344, 152064), _DREAM, tokens_per_step=8, sampler=5.0),
     "llada-8b": Preset(
         _shape("llada", 32, 4096, 32, 32, 12288, 126464),
-        (Regime("low_confidence", "low_confidence", 32, None, 1.4), Regime("low_confidence, exit at 140 tokens", "low_confidence", 32, 140 / 512, 4.0)),
+        (Regime("low_confidence", "low_confidence", 32, None, 1.4), Regime("low_confidence, exit at 140 tokens", "low_confidence", 32, 140 / 512, 4.0),
+         *_cached("low_confidence", 16)),
         **_GPU,
     ),
     "dream-7b": Preset(
         _shape("dream", 28, 3584, 28, 4, 18944, 152064),
-        (Regime("maskgit_plus", "maskgit_plus", None, None, 1.4), Regime("entropy", "entropy"),
-         Regime("leftright, exit at 140 tokens", "leftright", None, 140 / 512, 4.0)),
+        (Regime("entropy", "entropy", None, None, 1.4), Regime("leftright, exit at 140 tokens", "leftright", None, 140 / 512, 4.0),
+         *_cached("entropy", 16)),
         **_GPU, sampler=5.0,
     ),
     "tiny": Preset(
-        _shape("llada", 3, 64, 4, 4, 160, 4200), (*_blocks(None, None, None), *_OTHERS), prompt=20, gen_length=64, batch=8
+        _shape("llada", 3, 64, 4, 4, 160, 4200), (*_blocks(None, None, None), *_OTHERS, *_cached("low_confidence", None)),
+        prompt=20, gen_length=64, batch=8,
     ),
     "tiny-dream": Preset(
         _shape("dream", 3, 64, 4, 2, 160, 2100), tuple(replace(r, needed=None) for r in _DREAM), prompt=20, gen_length=32,

@@ -1,4 +1,4 @@
-"""Rounds of reference and engine in turns: times, tokens compared, arithmetic counted, memory."""
+"""Rounds of reference and engine in turns: times, tokens compared, arithmetic and bytes counted, memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from decoding.engine import decode
 from decoding.rows import Completion
 from decoding.sampling import Rules, _drawn, propose, uniforms
 from models.config import ModelConfig, Span
-from models.cost import matmul_flops
-from models.transformer import Transformer
+from models.cost import matmul_flops, moved_bytes
+from models.transformer import KVCache, Transformer
 
 
 @dataclass
@@ -67,16 +67,36 @@ def _peak() -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
-class Counted:
-    """A model that counts the arithmetic of its forward passes."""
+@dataclass(frozen=True)
+class Rates:
+    """What the machine does at best, measured in the same round: matmul in floating-point operations a second, copy in
+    bytes read and written a second."""
 
-    def __init__(self, model: Transformer, end_ids: tuple[int, ...] | None = None):
-        self.model, self.device, self.flops = model, model.device, 0
+    matmul: float
+    copy: float
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype) -> Rates:
+        return cls(matmul_rate(device, dtype), copy_rate(device))
+
+
+class Counted:
+    """A model that counts the arithmetic of its forward passes, and the seconds that they need at the machine's best."""
+
+    def __init__(self, model: Transformer, rates: Rates, end_ids: tuple[int, ...] | None = None):
+        self.model, self.device, self.rates, self.flops, self.floor = model, model.device, rates, 0, 0.0
         ends = model.config.end_ids if end_ids is None else end_ids
         self.config: ModelConfig = replace(model.config, end_ids=ends, eos_id=ends[0])
 
+    def new_cache(self) -> KVCache:
+        return self.model.new_cache()
+
     def predict(self, tokens, spans: Sequence, rows, cache=None):
-        self.flops += matmul_flops(self.config, [Span(*s) for s in spans], len(rows))
+        spans = [Span(*s) for s in spans]
+        flops = matmul_flops(self.config, spans, len(rows))
+        moved = moved_bytes(self.config, spans, len(rows), self.model.dtype.itemsize, cache is not None)
+        self.flops += flops
+        self.floor += max(flops / self.rates.matmul, moved / self.rates.copy)
         return self.model.predict(tokens, spans, rows, cache)
 
 
@@ -88,6 +108,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     a @ a
     _, took = timed(lambda: [a @ a for _ in range(repeats)], device)
     return repeats * 2 * n**3 / took.seconds(device.type == "cuda")
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second that one large copy reads and writes here and now."""
+    n = 1 << 30 if device.type == "cuda" else 1 << 26
+    a = torch.ones(n, dtype=torch.uint8, device=device)
+    b, repeats = a.clone(), 8
+    _, took = timed(lambda: [b.copy_(a) for _ in range(repeats)], device)
+    return repeats * 2 * n / took.seconds(device.type == "cuda")
 
 
 def end_tokens(answers: Sequence[Sequence[int]], share: float) -> tuple[int, ...]:
@@ -126,6 +155,7 @@ class Line:
     seconds: list[float] = field(default_factory=list)
     reference_seconds: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)  # of the matmul rate
+    floors: list[float] = field(default_factory=list)  # what the machine would need at its best, over what was needed
     peaks: list[int | None] = field(default_factory=list)
     reference_peaks: list[int | None] = field(default_factory=list)
     returned: int = 0
@@ -143,6 +173,7 @@ class Line:
             "reference_tokens_per_second": self.returned / sum(self.reference_seconds),
             "tpf": self.returned / self.forwards if self.forwards else None,
             "share_of_matmul": median(self.shares) if self.shares else None,
+            "share_of_floor": median(self.floors) if self.floors else None,
             "peak_bytes": max((p for p in self.peaks if p), default=None),
             "reference_peak_bytes": max((p for p in self.reference_peaks if p), default=None),
             "samples": self.samples, "samples_that_differ": self.differ,
@@ -151,16 +182,20 @@ class Line:
 
 def run_round(
     preset: Preset, model: Transformer, plain: Plain, prompts: Sequence[Sequence[int]], lines: Sequence[Line],
-    batch_size: int, seed: int, step: Callable[[str], None],
+    batch_size: int | None, seed: int, step: Callable[[str], None],
 ) -> None:
-    """Each regime's reference once - the first one's again at the end - and each regime's engine between them."""
+    """Each regime's reference once - the first one's again at the end - and each regime's engine between them.
+
+    prompts: those that differ; the engine has them again and again until they are as many as the regime's batch.
+    batch_size: rows in flight, None: all of them.
+    """
     on_gpu, device = model.device.type == "cuda", model.device
-    rate = matmul_rate(device, model.dtype)
+    rates = Rates.of(device, model.dtype)
     seeds = [seed + i for i in range(len(prompts))]
     told: dict[tuple, tuple[list[list[int]], Timing]] = {}
 
     def official(regime: Regime) -> tuple[list[list[int]], Timing]:
-        config = regime.config(preset.gen_length, preset.tokens_per_step, early_exit=False)
+        config = replace(regime, kv_cache="none").config(preset.gen_length, preset.tokens_per_step, early_exit=False)
         step(f"reference {regime.algorithm}")
         return timed(lambda: [reference(plain, p, config, s) for p, s in zip(prompts, seeds)], device)
 
@@ -169,15 +204,20 @@ def run_round(
         key = (regime.algorithm, regime.block)
         if key not in told:
             told[key] = official(regime)
-        answers, slow = told[key]
+        answers, once = told[key]
+        n = regime.batch or preset.batch
+        many = [i % len(prompts) for i in range(n)]
+        slow = replace(once, cpu=once.cpu * n / len(prompts), wall=once.wall * n / len(prompts))
         ends = None if regime.answer is None else end_tokens(answers, regime.answer)
-        counted = Counted(model, ends)
+        counted = Counted(model, rates, ends)
         config = regime.config(preset.gen_length, preset.tokens_per_step, early_exit=ends is not None)
         step(regime.name)
         before = model.acceleration.seconds
-        done, quick = timed(lambda: decode(counted, prompts, config, seeds, batch_size=batch_size), device)
+        done, quick = timed(
+            lambda: decode(counted, [prompts[i] for i in many], config, [seeds[i] for i in many], batch_size=batch_size), device
+        )
         quick.wall -= model.acceleration.seconds - before  # capturing graphs, which belongs to no figure
-        _note(line, answers, slow, done, quick, counted, on_gpu, rate)
+        _note(line, [answers[i] for i in many], slow, done, quick, counted, on_gpu)
     first = lines[0]
     again = official(first.regime)[1]
     once = told[first.regime.algorithm, first.regime.block][1]
@@ -185,21 +225,22 @@ def run_round(
 
 
 def _note(
-    line: Line, answers: list[list[int]], slow: Timing, done: list[Completion], quick: Timing, counted: Counted,
-    on_gpu: bool, rate: float,
-) -> None:  # fmt: skip
-    ends = counted.config.end_ids
-    line.ratios.append(slow.seconds(on_gpu) / quick.seconds(on_gpu))
+    line: Line, answers: list[list[int]], slow: Timing, done: list[Completion], quick: Timing, counted: Counted, on_gpu: bool
+) -> None:
+    ends, seconds = counted.config.end_ids, quick.seconds(on_gpu)
+    line.ratios.append(slow.seconds(on_gpu) / seconds)
     line.wall_ratios.append(slow.wall / quick.wall)
-    line.seconds.append(quick.seconds(on_gpu))
+    line.seconds.append(seconds)
     line.reference_seconds.append(slow.seconds(on_gpu))
-    line.shares.append(counted.flops / quick.seconds(on_gpu) / rate)
+    line.shares.append(counted.flops / seconds / counted.rates.matmul)
+    line.floors.append(counted.floor / seconds)
     line.peaks.append(quick.peak)
     line.reference_peaks.append(slow.peak)
     for answer, completion in zip(answers, done):
         wanted, got = until_end(answer, ends), until_end(completion.token_ids, ends)
-        line.samples += 1
-        line.differ += wanted != got
+        if line.regime.kv_cache == "none":
+            line.samples += 1
+            line.differ += wanted != got
         line.returned += len(got) - (got[-1] in ends)
         line.forwards += completion.nfe
 

@@ -33,6 +33,15 @@ def matmul_flops(config: ModelConfig, spans: Sequence[Span], n_rows: int) -> int
     return (c.n_layers - 1) * full + last + 2 * n_rows * c.d_model * c.vocab_size
 
 
+def moved_bytes(config: ModelConfig, spans: Sequence[Span], n_rows: int, itemsize: int, cached: bool) -> int:
+    """Bytes that one `predict` cannot but read or write: all weights once, a cache's columns, the logits."""
+    c = config
+    heads, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    weights = c.n_layers * c.d_model * (2 * heads + 2 * kv + 3 * c.d_ff) + c.d_model * c.vocab_size
+    columns = sum(s.kv_end + s.hi - s.lo for s in spans) if cached else 0
+    return (weights + columns * 2 * kv * c.n_layers + n_rows * c.vocab_size) * itemsize
+
+
 def row_bytes(config: ModelConfig, length: int, open_rows: int, itemsize: int, cached: bool = False) -> int:
     """Bytes that one more sample of `length` columns, `open_rows` of them asked for, needs during a forward pass.
 

@@ -28,7 +28,7 @@ from decoding.sampling import Rules, propose, shortlisted, uniforms
 from decoding.schedule import DecodeConfig, make_schedule
 from models import Span, first_layer, load_model
 from models.acceleration import Acceleration, Graphs, capturing
-from models.cost import batch_rows, matmul_flops, row_bytes
+from models.cost import batch_rows, matmul_flops, moved_bytes, row_bytes
 from models.layers import rms_norm
 from scripts import bench
 
@@ -415,6 +415,15 @@ class Living(TorchDispatchMode):
         self.now -= self.of.pop(key, 0)
 
 
+def test_the_bytes_of_a_forward_pass():
+    """LLaDA-8B in bfloat16 reads 14.99 GB of weights, and 373 MB of keys and values of 712 columns."""
+    config, spans = PRESETS["llada-8b"].config, [Span(0, 712, 712)]
+    assert moved_bytes(config, spans, 0, 2, False) == pytest.approx(14.99e9, rel=1e-3)
+    block = [Span(200, 232, 712)]
+    kept = moved_bytes(config, block, 0, 2, True) - moved_bytes(config, block, 0, 2, False)
+    assert kept == pytest.approx(373e6 * 744 / 712, rel=1e-2)
+
+
 def test_the_arithmetic_of_a_forward_pass():
     """LLaDA-8B, 712 columns: 10.94 TFLOP with head and last layer for all, a tenth less for 32 rows."""
     config, spans = PRESETS["llada-8b"].config, [Span(0, 712, 712)]
@@ -425,7 +434,7 @@ def test_the_arithmetic_of_a_forward_pass():
 # ---- the benchmark
 
 
-@pytest.mark.parametrize(("preset", "regimes"), [("tiny", 6), ("tiny-dream", 6)])
+@pytest.mark.parametrize(("preset", "regimes"), [("tiny", 8), ("tiny-dream", 6)])
 def test_the_benchmark_finds_the_references_tokens(tmp_path, capsys, preset, regimes):
     """Every algorithm and every early exit against the official loop; and what it says goes into the file."""
     out = tmp_path / "b.json"
@@ -433,8 +442,21 @@ def test_the_benchmark_finds_the_references_tokens(tmp_path, capsys, preset, reg
     found = json.loads(out.read_text())["regimes"]
     assert len(found) == regimes and not any(f["samples_that_differ"] for f in found)
     assert len(found[0]["noise"]) == 1 and all(f["ratio"] > 0 for f in found)
-    assert found[0]["tpf"] == pytest.approx(4.0) and found[0]["share_of_matmul"] > 0
+    assert found[0]["tpf"] == pytest.approx(4.0) and 0 < found[0]["share_of_matmul"] < 1.001 * found[0]["share_of_floor"]
     assert "equal" in capsys.readouterr().out
+    assert [f["regime"] for f in found if not f["samples"]] == [f["regime"] for f in found if "cache" in f["regime"]]
+
+
+def test_the_reference_takes_each_prompt_once_and_counts_as_often_as_the_engine_has_it(monkeypatch):
+    preset, asked, given = replace(PRESETS["tiny"], gen_length=32, batch=4), [], []
+    model, line = random_model(preset.config, "cpu", "float32"), rounds.Line(preset.regimes[0])
+    real, decode = rounds.reference, rounds.decode
+    monkeypatch.setattr(rounds, "reference", lambda *a: asked.append(a[1]) or real(*a))
+    monkeypatch.setattr(rounds, "decode", lambda *a, **o: given.append((a[1], a[3])) or decode(*a, **o))
+    monkeypatch.setattr(rounds, "timed", lambda work, device: (work(), rounds.Timing(1.0, 1.0, None)))
+    rounds.run_round(preset, model, Plain(model), [[5, 6, 7], [8, 9]], [line], None, 0, lambda name: None)
+    assert asked == [[5, 6, 7], [8, 9]] * 2 and given == [([[5, 6, 7], [8, 9]] * 2, [0, 1] * 2)]
+    assert line.ratios == [2.0] and (line.samples, line.differ) == (4, 0)
 
 
 def test_capturing_graphs_is_in_no_figure_of_the_benchmark(monkeypatch):
