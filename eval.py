@@ -115,10 +115,10 @@ def _load(checkpoint: str, device: str, dtype: str) -> Transformer:
 USUAL = Parts(_load)
 
 
-def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=None) -> _ProfilingHarness:
+def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=None, ahead=None) -> _ProfilingHarness:
     """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them.
 
-    score: see _ProfilingHarness.
+    score, ahead: see _ProfilingHarness.
     """
     from harness import DreamHarness, LladaHarness
     from models import load_tokenizer, read_config
@@ -153,6 +153,7 @@ def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=Non
         ledger=ledger,
         prefill=task.prefill,
         score=score,
+        ahead=ahead,
     )
 
 
@@ -233,10 +234,15 @@ def _execute(
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
     score = lmeval.scorer(task, spec.headline) if spec.kind in ("math", "qa") else None
-    lm = Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load, score)
-    logged = lmeval.evaluate(
-        lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
-    )
+    with ExitStack() as stack:
+        ahead = None
+        if texts is None and parts is USUAL and place.leads and spec.kind == "code" and sandbox.executes():
+            if idle := idle_cores(device, place.size):
+                ahead = stack.enter_context(task.judging.beside(idle))
+        lm = Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load, score, ahead)
+        logged = lmeval.evaluate(
+            lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
+        )
     form = spec.forms[job.config.prompt_form]
     return build_result(
         config=job.config.as_dict(),
@@ -268,6 +274,13 @@ def _execute(
             "sandbox": sandbox.announcement() if spec.kind == "code" else None,
         },
     )
+
+
+def idle_cores(device: str, n_workers: int) -> int:
+    """Cores that generating leaves to other work: each worker needs one beside a GPU, on a CPU as many as torch has threads."""
+    import torch
+
+    return max(0, len(os.sched_getaffinity(0)) - n_workers * (torch.get_num_threads() if device == "cpu" else 1))
 
 
 def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:

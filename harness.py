@@ -66,6 +66,7 @@ class _ProfilingHarness(HFLM):
     ledger: which samples are known, which are this process's, where they are kept; None keeps nothing.
     prefill: doc -> the beginning of the answer that goes behind the rendered prompt.
     score: (doc, answer) -> what it counts for, told to the ledger as samples finish; None where that is known later.
+    ahead: (doc, answer), called for each sample once it is there, whoever decoded it; None where nothing is to be done.
     """
 
     family = ""
@@ -85,6 +86,7 @@ class _ProfilingHarness(HFLM):
         ledger: Ledger | None = None,
         prefill: Callable[[dict], str] = lambda doc: "",
         score: Callable[[dict, str], float] | None = None,
+        ahead: Callable[[dict, str], None] | None = None,
     ):
         if config.family != self.family:
             raise UsageError(
@@ -97,7 +99,8 @@ class _ProfilingHarness(HFLM):
                 max_length=config.max_length, add_bos_token=False,
             )  # fmt: skip
         self.model_config, self.decode_config = config, decode_config
-        self.seed, self.ledger, self.prefill, self.score = seed, ledger or Ledger(config_id=""), prefill, score
+        self.seed, self.ledger, self.prefill = seed, ledger or Ledger(config_id=""), prefill
+        self.score, self.ahead = score, ahead
         self.records: list[Record] = []
         self.rows_in_flight = batch_size  # "auto" until the first batch says what fits
         self.halved: list[int] = []  # batch sizes that did not fit into memory
@@ -178,6 +181,8 @@ class _ProfilingHarness(HFLM):
             seconds=meta["seconds"],
         )
         job.record = self._record(job, completion, result["prompt_tokens"], meta["cost_seconds"])
+        if self.ahead is not None:
+            self.ahead(job.doc, job.record.text)
         self.records.append(job.record)
         progress.add(job.record, decoded_here=False)
 
@@ -317,6 +322,8 @@ class _ProfilingHarness(HFLM):
                 "tokens_returned": job.record.tokens_returned, "peak_bytes": self._peak_bytes or None}  # fmt: skip
         began = time.perf_counter()
         score = self.score(job.doc, job.record.text) if self.score else None
+        if self.ahead is not None:
+            self.ahead(job.doc, job.record.text)
         self._last_finish += time.perf_counter() - began  # that was no decoding
         self.ledger.remember(job.key, result | {"prompt_tokens": len(job.ids)}, meta, score)
         self.records.append(job.record)

@@ -12,7 +12,10 @@ The filter puts one dict per document into `filtered_resps`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 from tasks import sandbox
 from tasks.extract import Extracted
@@ -27,33 +30,63 @@ Extract = Callable[[dict, str], Extracted]
 ProgramOf = Callable[[dict, str], Program]  # document, candidate -> with its tests and what the strict mode needs
 
 
-def score_filter(extract: Extract, program_of: ProgramOf):
-    """The filter. extract(doc, answer) gives the candidate, program_of(doc, candidate) the program to judge."""
+class Judging:
+    """A task's answers to verdicts. extract(doc, answer) gives the candidate, program_of(doc, candidate) the program to judge."""
 
-    def score(resps: list[list[str]], docs: list[dict]) -> list[dict]:
-        found = [extract(doc, answers[0]) for answers, doc in zip(resps, docs, strict=True)]
-        programs = [program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
+    def __init__(self, extract: Extract, program_of: ProgramOf):
+        self.extract, self.program_of = extract, program_of
+        self._early: dict[tuple, Future] = {}  # (task_id, answer) -> its verdict
+
+    @contextmanager
+    def beside(self, n: int) -> Iterator[Callable[[dict, str], None]]:
+        """Judge what the callable is given, (doc, answer), in n threads while the caller goes on; score() takes it from there."""
+        cancel, pool = threading.Event(), ThreadPoolExecutor(n)
+
+        def judged(doc: dict, answer: str) -> dict:
+            return verdicts([self.program_of(doc, self.extract(doc, answer).code)], cancel)[0]
+
+        def ahead(doc: dict, answer: str) -> None:
+            key = doc["task_id"], answer
+            if key not in self._early:
+                self._early[key] = pool.submit(judged, doc, answer)
+
+        try:
+            yield ahead
+        finally:
+            cancel.set()
+            pool.shutdown(cancel_futures=True)
+            self._early.clear()
+
+    def score(self, resps: list[list[str]], docs: list[dict]) -> list[dict]:
+        """lm-eval's filter: the dict above for each document."""
+        answers = [answer for answer, *_ in resps]
+        found = [self.extract(doc, answer) for answer, doc in zip(answers, docs, strict=True)]
+        programs = [self.program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
+        early = [self._early.get((doc["task_id"], answer)) for answer, doc in zip(answers, docs, strict=True)]
+        # what is not begun is taken back: here are all cores; and what could not be judged then is tried again
+        begun = [e is not None and not e.cancel() for e in early]
+        ready = [is_begun and e.exception() is None for e, is_begun in zip(early, begun, strict=True)]
+        others = iter(verdicts([p for p, is_ready in zip(programs, ready, strict=True) if not is_ready]))
         return [
             {
                 "program": f"{p.candidate.rstrip()}\n\n{p.tests}\n",
                 "candidate": p.candidate,
                 "how": e.how,
                 "why_cut": e.why_cut,
-                **verdict,
+                **(known.result() if is_ready else next(others)),
             }
-            for e, p, verdict in zip(found, programs, verdicts(programs), strict=True)
+            for e, p, known, is_ready in zip(found, programs, early, ready, strict=True)
         ]
 
-    return score
 
-
-def verdicts(programs: Sequence[Program]) -> list[dict]:
-    """How each program fared, and what the strict re-check says of those that passed."""
+def verdicts(programs: Sequence[Program], cancel: threading.Event | None = None) -> list[dict]:
+    """How each program fared, and what the strict re-check says of those that passed. cancel: see judge_many."""
     if not sandbox.executes():
         return [NOT_RUN | {"strict": None} for _ in programs]
-    first = judge_many(programs)
+    first = judge_many(programs, cancel=cancel)
     passes = [i for i, v in enumerate(first) if v.passed]
-    again: dict[int, Verdict] = dict(zip(passes, judge_many([programs[i] for i in passes], strict=True), strict=True))
+    strict = judge_many([programs[i] for i in passes], strict=True, cancel=cancel)
+    again: dict[int, Verdict] = dict(zip(passes, strict, strict=True))
     return [
         {
             "passed": v.passed,
@@ -76,12 +109,14 @@ def process_results(doc: dict, results: list[dict]) -> dict[str, float]:
     return {METRIC: float(found["passed"]), STRICT: float(found["passed"] and found["strict"]["passed"])}
 
 
-def scoring(extract: Extract, program_of: ProgramOf) -> dict:
+def scoring(judging: Judging) -> dict:
     """The part of an lm-eval configuration that runs programs instead of asking the hub for code_eval."""
+
+    def score(resps: list[list[str]], docs: list[dict]) -> list[dict]:  # lm-eval copies what is no function
+        return judging.score(resps, docs)
+
     return {
-        "filter_list": [
-            {"name": FILTER, "filter": [{"function": "custom", "filter_fn": score_filter(extract, program_of)}]}
-        ],
+        "filter_list": [{"name": FILTER, "filter": [{"function": "custom", "filter_fn": score}]}],
         "process_results": process_results,
         "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in (METRIC, STRICT)],
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
-from tasks.code import HEADLINE, scoring
+from tasks.code import HEADLINE, Judging, scoring
 from tasks.data import Data, Source
 from tasks.extract import Extracted, called_names, extract_code
 from tasks.sandbox import Program
@@ -72,8 +72,10 @@ def build(data: Data, form_name: str):
             answer, doc["entry_point"], doc["prompt"], roots=called_names(tests_of(doc)), prefill=task.prefill(doc)
         )
 
-    config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(extract, program_of)
+    judging = Judging(extract, program_of)
+    config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(judging)
     task = make_task(data, form_name, form, config)
+    task.judging = judging
     return task
 
 

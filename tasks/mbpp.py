@@ -13,7 +13,7 @@ from __future__ import annotations
 import builtins
 
 from tasks.base import PromptForm, TaskSpec, installed_config, installed_constant, make_task
-from tasks.code import HEADLINE, scoring
+from tasks.code import HEADLINE, Judging, scoring
 from tasks.data import Data, Source
 from tasks.extract import Extracted, called_names, extract_code
 from tasks.sandbox import Program, defined_names, free_names
@@ -84,9 +84,11 @@ def build(data: Data, form_name: str):
             answer, asked[0] if asked else None, roots=called_names(tests_of(doc)), prefill=task.prefill(doc)
         )
 
-    config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(extract, program_of)
+    judging = Judging(extract, program_of)
+    config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(judging)
     config["fewshot_config"] |= {"samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")}
     task = make_task(data, form_name, form, config)
+    task.judging = judging
     return task
 
 

@@ -131,9 +131,13 @@ def judge_many(
     strict: bool = False,
     timeout_s: float = TIMEOUT_S,
     wall_s: float = WALL_S,
+    cancel: threading.Event | None = None,
 ) -> list[Verdict]:
-    """judge() for each program, in order, `workers` at a time (None: one per available core)."""
-    limits, cancel = Limits(timeout_s, wall_s), threading.Event()
+    """judge() for each program, in order, `workers` at a time (None: one per available core).
+
+    cancel: once set, programs are ended at once, and SandboxError is raised.
+    """
+    limits, cancel = Limits(timeout_s, wall_s), cancel or threading.Event()
     whole = [p if isinstance(p, Program) else Program(*p) for p in programs]
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:

@@ -26,10 +26,12 @@ from mini import REAL, ROOT, real_data
 
 import eval as command
 from experiment.code_scores import code_lines
-from tasks import humaneval, load_data, mbpp, sandbox
+from tasks import code, humaneval, load_data, mbpp, sandbox
+from tasks.code import Judging
+from tasks.extract import Extracted
 from tasks.jail import process, scratch, tiers
 from tasks.jail.scratch import RUN
-from tasks.sandbox import SandboxError, judge, judge_many
+from tasks.sandbox import Program, SandboxError, judge, judge_many
 
 PARITY = int(os.environ.get("DLLMEXP_PARITY") or 60)
 SOAK = int(os.environ.get("DLLMEXP_SOAK") or 2000)
@@ -119,6 +121,65 @@ def test_good_programs_never_fail():
     failed = [(i, v) for i, v in enumerate(judge_many(programs, 2)) if not v.passed]
     print(f"{SOAK} programs in {time.monotonic() - began:.0f} s")
     assert failed == []
+
+
+# ---------------------------------------------------------------- judged while others are generated
+
+DOCS = [{"task_id": i} for i in range(3)]
+ANSWERS = [GOOD, "def f(x):\n    return x\n", "def f(x): return"]
+
+
+def judging() -> Judging:
+    return Judging(lambda doc, answer: Extracted(answer, "whole", ""), lambda doc, code: Program(code, TESTS))
+
+
+def scored(found: Judging) -> list[dict]:
+    rows = found.score([[answer] for answer in ANSWERS], DOCS)
+    return [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")} for row in rows]
+
+
+def test_what_is_judged_beside_the_generation_is_judged_once_and_the_same(monkeypatch):
+    plain, asked = scored(judging()), []
+    assert [row["passed"] for row in plain] == [True, False, False]
+    real = code.verdicts
+    monkeypatch.setattr(code, "verdicts", lambda programs, cancel=None: asked.append(len(programs)) or real(programs, cancel))
+    found = judging()
+    with found.beside(1) as ahead:
+        for doc, answer in zip(DOCS[:2], ANSWERS):
+            ahead(doc, answer)
+            ahead(doc, answer)
+        assert within(60, lambda: all(future.done() for future in found._early.values()))
+        assert scored(found) == plain
+    assert asked == [1, 1, 1]
+
+
+def test_what_was_not_begun_or_could_not_be_judged_beside_is_judged_at_the_end(monkeypatch):
+    plain, real, refused, gate = scored(judging()), code.verdicts, [], threading.Event()
+
+    def verdicts(programs, cancel=None):
+        if cancel is None:
+            return real(programs)
+        gate.wait(60)  # the one thread is busy, so that the others wait
+        refused.append(programs)
+        raise SandboxError("no process can be started")
+
+    monkeypatch.setattr(code, "verdicts", verdicts)
+    found = judging()
+    with found.beside(1) as ahead:
+        for doc, answer in zip(DOCS, ANSWERS):
+            ahead(doc, answer)
+        threading.Timer(0.3, gate.set).start()
+        assert scored(found) == plain
+    assert len(refused) == 1
+
+
+def test_programs_beside_an_interrupted_run_are_ended_at_once():
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), judging().beside(2) as ahead:
+        ahead(DOCS[0], "import time\ntime.sleep(600)")
+        time.sleep(1.0)
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 20
 
 
 # ---------------------------------------------------------------- nothing stays

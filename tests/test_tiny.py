@@ -18,6 +18,7 @@ from decoding.engine import decode  # noqa: E402
 from decoding.schedule import DecodeConfig, make_schedule  # noqa: E402
 from models import check_checkpoint, load_model, tokenizer_disagreement  # noqa: E402
 from tasks import build_task  # noqa: E402
+from tasks.code import Judging  # noqa: E402
 from tasks.protocols import TINY_BLOCK, TINY_CANVAS  # noqa: E402
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
@@ -84,6 +85,16 @@ def test_early_exit_saves_forward_passes_and_changes_no_text(alias, algorithm, k
     assert early == late
     if algorithm != "maskgit_plus":  # the whole canvas is one block: its end tokens are committed first
         assert saved > 0
+
+
+def test_programs_judged_while_others_are_generated_change_nothing(tmp_path, monkeypatch):
+    results, early = [], []
+    real = Judging.score
+    monkeypatch.setattr(Judging, "score", lambda self, *args: early.append(len(self._early)) or real(self, *args))
+    for idle in (0, 1):
+        monkeypatch.setattr(cli, "idle_cores", lambda device, n_workers: idle)  # noqa: B023
+        results.append(run("tiny-llada", "humaneval", tmp_path / str(idle), "--limit", "6"))
+    assert early == [0, 6] and results[0]["content_sha256"] == results[1]["content_sha256"]
 
 
 def text(tokenizer, alias, completion) -> list[int]:
