@@ -113,6 +113,7 @@ def _load(checkpoint: str, device: str, dtype: str) -> Transformer:
 
 
 USUAL = Parts(_load)
+MOST_JUDGES = 4  # more programs than these get through a GPU does not write
 
 
 def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=None, ahead=None) -> _ProfilingHarness:
@@ -235,10 +236,10 @@ def _execute(
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
     score = lmeval.scorer(task, spec.headline) if spec.kind in ("math", "qa") else None
     with ExitStack() as stack:
-        ahead = None
-        if texts is None and parts is USUAL and place.leads and spec.kind == "code" and sandbox.executes():
-            if idle := idle_cores(device, place.size):
-                ahead = stack.enter_context(task.judging.beside(idle))
+        idle, ahead = idle_cores(device, place.size), None
+        # a suite scores in a process of its own
+        if idle and spec.kind == "code" and parts is USUAL and place.leads and texts is None and sandbox.executes():
+            ahead = stack.enter_context(task.judging.beside(idle))
         lm = Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load, score, ahead)
         logged = lmeval.evaluate(
             lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
@@ -277,10 +278,9 @@ def _execute(
 
 
 def idle_cores(device: str, n_workers: int) -> int:
-    """Cores that generating leaves to other work: each worker needs one beside a GPU, on a CPU as many as torch has threads."""
-    import torch
-
-    return max(0, len(os.sched_getaffinity(0)) - n_workers * (torch.get_num_threads() if device == "cpu" else 1))
+    """Cores for judging programs while others are generated: those that GPUs leave, a few at most; none on a CPU, where it
+    would be seen in tok/s."""
+    return 0 if device == "cpu" else max(0, min(MOST_JUDGES, len(os.sched_getaffinity(0)) - n_workers))
 
 
 def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
@@ -367,8 +367,9 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
         return ["interrupted; the same command goes on"], 128 + signal.SIGINT
     if isinstance(error, Signalled):
         return ["terminated; the same command goes on"], 128 + error.args[0]
+    from experiment.progress import Failure
     first = (str(error).splitlines() or [""])[0]
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if isinstance(error, Exception) and Failure.of(error).out_of_memory:
         return [f"out of memory: {first}; a free device, a smaller --batch_size or --dtype bfloat16 helps"], EXIT_ENVIRONMENT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
         # what is left in stdout's buffer must not fail again when the interpreter ends

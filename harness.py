@@ -322,12 +322,14 @@ class _ProfilingHarness(HFLM):
                 "tokens_returned": job.record.tokens_returned, "peak_bytes": self._peak_bytes or None}  # fmt: skip
         began = time.perf_counter()
         score = self.score(job.doc, job.record.text) if self.score else None
-        if self.ahead is not None:
-            self.ahead(job.doc, job.record.text)
         self._last_finish += time.perf_counter() - began  # that was no decoding
         self.ledger.remember(job.key, result | {"prompt_tokens": len(job.ids)}, meta, score)
         self.records.append(job.record)
         progress.add(job.record)
+        began = time.perf_counter()
+        if self.ahead is not None:
+            self.ahead(job.doc, job.record.text)
+        self._last_finish += time.perf_counter() - began
 
     def _give_up(self, job: _Job, error: str, progress: Progress) -> None:
         told = {"prompt_tokens": len(job.ids), "seed": job.seed, "error": error}

@@ -14,6 +14,7 @@ The task object carries, beside what lm-eval knows:
                         rendered prompt by string concatenation (lm-eval's own way lets the chat template
                         render it, and LLaDA's template trims its last newline), and returns only what
                         follows it. Scoring puts it back in front of the answer.
+    task.judging        of a code benchmark how its answers are judged (code.Judging), else None
 
 Only the standard library is imported at the top: checking data must not wait for lm-eval.
 """
@@ -110,7 +111,7 @@ def build_task(spec: TaskSpec, data_dir: str | os.PathLike | None, form: str, nu
     return task
 
 
-def make_task(data: Data, form_name: str, form: PromptForm, config: dict):
+def make_task(data: Data, form_name: str, form: PromptForm, config: dict, judging: object = None):
     """The task object from an lm-eval configuration: the form's texts are put in, data comes from `data`."""
     if isinstance(form.doc_to_text, str):
         config["doc_to_text"] = form.doc_to_text
@@ -126,7 +127,7 @@ def make_task(data: Data, form_name: str, form: PromptForm, config: dict):
     config["generation_kwargs"] = {"until": list(until), "do_sample": False}
     for key in ("tag", "dataset_path", "dataset_name"):
         config.pop(key, None)
-    return _task_class()(data, form_name, form, config)
+    return _task_class()(data, form_name, form, config, judging)
 
 
 @cache
@@ -138,8 +139,9 @@ def _task_class():
     class LocalTask(ConfigurableTask):
         """lm-eval's task on rows that are already here."""
 
-        def __init__(self, data: Data, form_name: str, form: PromptForm, config: dict):
-            self.data, self.form_name, self.form = data, form_name, form  # download() runs inside super()
+        def __init__(self, data: Data, form_name: str, form: PromptForm, config: dict, judging: object):
+            # download() runs inside super()
+            self.data, self.form_name, self.form, self.judging = data, form_name, form, judging
             super().__init__(config=config)
 
         def download(self, *_args, **_kwargs) -> None:

@@ -1,6 +1,7 @@
-"""What the two code benchmarks share: answers become programs, all of them are run at once, pass@1 is their mean.
+"""What the two code benchmarks share: answers become programs, all of them are run, pass@1 is their mean.
 
-lm-eval hands a `custom` filter every answer of a task in one call, which is the place to run programs in parallel.
+lm-eval hands a `custom` filter every answer of a task in one call, which is the place to run in parallel what has not been
+judged beside the generation by then.
 The filter puts one dict per document into `filtered_resps`:
     program    the source that was executed, tests included
     candidate  the part of it that came from the answer (and the prompt)
@@ -35,20 +36,17 @@ class Judging:
 
     def __init__(self, extract: Extract, program_of: ProgramOf):
         self.extract, self.program_of = extract, program_of
-        self._early: dict[tuple, Future] = {}  # (task_id, answer) -> its verdict
+        self._early: dict[Program, Future] = {}
 
     @contextmanager
     def beside(self, n: int) -> Iterator[Callable[[dict, str], None]]:
         """Judge what the callable is given, (doc, answer), in n threads while the caller goes on; score() takes it from there."""
         cancel, pool = threading.Event(), ThreadPoolExecutor(n)
 
-        def judged(doc: dict, answer: str) -> dict:
-            return verdicts([self.program_of(doc, self.extract(doc, answer).code)], cancel)[0]
-
         def ahead(doc: dict, answer: str) -> None:
-            key = doc["task_id"], answer
-            if key not in self._early:
-                self._early[key] = pool.submit(judged, doc, answer)
+            program = self.program_of(doc, self.extract(doc, answer).code)
+            if program not in self._early:
+                self._early[program] = pool.submit(verdicts, [program], cancel)
 
         try:
             yield ahead
@@ -62,20 +60,20 @@ class Judging:
         answers = [answer for answer, *_ in resps]
         found = [self.extract(doc, answer) for answer, doc in zip(answers, docs, strict=True)]
         programs = [self.program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
-        early = [self._early.get((doc["task_id"], answer)) for answer, doc in zip(answers, docs, strict=True)]
-        # what is not begun is taken back: here are all cores; and what could not be judged then is tried again
-        begun = [e is not None and not e.cancel() for e in early]
-        ready = [is_begun and e.exception() is None for e, is_begun in zip(early, begun, strict=True)]
-        others = iter(verdicts([p for p, is_ready in zip(programs, ready, strict=True) if not is_ready]))
+        judged: dict[Program, dict] = {}
+        # what is not begun is taken back, for here are all cores; then what could not be judged beside is tried again
+        for missing in (lambda e: e is None or e.cancel(), lambda e: e.exception() is not None):
+            some = [p for p in dict.fromkeys(programs) if p not in judged and missing(self._early.get(p))]
+            judged |= zip(some, verdicts(some), strict=True)
         return [
             {
                 "program": f"{p.candidate.rstrip()}\n\n{p.tests}\n",
                 "candidate": p.candidate,
                 "how": e.how,
                 "why_cut": e.why_cut,
-                **(known.result() if is_ready else next(others)),
+                **(judged[p] if p in judged else self._early[p].result()[0]),
             }
-            for e, p, known, is_ready in zip(found, programs, early, ready, strict=True)
+            for e, p in zip(found, programs, strict=True)
         ]
 
 

@@ -87,8 +87,7 @@ def build(data: Data, form_name: str):
     judging = Judging(extract, program_of)
     config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(judging)
     config["fewshot_config"] |= {"samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")}
-    task = make_task(data, form_name, form, config)
-    task.judging = judging
+    task = make_task(data, form_name, form, config, judging)
     return task
 
 

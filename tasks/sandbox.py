@@ -135,15 +135,16 @@ def judge_many(
 ) -> list[Verdict]:
     """judge() for each program, in order, `workers` at a time (None: one per available core).
 
-    cancel: once set, programs are ended at once, and SandboxError is raised.
+    cancel: once the caller sets it, programs are ended at once, and SandboxError is raised.
     """
-    limits, cancel = Limits(timeout_s, wall_s), cancel or threading.Event()
+    limits, ended = Limits(timeout_s, wall_s), threading.Event() if cancel is None else cancel
     whole = [p if isinstance(p, Program) else Program(*p) for p in programs]
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:
-            return list(pool.map(lambda program: _judge(program, strict, limits, cancel), whole))
+            return list(pool.map(lambda program: _judge(program, strict, limits, ended), whole))
         except BaseException:
-            cancel.set()
+            if cancel is None:
+                ended.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
 

@@ -441,11 +441,14 @@ def test_a_canvas_longer_than_the_model_is_refused_before_it_loads(run, mini):
     assert code == 2 and "--gen_length 8000: the checkpoint has 4096 positions" in err
 
 
-def test_no_memory_for_the_weights_is_the_environments_fault(run, mini, monkeypatch):
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("CUDA driver error: out of memory"),
+])  # fmt: skip
+def test_no_memory_for_the_weights_is_the_environments_fault(run, mini, monkeypatch, error):
     import models
 
     def full(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     monkeypatch.setattr(models, "load_model", full)
     code, _, err = run(mini)

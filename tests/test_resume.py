@@ -157,6 +157,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
 @pytest.mark.parametrize("error", [
     torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA driver error: out of memory"),
 ])  # fmt: skip
 def test_out_of_memory_halves_the_batch_and_goes_on(data, tmp_path, monkeypatch, error):
     """The samples in flight are decoded again, none is lost, none is scored as wrong, and the result says so."""

@@ -125,16 +125,15 @@ def test_good_programs_never_fail():
 
 # ---------------------------------------------------------------- judged while others are generated
 
-DOCS = [{"task_id": i} for i in range(3)]
 ANSWERS = [GOOD, "def f(x):\n    return x\n", "def f(x): return"]
 
 
 def judging() -> Judging:
-    return Judging(lambda doc, answer: Extracted(answer, "whole", ""), lambda doc, code: Program(code, TESTS))
+    return Judging(lambda doc, answer: Extracted(answer, "whole", ""), lambda doc, source: Program(source, TESTS))
 
 
 def scored(found: Judging) -> list[dict]:
-    rows = found.score([[answer] for answer in ANSWERS], DOCS)
+    rows = found.score([[answer] for answer in ANSWERS], [{}] * len(ANSWERS))
     return [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")} for row in rows]
 
 
@@ -145,38 +144,58 @@ def test_what_is_judged_beside_the_generation_is_judged_once_and_the_same(monkey
     monkeypatch.setattr(code, "verdicts", lambda programs, cancel=None: asked.append(len(programs)) or real(programs, cancel))
     found = judging()
     with found.beside(1) as ahead:
-        for doc, answer in zip(DOCS[:2], ANSWERS):
-            ahead(doc, answer)
-            ahead(doc, answer)
+        for answer in ANSWERS[:2] * 2:
+            ahead({}, answer)
         assert within(60, lambda: all(future.done() for future in found._early.values()))
         assert scored(found) == plain
-    assert asked == [1, 1, 1]
+    assert asked == [1, 1, 1, 0]
 
 
-def test_what_was_not_begun_or_could_not_be_judged_beside_is_judged_at_the_end(monkeypatch):
-    plain, real, refused, gate = scored(judging()), code.verdicts, [], threading.Event()
+def test_a_program_that_cannot_be_judged_beside_holds_up_no_other_and_is_tried_again(monkeypatch):
+    plain, real, failures = scored(judging()), sandbox.run_program, [OSError("no process can be started")] * sandbox.ATTEMPTS
+
+    def run_program(candidate, *rest):
+        if candidate == ANSWERS[0] and failures:
+            raise failures.pop()
+        return real(candidate, *rest)
+
+    monkeypatch.setattr(sandbox, "run_program", run_program)
+    found = judging()
+    with found.beside(1) as ahead:
+        ahead({}, ANSWERS[0])
+        assert within(60, lambda: all(future.done() for future in found._early.values()))
+        ahead({}, ANSWERS[1])
+        assert within(60, lambda: all(future.done() for future in found._early.values()))
+        errors = [future.exception() for future in found._early.values()]
+        assert isinstance(errors[0], SandboxError) and errors[1] is None
+        assert scored(found) == plain
+
+
+def test_what_has_not_begun_beside_is_judged_with_the_rest(monkeypatch):
+    plain, real, begun, gate, late = scored(judging()), code.verdicts, threading.Event(), threading.Event(), []
 
     def verdicts(programs, cancel=None):
         if cancel is None:
-            return real(programs)
-        gate.wait(60)  # the one thread is busy, so that the others wait
-        refused.append(programs)
-        raise SandboxError("no process can be started")
+            late.append(len(programs))
+            gate.set()
+        else:
+            begun.set()
+            gate.wait(60)
+        return real(programs, cancel)
 
     monkeypatch.setattr(code, "verdicts", verdicts)
     found = judging()
     with found.beside(1) as ahead:
-        for doc, answer in zip(DOCS, ANSWERS):
-            ahead(doc, answer)
-        threading.Timer(0.3, gate.set).start()
-        assert scored(found) == plain
-    assert len(refused) == 1
+        for answer in ANSWERS:
+            ahead({}, answer)
+        assert begun.wait(60) and scored(found) == plain
+    assert late == [2, 0]
 
 
 def test_programs_beside_an_interrupted_run_are_ended_at_once():
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), judging().beside(2) as ahead:
-        ahead(DOCS[0], "import time\ntime.sleep(600)")
+        ahead({}, "import time\ntime.sleep(600)")
         time.sleep(1.0)
         raise KeyboardInterrupt
     assert time.monotonic() - began < 20

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mini import ROOT
 
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.append(str(ROOT / "scripts"))  # behind bench/, which has a script of its name
 
 import eval as cli  # noqa: E402
 import make_benchmarks  # noqa: E402
