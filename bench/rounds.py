@@ -167,7 +167,7 @@ class Line:
         """Medians over the rounds, and all of them."""
         total = sum(self.seconds)
         return {
-            "regime": self.regime.name, "needed": self.regime.needed, "ratio": median(self.ratios),
+            "regime": self.regime.name, "batch": self.regime.batch, "needed": self.regime.needed, "ratio": median(self.ratios),
             "ratios": self.ratios, "wall_ratio": median(self.wall_ratios) if self.wall_ratios else None,
             "noise": self.noise, "tokens_per_second": self.returned / total if total else None,
             "reference_tokens_per_second": self.returned / sum(self.reference_seconds),

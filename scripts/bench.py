@@ -126,8 +126,8 @@ def main(argv: list[str] | None = None) -> int:
         "prompts_a_round": preset.batch, "distinct_prompts": preset.distinct or preset.batch, "regimes": found, "environment": environment(),
     })  # fmt: skip
     print(f"-> {args.out}")
-    exact = not args.compile and (device.type == "cpu" or preset.dtype == "float32")
-    return int(exact and any(f["samples_that_differ"] for f in found))
+    exact = device.type == "cpu" or preset.dtype == "float32"
+    return int(not args.compile and any(line.differ for line in (lines if exact else []) + sampler))
 
 
 def _warm_up(preset, model, plain, random_prompts) -> None:
@@ -153,7 +153,7 @@ def report(name: str, found: list[dict[str, Any]]) -> str:
     for f in found:
         same = f"{f['samples_that_differ']} of {f['samples']} DIFFER" if f["samples_that_differ"] else "equal" if f["samples"] else "-"
         rows.append((
-            f["regime"], number(f["ratio"]), number(min(f["ratios"])), number(max(f["ratios"])), number(f["needed"]),
+            f["regime"] + (f", {f['batch']} prompts" if f["batch"] else ""), number(f["ratio"]), number(min(f["ratios"])), number(max(f["ratios"])), number(f["needed"]),
             number(f["tokens_per_second"], ".1f"), number(f["reference_tokens_per_second"], ".1f"), number(f["tpf"]),
             number(f["share_of_matmul"]), number(f["share_of_floor"]), mib(f["peak_bytes"]), mib(f["reference_peak_bytes"]), same,
         ))  # fmt: skip
