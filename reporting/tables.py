@@ -106,9 +106,9 @@ def _result_notes(runs: Sequence[Run]) -> Iterable[str]:
     bare: dict[tuple[str, str, str], list[str]] = {}
     for r in runs:
         if r.config["protocol"] == "official" and r.reference_note and not r.reference:
-            bare.setdefault((r.model, r.task, r.reference_note), []).append(_k(r))
-    for (model, task, why), ks in bare.items():
-        yield f"No published score beside {model} {task}, K = {', '.join(dict.fromkeys(ks))}: {why}."
+            bare.setdefault((r.model, r.task, r.reference_note), []).append(f"{r.algorithm} at K = {_k(r)}")
+    for (model, task, why), runs_of in bare.items():
+        yield f"No published score beside {model} {task}, {', '.join(dict.fromkeys(runs_of))}: {why}."
     if cited:
         yield "Within noise: the published score lies in the 95 % interval of ours."
 

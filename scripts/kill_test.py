@@ -105,12 +105,12 @@ def differing_bytes(a: dict, b: dict) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="default 100")
-    parser.add_argument("--samples", type=int, help="documents of the experiment (default 8 for each kill)")
+    parser.add_argument("--samples", type=int, help="documents of the experiment (default 8 for each kill, 400 at least)")
     parser.add_argument("--checkpoint", type=Path, default=ROOT / "tests" / "conformance" / "llada-tiny")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and batch sizes (default 0)")
     args = parser.parse_args(argv)
     if args.samples is None:
-        args.samples = 8 * args.kills
+        args.samples = max(400, 8 * args.kills)
     if args.kills < 1 or args.samples < 1:
         parser.error("--kills and --samples must be at least 1")
     with tempfile.TemporaryDirectory() as folder:

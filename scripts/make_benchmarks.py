@@ -331,7 +331,7 @@ def main(argv: list[str] | None = None) -> int:
     out, n = arguments.out, arguments.n_gsm8k
     if not 1 <= n <= MOST:
         parser.error(f"--n_gsm8k {n}: must be 1 to {MOST}")
-    if n != N_TEST["gsm8k"] and out == parser.get_default("out"):
+    if n != N_TEST["gsm8k"] and out.resolve() == parser.get_default("out").resolve():
         parser.error(f"--n_gsm8k {n}: another set than the project's needs a directory of its own, --out DIR")
     for name, content in benchmark_files(n_gsm8k=n).items():
         path = out / name

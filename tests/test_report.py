@@ -79,7 +79,7 @@ def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
         "within": ("79.3", "+0.7, within noise"), "beyond": ("79.3", "-19.3, beyond noise"),
         "uniform": ("-", "-"), "mini": ("-", "-"), "limit": ("-", "-"), "override": ("-", "-"), "none": ("-", "-"),
     }  # fmt: skip
-    assert said["none"] == ["No published score beside llada truthfulqa, K = 1: no score is published for this protocol, model and task."]
+    assert said["none"] == ["No published score beside llada truthfulqa, low_confidence at K = 1: no score is published for this protocol, model and task."]
     assert [bool(said[name]) for name in ("within", "uniform", "mini", "limit", "override")] == [False, False, True, True, True]
 
 
@@ -87,10 +87,11 @@ def test_each_number_of_tokens_per_step_has_its_own_published_score(tmp_path):
     """Fast-dLLM gives LLaDA's gsm8k at 1, 2, 4 and 8 of them, and nobody at 3."""
     for k in (1, 2, 3, 4):
         save(tmp_path, k=k, protocol="official", data="original")
+    save(tmp_path, protocol="official", data="original", algorithm="leftright", overrides={"algorithm": {}})
     table = results(read_all([tmp_path])[0])
-    assert [row[table.columns.index("published")] for row in table.rows] == ["79.3", "74.8", "-", "66.5"]
+    assert [row[table.columns.index("published")] for row in table.rows] == ["-", "79.3", "74.8", "-", "66.5"]
     [bare] = [note for note in table.notes if note.startswith("No published score beside")]
-    assert bare.startswith("No published score beside llada gsm8k, K = 3: ")
+    assert bare.startswith("No published score beside llada gsm8k, leftright at K = 1, low_confidence at K = 3: ")
 
 
 def test_another_data_set_carries_its_name_everywhere(tmp_path):
