@@ -61,6 +61,7 @@ from utils import (
     UsageError,
     atomic_write_json,
     environment,
+    out_of_memory,
     output_problem,
     sha256,
 )
@@ -367,9 +368,8 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
         return ["interrupted; the same command goes on"], 128 + signal.SIGINT
     if isinstance(error, Signalled):
         return ["terminated; the same command goes on"], 128 + error.args[0]
-    from experiment.progress import Failure
     first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, Exception) and Failure.of(error).out_of_memory:
+    if out_of_memory(error):
         return [f"out of memory: {first}; a free device, a smaller --batch_size or --dtype bfloat16 helps"], EXIT_ENVIRONMENT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
         # what is left in stdout's buffer must not fail again when the interpreter ends

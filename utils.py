@@ -87,6 +87,16 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 # ---------------------------------------------------------------- configuration
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """By name, and by what the CPU's allocator, CUDA and cuBLAS say: no torch here."""
+    words = ("can't allocate memory", "CUDA error: out of memory", "CUDA driver error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return (
+        isinstance(error, MemoryError)
+        or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    )
+
+
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from experiment.result import Record
+from utils import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Out of memory is told by name and by what the CPU's allocator, CUDA and cuBLAS say: no torch here."""
-        full = isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
-        words = ("can't allocate memory", "CUDA error: out of memory", "CUDA driver error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-        full = full or isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-        return cls("".join(traceback.format_exception(type(error), error, error.__traceback__)), full)
+        return cls("".join(traceback.format_exception(type(error), error, error.__traceback__)), out_of_memory(error))
 
 
 @dataclass
