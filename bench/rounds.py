@@ -81,10 +81,11 @@ class Rates:
 
 
 class Counted:
-    """A model that counts the arithmetic of its forward passes, and the seconds that they need at the machine's best."""
+    """A model that notes its forward passes; what they cost is worked out once their time has been taken."""
 
-    def __init__(self, model: Transformer, rates: Rates, end_ids: tuple[int, ...] | None = None):
-        self.model, self.device, self.rates, self.flops, self.floor = model, model.device, rates, 0, 0.0
+    def __init__(self, model: Transformer, end_ids: tuple[int, ...] | None = None):
+        self.model, self.device = model, model.device
+        self.passes: list[tuple[Sequence, int, bool]] = []  # spans, asked rows, whether there is a cache
         ends = model.config.end_ids if end_ids is None else end_ids
         self.config: ModelConfig = replace(model.config, end_ids=ends, eos_id=ends[0])
 
@@ -92,12 +93,18 @@ class Counted:
         return self.model.new_cache()
 
     def predict(self, tokens, spans: Sequence, rows, cache=None):
-        spans = [Span(*s) for s in spans]
-        flops = matmul_flops(self.config, spans, len(rows))
-        moved = moved_bytes(self.config, spans, len(rows), self.model.dtype.itemsize, cache is not None)
-        self.flops += flops
-        self.floor += max(flops / self.rates.matmul, moved / self.rates.copy)
+        self.passes.append((spans, len(rows), cache is not None))
         return self.model.predict(tokens, spans, rows, cache)
+
+    def at_best(self, rates: Rates) -> tuple[float, float]:
+        """Seconds that the arithmetic needs at the machine's best, and those that arithmetic and memory do."""
+        arithmetic = floor = 0.0
+        for given, n_rows, cached in self.passes:
+            spans = [Span(*s) for s in given]
+            seconds = matmul_flops(self.config, spans, n_rows) / rates.matmul
+            moved = moved_bytes(self.config, spans, n_rows, self.model.dtype.itemsize, cached)
+            arithmetic, floor = arithmetic + seconds, floor + max(seconds, moved / rates.copy)
+        return arithmetic, floor
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -209,7 +216,7 @@ def run_round(
         many = [i % len(prompts) for i in range(n)]
         slow = replace(once, cpu=once.cpu * n / len(prompts), wall=once.wall * n / len(prompts))
         ends = None if regime.answer is None else end_tokens(answers, regime.answer)
-        counted = Counted(model, rates, ends)
+        counted = Counted(model, ends)
         config = regime.config(preset.gen_length, preset.tokens_per_step, early_exit=ends is not None)
         step(regime.name)
         before = model.acceleration.seconds
@@ -217,7 +224,7 @@ def run_round(
             lambda: decode(counted, [prompts[i] for i in many], config, [seeds[i] for i in many], batch_size=batch_size), device
         )
         quick.wall -= model.acceleration.seconds - before  # capturing graphs, which belongs to no figure
-        _note(line, [answers[i] for i in many], slow, done, quick, counted, on_gpu)
+        _note(line, [answers[i] for i in many], slow, done, quick, counted, rates)
     first = lines[0]
     again = official(first.regime)[1]
     once = told[first.regime.algorithm, first.regime.block][1]
@@ -225,15 +232,17 @@ def run_round(
 
 
 def _note(
-    line: Line, answers: list[list[int]], slow: Timing, done: list[Completion], quick: Timing, counted: Counted, on_gpu: bool
+    line: Line, answers: list[list[int]], slow: Timing, done: list[Completion], quick: Timing, counted: Counted, rates: Rates
 ) -> None:
-    ends, seconds = counted.config.end_ids, quick.seconds(on_gpu)
+    on_gpu, ends = counted.device.type == "cuda", counted.config.end_ids
+    seconds = quick.seconds(on_gpu)
+    arithmetic, floor = counted.at_best(rates)
     line.ratios.append(slow.seconds(on_gpu) / seconds)
     line.wall_ratios.append(slow.wall / quick.wall)
     line.seconds.append(seconds)
     line.reference_seconds.append(slow.seconds(on_gpu))
-    line.shares.append(counted.flops / seconds / counted.rates.matmul)
-    line.floors.append(counted.floor / seconds)
+    line.shares.append(arithmetic / seconds)
+    line.floors.append(floor / seconds)
     line.peaks.append(quick.peak)
     line.reference_peaks.append(slow.peak)
     for answer, completion in zip(answers, done):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
-from models.config import ModelConfig, Span
+from models.config import ModelConfig, Span, parameter_shapes
 
 if TYPE_CHECKING:
     from models.transformer import Transformer
@@ -34,12 +35,13 @@ def matmul_flops(config: ModelConfig, spans: Sequence[Span], n_rows: int) -> int
 
 
 def moved_bytes(config: ModelConfig, spans: Sequence[Span], n_rows: int, itemsize: int, cached: bool) -> int:
-    """Bytes that one `predict` cannot but read or write: all weights once, a cache's columns, the logits."""
-    c = config
-    heads, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    weights = c.n_layers * c.d_model * (2 * heads + 2 * kv + 3 * c.d_ff) + c.d_model * c.vocab_size
+    """Bytes that one `predict` cannot but read or write: the weights once (an embedding that is no head is hardly read), a
+    cache's columns, the logits."""
+    shapes = parameter_shapes(config)
+    weights = sum(prod(shape) for name, shape in shapes.items() if config.tie_embeddings or name != "embed.weight")
     columns = sum(s.kv_end + s.hi - s.lo for s in spans) if cached else 0
-    return (weights + columns * 2 * kv * c.n_layers + n_rows * c.vocab_size) * itemsize
+    kept = columns * 2 * config.n_kv_heads * config.head_dim * config.n_layers
+    return (weights + kept + n_rows * config.vocab_size) * itemsize
 
 
 def row_bytes(config: ModelConfig, length: int, open_rows: int, itemsize: int, cached: bool = False) -> int:

@@ -109,8 +109,8 @@ def main(argv: list[str] | None = None) -> int:
             bar.update()
 
         _warm_up(preset, model, plain, random_prompts)
+        distinct = min(preset.distinct or preset.batch, preset.batch)
         for i in range(args.rounds):
-            distinct = min(preset.distinct or preset.batch, preset.batch)
             prompts = random_prompts(preset.config, distinct, preset.prompt, args.seed + 100 * i)
             if lines:
                 run_round(preset, model, plain, prompts, lines, args.batch_size, args.seed + i, step)
@@ -123,7 +123,8 @@ def main(argv: list[str] | None = None) -> int:
         "preset": args.preset, "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "dtype": preset.dtype,
         "prompt": preset.prompt, "gen_length": preset.gen_length, "tokens_per_step": preset.tokens_per_step,
-        "prompts_a_round": preset.batch, "distinct_prompts": preset.distinct or preset.batch, "regimes": found, "environment": environment(),
+        "prompts_a_round": preset.batch, "distinct_prompts": distinct, "regimes": found,
+        "environment": environment(),
     })  # fmt: skip
     print(f"-> {args.out}")
     exact = device.type == "cpu" or preset.dtype == "float32"
