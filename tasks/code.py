@@ -60,18 +60,18 @@ class Judging:
         answers = [answer for answer, *_ in resps]
         found = [self.extract(doc, answer) for answer, doc in zip(answers, docs, strict=True)]
         programs = [self.program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
-        judged: dict[Program, dict] = {}
-        # what is not begun is taken back, for here are all cores; then what could not be judged beside is tried again
-        for missing in (lambda e: e is None or e.cancel(), lambda e: e.exception() is not None):
-            some = [p for p in dict.fromkeys(programs) if p not in judged and missing(self._early.get(p))]
-            judged |= zip(some, verdicts(some), strict=True)
+        early, asked = self._early, dict.fromkeys(programs)
+        late = [p for p in asked if p not in early or early[p].cancel()]  # not begun: taken back, for here are all cores
+        judged = dict(zip(late, verdicts(late), strict=True))
+        again = [p for p in asked if p not in judged and early[p].exception()]
+        judged |= zip(again, verdicts(again), strict=True)
         return [
             {
                 "program": f"{p.candidate.rstrip()}\n\n{p.tests}\n",
                 "candidate": p.candidate,
                 "how": e.how,
                 "why_cut": e.why_cut,
-                **(judged[p] if p in judged else self._early[p].result()[0]),
+                **(judged[p] if p in judged else early[p].result()[0]),
             }
             for e, p in zip(found, programs, strict=True)
         ]
