@@ -11,7 +11,9 @@ from __future__ import annotations
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while modules load ends without a traceback; see main()
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C while modules load ends without a traceback; see main()
 
 import errno
 import os
@@ -77,18 +79,37 @@ ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 MODEL_DEFAULTS: dict[str, dict[str, str]] = {
     "llada": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-8B-Instruct", "flag": "llada_ckpt"},
     "llada1.5": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-1.5", "flag": "llada15_ckpt"},
-    "dream": {"family": "dream", "checkpoint": "Dream-org/Dream-v0-Instruct-7B", "flag": "dream_ckpt", "verifier": QWEN},
-    "diffucoder": {"family": "dream", "checkpoint": "apple/DiffuCoder-7B-cpGRPO", "flag": "diffucoder_ckpt", "verifier": QWEN},
-    "tiny-llada": {"family": "llada", "checkpoint": f"{ASSETS}/tiny-llada", "flag": "tiny_llada_ckpt"},
+    "dream": {
+        "family": "dream",
+        "checkpoint": "Dream-org/Dream-v0-Instruct-7B",
+        "flag": "dream_ckpt",
+        "verifier": QWEN,
+    },
+    "diffucoder": {
+        "family": "dream",
+        "checkpoint": "apple/DiffuCoder-7B-cpGRPO",
+        "flag": "diffucoder_ckpt",
+        "verifier": QWEN,
+    },
+    "tiny-llada": {
+        "family": "llada",
+        "checkpoint": f"{ASSETS}/tiny-llada",
+        "flag": "tiny_llada_ckpt",
+    },
     "tiny-dream": {
-        "family": "dream", "checkpoint": f"{ASSETS}/tiny-dream", "flag": "tiny_dream_ckpt", "verifier": f"{ASSETS}/tiny-qwen",
+        "family": "dream",
+        "checkpoint": f"{ASSETS}/tiny-dream",
+        "flag": "tiny_dream_ckpt",
+        "verifier": f"{ASSETS}/tiny-qwen",
     },
 }
 
 TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in (HUMANEVAL, MBPP, GSM8K, TRUTHFULQA)}
 
 # where this project's scoring knowingly departs from lm-eval's; stored with every result of the task
-TASK_NOTES = {"mbpp": "test_setup_code is run before the tests; lm-eval forgets it, which costs it task 367"}
+TASK_NOTES = {
+    "mbpp": "test_setup_code is run before the tests; lm-eval forgets it, which costs it task 367"
+}
 
 
 def get_prompt_template(alias: str, task: str, protocol_name: str = "uniform") -> PromptForm:
@@ -117,7 +138,9 @@ USUAL = Parts(_load)
 MOST_JUDGES = 4  # more programs than these get through a GPU does not write
 
 
-def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=None, ahead=None) -> _ProfilingHarness:
+def get_model(
+    job: Job, device: str, task, ledger: Ledger, load=_load, score=None, ahead=None
+) -> _ProfilingHarness:
     """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them.
 
     score, ahead: see _ProfilingHarness.
@@ -161,7 +184,11 @@ def get_model(job: Job, device: str, task, ledger: Ledger, load=_load, score=Non
 
 # ---------------------------------------------------------------- what is printed
 
-INPUTS = ("fingerprint", "verifier_fingerprint", "data")  # checksums: the result has them, a terminal has no room
+INPUTS = (
+    "fingerprint",
+    "verifier_fingerprint",
+    "data",
+)  # checksums: the result has them, a terminal has no room
 
 
 def _plain(value: Any) -> str:
@@ -175,7 +202,9 @@ def describe(job: Job) -> str:
         "config:",
         *(f"  {key:24}{value}" for key, value in config.as_dict().items() if key not in INPUTS),
     ]
-    weighed = config.fingerprint is not None and (config.verifier is None) == (config.verifier_fingerprint is None)
+    weighed = config.fingerprint is not None and (config.verifier is None) == (
+        config.verifier_fingerprint is None
+    )
     known = config.data is not None and (weighed or config.predictions is not None)
     lines.append(f"  {'id':24}{config.id if known else 'known once checkpoint and data are here'}")
     if schedule.adaptive and not job.config.predictions:
@@ -194,7 +223,9 @@ def describe(job: Job) -> str:
     ]
     lines += [f"note: {note}" for note in job.notes]
     if job.protocol.name == "official":
-        lines += [f"published: {text}" for text in map(published, job.protocol.references)] or [f"published: {UNPUBLISHED}"]
+        lines += [f"published: {text}" for text in map(published, job.protocol.references)] or [
+            f"published: {UNPUBLISHED}"
+        ]
     return "\n".join([*lines, f"output: {job.path}"])
 
 
@@ -202,7 +233,12 @@ def describe(job: Job) -> str:
 
 
 def execute(
-    job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str, place: Place, argv: list[str],
+    job: Job,
+    spec: TaskSpec,
+    texts: dict[int, str] | None,
+    device: str,
+    place: Place,
+    argv: list[str],
     parts: Parts = USUAL,
 ) -> dict[str, Any] | None:
     """Generate or take the texts, let lm-eval score them, and put the result together; None in a further worker."""
@@ -211,20 +247,32 @@ def execute(
         with ExitStack() as stack:
             if texts is None:
                 store = stack.enter_context(open_store(job, place))
-            crew = stack.enter_context(Crew(argv, job.devices, place)) if len(job.devices) > 1 else None
+            crew = (
+                stack.enter_context(Crew(argv, job.devices, place))
+                if len(job.devices) > 1
+                else None
+            )
             return _execute(job, spec, texts, device, place, store, crew, parts)
     except ShareDone:
         return None
     except (KeyboardInterrupt, Signalled) as error:
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
         kept = f"; {len(store)} finished samples are kept in {store.directory}" if store else ""
-        raise Interrupted(number, f"ended by {signal.Signals(number).name}{kept}; the same command goes on") from error
+        raise Interrupted(
+            number, f"ended by {signal.Signals(number).name}{kept}; the same command goes on"
+        ) from error
 
 
 def _execute(
-    job: Job, spec: TaskSpec, texts: dict[int, str] | None, device: str, place: Place, store: Store | None,
-    crew: Crew | None, parts: Parts,
-) -> dict[str, Any]:  # fmt: skip
+    job: Job,
+    spec: TaskSpec,
+    texts: dict[int, str] | None,
+    device: str,
+    place: Place,
+    store: Store | None,
+    crew: Crew | None,
+    parts: Parts,
+) -> dict[str, Any]:
     started = time.time()
     with uncollected():
         import harness  # noqa: F401 - get_model needs it, and here nothing collects garbage meanwhile
@@ -232,18 +280,35 @@ def _execute(
         from experiment.predictions import Predictions
     place = replace(place, size=max(place.size, len(job.devices)))
     stamp, on = environment(), lmeval.device_stamp(device)
-    ledger = parts.ledger(job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else []))
+    ledger = parts.ledger(
+        job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else [])
+    )
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
     score = lmeval.scorer(task, spec.headline) if spec.kind in ("math", "qa") else None
     with ExitStack() as stack:
         idle, ahead = idle_cores(device, place.size), None
         # a suite scores in a process of its own
-        if idle and spec.kind == "code" and parts is USUAL and place.leads and texts is None and sandbox.executes():
+        if (
+            idle
+            and spec.kind == "code"
+            and parts is USUAL
+            and place.leads
+            and texts is None
+            and sandbox.executes()
+        ):
             ahead = stack.enter_context(task.judging.beside(idle))
-        lm = Predictions(texts) if texts is not None else get_model(job, device, task, ledger, parts.load, score, ahead)
+        lm = (
+            Predictions(texts)
+            if texts is not None
+            else get_model(job, device, task, ledger, parts.load, score, ahead)
+        )
         logged = lmeval.evaluate(
-            lm, task, chat_template=job.config.chat_template, system=job.config.system, limit=job.limit
+            lm,
+            task,
+            chat_template=job.config.chat_template,
+            system=job.config.system,
+            limit=job.limit,
         )
     form = spec.forms[job.config.prompt_form]
     return build_result(
@@ -253,7 +318,9 @@ def _execute(
         overrides=job.overrides,
         notes=job.notes,
         data={
-            "name": task.data.name, "files": job.config.data, "n_docs": len(task.eval_docs),
+            "name": task.data.name,
+            "files": job.config.data,
+            "n_docs": len(task.eval_docs),
             "rows_sha256": sha256([dict(doc) for doc in task.eval_docs]),
         },
         limit=job.limit,
@@ -270,7 +337,9 @@ def _execute(
             "acceleration": list(getattr(lm, "acceleration", ())),
             "batch_sizes_out_of_memory": getattr(lm, "halved", []),
             "samples_made": ledger.provenances(),
-            "store": {"directory": str(store.directory), "found": str(store.report)} if store else None,
+            "store": {"directory": str(store.directory), "found": str(store.report)}
+            if store
+            else None,
             "device": on,
             "environment": stamp,
             "sandbox": sandbox.announcement() if spec.kind == "code" else None,
@@ -281,15 +350,18 @@ def _execute(
 def idle_cores(device: str, n_workers: int) -> int:
     """Cores for judging programs while others are generated: those that GPUs leave, a few at most; none on a CPU, where it
     would be seen in tok/s."""
-    return 0 if device == "cpu" else max(0, min(MOST_JUDGES, len(os.sched_getaffinity(0)) - n_workers))
+    return (
+        0 if device == "cpu" else max(0, min(MOST_JUDGES, len(os.sched_getaffinity(0)) - n_workers))
+    )
 
 
 def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
     """What of the machine can move a number and is not part of the configuration; kept with each sample."""
     names = ("hostname", "device", "device_name", "cpu", "driver", "cuda")
     return {name: stamp.get(name) for name in names} | {
-        "torch": stamp["packages"].get("torch"), "batch_size": job.batch_size,
-    }  # fmt: skip
+        "torch": stamp["packages"].get("torch"),
+        "batch_size": job.batch_size,
+    }
 
 
 def run(argv: list[str] | None, parts: Parts = USUAL) -> int:
@@ -304,7 +376,9 @@ def run(argv: list[str] | None, parts: Parts = USUAL) -> int:
         return EXIT_COMPLETE
     place = place_of(os.environ)
     if place.size > 1 and job.devices:
-        raise UsageError(f"--devices is for a run of its own: here a launcher has started {place.size} processes already")
+        raise UsageError(
+            f"--devices is for a run of its own: here a launcher has started {place.size} processes already"
+        )
     spec = TASKS.get(job.config.task) or spec_of(job.config.task)
     note = OTHER_TASK_NOTE if spec.foreign else TASK_NOTES.get(spec.name)
     job = replace(job, notes=(*job.notes, *filter(None, [note])))
@@ -335,8 +409,12 @@ def run(argv: list[str] | None, parts: Parts = USUAL) -> int:
         raise ManyProblems(errors)
     if place.leads:
         say(describe(job))
-        say(f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}")
-    result = execute(job, spec, texts, device, place, _worker_argv(sys.argv[1:] if argv is None else argv), parts)
+        say(
+            f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}"
+        )
+    result = execute(
+        job, spec, texts, device, place, _worker_argv(sys.argv[1:] if argv is None else argv), parts
+    )
     if result is None:
         return EXIT_COMPLETE
     atomic_write_json(job.path, result)
@@ -363,14 +441,18 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
     if isinstance(error, sandbox.SandboxError):
         return [str(error)], EXIT_ENVIRONMENT
     if isinstance(error, ModuleNotFoundError):
-        return [f"package {error.name} is missing; pip install -r requirements.txt"], EXIT_ENVIRONMENT
+        return [
+            f"package {error.name} is missing; pip install -r requirements.txt"
+        ], EXIT_ENVIRONMENT
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted; the same command goes on"], 128 + signal.SIGINT
     if isinstance(error, Signalled):
         return ["terminated; the same command goes on"], 128 + error.args[0]
     first = (str(error).splitlines() or [""])[0]
     if out_of_memory(error):
-        return [f"out of memory: {first}; a free device, a smaller --batch_size or --dtype bfloat16 helps"], EXIT_ENVIRONMENT
+        return [
+            f"out of memory: {first}; a free device, a smaller --batch_size or --dtype bfloat16 helps"
+        ], EXIT_ENVIRONMENT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
         # what is left in stdout's buffer must not fail again when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())

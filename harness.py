@@ -92,12 +92,18 @@ class _ProfilingHarness(HFLM):
             raise UsageError(
                 f"the checkpoint is of the {config.family} family, {type(self).__name__} is for {self.family}"
             )
-        stub = SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=config.model_type))
+        stub = SimpleNamespace(
+            device=torch.device(device), config=SimpleNamespace(model_type=config.model_type)
+        )
         with quiet():
             super().__init__(
-                pretrained=stub, tokenizer=tokenizer, backend="causal", batch_size=1 if batch_size == "auto" else batch_size,
-                max_length=config.max_length, add_bos_token=False,
-            )  # fmt: skip
+                pretrained=stub,
+                tokenizer=tokenizer,
+                backend="causal",
+                batch_size=1 if batch_size == "auto" else batch_size,
+                max_length=config.max_length,
+                add_bos_token=False,
+            )
         self.model_config, self.decode_config = config, decode_config
         self.seed, self.ledger, self.prefill = seed, ledger or Ledger(config_id=""), prefill
         self.score, self.ahead = score, ahead
@@ -118,9 +124,12 @@ class _ProfilingHarness(HFLM):
         """
         jobs = self._jobs(requests)
         with tqdm(
-            total=len(jobs), desc=f"{self.family} samples", unit="sample", dynamic_ncols=True,
+            total=len(jobs),
+            desc=f"{self.family} samples",
+            unit="sample",
+            dynamic_ncols=True,
             disable=disable_tqdm or not self.ledger.place.leads,
-        ) as bar:  # fmt: skip
+        ) as bar:
             progress = Progress(bar)
             todo = [job for job in jobs if not self._recall(job, progress)]
             progress.start()
@@ -138,7 +147,9 @@ class _ProfilingHarness(HFLM):
 
     loglikelihood_rolling = _loglikelihood_tokens = loglikelihood
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The chat as the checkpoint's template renders it, ready for the assistant's answer.
 
         An answer that the chat has already begun (last role assistant) is appended to the rendered prompt as it is:
@@ -151,12 +162,18 @@ class _ProfilingHarness(HFLM):
         if not add_generation_prompt and chat[-1]["role"] == "assistant":
             chat, begun = chat[:-1], chat[-1]["content"]
         try:
-            text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True
+            )
         except (jinja2.exceptions.TemplateError, ValueError) as error:
-            raise BadDataError(f"the checkpoint's chat template cannot render this prompt: {error}") from error
+            raise BadDataError(
+                f"the checkpoint's chat template cannot render this prompt: {error}"
+            ) from error
         lost = [m["role"] for m in chat if m["content"].strip() not in text]
         if lost:
-            raise BadDataError(f"the checkpoint's chat template drops a message of role {lost[0]!r}")
+            raise BadDataError(
+                f"the checkpoint's chat template drops a message of role {lost[0]!r}"
+            )
         return text + begun
 
     def get_model_info(self) -> dict[str, Any]:
@@ -177,7 +194,11 @@ class _ProfilingHarness(HFLM):
         result, meta = kept["result"], kept["meta"]
         self._peak_bytes = max(self._peak_bytes, meta.get("peak_bytes") or 0)
         completion = Completion(
-            **{name: tuple(v) if isinstance(v, list) else v for name, v in result.items() if name != "prompt_tokens"},
+            **{
+                name: tuple(v) if isinstance(v, list) else v
+                for name, v in result.items()
+                if name != "prompt_tokens"
+            },
             seconds=meta["seconds"],
         )
         job.record = self._record(job, completion, result["prompt_tokens"], meta["cost_seconds"])
@@ -195,7 +216,9 @@ class _ProfilingHarness(HFLM):
                 self._take(job, kept, progress)
         left = [job for job in jobs if job.record is None]
         if left:
-            _log.warning(f"the other workers have ended and left {len(left)} samples; they are decoded here")
+            _log.warning(
+                f"the other workers have ended and left {len(left)} samples; they are decoded here"
+            )
             self._decode_all(left, progress)
 
     # -- from requests to texts
@@ -209,7 +232,15 @@ class _ProfilingHarness(HFLM):
             prompt = context + self.prefill(request.doc)
             stops, seed = stops_of(gen_kwargs), sample_seed(self.seed, prompt, repeat)
             jobs.append(
-                _Job(request.doc, request.doc_id, repeat, prompt, stops, seed, self.ledger.key(prompt, repeat, stops))
+                _Job(
+                    request.doc,
+                    request.doc_id,
+                    repeat,
+                    prompt,
+                    stops,
+                    seed,
+                    self.ledger.key(prompt, repeat, stops),
+                )
             )
         return jobs
 
@@ -222,7 +253,9 @@ class _ProfilingHarness(HFLM):
         if long:
             shown = ", ".join(f"{job.doc_id} ({len(job.ids)} tokens)" for job in long[:10])
             shown += ", ..." if len(long) > 10 else ""
-            whose = "the model's" if self._load_verifier is None else "the model's or its verifier's"
+            whose = (
+                "the model's" if self._load_verifier is None else "the model's or its verifier's"
+            )
             raise UsageError(
                 f"{len(long)} prompts do not fit: with a canvas of {canvas} they exceed {whose} {room} positions; "
                 f"documents {shown}; a shorter --gen_length may help"
@@ -257,7 +290,10 @@ class _ProfilingHarness(HFLM):
             _log.warning(f"--batch_size auto: {n} samples in flight")
         for stops in sorted({job.stops for job in jobs}):
             # longest first: the batch that needs most memory is met at once, not after hours
-            group = sorted((j for j in jobs if j.stops == stops), key=lambda j: (-len(j.ids), j.doc_id, j.repeat))
+            group = sorted(
+                (j for j in jobs if j.stops == stops),
+                key=lambda j: (-len(j.ids), j.doc_id, j.repeat),
+            )
             self._decode_group(group, stops, progress)
 
     def _decode_group(self, jobs: list[_Job], stops: tuple[str, ...], progress: Progress) -> None:
@@ -271,17 +307,23 @@ class _ProfilingHarness(HFLM):
             if failure.out_of_memory and self.batch_size > 1:
                 self.halved.append(self.batch_size)
                 self.batch_size_per_gpu = self.batch_size // 2
-                _log.warning(f"out of memory with {self.halved[-1]} samples in flight; going on with {self.batch_size}")
+                _log.warning(
+                    f"out of memory with {self.halved[-1]} samples in flight; going on with {self.batch_size}"
+                )
                 continue
             suspects, jobs = jobs[: self.batch_size], jobs[self.batch_size :]
             reason = failure.traceback.splitlines()[-1]
-            _log.warning(f"a batch failed ({reason}); its {len(suspects)} samples are tried one by one")
+            _log.warning(
+                f"a batch failed ({reason}); its {len(suspects)} samples are tried one by one"
+            )
             for job in suspects:
                 if failure := self._decode([job], stops, progress):
                     self.ledger.failed(job.key, failure.traceback)
                     self._give_up(job, failure.traceback, progress)
 
-    def _decode(self, jobs: list[_Job], stops: tuple[str, ...], progress: Progress) -> Failure | None:
+    def _decode(
+        self, jobs: list[_Job], stops: tuple[str, ...], progress: Progress
+    ) -> Failure | None:
         """Decode, keep and record jobs; what went wrong where something did."""
         if not jobs:
             return None
@@ -290,14 +332,20 @@ class _ProfilingHarness(HFLM):
         self._last_finish = self._now()
         try:
             decode(
-                model, [job.ids for job in jobs], self.decode_config, [job.seed for job in jobs],
-                batch_size=self.batch_size, stop=stop,
+                model,
+                [job.ids for job in jobs],
+                self.decode_config,
+                [job.seed for job in jobs],
+                batch_size=self.batch_size,
+                stop=stop,
                 on_finish=lambda i, completion: self._finish(jobs[i], completion, progress),
                 verifier=self._verifier,
-            )  # fmt: skip
+            )
         except DllmexpError:
             raise  # a full disk, say: no fault of the samples
-        except Exception as error:  # whatever it is, it is a status of these samples and not an answer
+        except (
+            Exception
+        ) as error:  # whatever it is, it is a status of these samples and not an answer
             failure = Failure.of(error)
         else:
             return None
@@ -308,7 +356,9 @@ class _ProfilingHarness(HFLM):
     def _now(self) -> float:
         if self._on_cuda:
             torch.cuda.synchronize(self.device)
-        return time.perf_counter() - self.transformer.acceleration.seconds  # capturing graphs is no sample's cost
+        return (
+            time.perf_counter() - self.transformer.acceleration.seconds
+        )  # capturing graphs is no sample's cost
 
     def _finish(self, job: _Job, completion: Completion, progress: Progress) -> None:
         """Record and keep a sample the moment its row leaves the engine."""
@@ -318,8 +368,14 @@ class _ProfilingHarness(HFLM):
         result = {name: value for name, value in vars(completion).items() if name != "seconds"}
         if self._on_cuda:
             self._peak_bytes = max(self._peak_bytes, torch.cuda.max_memory_allocated(self.device))
-        meta = {"doc_id": job.doc_id, "repeat": job.repeat, "seconds": completion.seconds, "cost_seconds": cost,
-                "tokens_returned": job.record.tokens_returned, "peak_bytes": self._peak_bytes or None}  # fmt: skip
+        meta = {
+            "doc_id": job.doc_id,
+            "repeat": job.repeat,
+            "seconds": completion.seconds,
+            "cost_seconds": cost,
+            "tokens_returned": job.record.tokens_returned,
+            "peak_bytes": self._peak_bytes or None,
+        }
         began = time.perf_counter()
         score = self.score(job.doc, job.record.text) if self.score else None
         self._last_finish += time.perf_counter() - began  # that was no decoding
@@ -346,11 +402,15 @@ class _ProfilingHarness(HFLM):
             spaces_between_special_tokens=False,
         )
 
-    def _record(self, job: _Job, completion: Completion, prompt_tokens: int, cost_seconds: float) -> Record:
+    def _record(
+        self, job: _Job, completion: Completion, prompt_tokens: int, cost_seconds: float
+    ) -> Record:
         """What a completion says: ids cut at the first end token, decoded, cut at the first stop string."""
         ids = list(completion.token_ids)
         n_prefix = next((i for i, at in enumerate(completion.committed_at) if at < 0), len(ids))
-        n_body = next((i for i, t in enumerate(ids[:n_prefix]) if t in self.model_config.end_ids), n_prefix)
+        n_body = next(
+            (i for i, t in enumerate(ids[:n_prefix]) if t in self.model_config.end_ids), n_prefix
+        )
         text, n_returned = self._text(ids[:n_body]), n_body
         cut = f"end token {ids[n_body]}" if n_body < n_prefix else None
         found = first_stop(text, job.stops)
@@ -363,10 +423,19 @@ class _ProfilingHarness(HFLM):
         raw = self._text(ids[: min(n_body + 1, n_prefix)], special=True)
         same = "token_ids committed_at tokens_committed nfe nfe_partial nfe_verifier forwards_saved positions_computed seconds".split()
         return Record(
-            job.doc_id, job.repeat, job.prompt, text, raw, cut, reason,
-            prompt_tokens=prompt_tokens, tokens_returned=n_returned, seed=job.seed, cost_seconds=cost_seconds,
+            job.doc_id,
+            job.repeat,
+            job.prompt,
+            text,
+            raw,
+            cut,
+            reason,
+            prompt_tokens=prompt_tokens,
+            tokens_returned=n_returned,
+            seed=job.seed,
+            cost_seconds=cost_seconds,
             **{name: getattr(completion, name) for name in same},
-        )  # fmt: skip
+        )
 
     # -- what it cost
 

@@ -46,7 +46,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from utils import EXIT_DATA, BusyError, DllmexpError, OutputError, atomic_write_json, canonical_json, differing_keys, sha256
+from utils import (
+    EXIT_DATA,
+    BusyError,
+    DllmexpError,
+    OutputError,
+    atomic_write_json,
+    canonical_json,
+    differing_keys,
+    sha256,
+)
 
 VERSION = 1  # of the format above
 SYNC_SECONDS = 1.0
@@ -57,7 +66,9 @@ HOST = re.sub(r"[^A-Za-z0-9.-]", "_", os.uname().nodename)
 LINE_START = re.compile(rb'(?=[0-9a-f]{8} \{")')
 Record = dict[str, Any]
 FORM = [("key", str), ("meta", dict), ("result", dict), ("status", str)]
-Entry = tuple[float, str, int, bytes]  # creation time and name of its shard, offset, line: ordered alike for every reader
+Entry = tuple[
+    float, str, int, bytes
+]  # creation time and name of its shard, offset, line: ordered alike for every reader
 
 
 class StoreError(DllmexpError):
@@ -87,8 +98,12 @@ def _writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno not in FULL:
-            raise OutputError(f"cannot write {path}: {error.strerror}; give another --output_dir") from error
-        full = StoreFull(f"cannot write {path}: {error.strerror}; what is there stays good: free some space, start again")
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}; give another --output_dir"
+            ) from error
+        full = StoreFull(
+            f"cannot write {path}: {error.strerror}; what is there stays good: free some space, start again"
+        )
         full.errno = error.errno
         raise full from error
 
@@ -113,11 +128,18 @@ class Report:
     corrupt: int = 0  # lines whose checksum is wrong
     duplicates: int = 0  # further ok records of a sample with the same result
     foreign: int = 0  # lines of another configuration or version
-    conflicts: set[str] = field(default_factory=set)  # keys with two different results: not deterministic
-    notes: list[str] = field(default_factory=list)  # what else a user should know, in sentences; logged as well
+    conflicts: set[str] = field(
+        default_factory=set
+    )  # keys with two different results: not deterministic
+    notes: list[str] = field(
+        default_factory=list
+    )  # what else a user should know, in sentences; logged as well
 
     def __str__(self) -> str:
-        counts = {name: value if isinstance(value, int) else len(value) for name, value in vars(self).items()}
+        counts = {
+            name: value if isinstance(value, int) else len(value)
+            for name, value in vars(self).items()
+        }
         return ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing"
 
 
@@ -140,7 +162,9 @@ class _Lock:
         self.note = ""
         self._owner = directory / "LOCK.owner"
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._text = f"pid {os.getpid()} on {HOST} since {since} (process start {_started(os.getpid())})"
+        self._text = (
+            f"pid {os.getpid()} on {HOST} since {since} (process start {_started(os.getpid())})"
+        )
         self._fd = self._flock(directory / "LOCK")
         if self._fd is None:
             self.note = f"{directory} has no flock: LOCK.owner is the lock"
@@ -169,12 +193,16 @@ class _Lock:
             holder = self._owner.read_text()
         found = self.OWNER.fullmatch(holder)
         if found and found[2] == HOST and _started(int(found[1])) != found[3]:
-            self._owner.unlink(missing_ok=True)  # two that do so at once may both go on: double work, no harm
+            self._owner.unlink(
+                missing_ok=True
+            )  # two that do so at once may both go on: double work, no harm
             self.note += f", taken over from {holder}, which has ended"
         try:
             fd = os.open(self._owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
-            raise StoreBusy(self._owner.parent, holder, f"; if that process is gone, delete {self._owner}") from None
+            raise StoreBusy(
+                self._owner.parent, holder, f"; if that process is gone, delete {self._owner}"
+            ) from None
         with suppress(OSError), open(fd, "w") as file:
             file.write(self._text)
 
@@ -205,7 +233,15 @@ class Store(AbstractContextManager):
         self.shard, self._synced, self._unended = directory, 0.0, False
 
     @classmethod
-    def open(cls, root: Path, config: dict[str, Any], config_id: str, *, alone: bool = True, fresh: bool = False) -> Store:
+    def open(
+        cls,
+        root: Path,
+        config: dict[str, Any],
+        config_id: str,
+        *,
+        alone: bool = True,
+        fresh: bool = False,
+    ) -> Store:
         """The store of configuration `config_id` below `root`, made where there is none, with all that it holds.
 
         config: what the id stands for, ready for JSON; kept beside the samples and compared.
@@ -250,26 +286,38 @@ class Store(AbstractContextManager):
 
     def _check_config(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.json"
-        wanted = {"config_id": self.config_id, "store_version": VERSION} | json.loads(canonical_json(config))
+        wanted = {"config_id": self.config_id, "store_version": VERSION} | json.loads(
+            canonical_json(config)
+        )
         try:
             found = dict(json.loads(path.read_bytes()))
         except FileNotFoundError:
             return atomic_write_json(path, wanted)
         except (ValueError, TypeError):
-            raise StoreError(f"{path} is damaged; delete it: each sample names its configuration, none is lost") from None
+            raise StoreError(
+                f"{path} is damaged; delete it: each sample names its configuration, none is lost"
+            ) from None
         if found != wanted:
             differing = ", ".join(differing_keys(found, wanted)) or "null against absent"
-            raise StoreError(f"{path} is of another configuration ({differing}); nothing of it is used: "
-                             "--overwrite sets it aside, another --output_dir leaves it alone")
+            raise StoreError(
+                f"{path} is of another configuration ({differing}); nothing of it is used: "
+                "--overwrite sets it aside, another --output_dir leaves it alone"
+            )
 
     def _shards(self) -> list[Path]:
-        return [self.directory / name for name in sorted(os.listdir(self.directory)) if name.startswith("shard-")]
+        return [
+            self.directory / name
+            for name in sorted(os.listdir(self.directory))
+            if name.startswith("shard-")
+        ]
 
     def refresh(self) -> int:
         """Read what other writers have appended since the last time; the number of samples that are new."""
         before = len(self._ok)
         try:
-            self.report.torn = sum(self._read(path) for path in self._shards() if path != self.shard)
+            self.report.torn = sum(
+                self._read(path) for path in self._shards() if path != self.shard
+            )
         except OSError as error:
             raise StoreError(f"cannot read {self.directory}: {error}") from error
         return len(self._ok) - before
@@ -291,7 +339,12 @@ class Store(AbstractContextManager):
         if content is None:
             self.report.corrupt += bool(line)  # an empty one ends a torn line
             # where a newline was hit, the lines before and after it are still whole
-            for part in [part for piece in LINE_START.split(line) for part in (piece, piece[:-1]) if _content(part)]:
+            for part in [
+                part
+                for piece in LINE_START.split(line)
+                for part in (piece, piece[:-1])
+                if _content(part)
+            ]:
                 self._read_line(path, offset + line.index(part), part)
         elif (content.get("config_id"), content.get("version")) != (self.config_id, VERSION):
             self.report.foreign += 1
@@ -309,11 +362,15 @@ class Store(AbstractContextManager):
             return
         if (kept := self._ok.setdefault(key, entry)) is entry:
             return
-        if canonical_json(_content(kept[3])["record"]["result"]) == canonical_json(_content(line)["record"]["result"]):
+        if canonical_json(_content(kept[3])["record"]["result"]) == canonical_json(
+            _content(line)["record"]["result"]
+        ):
             self.report.duplicates += 1
         elif key not in self.report.conflicts:
             self.report.conflicts.add(key)
-            self._note(f"not deterministic: sample {key[:16]} has different results in {kept[1]} and {path.name}")
+            self._note(
+                f"not deterministic: sample {key[:16]} has different results in {kept[1]} and {path.name}"
+            )
         self._ok[key] = min(kept, entry)
 
     def get(self, key: str) -> Record | None:
@@ -322,7 +379,10 @@ class Store(AbstractContextManager):
 
     def errors(self) -> list[Record]:
         """The last error record of each sample that has no ok record, in order of key."""
-        return [_content(self._failed[key][3])["record"] for key in sorted(self._failed.keys() - self._ok.keys())]
+        return [
+            _content(self._failed[key][3])["record"]
+            for key in sorted(self._failed.keys() - self._ok.keys())
+        ]
 
     def __iter__(self) -> Iterator[str]:
         return iter(tuple(self._ok))
@@ -337,11 +397,15 @@ class Store(AbstractContextManager):
         On return it survives the death of this process. Raises StoreFull or OutputError, and it is then not sure to be in
         the store; ValueError for a record of another form.
         """
-        assert self._pid == os.getpid(), "put() on a closed store, or in a forked process: a shard has one writer"
+        assert self._pid == os.getpid(), (
+            "put() on a closed store, or in a forked process: a shard has one writer"
+        )
         record = {"key": key, "meta": {}, "result": {}} | record
         kinds = [(name, type(value)) for name, value in sorted(record.items())]
         if kinds != FORM or record["key"] != key or record["status"] not in ("ok", "error"):
-            raise ValueError(f"a record is {{status: ok | error, result: dict, meta: dict}}, got {record!r:.200} for {key!r}")
+            raise ValueError(
+                f"a record is {{status: ok | error, result: dict, meta: dict}}, got {record!r:.200} for {key!r}"
+            )
         line = self._line(record=record)
         if self._fd is None:
             self._begin_shard()
@@ -350,7 +414,9 @@ class Store(AbstractContextManager):
             self.flush()
 
     def _line(self, **content: Record) -> bytes:
-        payload = canonical_json({"config_id": self.config_id, "version": VERSION} | content).encode("ascii")
+        payload = canonical_json(
+            {"config_id": self.config_id, "version": VERSION} | content
+        ).encode("ascii")
         return b"%08x %b\n" % (zlib.crc32(payload), payload)
 
     def _begin_shard(self) -> None:
@@ -363,7 +429,10 @@ class Store(AbstractContextManager):
             self.shard, self._synced, created = path, time.monotonic(), time.time()
             self._append(self._line(shard={"created": created, "host": HOST, "pid": self._pid}))
             self._created[path] = created
-            with suppress(OSError), ExitStack() as stack:  # the new name survives a power loss, where the file system can
+            with (
+                suppress(OSError),
+                ExitStack() as stack,
+            ):  # the new name survives a power loss, where the file system can
                 stack.callback(os.close, directory := os.open(self.directory, os.O_RDONLY))
                 os.fsync(directory)
 
@@ -385,7 +454,9 @@ class Store(AbstractContextManager):
                 getattr(os, "fdatasync", os.fsync)(self._fd)
                 self._synced = time.monotonic()
                 if os.fstat(self._fd).st_nlink == 0:
-                    raise OutputError(f"{self.shard} was deleted while this run was writing to it: start again")
+                    raise OutputError(
+                        f"{self.shard} was deleted while this run was writing to it: start again"
+                    )
 
     def close(self) -> None:
         """Flush, end the shard, free the lock. What was read stays readable. A second call does nothing."""

@@ -27,7 +27,15 @@ ENGINE_VERSION = 1  # raised with every change of decoding that can change a tok
 
 # ---------------------------------------------------------------- errors and exit codes
 
-EXIT_COMPLETE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_BUSY = 0, 2, 3, 4, 5, 74, 75
+EXIT_COMPLETE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_BUSY = (
+    0,
+    2,
+    3,
+    4,
+    5,
+    74,
+    75,
+)
 
 
 class DllmexpError(Exception):
@@ -89,7 +97,12 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """By name, and by what the CPU's allocator, CUDA and cuBLAS say: no torch here."""
-    words = ("can't allocate memory", "CUDA error: out of memory", "CUDA driver error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    words = (
+        "can't allocate memory",
+        "CUDA error: out of memory",
+        "CUDA driver error: out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+    )
     return (
         isinstance(error, MemoryError)
         or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
@@ -99,7 +112,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 def canonical_json(value: Any) -> str:
     """One text for one value: sorted keys, no spaces, ASCII, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
 
 
 def sha256(value: Any) -> str:
@@ -175,16 +190,44 @@ class RunConfig:
     LABELS = ("model_alias", "checkpoint", "verifier", "tokens_per_step")
     # what scored predictions have nothing to do with
     GENERATION = (
-        "checkpoint", "fingerprint", "algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step",
-        "quotas", "temperature", "top_p", "top_k", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf",
-        "confidence_dtype", "early_exit", "dtype", "seed", "kv_cache", "cache_refresh", "options",
-        "compile", "kv_window", "max_lookahead", "verifier", "verifier_fingerprint",
-    )  # fmt: skip
+        "checkpoint",
+        "fingerprint",
+        "algorithm",
+        "gen_length",
+        "block_length",
+        "num_steps",
+        "tokens_per_step",
+        "quotas",
+        "temperature",
+        "top_p",
+        "top_k",
+        "alg_temp",
+        "logits_eos_inf",
+        "confidence_eos_eot_inf",
+        "confidence_dtype",
+        "early_exit",
+        "dtype",
+        "seed",
+        "kv_cache",
+        "cache_refresh",
+        "options",
+        "compile",
+        "kv_window",
+        "max_lookahead",
+        "verifier",
+        "verifier_fingerprint",
+    )
     # left out where they say nothing: a configuration from before they were there is the same one
     SILENT = {
-        "kv_cache": "none", "cache_refresh": None, "options": None, "compile": False, "kv_window": None,
-        "max_lookahead": None, "verifier": None, "verifier_fingerprint": None,
-    }  # fmt: skip
+        "kv_cache": "none",
+        "cache_refresh": None,
+        "options": None,
+        "compile": False,
+        "kv_window": None,
+        "max_lookahead": None,
+        "verifier": None,
+        "verifier_fingerprint": None,
+    }
 
     def as_dict(self) -> dict[str, Any]:
         """Every field that applies, ready for JSON."""
@@ -199,7 +242,9 @@ class RunConfig:
             if found := kept.get(name):
                 # a commit of the hub says it all, before its shards are downloaded too; a directory is what it holds
                 kept[name] = (
-                    {"revision": found["revision"]} if found["revision"] else {k: found[k] for k in ("files", "shards")}
+                    {"revision": found["revision"]}
+                    if found["revision"]
+                    else {k: found[k] for k in ("files", "shards")}
                 )
         return kept | {"schema_version": SCHEMA_VERSION, "engine_version": ENGINE_VERSION}
 
@@ -235,7 +280,11 @@ def method_parts(config: RunConfig) -> list[str]:
 
 
 def result_name(
-    config: RunConfig, *, predictions: bool = False, tag: str | None = None, limit: int | None = None
+    config: RunConfig,
+    *,
+    predictions: bool = False,
+    tag: str | None = None,
+    limit: int | None = None,
 ) -> str:
     """File name of a result: `<alias>_<task>_<alg>[_<method>...]_tps<K>[_<tag>][_limit<N>].json`.
 
@@ -245,7 +294,9 @@ def result_name(
     k = config.tokens_per_step
     tps = f"{config.gen_length / config.num_steps:g}" if k is None else str(k)
     parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
-    parts += ["predictions"] if predictions else [config.algorithm, *method_parts(config), f"tps{tps}"]
+    parts += (
+        ["predictions"] if predictions else [config.algorithm, *method_parts(config), f"tps{tps}"]
+    )
     parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
     return "_".join(parts) + ".json"
 
@@ -253,9 +304,17 @@ def result_name(
 # ---------------------------------------------------------------- environment
 
 PACKAGES = (
-    "torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "lm-eval", "datasets", "numpy",
-    "sacrebleu", "rouge-score",
-)  # fmt: skip
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "huggingface-hub",
+    "lm-eval",
+    "datasets",
+    "numpy",
+    "sacrebleu",
+    "rouge-score",
+)
 
 
 def _version(package: str) -> str | None:
@@ -284,7 +343,8 @@ def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             return next(
-                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+                (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+                platform.machine(),
             )
     except OSError:
         return platform.processor() or platform.machine()
@@ -301,7 +361,9 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "hostname": platform.node(),
         "cpu": _cpu_name(),
-        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_count": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "command": list(sys.argv),
     }
 
@@ -332,7 +394,12 @@ def atomic_write_json(path: str | Path, value: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
-            "w", encoding="ascii", dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+            "w",
+            encoding="ascii",
+            dir=path.parent,
+            prefix=f".{path.name}.",
+            suffix=".tmp",
+            delete=False,
         ) as out:
             temporary = Path(out.name)
             out.write(text)

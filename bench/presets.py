@@ -57,70 +57,123 @@ class Preset:
     @property
     def config(self) -> ModelConfig:
         family, V = self.shape["family"], self.shape["vocab_size"]
-        rest = dict(norm_eps=1e-5, rope_theta=5e5) if family == "llada" else dict(norm_eps=1e-6, rope_theta=1e6)
+        rest = (
+            dict(norm_eps=1e-5, rope_theta=5e5)
+            if family == "llada"
+            else dict(norm_eps=1e-6, rope_theta=1e6)
+        )
         dream = family == "dream"
         return ModelConfig(
-            **self.shape, **rest, qkv_bias=dream, shift=dream, rope_in_float32=not dream, max_length=4096,
-            mask_id=V - 1, eos_id=V - 2, end_ids=(V - 2,), tie_embeddings=False,
-        )  # fmt: skip
+            **self.shape,
+            **rest,
+            qkv_bias=dream,
+            shift=dream,
+            rope_in_float32=not dream,
+            max_length=4096,
+            mask_id=V - 1,
+            eos_id=V - 2,
+            end_ids=(V - 2,),
+            tie_embeddings=False,
+        )
 
 
-def _shape(family: str, layers: int, width: int, heads: int, kv_heads: int, d_ff: int, vocabulary: int) -> dict[str, object]:
-    return dict(family=family, n_layers=layers, d_model=width, n_heads=heads, n_kv_heads=kv_heads, d_ff=d_ff,
-                head_dim=width // heads, vocab_size=vocabulary)  # fmt: skip
+def _shape(
+    family: str, layers: int, width: int, heads: int, kv_heads: int, d_ff: int, vocabulary: int
+) -> dict[str, object]:
+    return dict(
+        family=family,
+        n_layers=layers,
+        d_model=width,
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        d_ff=d_ff,
+        head_dim=width // heads,
+        vocab_size=vocabulary,
+    )
 
 
 def _blocks(plain: float, half: float | None, quarter: float | None) -> tuple[Regime, ...]:
     exits = [("half", 0.5, half), ("quarter", 0.25, quarter)]
     return (
         Regime("low_confidence", "low_confidence", 32, None, plain),
-        *(Regime(f"low_confidence, exit at a {name}", "low_confidence", 32, at, need) for name, at, need in exits),
+        *(
+            Regime(f"low_confidence, exit at a {name}", "low_confidence", 32, at, need)
+            for name, at, need in exits
+        ),
     )
 
 
 _OTHERS = (
-    Regime("low_confidence, one block", "low_confidence"), Regime("random", "random", 32), Regime("leftright", "leftright"),
-)  # fmt: skip
+    Regime("low_confidence, one block", "low_confidence"),
+    Regime("random", "random", 32),
+    Regime("leftright", "leftright"),
+)
 _DREAM = (
-    Regime("entropy", "entropy", None, None, 2.0), Regime("origin", "origin", None, None, 5.0),
-    Regime("maskgit_plus", "maskgit_plus"), Regime("topk_margin", "topk_margin"), Regime("leftright", "leftright"),
-)  # fmt: skip
+    Regime("entropy", "entropy", None, None, 2.0),
+    Regime("origin", "origin", None, None, 5.0),
+    Regime("maskgit_plus", "maskgit_plus"),
+    Regime("topk_margin", "topk_margin"),
+    Regime("leftright", "leftright"),
+)
 # one prompt for the reference, so that three rounds stay below ten minutes
 _GPU = dict(gpu=True, dtype="bfloat16", gen_length=512, tokens_per_step=1, batch=8, distinct=1)
 
 
 def _cached(algorithm: str, batch: int | None) -> tuple[Regime, ...]:
-    return tuple(Regime(f"{algorithm}, {kind} cache", algorithm, 32, kv_cache=kind, batch=batch) for kind in ("prefix", "dual"))
+    return tuple(
+        Regime(f"{algorithm}, {kind} cache", algorithm, 32, kv_cache=kind, batch=batch)
+        for kind in ("prefix", "dual")
+    )
 
 
 PRESETS = {
-    "cpu-small": Preset(_shape("llada", 12, 512, 8, 8, 1536, 8192), (*_blocks(1.2, 2.5, 3.5), *_OTHERS)),
+    "cpu-small": Preset(
+        _shape("llada", 12, 512, 8, 8, 1536, 8192), (*_blocks(1.2, 2.5, 3.5), *_OTHERS)
+    ),
     # 8 tokens per step, so that three rounds of the reference stay below ten minutes
     "cpu-vocab": Preset(
-        _shape("llada", 8, 256, 4, 4, 768, 126464), (*_blocks(6.0, 10.0, None), *_OTHERS), tokens_per_step=8
+        _shape("llada", 8, 256, 4, 4, 768, 126464),
+        (*_blocks(6.0, 10.0, None), *_OTHERS),
+        tokens_per_step=8,
     ),
-    "cpu-dream": Preset(_shape("dream", 8, 256, 4, 1, 1344, 152064), _DREAM, tokens_per_step=8, sampler=5.0),
+    "cpu-dream": Preset(
+        _shape("dream", 8, 256, 4, 1, 1344, 152064), _DREAM, tokens_per_step=8, sampler=5.0
+    ),
     "llada-8b": Preset(
         _shape("llada", 32, 4096, 32, 32, 12288, 126464),
-        (Regime("low_confidence", "low_confidence", 32, None, 1.4), Regime("low_confidence, exit at 140 tokens", "low_confidence", 32, 140 / 512, 4.0),
-         *_cached("low_confidence", 16)),
+        (
+            Regime("low_confidence", "low_confidence", 32, None, 1.4),
+            Regime("low_confidence, exit at 140 tokens", "low_confidence", 32, 140 / 512, 4.0),
+            *_cached("low_confidence", 16),
+        ),
         **_GPU,
     ),
     "dream-7b": Preset(
         _shape("dream", 28, 3584, 28, 4, 18944, 152064),
-        (Regime("entropy", "entropy", None, None, 1.4), Regime("leftright, exit at 140 tokens", "leftright", None, 140 / 512, 4.0),
-         *_cached("entropy", 16)),
-        **_GPU, sampler=5.0,
+        (
+            Regime("entropy", "entropy", None, None, 1.4),
+            Regime("leftright, exit at 140 tokens", "leftright", None, 140 / 512, 4.0),
+            *_cached("entropy", 16),
+        ),
+        **_GPU,
+        sampler=5.0,
     ),
     "tiny": Preset(
-        _shape("llada", 3, 64, 4, 4, 160, 4200), (*_blocks(None, None, None), *_OTHERS, *_cached("low_confidence", None)),
-        prompt=20, gen_length=64, batch=8,
+        _shape("llada", 3, 64, 4, 4, 160, 4200),
+        (*_blocks(None, None, None), *_OTHERS, *_cached("low_confidence", None)),
+        prompt=20,
+        gen_length=64,
+        batch=8,
     ),
     "tiny-dream": Preset(
-        _shape("dream", 3, 64, 4, 2, 160, 2100), tuple(replace(r, needed=None) for r in _DREAM), prompt=20, gen_length=32,
-        batch=8, sampler=0.0,
+        _shape("dream", 3, 64, 4, 2, 160, 2100),
+        tuple(replace(r, needed=None) for r in _DREAM),
+        prompt=20,
+        gen_length=32,
+        batch=8,
+        sampler=0.0,
     ),
-}  # fmt: skip
+}
 
 
 def random_model(config: ModelConfig, device: str, dtype: str, seed: int = 0) -> Transformer:
@@ -141,7 +194,9 @@ def random_model(config: ModelConfig, device: str, dtype: str, seed: int = 0) ->
         elif leaf == "bias":
             weight.zero_()
         else:
-            scale = {"embed": 1.0, "head": 6.0 / config.d_model**0.5}.get(part, weight.shape[-1] ** -0.5)
+            scale = {"embed": 1.0, "head": 6.0 / config.d_model**0.5}.get(
+                part, weight.shape[-1] ** -0.5
+            )
             weight.normal_(0, scale * (2 if part in ("q", "k") else 1), generator=generator)
     model.head.weight[config.eos_id] = 0
     return model

@@ -27,7 +27,11 @@ class Plain:
         whole = model.weights()
         self.outer = {name: w for name, w in whole.items() if not name.startswith("layers.")}
         self.layers = [
-            {name.removeprefix(f"layers.{i}."): w for name, w in whole.items() if name.startswith(f"layers.{i}.")}
+            {
+                name.removeprefix(f"layers.{i}."): w
+                for name, w in whole.items()
+                if name.startswith(f"layers.{i}.")
+            }
             for i in range(model.config.n_layers)
         ]
 
@@ -38,7 +42,9 @@ class Plain:
         for w in self.layers:
             h = self._norm(x, w["attn_norm.weight"])
             q, k, v = (
-                F.linear(h, w[f"{p}.weight"], w.get(f"{p}.bias")).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+                F.linear(h, w[f"{p}.weight"], w.get(f"{p}.bias"))
+                .unflatten(-1, (-1, self.config.head_dim))
+                .transpose(1, 2)
                 for p in "qkv"
             )
             q, k = self._rotated(q, cos, sin), self._rotated(k, cos, sin)
@@ -79,7 +85,11 @@ def reference(model: Plain, prompt: Sequence[int], config: DecodeConfig, seed: i
     mask, schedule = model.config.mask_id, config.schedule
     start = torch.tensor([[*prompt]], device=model.device)
     x = F.pad(start, (0, schedule.gen_length), value=mask)
-    loop = _dream if schedule.algorithm in ("maskgit_plus", "topk_margin", "entropy", "origin") else _llada
+    loop = (
+        _dream
+        if schedule.algorithm in ("maskgit_plus", "topk_margin", "entropy", "origin")
+        else _llada
+    )
     loop(model, x, len(prompt), config, seed)
     return x[0, len(prompt) :].tolist()
 
@@ -97,7 +107,9 @@ def _llada(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> 
             logits[:, :, mask] = -torch.inf
             proposed = logits.argmax(dim=-1)
             if s.algorithm == "low_confidence":
-                score = logits.to(torch.float64).softmax(dim=-1).gather(-1, proposed[..., None])[..., 0]
+                score = (
+                    logits.to(torch.float64).softmax(dim=-1).gather(-1, proposed[..., None])[..., 0]
+                )
             elif s.algorithm == "random":
                 noise = uniforms(seed, block * s.steps_per_block + step, s.gen_length)[1]
                 score = F.pad(noise, (P, 0))[None].to(x.device)
@@ -126,7 +138,9 @@ def _dream(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> 
         if s.algorithm == "origin":
             noise = uniforms(seed, step, s.gen_length)[1].to(x.device)
             transfer = noise[masked[0, P:]] < share
-            committed[transfer] = open_logits[transfer].to(torch.float64).softmax(dim=-1).max(dim=-1).indices
+            committed[transfer] = (
+                open_logits[transfer].to(torch.float64).softmax(dim=-1).max(dim=-1).indices
+            )
         else:
             probs = open_logits.to(torch.float64).softmax(dim=-1)
             score, proposed = probs.max(dim=-1)

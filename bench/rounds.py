@@ -61,7 +61,9 @@ def _reset_peak() -> None:
 
 def _peak() -> int | None:
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        found = re.search(
+            r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii")
+        )
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
@@ -85,7 +87,9 @@ class Counted:
 
     def __init__(self, model: Transformer, end_ids: tuple[int, ...] | None = None):
         self.model, self.device = model, model.device
-        self.passes: list[tuple[Sequence, int, bool]] = []  # spans, asked rows, whether there is a cache
+        self.passes: list[
+            tuple[Sequence, int, bool]
+        ] = []  # spans, asked rows, whether there is a cache
         ends = model.config.end_ids if end_ids is None else end_ids
         self.config: ModelConfig = replace(model.config, end_ids=ends, eos_id=ends[0])
 
@@ -137,8 +141,11 @@ def end_tokens(answers: Sequence[Sequence[int]], share: float) -> tuple[int, ...
     for answer in answers:
         at = round(share * len(answer)) - 1
         others = [other[: at // 2 * 2] for other in answers if other is not answer]
-        first = [i for i, token in enumerate(answer)
-                 if token not in answer[:i] and not any(token in other for other in others)]  # fmt: skip
+        first = [
+            i
+            for i, token in enumerate(answer)
+            if token not in answer[:i] and not any(token in other for other in others)
+        ]
         if not first:
             raise ValueError("no token of a random answer can end it; give another --seed")
         chosen.append(answer[min(first, key=lambda i: (i > at, abs(i - at)))])
@@ -162,7 +169,9 @@ class Line:
     seconds: list[float] = field(default_factory=list)
     reference_seconds: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)  # of the matmul rate
-    floors: list[float] = field(default_factory=list)  # what the machine would need at its best, over what was needed
+    floors: list[float] = field(
+        default_factory=list
+    )  # what the machine would need at its best, over what was needed
     peaks: list[int | None] = field(default_factory=list)
     reference_peaks: list[int | None] = field(default_factory=list)
     returned: int = 0
@@ -174,22 +183,34 @@ class Line:
         """Medians over the rounds, and all of them."""
         total = sum(self.seconds)
         return {
-            "regime": self.regime.name, "batch": self.regime.batch, "needed": self.regime.needed, "ratio": median(self.ratios),
-            "ratios": self.ratios, "wall_ratio": median(self.wall_ratios) if self.wall_ratios else None,
-            "noise": self.noise, "tokens_per_second": self.returned / total if total else None,
+            "regime": self.regime.name,
+            "batch": self.regime.batch,
+            "needed": self.regime.needed,
+            "ratio": median(self.ratios),
+            "ratios": self.ratios,
+            "wall_ratio": median(self.wall_ratios) if self.wall_ratios else None,
+            "noise": self.noise,
+            "tokens_per_second": self.returned / total if total else None,
             "reference_tokens_per_second": self.returned / sum(self.reference_seconds),
             "tpf": self.returned / self.forwards if self.forwards else None,
             "share_of_matmul": median(self.shares) if self.shares else None,
             "share_of_floor": median(self.floors) if self.floors else None,
             "peak_bytes": max((p for p in self.peaks if p), default=None),
             "reference_peak_bytes": max((p for p in self.reference_peaks if p), default=None),
-            "samples": self.samples, "samples_that_differ": self.differ,
-        }  # fmt: skip
+            "samples": self.samples,
+            "samples_that_differ": self.differ,
+        }
 
 
 def run_round(
-    preset: Preset, model: Transformer, plain: Plain, prompts: Sequence[Sequence[int]], lines: Sequence[Line],
-    batch_size: int | None, seed: int, step: Callable[[str], None],
+    preset: Preset,
+    model: Transformer,
+    plain: Plain,
+    prompts: Sequence[Sequence[int]],
+    lines: Sequence[Line],
+    batch_size: int | None,
+    seed: int,
+    step: Callable[[str], None],
 ) -> None:
     """Each regime's reference once - the first one's again at the end - and each regime's engine between them.
 
@@ -202,9 +223,13 @@ def run_round(
     told: dict[tuple, tuple[list[list[int]], Timing]] = {}
 
     def official(regime: Regime) -> tuple[list[list[int]], Timing]:
-        config = replace(regime, kv_cache="none").config(preset.gen_length, preset.tokens_per_step, early_exit=False)
+        config = replace(regime, kv_cache="none").config(
+            preset.gen_length, preset.tokens_per_step, early_exit=False
+        )
         step(f"reference {regime.algorithm}")
-        return timed(lambda: [reference(plain, p, config, s) for p, s in zip(prompts, seeds)], device)
+        return timed(
+            lambda: [reference(plain, p, config, s) for p, s in zip(prompts, seeds)], device
+        )
 
     for line in lines:
         regime = line.regime
@@ -217,13 +242,24 @@ def run_round(
         slow = replace(once, cpu=once.cpu * n / len(prompts), wall=once.wall * n / len(prompts))
         ends = None if regime.answer is None else end_tokens(answers, regime.answer)
         counted = Counted(model, ends)
-        config = regime.config(preset.gen_length, preset.tokens_per_step, early_exit=ends is not None)
+        config = regime.config(
+            preset.gen_length, preset.tokens_per_step, early_exit=ends is not None
+        )
         step(regime.name)
         before = model.acceleration.seconds
         done, quick = timed(
-            lambda: decode(counted, [prompts[i] for i in many], config, [seeds[i] for i in many], batch_size=batch_size), device
+            lambda: decode(
+                counted,
+                [prompts[i] for i in many],
+                config,
+                [seeds[i] for i in many],
+                batch_size=batch_size,
+            ),
+            device,
         )
-        quick.wall -= model.acceleration.seconds - before  # capturing graphs, which belongs to no figure
+        quick.wall -= (
+            model.acceleration.seconds - before
+        )  # capturing graphs, which belongs to no figure
         _note(line, [answers[i] for i in many], slow, done, quick, counted, rates)
     first = lines[0]
     again = official(first.regime)[1]
@@ -232,7 +268,13 @@ def run_round(
 
 
 def _note(
-    line: Line, answers: list[list[int]], slow: Timing, done: list[Completion], quick: Timing, counted: Counted, rates: Rates
+    line: Line,
+    answers: list[list[int]],
+    slow: Timing,
+    done: list[Completion],
+    quick: Timing,
+    counted: Counted,
+    rates: Rates,
 ) -> None:
     on_gpu, ends = counted.device.type == "cuda", counted.config.end_ids
     seconds = quick.seconds(on_gpu)
@@ -254,7 +296,9 @@ def _note(
         line.forwards += completion.nfe
 
 
-def sampler_round(line: Line, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int) -> None:
+def sampler_round(
+    line: Line, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int
+) -> None:
     """Dream's sampler at temperature 0.2 and top_p 0.95 against the engine's, on 32 rows of random logits."""
     generator = torch.Generator(device=device).manual_seed(seed)
     logits = torch.empty(32, vocabulary, device=device).normal_(0, 6, generator=generator).to(dtype)

@@ -45,7 +45,11 @@ def factor(view: StepView) -> Tensor:
     theorem; the published loops also take the last open position where only that one fails it (Fast-dLLM, dInfer), or
     leave it where none fails it (d2Cache). Source: Fast-dLLM, arXiv:2505.22618, section 3.3.
     """
-    ranked = view.confidence.masked_fill(~view.masked, -float("inf")).sort(dim=-1, descending=True).values
+    ranked = (
+        view.confidence.masked_fill(~view.masked, -float("inf"))
+        .sort(dim=-1, descending=True)
+        .values
+    )
     rank = view.masked.new_ones(view.masked.shape).cumsum(dim=-1)
     holds = (rank + 1) * (1 - ranked) < view.options["factor"]
     n = holds.long().cumprod(dim=-1).sum(dim=-1)
@@ -85,11 +89,19 @@ def klass(view: StepView) -> Tensor:
     forward pass; the authors' code lets it run on from the block before, and compares the canvas's first pass with zeros.
     Source: KLASS, arXiv:2511.05664; shkim0116/KLASS src/model/llada_klass.py.
     """
-    ready = view.masked & (view.confidence > view.options["threshold"]) & (view.observed < view.options["kl_threshold"])
-    return ready.where(ready.any(dim=-1, keepdim=True), top_k(view.confidence, view.masked, view.quota))
+    ready = (
+        view.masked
+        & (view.confidence > view.options["threshold"])
+        & (view.observed < view.options["kl_threshold"])
+    )
+    return ready.where(
+        ready.any(dim=-1, keepdim=True), top_k(view.confidence, view.masked, view.quota)
+    )
 
 
-def divergences(logits: Tensor, memory: dict[str, Tensor] | None, options: Mapping[str, float]) -> Observation:
+def divergences(
+    logits: Tensor, memory: dict[str, Tensor] | None, options: Mapping[str, float]
+) -> Observation:
     """For `klass`: the highest of the last `kl_history` divergences of each position, infinite while there are fewer.
 
     memory: probs [R, V] of the pass before, recent [R, kl_history] divergences.
@@ -99,13 +111,17 @@ def divergences(logits: Tensor, memory: dict[str, Tensor] | None, options: Mappi
         recent = probs.new_full((len(probs), options["kl_history"]), float("inf"))
     else:
         tiny = 1e-12  # as in the authors' code: the logarithm of a probability of zero stays finite
-        now = (probs * ((probs + tiny).log() - (memory["probs"] + tiny).log())).sum(dim=-1, keepdim=True)
+        now = (probs * ((probs + tiny).log() - (memory["probs"] + tiny).log())).sum(
+            dim=-1, keepdim=True
+        )
         recent = memory["recent"].roll(-1, dims=-1)
         recent[:, -1:] = now
     return Observation(logits, {"probs": probs, "recent": recent}, recent.amax(dim=-1).double())
 
 
-def credit(logits: Tensor, memory: dict[str, Tensor] | None, options: Mapping[str, float]) -> Observation:
+def credit(
+    logits: Tensor, memory: dict[str, Tensor] | None, options: Mapping[str, float]
+) -> Observation:
     """For `credit`: logits raised where the same token has been the likeliest before; `threshold` then decides.
 
     A token's credit falls to `credit_decay` of itself with each pass of the block, grows by p ** `credit_power` where
@@ -114,7 +130,11 @@ def credit(logits: Tensor, memory: dict[str, Tensor] | None, options: Mapping[st
     memory: credit [R, V].
     """
     best = logits.softmax(dim=-1).max(dim=-1, keepdim=True)
-    credit = logits.new_zeros(logits.shape) if memory is None else memory["credit"] * options["credit_decay"]
+    credit = (
+        logits.new_zeros(logits.shape)
+        if memory is None
+        else memory["credit"] * options["credit_decay"]
+    )
     credit = credit.scatter_add(-1, best.indices, best.values ** options["credit_power"])
     return Observation(logits + options["credit_weight"] * credit.log1p(), {"credit": credit})
 

@@ -95,16 +95,30 @@ def apd(view: StepView) -> Tensor:
 def _apd(verification: Verification) -> Algorithm:
     """`apd` by the paper's rule or by that of the released code."""
     return Algorithm(
-        apd, ("dream",), "adaptive", ends_at_eos=True, left_to_right=True, verification=verification, options=MIXTURE
+        apd,
+        ("dream",),
+        "adaptive",
+        ends_at_eos=True,
+        left_to_right=True,
+        verification=verification,
+        options=MIXTURE,
     )
 
 
 def _dream(select: Callable[[StepView], Tensor], score: str) -> Algorithm:
-    return Algorithm(select, ("dream",), "floor", reads=frozenset({score}), noisy=True, draws_order=True)
+    return Algorithm(
+        select, ("dream",), "floor", reads=frozenset({score}), noisy=True, draws_order=True
+    )
 
 
-THRESHOLD = {"threshold": Option(0.9, "commit every position with at least this confidence", high=1.0)}
-MIXTURE = {"apd_mixture_weight": Option(0.7, "share of the diffusion model in what is verified (R)", high=1.0)}
+THRESHOLD = {
+    "threshold": Option(0.9, "commit every position with at least this confidence", high=1.0)
+}
+MIXTURE = {
+    "apd_mixture_weight": Option(
+        0.7, "share of the diffusion model in what is verified (R)", high=1.0
+    )
+}
 CONFIDENCE, ENTROPY = frozenset({"confidence"}), frozenset({"entropy"})
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -119,43 +133,95 @@ ALGORITHMS: dict[str, Algorithm] = {
         adaptive.threshold, FAMILIES, "adaptive", blocks=True, reads=CONFIDENCE, options=THRESHOLD
     ),
     "confidence_threshold": Algorithm(
-        adaptive.confidence_threshold, ("dream",), "adaptive", blocks=True, reads=CONFIDENCE | {"step"},
+        adaptive.confidence_threshold,
+        ("dream",),
+        "adaptive",
+        blocks=True,
+        reads=CONFIDENCE | {"step"},
         options=THRESHOLD,
     ),
     "factor": Algorithm(
-        adaptive.factor, FAMILIES, "adaptive", blocks=True, reads=CONFIDENCE,
-        options={"factor": Option(1.0, "commit n positions while (n + 1) * (1 - confidence) stays below it")},
+        adaptive.factor,
+        FAMILIES,
+        "adaptive",
+        blocks=True,
+        reads=CONFIDENCE,
+        options={
+            "factor": Option(
+                1.0, "commit n positions while (n + 1) * (1 - confidence) stays below it"
+            )
+        },
     ),
     "entropy_threshold": Algorithm(
-        adaptive.entropy_threshold, FAMILIES, "adaptive", blocks=True, reads=ENTROPY,
-        options={"threshold": Option(0.4, "commit every position with at most this entropy, in nats")},
+        adaptive.entropy_threshold,
+        FAMILIES,
+        "adaptive",
+        blocks=True,
+        reads=ENTROPY,
+        options={
+            "threshold": Option(0.4, "commit every position with at most this entropy, in nats")
+        },
     ),
     "eb_sampler": Algorithm(
-        adaptive.eb_sampler, FAMILIES, "adaptive", blocks=True, reads=ENTROPY,
-        options={"gamma": Option(0.001, "commit positions while their entropies, less the highest, sum to at most this")},
+        adaptive.eb_sampler,
+        FAMILIES,
+        "adaptive",
+        blocks=True,
+        reads=ENTROPY,
+        options={
+            "gamma": Option(
+                0.001,
+                "commit positions while their entropies, less the highest, sum to at most this",
+            )
+        },
     ),
     "klass": Algorithm(
-        adaptive.klass, FAMILIES, "adaptive", blocks=True, reads=CONFIDENCE, observe=adaptive.divergences,
-        options=THRESHOLD | {
-            "kl_threshold": Option(0.01, "a position is stable while its distribution moves by less than this"),
+        adaptive.klass,
+        FAMILIES,
+        "adaptive",
+        blocks=True,
+        reads=CONFIDENCE,
+        observe=adaptive.divergences,
+        options=THRESHOLD
+        | {
+            "kl_threshold": Option(
+                0.01, "a position is stable while its distribution moves by less than this"
+            ),
             "kl_history": Option(2, "over this many forward passes", low=1, whole=True),
         },
     ),
     "credit": Algorithm(
-        adaptive.threshold, FAMILIES, "adaptive", blocks=True, reads=CONFIDENCE, observe=adaptive.credit,
-        options=THRESHOLD | {
+        adaptive.threshold,
+        FAMILIES,
+        "adaptive",
+        blocks=True,
+        reads=CONFIDENCE,
+        observe=adaptive.credit,
+        options=THRESHOLD
+        | {
             "credit_weight": Option(0.7, "how much a token's credit raises its logit (alpha)"),
-            "credit_decay": Option(0.8, "what is left of a credit after each forward pass (beta)", high=1.0),
-            "credit_power": Option(0.2, "a credit grows by the token's probability to this power (gamma)"),
+            "credit_decay": Option(
+                0.8, "what is left of a credit after each forward pass (beta)", high=1.0
+            ),
+            "credit_power": Option(
+                0.2, "a credit grows by the token's probability to this power (gamma)"
+            ),
         },
     ),
     "certainty": Algorithm(
-        adaptive.certainty, FAMILIES, "even", reads=CONFIDENCE | {"canvas"},
-        options={"sigma": Option(10.0, "standard deviation, in positions, of what counts as near", low=0.01)},
+        adaptive.certainty,
+        FAMILIES,
+        "even",
+        reads=CONFIDENCE | {"canvas"},
+        options={
+            "sigma": Option(
+                10.0, "standard deviation, in positions, of what counts as near", low=0.01
+            )
+        },
     ),
     "apd": _apd(PAPER),
     "apd_released": _apd(RELEASED),
-}  # fmt: skip
+}
 
 # every option that some algorithm takes, and which ones take it
 OPTIONS: dict[str, list[str]] = {

@@ -30,7 +30,11 @@ def draft(logits: Tensor, rules: Rules, noise: Tensor | None) -> Tensor:
 
 
 def target(
-    logits: Tensor, verifier: Tensor, rules: Rules, options: Mapping[str, float], noise: Tensor | None
+    logits: Tensor,
+    verifier: Tensor,
+    rules: Rules,
+    options: Mapping[str, float],
+    noise: Tensor | None,
 ) -> Tensor:
     """A draw from the mixture at the draft's temperature and with the draft's noise, as in the paper's algorithm 1.
 
@@ -54,7 +58,11 @@ def draft_released(logits: Tensor, rules: Rules, noise: Tensor | None) -> Tensor
 
 
 def target_released(
-    logits: Tensor, verifier: Tensor, rules: Rules, options: Mapping[str, float], noise: Tensor | None
+    logits: Tensor,
+    verifier: Tensor,
+    rules: Rules,
+    options: Mapping[str, float],
+    noise: Tensor | None,
 ) -> Tensor:
     """The mixture's likeliest tokens at every temperature.
 
@@ -71,7 +79,10 @@ def mixture(logits: Tensor, verifier: Tensor, rules: Rules, weight: float) -> Te
     """[R, min(V, A)]: weight * log p_diffusion + (1 - weight) * log p_verifier of the tokens that both have."""
     both = min(logits.shape[1], verifier.shape[1])
     parts = [(share, x) for share, x in ((weight, logits), (1 - weight, verifier)) if share]
-    mixed = sum(share * x.to(rules.dtype or logits.dtype).log_softmax(dim=-1)[:, :both] for share, x in parts)
+    mixed = sum(
+        share * x.to(rules.dtype or logits.dtype).log_softmax(dim=-1)[:, :both]
+        for share, x in parts
+    )
     # the mask token is never proposed, whatever the verifier thinks of it
     return mixed.masked_fill(logits[:, :both] == -INFINITE, -INFINITE)
 
@@ -81,4 +92,6 @@ def _cooled(logits: Tensor, rules: Rules) -> Tensor:
     from decoding.sampling import filtered
 
     wide = logits.double()
-    return filtered((wide - wide.amax(dim=-1, keepdim=True)) / rules.temperature, rules.top_p, rules.top_k)
+    return filtered(
+        (wide - wide.amax(dim=-1, keepdim=True)) / rules.temperature, rules.top_p, rules.top_k
+    )

@@ -43,8 +43,12 @@ class Model(Protocol):
 def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
     """The sampling rules that a decoding configuration means for a family."""
     return Rules(
-        temperature=config.temperature, top_p=config.top_p, top_k=config.top_k,
-        dtype={"float64": torch.float64, "float32": torch.float32, "model": None}[config.confidence_dtype],
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        dtype={"float64": torch.float64, "float32": torch.float32, "model": None}[
+            config.confidence_dtype
+        ],
         scores_the_draw=model.family == "dream",
         never=(model.eos_id,) if config.logits_eos_inf else (),
         last=tuple(model.end_ids) if config.confidence_eos_eot_inf else (),
@@ -79,17 +83,25 @@ def decode(
     if batch_size is not None and batch_size < 1:
         problems.append(f"batch_size {batch_size} must be at least 1")
     if (ALGORITHMS[config.schedule.algorithm].verification is None) != (verifier is None):
-        problems.append(f"{config.schedule.algorithm} {'has no' if verifier is not None else 'needs a'} verifier")
+        problems.append(
+            f"{config.schedule.algorithm} {'has no' if verifier is not None else 'needs a'} verifier"
+        )
     if problems:
         raise ValueError("; ".join(problems))
-    return _Decoder(model, config, stop, verifier).run(prompts, seeds, batch_size or len(prompts) or 1, on_finish)
+    return _Decoder(model, config, stop, verifier).run(
+        prompts, seeds, batch_size or len(prompts) or 1, on_finish
+    )
 
 
 class _Decoder:
     """One call of decode()."""
 
     def __init__(
-        self, model: Model, config: DecodeConfig, stop: Callable[[list[int]], bool] | None, verifier: Model | None
+        self,
+        model: Model,
+        config: DecodeConfig,
+        stop: Callable[[list[int]], bool] | None,
+        verifier: Model | None,
     ):
         self.model, self.config, self.stop = model, config, stop
         self.schedule = config.schedule
@@ -99,7 +111,9 @@ class _Decoder:
         self.rows: list[Row] = []
         self.verifier = None
         if verifier is not None:
-            self.verifier = Verifier(verifier, self.algorithm.verification, self.rules, config.options)
+            self.verifier = Verifier(
+                verifier, self.algorithm.verification, self.rules, config.options
+            )
         self.cache = None if config.kv_cache == "none" else model.new_cache()
         # columns to the left of a block that a cached pass needs
         self.shift = int(self.cache is not None and model.config.shift)
@@ -122,8 +136,12 @@ class _Decoder:
 
     def _admit(self, index: int, prompt: Sequence[int], seed: int) -> None:
         n = self.schedule.gen_length
-        canvas = np.concatenate([np.asarray(prompt, dtype=np.int64), np.full(n, self.model.config.mask_id)])
-        self.rows.append(Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), int(seed)))
+        canvas = np.concatenate(
+            [np.asarray(prompt, dtype=np.int64), np.full(n, self.model.config.mask_id)]
+        )
+        self.rows.append(
+            Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), int(seed))
+        )
         for beside in (self.cache, self.verifier):
             if beside is not None:
                 beside.add(len(canvas))
@@ -164,7 +182,9 @@ class _Decoder:
         proposal, observed = self._propose(rows, queried, noise)
         at = there(torch.from_numpy(queried), self.model.device)
         found = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
-        scores = {name: at.to(score.dtype).masked_scatter(at, score) for name, score in found.items()}
+        scores = {
+            name: at.to(score.dtype).masked_scatter(at, score) for name, score in found.items()
+        }
         chosen = self.algorithm.select(self._view(rows, queried, noise, scores))
         tokens = at.long().masked_scatter(at, proposal.tokens)
         # one transfer for both: the step's only wait for the device
@@ -173,7 +193,9 @@ class _Decoder:
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
             if row.memory:
-                kept = there(torch.from_numpy(np.flatnonzero(~now_committed[was_open])), self.model.device)
+                kept = there(
+                    torch.from_numpy(np.flatnonzero(~now_committed[was_open])), self.model.device
+                )
                 row.memory = {name: held[kept] for name, held in row.memory.items()}
 
     def _block(self, row: Row) -> slice:
@@ -182,7 +204,10 @@ class _Decoder:
 
     def _in_sight(self, rows: list[Row]) -> np.ndarray:
         """[B, T] bool: the open positions of the rows' blocks, as far as they look ahead."""
-        open_now, ahead = np.stack([row.open[self._block(row)] for row in rows]), self.config.max_lookahead
+        open_now, ahead = (
+            np.stack([row.open[self._block(row)] for row in rows]),
+            self.config.max_lookahead,
+        )
         return open_now if ahead is None else open_now & (open_now.cumsum(axis=1) <= ahead)
 
     def _noise(self, rows: list[Row]) -> Tensor | None:
@@ -191,11 +216,19 @@ class _Decoder:
             return None
         n, per_block = self.schedule.gen_length, self.schedule.steps_per_block
         return torch.stack(
-            [uniforms(row.seed, row.block * per_block + row.step, n)[:, self._block(row)] for row in rows], dim=1
+            [
+                uniforms(row.seed, row.block * per_block + row.step, n)[:, self._block(row)]
+                for row in rows
+            ],
+            dim=1,
         )
 
     def _view(
-        self, rows: list[Row], in_sight: np.ndarray, noise: Tensor | None, scores: dict[str, Tensor] | None = None
+        self,
+        rows: list[Row],
+        in_sight: np.ndarray,
+        noise: Tensor | None,
+        scores: dict[str, Tensor] | None = None,
     ) -> StepView:
         """The step as the algorithm sees it: on the scores' device, or on the CPU where it reads none."""
         device = next(iter(scores.values())).device if scores else torch.device("cpu")
@@ -209,22 +242,35 @@ class _Decoder:
         return StepView(
             masked=there(torch.from_numpy(in_sight), device),
             quota=there(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
-            rate=there(torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device),
+            rate=there(
+                torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device
+            ),
             noise=there(noise[1], device) if noise is not None and self.algorithm.noisy else None,
-            alg_temp=self.config.alg_temp or 0.0, options=self.config.options, **more,
-        )  # fmt: skip
+            alg_temp=self.config.alg_temp or 0.0,
+            options=self.config.options,
+            **more,
+        )
 
     def _span(self, row: Row) -> Span:
         """The columns that the row's next forward pass computes, and those that it attends to."""
         block, refresh = self._block(row), self.config.cache_refresh
-        lo, hi, length = row.prompt_length + block.start, row.prompt_length + block.stop, len(row.canvas)
+        lo, hi, length = (
+            row.prompt_length + block.start,
+            row.prompt_length + block.stop,
+            len(row.canvas),
+        )
         if self.config.max_lookahead is not None:
             length = min(length, row.frontier + self.config.max_lookahead)
-        return CACHES[self.config.kv_cache](SpanView(
-            lo=max(0, lo - self.shift * int(row.open[block.start])), hi=hi, length=length,
-            fresh=row.passes % refresh == 0 if refresh else row.passes == 0,
-            since=row.since, window=self.config.kv_window or 1,
-        ))  # fmt: skip
+        return CACHES[self.config.kv_cache](
+            SpanView(
+                lo=max(0, lo - self.shift * int(row.open[block.start])),
+                hi=hi,
+                length=length,
+                fresh=row.passes % refresh == 0 if refresh else row.passes == 0,
+                since=row.since,
+                window=self.config.kv_window or 1,
+            )
+        )
 
     def _predict(self, rows: list[Row], queried: np.ndarray) -> Tensor:
         """One forward pass: logits [R, V] of the queried positions [B, T], row by row, left to right."""
@@ -233,10 +279,17 @@ class _Decoder:
         acting = {row.index: self._span(row) for row in rows}
         spans = [acting.get(row.index, (0, 0, 0)) for row in flight]
         widths = np.array([hi - lo for lo, hi, _ in spans])
-        first = {row.index: at - lo for row, at, (lo, _, _) in zip(flight, np.cumsum(widths) - widths, spans)}
-        origins = np.array([first[row.index] + row.prompt_length + self._block(row).start for row in rows])
+        first = {
+            row.index: at - lo
+            for row, at, (lo, _, _) in zip(flight, np.cumsum(widths) - widths, spans)
+        }
+        origins = np.array(
+            [first[row.index] + row.prompt_length + self._block(row).start for row in rows]
+        )
         at_row, at_column = queried.nonzero()
-        packed = torch.from_numpy(np.concatenate([row.canvas[lo:hi] for row, (lo, hi, _) in zip(flight, spans)]))
+        packed = torch.from_numpy(
+            np.concatenate([row.canvas[lo:hi] for row, (lo, hi, _) in zip(flight, spans)])
+        )
         asked = torch.from_numpy(origins[at_row] + at_column)
         logits = self.model.predict(packed, spans, asked, self.cache)
         for row in rows:
@@ -257,24 +310,35 @@ class _Decoder:
             return self._verified(rows, queried, logits)
         if self.algorithm.observe is not None:
             logits, observed = self._observe(rows, logits, queried.sum(axis=1).tolist())
-        drawn = there(noise[0][torch.from_numpy(queried)], logits.device) if self.config.temperature > 0 else None
+        drawn = (
+            there(noise[0][torch.from_numpy(queried)], logits.device)
+            if self.config.temperature > 0
+            else None
+        )
         return propose(logits, self.rules, self.algorithm.scores, drawn), observed
 
-    def _observe(self, rows: list[Row], logits: Tensor, counts: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _observe(
+        self, rows: list[Row], logits: Tensor, counts: list[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Each row's logits through the algorithm's memory of the block: (logits [R, V], its score if it gives one)."""
         logits = logits.to(self.rules.dtype or logits.dtype)
         logits, seen = without(logits, self.rules.never), []
         for row, part in zip(rows, logits.split(counts)):
             seen.append(self.algorithm.observe(part, row.memory, self.config.options))
             row.memory = seen[-1].memory
-        scores = {} if seen[0].score is None else {"observed": torch.cat([one.score for one in seen])}
+        scores = (
+            {} if seen[0].score is None else {"observed": torch.cat([one.score for one in seen])}
+        )
         return torch.cat([one.logits for one in seen]), scores
 
-    def _verified(self, rows: list[Row], queried: np.ndarray, logits: Tensor) -> tuple[Proposal, dict[str, Tensor]]:
+    def _verified(
+        self, rows: list[Row], queried: np.ndarray, logits: Tensor
+    ) -> tuple[Proposal, dict[str, Tensor]]:
         """Tokens drafted at the queried positions, and where the verifier agrees."""
         counts, per_block = queried.sum(axis=1), self.schedule.steps_per_block
         drafts = {
-            row.index: Draft(row.canvas, row.frontier, row.seed, row.block * per_block + row.step) for row in rows
+            row.index: Draft(row.canvas, row.frontier, row.seed, row.block * per_block + row.step)
+            for row in rows
         }
         tokens, keys = self.verifier.draft(logits, list(drafts.values()), counts)
         flight = [drafts.get(row.index) for row in self.rows]
@@ -294,18 +358,25 @@ class _Decoder:
         row.step += 1
         if not row.open[self._block(row)].any():
             row.block, row.step, row.passes, row.memory = row.block + 1, 0, 0, None
-        assert row.step < self.schedule.steps_per_block, f"{self.schedule.algorithm} left positions open at its last step"
+        assert row.step < self.schedule.steps_per_block, (
+            f"{self.schedule.algorithm} left positions open at its last step"
+        )
 
     def _remaining(self, row: Row) -> int:
         """Forward passes that the schedule still has for a row (for `origin`: at most)."""
         if not row.open.any() or not self.config.early_exit or self.schedule.adaptive:
             return 0
         per_block = np.count_nonzero(self.schedule.quotas)
-        left = np.count_nonzero(self.schedule.quotas[row.step :]) + (self.schedule.n_blocks - row.block - 1) * per_block
+        left = (
+            np.count_nonzero(self.schedule.quotas[row.step :])
+            + (self.schedule.n_blocks - row.block - 1) * per_block
+        )
         return int(min(left, row.open.sum()))
 
     def _ended(self, ids: np.ndarray) -> bool:
-        return any((ids == end).any() for end in self.model.config.end_ids)  # np.isin takes four times as long
+        return any(
+            (ids == end).any() for end in self.model.config.end_ids
+        )  # np.isin takes four times as long
 
     def _final(self, row: Row) -> bool:
         if not row.open.any():
@@ -315,7 +386,9 @@ class _Decoder:
         if not self.config.early_exit:
             return False
         prefix = row.prefix
-        return self._ended(prefix) or bool(len(prefix) and self.stop is not None and self.stop(prefix.tolist()))
+        return self._ended(prefix) or bool(
+            len(prefix) and self.stop is not None and self.stop(prefix.tolist())
+        )
 
     def _completion(self, row: Row) -> Completion:
         prefix = row.prefix

@@ -53,7 +53,9 @@ class Proposal:
     margin: Tensor | None = None
 
 
-def propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None = None) -> Proposal:
+def propose(
+    logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None = None
+) -> Proposal:
     """Proposed token and scores of each row.
 
     logits: [R, V] any float dtype, tokens that cannot be at -inf.
@@ -61,11 +63,16 @@ def propose(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor |
     noise:  [R] float64 uniform in [0, 1), one number for each drawn token; needed above temperature 0.
     """
     groups = chunks(logits)
-    parts = [_propose(logits[part], rules, reads, None if noise is None else noise[part]) for part in groups]
+    parts = [
+        _propose(logits[part], rules, reads, None if noise is None else noise[part])
+        for part in groups
+    ]
     proposal = _joined([found for found, _ in parts], reads)
     if parts[0][1] is None:
         return proposal
-    rest = (~torch.cat([sound for _, sound in parts])).nonzero()[:, 0]  # a wait for the device: one for all groups
+    rest = (~torch.cat([sound for _, sound in parts])).nonzero()[
+        :, 0
+    ]  # a wait for the device: one for all groups
     for some in rest.split(groups[0].stop) if len(rest) else ():
         exact = _drawn(without(logits[some], rules.never), rules, reads, noise[some])
         for name in ("tokens", *reads):
@@ -100,7 +107,9 @@ def _propose(
         return _drawn(logits, rules, reads, noise), None
     ids, probs, sound = shortlisted(logits, rules.temperature, rules.top_p, rules.top_k)
     tokens = ids.gather(-1, draw(probs, noise)[:, None])[:, 0]
-    return _scored(logits, rules, reads, tokens, probs, (ids == tokens[:, None]).long().argmax(dim=-1)), sound
+    return _scored(
+        logits, rules, reads, tokens, probs, (ids == tokens[:, None]).long().argmax(dim=-1)
+    ), sound
 
 
 def _likeliest(logits: Tensor) -> Tensor:
@@ -122,14 +131,21 @@ def _drawn(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor) -
     """Tokens drawn from the whole vocabulary's distribution, in float64."""
     # a draw needs more than bfloat16 sums even where the scores are kept in it
     wide = logits.double()
-    wide = (wide - wide.amax(dim=-1, keepdim=True)).div_(rules.temperature)  # a tiny temperature must not overflow
+    wide = (wide - wide.amax(dim=-1, keepdim=True)).div_(
+        rules.temperature
+    )  # a tiny temperature must not overflow
     probs = filtered(wide, rules.top_p, rules.top_k).softmax(dim=-1)
     tokens = draw(probs, noise)
     return _scored(logits, rules, reads, tokens, probs, tokens)
 
 
 def _scored(
-    logits: Tensor, rules: Rules, reads: frozenset[str], tokens: Tensor, probs: Tensor | None, at: Tensor | None = None
+    logits: Tensor,
+    rules: Rules,
+    reads: frozenset[str],
+    tokens: Tensor,
+    probs: Tensor | None,
+    at: Tensor | None = None,
 ) -> Proposal:
     """The proposal of `tokens` [R]; probs [R, N] is what they were drawn from and `at` [R] where they are in it."""
     if not reads:
@@ -169,7 +185,12 @@ def shortlisted(
     keep = torch.ones_like(wide, dtype=torch.bool)
     sound = torch.ones_like(keep[:, 0])
     if top_p is not None and top_p < 1:
-        total = (logits.float() - values[:, :1].float()).div_(temperature).exp_().sum(dim=-1, keepdim=True)
+        total = (
+            (logits.float() - values[:, :1].float())
+            .div_(temperature)
+            .exp_()
+            .sum(dim=-1, keepdim=True)
+        )
         mass = wide.exp().cumsum(dim=-1) / total
         before = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
         keep = before <= top_p
@@ -193,7 +214,9 @@ def filtered(logits: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
         order = logits.sort(dim=-1, descending=True, stable=True)
         before = order.values.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)
         before[:, 0] = 0
-        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order.indices, before > top_p)
+        outside = torch.zeros_like(logits, dtype=torch.bool).scatter(
+            -1, order.indices, before > top_p
+        )
         logits = logits.masked_fill(outside, -torch.inf)
     if top_k is not None and top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k, dim=-1).values[:, -1:], -torch.inf)

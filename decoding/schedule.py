@@ -98,7 +98,9 @@ def floor_rates(steps: int, eps: float = 1e-3) -> tuple[float, ...]:
     f = np.float32
     i = np.arange(steps + 1)
     width = np.float64(f((f(eps) - f(1)) / f(steps)))
-    t = np.where(i < (steps + 1) // 2, 1 + width * i, np.float64(f(eps)) - width * (steps - i)).astype(f)
+    t = np.where(
+        i < (steps + 1) // 2, 1 + width * i, np.float64(f(eps)) - width * (steps - i)
+    ).astype(f)
     return tuple(float(r) for r in f(1) - t[1:-1] / t[:-2]) + (1.0,)
 
 
@@ -114,27 +116,38 @@ def floor_quotas(n: int, steps: int) -> tuple[int, ...]:
     return tuple(quotas)
 
 
-def _problems(algorithm: str, gen_length: int, block_length: int, k: int | None, num_steps: int | None) -> list[str]:
+def _problems(
+    algorithm: str, gen_length: int, block_length: int, k: int | None, num_steps: int | None
+) -> list[str]:
     problems = [
         f"{name} {value} must be at least 1 and at most {MAX_LENGTH}"
         for name, value in (
-            ("gen_length", gen_length), ("block_length", block_length), ("tokens_per_step", k), ("num_steps", num_steps),
+            ("gen_length", gen_length),
+            ("block_length", block_length),
+            ("tokens_per_step", k),
+            ("num_steps", num_steps),
         )
         if value is not None and not 1 <= value <= MAX_LENGTH
     ]
     if problems:
         return problems
     if ALGORITHMS[algorithm].schedule == "adaptive" and num_steps is not None:
-        return [f"num_steps {num_steps}: {algorithm} decides itself how many steps it takes; leave it out"]
+        return [
+            f"num_steps {num_steps}: {algorithm} decides itself how many steps it takes; leave it out"
+        ]
     if gen_length % block_length:
         below = gen_length // block_length * block_length
         nearest = ", ".join(str(n) for n in (below, below + block_length) if n)
-        return [f"gen_length {gen_length} is not a multiple of block_length {block_length}; nearest: {nearest}"]
+        return [
+            f"gen_length {gen_length} is not a multiple of block_length {block_length}; nearest: {nearest}"
+        ]
     n_blocks = gen_length // block_length
     if num_steps is not None and num_steps % n_blocks:
         below = num_steps // n_blocks * n_blocks
         nearest = ", ".join(str(n) for n in (below, below + n_blocks) if n)
-        return [f"num_steps {num_steps} does not divide over the {n_blocks} blocks of {block_length}; nearest: {nearest}"]
+        return [
+            f"num_steps {num_steps} does not divide over the {n_blocks} blocks of {block_length}; nearest: {nearest}"
+        ]
     return []
 
 
@@ -150,13 +163,19 @@ def make_schedule(
     block_length None is the whole canvas. Raises ScheduleError with every reason why it cannot be.
     """
     if algorithm not in ALGORITHMS:
-        raise ScheduleError([f"unknown algorithm {algorithm!r}; there are: {', '.join(sorted(ALGORITHMS))}"])
+        raise ScheduleError(
+            [f"unknown algorithm {algorithm!r}; there are: {', '.join(sorted(ALGORITHMS))}"]
+        )
     block_length = gen_length if block_length is None else block_length
     problems = _problems(algorithm, gen_length, block_length, tokens_per_step, num_steps)
     if problems:
         raise ScheduleError(problems)
     n_blocks = gen_length // block_length
-    k = tokens_per_step if tokens_per_step is not None else (1 if num_steps is None else ceil(gen_length / num_steps))
+    k = (
+        tokens_per_step
+        if tokens_per_step is not None
+        else (1 if num_steps is None else ceil(gen_length / num_steps))
+    )
     implied = n_blocks * ceil(block_length / k)
     steps = implied if num_steps is None else num_steps
     kind = ALGORITHMS[algorithm].schedule
@@ -180,9 +199,14 @@ def make_schedule(
     elif k > block_length:
         note = f"tokens_per_step {k} is more than the block of {block_length}: {block_length} tokens per step"
     return Schedule(
-        algorithm, gen_length, block_length, steps,
+        algorithm,
+        gen_length,
+        block_length,
+        steps,
         tokens_per_step if steps == implied or kind == "adaptive" else None,
-        quotas, floor_rates(steps // n_blocks) if by_chance else (1.0,) * len(quotas), note,
+        quotas,
+        floor_rates(steps // n_blocks) if by_chance else (1.0,) * len(quotas),
+        note,
     )
 
 
@@ -225,34 +249,67 @@ class DecodeConfig:
         """The algorithm's own options, defaults included; counts are int, all others float."""
         given = dict(self.given)
         own = ALGORITHMS[self.schedule.algorithm].options
-        return {name: (int if o.whole else float)(given.get(name, o.default)) for name, o in own.items()}
+        return {
+            name: (int if o.whole else float)(given.get(name, o.default)) for name, o in own.items()
+        }
 
     def problems(self, family: str) -> list[str]:
         """One sentence for each option that is out of range, or that the family or the algorithm lacks."""
         name = self.schedule.algorithm
         algorithm = ALGORITHMS[name]
         checks = [
-            (family not in algorithm.families,
-             f"algorithm {name!r} is not defined for {family}; it has: {', '.join(a for a in ALGORITHMS if family in ALGORITHMS[a].families)}"),
-            (not 0 <= self.temperature < float("inf"), f"temperature {self.temperature:g} must be 0 or more"),
-            (self.top_p is not None and not 0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1"),
+            (
+                family not in algorithm.families,
+                f"algorithm {name!r} is not defined for {family}; it has: {', '.join(a for a in ALGORITHMS if family in ALGORITHMS[a].families)}",
+            ),
+            (
+                not 0 <= self.temperature < float("inf"),
+                f"temperature {self.temperature:g} must be 0 or more",
+            ),
+            (
+                self.top_p is not None and not 0 < self.top_p <= 1,
+                f"top_p {self.top_p} must be above 0 and at most 1",
+            ),
             (self.top_k is not None and self.top_k < 1, f"top_k {self.top_k} must be at least 1"),
-            (self.alg_temp is not None and not 0 <= self.alg_temp < float("inf"), f"alg_temp {self.alg_temp} must be 0 or more"),
-            (bool(self.alg_temp) and not algorithm.draws_order,
-             f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: "
-             + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order)),
-            (self.confidence_dtype not in CONFIDENCE_DTYPES,
-             f"confidence_dtype {self.confidence_dtype!r} must be one of {', '.join(CONFIDENCE_DTYPES)}"),
-            (family != "llada" and self.logits_eos_inf, f"logits_eos_inf is a rule of the llada family; {family} lacks it"),
-            (family != "llada" and self.confidence_eos_eot_inf,
-             f"confidence_eos_eot_inf is a rule of the llada family; {family} lacks it"),
-            (self.kv_cache not in CACHES, f"kv_cache {self.kv_cache!r} must be one of {', '.join(CACHES)}"),
-            (self.cache_refresh is not None and self.kv_cache == "none",
-             f"cache_refresh {self.cache_refresh}: there is no cache to refresh; give kv_cache prefix or dual"),
-            (self.cache_refresh is not None and self.cache_refresh < 1,
-             f"cache_refresh {self.cache_refresh} must be at least 1"),
+            (
+                self.alg_temp is not None and not 0 <= self.alg_temp < float("inf"),
+                f"alg_temp {self.alg_temp} must be 0 or more",
+            ),
+            (
+                bool(self.alg_temp) and not algorithm.draws_order,
+                f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: "
+                + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order),
+            ),
+            (
+                self.confidence_dtype not in CONFIDENCE_DTYPES,
+                f"confidence_dtype {self.confidence_dtype!r} must be one of {', '.join(CONFIDENCE_DTYPES)}",
+            ),
+            (
+                family != "llada" and self.logits_eos_inf,
+                f"logits_eos_inf is a rule of the llada family; {family} lacks it",
+            ),
+            (
+                family != "llada" and self.confidence_eos_eot_inf,
+                f"confidence_eos_eot_inf is a rule of the llada family; {family} lacks it",
+            ),
+            (
+                self.kv_cache not in CACHES,
+                f"kv_cache {self.kv_cache!r} must be one of {', '.join(CACHES)}",
+            ),
+            (
+                self.cache_refresh is not None and self.kv_cache == "none",
+                f"cache_refresh {self.cache_refresh}: there is no cache to refresh; give kv_cache prefix or dual",
+            ),
+            (
+                self.cache_refresh is not None and self.cache_refresh < 1,
+                f"cache_refresh {self.cache_refresh} must be at least 1",
+            ),
         ]
-        return [text for wrong, text in checks if wrong] + self._sight_problems() + self._option_problems()
+        return (
+            [text for wrong, text in checks if wrong]
+            + self._sight_problems()
+            + self._option_problems()
+        )
 
     def _sight_problems(self) -> list[str]:
         """What is wrong with how far the algorithm looks to the left and to the right."""
@@ -263,15 +320,25 @@ class DecodeConfig:
         checks = [
             (cached and strays, f"kv_cache window: {name} may commit anywhere; {only}"),
             (cached and window is None, "kv_cache window needs a kv_window"),
-            (window is not None and not cached, f"kv_window {window} is of kv_cache window, not of {self.kv_cache}"),
+            (
+                window is not None and not cached,
+                f"kv_window {window} is of kv_cache window, not of {self.kv_cache}",
+            ),
             (window is not None and window < 1, f"kv_window {window} must be at least 1"),
-            (ahead is not None and strays, f"max_lookahead {ahead}: {name} may commit anywhere; {only}"),
-            (ahead is not None and self.kv_cache in ("prefix", "dual"),
-             f"max_lookahead {ahead}: kv_cache {self.kv_cache} keeps what lies ahead; take none or window"),
+            (
+                ahead is not None and strays,
+                f"max_lookahead {ahead}: {name} may commit anywhere; {only}",
+            ),
+            (
+                ahead is not None and self.kv_cache in ("prefix", "dual"),
+                f"max_lookahead {ahead}: kv_cache {self.kv_cache} keeps what lies ahead; take none or window",
+            ),
             (ahead is not None and ahead < 1, f"max_lookahead {ahead} must be at least 1"),
-            (ahead is not None and 1 <= ahead < most and not strays,
-             f"max_lookahead {ahead} is less than the {most} positions that a step commits"),
-        ]  # fmt: skip
+            (
+                ahead is not None and 1 <= ahead < most and not strays,
+                f"max_lookahead {ahead} is less than the {most} positions that a step commits",
+            ),
+        ]
         return [text for wrong, text in checks if wrong]
 
     def _option_problems(self) -> list[str]:
@@ -281,7 +348,9 @@ class DecodeConfig:
             known = ALGORITHMS[name].options.get(option)
             if known is None:
                 having = ", ".join(OPTIONS.get(option, ["none"]))
-                problems.append(f"{option} {value:g}: {name} has no such option; these have: {having}")
+                problems.append(
+                    f"{option} {value:g}: {name} has no such option; these have: {having}"
+                )
             elif problem := known.problem(value):
                 problems.append(f"{option} {value:g} {problem}")
         return problems

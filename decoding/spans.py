@@ -55,4 +55,9 @@ def window(view: SpanView) -> Span:
     return (0 if view.fresh else max(0, view.since - view.window + 1)), view.length, view.length
 
 
-CACHES: dict[str, Callable[[SpanView], Span]] = {"none": none, "prefix": prefix, "dual": dual, "window": window}
+CACHES: dict[str, Callable[[SpanView], Span]] = {
+    "none": none,
+    "prefix": prefix,
+    "dual": dual,
+    "window": window,
+}

@@ -37,7 +37,9 @@ class Verifier:
     those that were committed since, alone.
     """
 
-    def __init__(self, model: Model, verification: Verification, rules: Rules, options: Mapping[str, float]):
+    def __init__(
+        self, model: Model, verification: Verification, rules: Rules, options: Mapping[str, float]
+    ):
         self.model, self.cache = model, model.new_cache()
         self.verification, self.rules, self.options = verification, rules, options
         self.seen: list[int] = []  # columns of each row whose keys and values are there
@@ -52,20 +54,30 @@ class Verifier:
         self.cache.drop(index)
         del self.seen[index]
 
-    def draft(self, logits: Tensor, rows: Sequence[Draft], counts: Sequence[int]) -> tuple[Tensor, list[int] | None]:
+    def draft(
+        self, logits: Tensor, rows: Sequence[Draft], counts: Sequence[int]
+    ) -> tuple[Tensor, list[int] | None]:
         """Tokens [R] drawn from logits [R, V], counts[i] for rows[i], and the keys of the noise they were drawn with."""
         keys = None
         if self.rules.temperature > 0:
             keys = [
-                scrambled(scrambled(row.seed, row.step), row.start + j) for row, n in zip(rows, counts) for j in range(n)
+                scrambled(scrambled(row.seed, row.step), row.start + j)
+                for row, n in zip(rows, counts)
+                for j in range(n)
             ]
         parts = [
-            self.verification.draft(logits[part], self.rules, self._noise(keys, part, logits)) for part in chunks(logits)
+            self.verification.draft(logits[part], self.rules, self._noise(keys, part, logits))
+            for part in chunks(logits)
         ]
         return torch.cat(parts), keys
 
     def agreed(
-        self, flight: Sequence[Draft | None], counts: Sequence[int], logits: Tensor, tokens: Tensor, keys: list[int] | None
+        self,
+        flight: Sequence[Draft | None],
+        counts: Sequence[int],
+        logits: Tensor,
+        tokens: Tensor,
+        keys: list[int] | None,
     ) -> Tensor:
         """[R] bool: where the mixture draws the drafted token too; nothing is asked of a row's first position.
 
@@ -95,7 +107,9 @@ class Verifier:
         agreed[at] = torch.cat(parts) == tokens[at]
         return agreed
 
-    def _expected(self, flight: Sequence[Draft | None], drafts: Sequence[np.ndarray | None]) -> Tensor:
+    def _expected(
+        self, flight: Sequence[Draft | None], drafts: Sequence[np.ndarray | None]
+    ) -> Tensor:
         """[sum of len(draft) - 1, A]: the verifier's logits of each drafted position but a row's first."""
         spans, packed, asked, at = [], [], [], 0
         for i, (row, ids) in enumerate(zip(flight, drafts)):
@@ -110,7 +124,9 @@ class Verifier:
         tokens = np.concatenate(packed)
         # a token that it lacks it cannot agree to; where one was committed all the same, it reads another
         tokens[tokens >= self.model.config.vocab_size] = 0
-        return self.model.predict(torch.from_numpy(tokens), spans, torch.from_numpy(np.concatenate(asked)), self.cache)
+        return self.model.predict(
+            torch.from_numpy(tokens), spans, torch.from_numpy(np.concatenate(asked)), self.cache
+        )
 
     def _noise(self, keys: list[int] | None, part: slice, logits: Tensor) -> Tensor | None:
         return None if keys is None else gumbels(keys[part], logits.shape[1], logits.device)

@@ -100,9 +100,15 @@ class Option:
     def problem(self, value: float) -> str | None:
         """Why `value` cannot be, or None."""
         whole = "a whole number, " if self.whole else ""
-        if self.low <= value <= self.high and value < float("inf") and not (self.whole and value % 1):
+        if (
+            self.low <= value <= self.high
+            and value < float("inf")
+            and not (self.whole and value % 1)
+        ):
             return None
-        return f"must be {whole}at least {self.low:g}" + ("" if self.high == float("inf") else f" and at most {self.high:g}")
+        return f"must be {whole}at least {self.low:g}" + (
+            "" if self.high == float("inf") else f" and at most {self.high:g}"
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,9 @@ class Algorithm:
     draws_order: bool = False
     ends_at_eos: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
-    observe: Callable[[Tensor, dict[str, Tensor] | None, Mapping[str, float]], Observation] | None = None
+    observe: (
+        Callable[[Tensor, dict[str, Tensor] | None, Mapping[str, float]], Observation] | None
+    ) = None
     left_to_right: bool = False
     verification: Verification | None = None
 

@@ -37,8 +37,12 @@ class Briefs:
         self._given_up = True
         with suppress(OSError):
             if self._fd is None:
-                self._fd = os.open(brief_path(shard), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
-            line = json.dumps([os.stat(shard).st_size, *row], separators=(",", ":")).encode() + b"\n"
+                self._fd = os.open(
+                    brief_path(shard), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666
+                )
+            line = (
+                json.dumps([os.stat(shard).st_size, *row], separators=(",", ":")).encode() + b"\n"
+            )
             self._given_up = os.write(self._fd, line) < len(line)
 
     def __del__(self) -> None:
@@ -56,7 +60,12 @@ def read_briefs(shard: Path, start: int) -> Iterator[tuple[int, list[Any]]]:
         for line in lines:
             row = json.loads(line)
             numbers = [row[0], *row[2:6], *(n for n in row[6:] if n is not None)]
-            if len(row) not in (2, 7) or not isinstance(row[1], str) or sum(numbers) < 0 or row[0] > size:
+            if (
+                len(row) not in (2, 7)
+                or not isinstance(row[1], str)
+                or sum(numbers) < 0
+                or row[0] > size
+            ):
                 return
             start += len(line) + 1
             yield start, row

@@ -45,7 +45,9 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
+def check_inputs(
+    job: Job, spec: TaskSpec, checkpoint_flag: str
+) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
     """The job with what identifies its inputs filled in, the predictions if there are any, and what is wrong."""
     from models import check_checkpoint, fingerprint, read_config
 
@@ -59,7 +61,9 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
             data = load_data(spec, job.data_dir)
             n_docs = len(data.splits[spec.eval_split])
             if data.name == "modified":
-                notes.append(f"{job.data_dir} holds as many documents as the published files, but other bytes")
+                notes.append(
+                    f"{job.data_dir} holds as many documents as the published files, but other bytes"
+                )
     if job.limit is not None and job.limit > n_docs and not spec.foreign:
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
     if spec.kind == "code":
@@ -80,19 +84,31 @@ def check_inputs(job: Job, spec: TaskSpec, checkpoint_flag: str) -> tuple[Job, d
         config = replace(config, fingerprint=fingerprint(config.checkpoint))
         if stored.family != config.family:
             alias = f"--model_alias {config.model_alias} is of the {config.family} family"
-            errors.append(UsageError(f"--{checkpoint_flag} {config.checkpoint} is of the {stored.family} family; {alias}"))
+            errors.append(
+                UsageError(
+                    f"--{checkpoint_flag} {config.checkpoint} is of the {stored.family} family; {alias}"
+                )
+            )
         if (n := config.gen_length) > stored.max_length:
-            errors.append(UsageError(f"--gen_length {n}: the checkpoint has {stored.max_length} positions"))
+            errors.append(
+                UsageError(f"--gen_length {n}: the checkpoint has {stored.max_length} positions")
+            )
         if stored.dtype_on_disk not in (None, config.dtype):
             notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
     if config.verifier is not None:
-        problems = verifier_problems(config.verifier, config.checkpoint if config.fingerprint else None)
+        problems = verifier_problems(
+            config.verifier, config.checkpoint if config.fingerprint else None
+        )
         if problems:
             errors.append(BadDataError(f"--verifier_ckpt: {problem}" for problem in problems))
         else:
             config = replace(config, verifier_fingerprint=fingerprint(config.verifier))
             if (n := config.gen_length) > (room := read_config(config.verifier).max_length):
-                errors.append(UsageError(f"--gen_length {n}: the verifier {config.verifier} has {room} positions"))
+                errors.append(
+                    UsageError(
+                        f"--gen_length {n}: the verifier {config.verifier} has {room} positions"
+                    )
+                )
     return replace(job, config=config, notes=tuple(notes)), None, errors
 
 
@@ -104,17 +120,23 @@ def verifier_problems(verifier: str, checkpoint: str | None) -> list[str]:
         return problems
     found = read_config(verifier)
     if not found.causal:
-        return [f"{verifier} is of the {found.family} family; a verifier is autoregressive, such as Qwen/Qwen2.5-0.5B"]
+        return [
+            f"{verifier} is of the {found.family} family; a verifier is autoregressive, such as Qwen/Qwen2.5-0.5B"
+        ]
     return [] if checkpoint is None else tokenizer_disagreement(checkpoint, verifier)
 
 
-def input_problems(args: Namespace, models: Models, tasks: Mapping[str, TaskSpec]) -> list[DllmexpError]:
+def input_problems(
+    args: Namespace, models: Models, tasks: Mapping[str, TaskSpec]
+) -> list[DllmexpError]:
     """What is wrong with the files that a command line names which is refused for other reasons: all is said at once."""
     from models import check_checkpoint
 
     errors: list[DllmexpError] = []
     if args.task in tasks and args.data_dir:
-        errors += [BadDataError(found)] if (found := check_data(tasks[args.task], args.data_dir)) else []
+        errors += (
+            [BadDataError(found)] if (found := check_data(tasks[args.task], args.data_dir)) else []
+        )
     flag = models[args.model_alias]["flag"] if args.model_alias in models else None
     if flag and getattr(args, flag) and not args.predictions:
         errors += [BadDataError(f"--{flag}: {p}") for p in check_checkpoint(getattr(args, flag))]
@@ -196,7 +218,11 @@ def choose_device(requested: str | None, place: Place) -> str:
     if requested is None:
         return "cuda"
     if not n:
-        why = "no CUDA device is visible" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        why = (
+            "no CUDA device is visible"
+            if torch.version.cuda
+            else f"torch {torch.__version__} is built without CUDA"
+        )
         raise EnvironmentProblem(f"--device {requested}: {why}; --device cpu runs on the processor")
     index = int(requested.partition(":")[2] or 0)
     if index >= n:
@@ -215,9 +241,13 @@ def open_store(job: Job, place: Place) -> Store:
     store = Store.open(root, identity, job.config.id, fresh=job.overwrite)
     announce(store.directory, place)
     if len(store):
-        say(f"resuming: {len(store)} finished samples of this configuration are in {store.directory}")
+        say(
+            f"resuming: {len(store)} finished samples of this configuration are in {store.directory}"
+        )
     damage = {name: getattr(store.report, name) for name in ("torn", "corrupt", "foreign")}
     if any(damage.values()):
         told = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
-        say(f"note: lines of {store.directory} that are not used: {told}; their samples are made again")
+        say(
+            f"note: lines of {store.directory} that are not used: {told}; their samples are made again"
+        )
     return store

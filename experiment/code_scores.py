@@ -22,7 +22,11 @@ def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if strict["reason"] == "unverifiable":
             unverifiable.append(row["doc_id"])
         else:
-            found = {"doc_id": row["doc_id"], "reason": strict["reason"], "detail": strict["detail"]}
+            found = {
+                "doc_id": row["doc_id"],
+                "reason": strict["reason"],
+                "detail": strict["detail"],
+            }
             suspects.append(found | {"program": row["program"]})
     return {"suspects": suspects, "unverifiable": unverifiable}
 
@@ -37,12 +41,22 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
             f"{_listed(s['doc_id'] for s in suspects)}): look at them under 'strict' in the result"
         )
     if unverifiable := strict["unverifiable"]:
-        lines.append(f"{len(unverifiable)} passes cannot be re-checked strictly: doc_id {_listed(unverifiable)}")
-    passed = {row["doc_id"] for row in result["samples"] if (row.get("verdict") or {}).get("passed")}
+        lines.append(
+            f"{len(unverifiable)} passes cannot be re-checked strictly: doc_id {_listed(unverifiable)}"
+        )
+    passed = {
+        row["doc_id"] for row in result["samples"] if (row.get("verdict") or {}).get("passed")
+    }
     times = result["profile"].get("sample_seconds") or []
-    slow = [t["doc_id"] for t in times if t["doc_id"] in passed and (t.get("judged_cpu_s") or 0) > USUAL_LIMIT_S]
+    slow = [
+        t["doc_id"]
+        for t in times
+        if t["doc_id"] in passed and (t.get("judged_cpu_s") or 0) > USUAL_LIMIT_S
+    ]
     if slow:
-        lines.append(f"{len(slow)} passes used more than {USUAL_LIMIT_S} CPU-seconds (lm-eval's limit): doc_id {_listed(slow)}")
+        lines.append(
+            f"{len(slow)} passes used more than {USUAL_LIMIT_S} CPU-seconds (lm-eval's limit): doc_id {_listed(slow)}"
+        )
     if result["status"] == "unscored":
         lines.append(
             "no program was run (--no_exec). To score: --predictions with this file on another machine, or the same "

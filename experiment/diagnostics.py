@@ -38,14 +38,18 @@ def diagnostics(rows: Sequence[Mapping[str, Any]], *, code: bool) -> dict[str, A
             "residual_masks": [
                 row["finish_reason"] == "length" and -1 in row["committed_at"] for row in generated
             ],
-        }  # fmt: skip
+        }
     if code:
         signs["unparseable_code"] = [not _parses(row.get("extracted")) for row in rows]
     counts = {
-        name: {"n": sum(seen), "of": len(seen), "share": sum(seen) / len(seen)} for name, seen in signs.items() if seen
+        name: {"n": sum(seen), "of": len(seen), "share": sum(seen) / len(seen)}
+        for name, seen in signs.items()
+        if seen
     }
     warnings = [
-        f"{c['n']} of {c['of']} {MEANING[name]}" for name, c in counts.items() if c["share"] > WARN_ABOVE
+        f"{c['n']} of {c['of']} {MEANING[name]}"
+        for name, c in counts.items()
+        if c["share"] > WARN_ABOVE
     ]
     return counts | {"warnings": warnings}
 

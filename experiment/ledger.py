@@ -61,7 +61,9 @@ class Ledger:
             self._count(kept["meta"]["provenance"])
         return kept
 
-    def remember(self, key: str, result: dict[str, Any], meta: dict[str, Any], score: float | None = None) -> None:
+    def remember(
+        self, key: str, result: dict[str, Any], meta: dict[str, Any], score: float | None = None
+    ) -> None:
         """Keep a finished sample; on return it survives the death of the process. Raises as Store.put.
 
         score: what it counts for in the headline metric, where that is known already; only shown.
@@ -69,8 +71,17 @@ class Ledger:
         self.place.check()
         self._count(self.provenance)
         if self.store is not None:
-            self.store.put(key, {"status": "ok", "result": result, "meta": meta | {"provenance": self.provenance}})
-            told = meta["doc_id"], meta["tokens_returned"], result["nfe"], meta["cost_seconds"], score
+            self.store.put(
+                key,
+                {"status": "ok", "result": result, "meta": meta | {"provenance": self.provenance}},
+            )
+            told = (
+                meta["doc_id"],
+                meta["tokens_returned"],
+                result["nfe"],
+                meta["cost_seconds"],
+                score,
+            )
             self.briefs.add(self.store.shard, key, *told)
 
     def failed(self, key: str, error: str) -> None:
@@ -88,7 +99,9 @@ class Ledger:
         if not self.place.leads:
             raise ShareDone
 
-    def arriving(self, waiting: Sequence[tuple[str, J]]) -> Iterator[tuple[J, dict[str, Any] | None]]:
+    def arriving(
+        self, waiting: Sequence[tuple[str, J]]
+    ) -> Iterator[tuple[J, dict[str, Any] | None]]:
         """(key, item) pairs that others decode -> (item, what was kept) as it arrives; None where it failed there.
 
         Ends when all have arrived, or when nobody is left to deliver the rest.
@@ -97,7 +110,9 @@ class Ledger:
         for key, item in waiting:  # two documents may ask the same
             left.setdefault(key, []).append(item)
         while left:
-            alive = self.alive()  # asked before looking: what a worker wrote before it ended is seen below
+            alive = (
+                self.alive()
+            )  # asked before looking: what a worker wrote before it ended is seen below
             self.store.refresh()
             errors = {r["key"]: r["meta"] for r in self.store.errors()}
             for key in list(left):

@@ -32,7 +32,8 @@ def quiet() -> Iterator[None]:
         return items
 
     loggers = [
-        logging.getLogger(name) for name in ("lm_eval", "lm-eval", "transformers", "datasets", "evaluate", "absl")
+        logging.getLogger(name)
+        for name in ("lm_eval", "lm-eval", "transformers", "datasets", "evaluate", "absl")
     ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -51,7 +52,9 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def evaluate(lm: LM, task, *, chat_template: bool, system: str | None, limit: int | None) -> list[dict[str, Any]]:
+def evaluate(
+    lm: LM, task, *, chat_template: bool, system: str | None, limit: int | None
+) -> list[dict[str, Any]]:
     """lm-eval's logged samples for one task: one per document and filter.
 
     Few-shot examples and metrics are lm-eval's; means and intervals are computed from the samples (utils.estimate),
@@ -75,7 +78,10 @@ def evaluate(lm: LM, task, *, chat_template: bool, system: str | None, limit: in
         )
     (name,) = found["samples"]
     samples = found["samples"][name]
-    _check_means(samples, {k: v for k, v in found["results"][name].items() if "," in k and "_stderr," not in k})
+    _check_means(
+        samples,
+        {k: v for k, v in found["results"][name].items() if "," in k and "_stderr," not in k},
+    )
     return samples
 
 
@@ -101,12 +107,18 @@ def scorer(task, headline: str) -> Callable[[dict, str], float]:
 def _check_means(samples: Sequence[dict[str, Any]], means: dict[str, float]) -> None:
     """lm-eval's aggregate of every metric is the mean of its samples, or we would report another number."""
     for key, e in metrics_of(samples).items():
-        assert abs(e.value - means[key]) < 1e-9, f"{key}: mean of the samples {e.value}, lm-eval says {means[key]}"
+        assert abs(e.value - means[key]) < 1e-9, (
+            f"{key}: mean of the samples {e.value}, lm-eval says {means[key]}"
+        )
 
 
 def device_stamp(device: str) -> dict[str, Any]:
     """What the run computed on: device, its name and driver, threads."""
-    stamp: dict[str, Any] = {"device": device, "threads": torch.get_num_threads(), "cuda": torch.version.cuda}
+    stamp: dict[str, Any] = {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+    }
     if device.startswith("cuda"):
         stamp |= {"device_name": torch.cuda.get_device_name(device), "driver": _driver()}
     return stamp

@@ -41,7 +41,9 @@ class Predictions(LM):
 
     loglikelihood_rolling = loglikelihood
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The chat without any checkpoint's marks, for the result's samples."""
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in chat_history)
 

@@ -21,7 +21,10 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        return cls("".join(traceback.format_exception(type(error), error, error.__traceback__)), out_of_memory(error))
+        return cls(
+            "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+            out_of_memory(error),
+        )
 
 
 @dataclass

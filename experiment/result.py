@@ -20,7 +20,12 @@ from utils import SCHEMA_VERSION, BadDataError, sha256
 UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = "not set beside a published score: the run, its data or its size departs from the protocol that has one"
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
-PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")  # metrics that are 0 or 1 for a sample, and those ending in _acc
+PROPORTIONS = (
+    "exact_match",
+    "pass@1",
+    "pass@1_strict",
+    "acc",
+)  # metrics that are 0 or 1 for a sample, and those ending in _acc
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,9 @@ def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, st
     problems: list[str] = []
     line_of: dict[int, int] = {}
     try:
-        for number, line in enumerate(_prediction_lines(path.read_text(encoding="utf-8-sig")), start=1):
+        for number, line in enumerate(
+            _prediction_lines(path.read_text(encoding="utf-8-sig")), start=1
+        ):
             if line.strip():
                 problem = _read_prediction(line, number, n_docs, texts, line_of)
                 problems += [f"{path}, line {number}: {problem}"] if problem else []
@@ -141,7 +148,9 @@ def _prediction_lines(text: str) -> list[str]:
         return text.split("\n")
 
 
-def _read_prediction(line: str, number: int, n_docs: int, texts: dict[int, str], line_of: dict[int, int]) -> str | None:
+def _read_prediction(
+    line: str, number: int, n_docs: int, texts: dict[int, str], line_of: dict[int, int]
+) -> str | None:
     """Add one line's text to `texts`; what is wrong with the line, or None."""
     try:
         row = json.loads(line)
@@ -157,7 +166,11 @@ def _read_prediction(line: str, number: int, n_docs: int, texts: dict[int, str],
             else "field 'doc_id' is missing"
         )
     if not isinstance(text, str):
-        return f"field 'text': expected text, got {text!r:.40}" if "text" in row else "field 'text' is missing"
+        return (
+            f"field 'text': expected text, got {text!r:.40}"
+            if "text" in row
+            else "field 'text' is missing"
+        )
     if not 0 <= doc_id < n_docs:
         return f"doc_id {doc_id} is not one of 0 to {n_docs - 1}"
     if doc_id in line_of:
@@ -184,7 +197,9 @@ def is_proportion(key: str) -> bool:
     return metric in PROPORTIONS or metric.endswith("_acc")
 
 
-def sample_rows(records: Sequence[Record], logged: Sequence[Mapping[str, Any]]) -> tuple[list[dict], list[dict]]:
+def sample_rows(
+    records: Sequence[Record], logged: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict], list[dict]]:
     """One row per record for the result file, and beside it what of a sample varies from day to day.
 
     extracted: filter -> what the scorer read out of the text. verdict: for code, how the program fared.
@@ -195,16 +210,27 @@ def sample_rows(records: Sequence[Record], logged: Sequence[Mapping[str, Any]]) 
     rows, times = [], []
     for record in sorted(records, key=lambda r: (r.doc_id, r.repeat)):
         row = asdict(record)
-        time = {"doc_id": record.doc_id, "repeat": record.repeat, "seconds": row.pop("seconds"), "cost_seconds": row.pop("cost_seconds")}
+        time = {
+            "doc_id": record.doc_id,
+            "repeat": record.repeat,
+            "seconds": row.pop("seconds"),
+            "cost_seconds": row.pop("cost_seconds"),
+        }
         row["status"] = "ok" if record.error is None else "error"
         if record.error is None:
             for sample in scored.get(record.doc_id, []):
                 answer = _unwrap(sample["filtered_resps"], record.repeat)
                 if isinstance(answer, dict):  # code: candidate and verdict
                     answer = dict(answer)
-                    for name, key in (("judged_s", "seconds"), ("judged_cpu_s", "cpu_seconds"), ("sandbox_tier", "tier")):
+                    for name, key in (
+                        ("judged_s", "seconds"),
+                        ("judged_cpu_s", "cpu_seconds"),
+                        ("sandbox_tier", "tier"),
+                    ):
                         time[name] = answer.pop(key, None)
-                    row["verdict"] = {k: v for k, v in answer.items() if k not in ("candidate", "program")}
+                    row["verdict"] = {
+                        k: v for k, v in answer.items() if k not in ("candidate", "program")
+                    }
                     row.setdefault("program", answer.get("program"))
                     answer = answer.get("candidate")
                 row.setdefault("extracted", {})[sample["filter"]] = answer
@@ -250,10 +276,18 @@ def build_result(
     departs from its protocol.
     """
     failed = {r.doc_id for r in records if r.error is not None}
-    estimates = {k: e.as_dict() for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()}
+    estimates = {
+        k: e.as_dict()
+        for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()
+    }
     rows, times = sample_rows(records, logged)
     complete = not failed and headline in estimates
-    whole = complete and data.get("name") in ("original", "hub") and limit is None and config.get("predictions") is None
+    whole = (
+        complete
+        and data.get("name") in ("original", "hub")
+        and limit is None
+        and config.get("predictions") is None
+    )
     reference = reference_of(protocol.get("references", ()), overrides) if whole else None
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -270,7 +304,11 @@ def build_result(
         "metrics": estimates if complete else {},
         "score_on_completed": estimates if failed else None,
         "reference": reference,
-        "reference_note": None if reference else DEPARTS if protocol.get("references") else UNPUBLISHED,
+        "reference_note": None
+        if reference
+        else DEPARTS
+        if protocol.get("references")
+        else UNPUBLISHED,
         "diagnostics": diagnostics(rows, code=code),
         "strict": strict_summary(rows) if code else None,
         "samples": rows,
@@ -280,7 +318,9 @@ def build_result(
     return result | {"profile": {**profile, "sample_seconds": times}, "meta": dict(meta)}
 
 
-def reference_of(references: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]) -> dict[str, Any] | None:
+def reference_of(
+    references: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The published score of a run's tokens per step; None where there is none, or anything else was overridden."""
     k = overrides.get("tokens_per_step", {}).get("run", 1)
     same = set(overrides) <= {"tokens_per_step"}
@@ -327,7 +367,13 @@ def table(result: Mapping[str, Any], path: Path) -> str:
         name = f"{key} *" if key == headline else key
         low, high = e["ci95"]
         rows.add_row(
-            [name, shown(e["value"], 4), f"{shown(low, 4)} to {shown(high, 4)}", shown(e["stderr"], 4), e["n"]]
+            [
+                name,
+                shown(e["value"], 4),
+                f"{shown(low, 4)} to {shown(high, 4)}",
+                shown(e["stderr"], 4),
+                e["n"],
+            ]
         )
     p, config = result["profile"], result["config"]
     lines = [

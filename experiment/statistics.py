@@ -21,7 +21,12 @@ class Estimate:
     n: int
 
     def as_dict(self) -> dict[str, Any]:
-        return {"value": self.value, "stderr": self.stderr, "ci95": [self.low, self.high], "n": self.n}
+        return {
+            "value": self.value,
+            "stderr": self.stderr,
+            "ci95": [self.low, self.high],
+            "n": self.n,
+        }
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -47,7 +52,9 @@ def estimate(values: Sequence[float], *, proportion: bool) -> Estimate:
     stderr = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
     if proportion:
         if not all(v in (0, 1) for v in values):
-            raise ValueError(f"a proportion has values other than 0 and 1: {sorted(set(values))[:5]}")
+            raise ValueError(
+                f"a proportion has values other than 0 and 1: {sorted(set(values))[:5]}"
+            )
         return Estimate(mean, stderr, *wilson(round(math.fsum(values)), n), n)
     if stderr is None:
         return Estimate(mean, None, None, None, n)

@@ -51,7 +51,9 @@ class Place:
     def check(self) -> None:
         """Raises LeaderGone where the leader that started this worker is dead: it must not keep a GPU."""
         if self.parent is not None and os.getppid() != self.parent:
-            raise LeaderGone(f"the process {self.parent} that started this worker has ended; what it decoded is kept")
+            raise LeaderGone(
+                f"the process {self.parent} that started this worker has ended; what it decoded is kept"
+            )
 
 
 def place_of(environ: Mapping[str, str]) -> Place:
@@ -62,11 +64,19 @@ def place_of(environ: Mapping[str, str]) -> Place:
     except ValueError:
         rank = size = local = -1
     if not 0 <= rank < size or local < 0:
-        told = ", ".join(f"{name}={environ[name]!r}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environ)
-        raise UsageError(f"the environment says {told}, which is no place among workers; unset them to run alone")
+        told = ", ".join(
+            f"{name}={environ[name]!r}"
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+            if name in environ
+        )
+        raise UsageError(
+            f"the environment says {told}, which is no place among workers; unset them to run alone"
+        )
     parent = int(environ["DLLMEXP_PARENT"]) if "DLLMEXP_PARENT" in environ else None
     # workers of one launcher on one node have its pid in common
-    told = environ.get("DLLMEXP_SESSION") or (f"{os.getppid()}-{environ.get('MASTER_PORT', '')}" if size > 1 else "")
+    told = environ.get("DLLMEXP_SESSION") or (
+        f"{os.getppid()}-{environ.get('MASTER_PORT', '')}" if size > 1 else ""
+    )
     return Place(rank, size, local, told or uuid.uuid4().hex, parent)
 
 
@@ -88,7 +98,9 @@ def await_leader(directory: Path, place: Place, timeout_s: float = LEADER_TIMEOU
         except FileNotFoundError:
             pass
         time.sleep(0.05)
-    raise LeaderGone(f"worker {place.rank} of {place.size} waited {timeout_s:g} s for rank 0, which has not opened {directory}")
+    raise LeaderGone(
+        f"worker {place.rank} of {place.size} waited {timeout_s:g} s for rank 0, which has not opened {directory}"
+    )
 
 
 class Crew:
@@ -101,14 +113,24 @@ class Crew:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported here, too
         for rank, device in enumerate(devices[1:], start=1):
             told = {
-                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": len(devices), "DLLMEXP_SESSION": place.session,
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": len(devices),
+                "DLLMEXP_SESSION": place.session,
                 "DLLMEXP_PARENT": os.getpid(),
-            }  # fmt: skip
+            }
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, str(Path(__file__).resolve().parent.parent / "eval.py"), *argv, "--device", device],
-                    env=os.environ | {name: str(value) for name, value in told.items()}, stdin=subprocess.DEVNULL,
-                )  # fmt: skip
+                    [
+                        sys.executable,
+                        str(Path(__file__).resolve().parent.parent / "eval.py"),
+                        *argv,
+                        "--device",
+                        device,
+                    ],
+                    env=os.environ | {name: str(value) for name, value in told.items()},
+                    stdin=subprocess.DEVNULL,
+                )
             )
 
     def alive(self) -> bool:

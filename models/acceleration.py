@@ -38,7 +38,9 @@ class Acceleration:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: Transformer, compile: bool, cuda_graphs: bool, tell: Callable[[str], None]) -> Acceleration:
+    def of(
+        cls, model: Transformer, compile: bool, cuda_graphs: bool, tell: Callable[[str], None]
+    ) -> Acceleration:
         """Set up what is asked for; the time this takes belongs to loading, not to decoding."""
         told, parts = [], parts_of(model.config)
         _use(model, parts)
@@ -48,10 +50,14 @@ class Acceleration:
                 _use(model, Parts(*(torch.compile(part, dynamic=True) for part in parts)))
                 _warm_up(model)
                 told.append("compiled")
-            except Exception as error:  # compilers fail in many ways, and each leaves the plain path
+            except (
+                Exception
+            ) as error:  # compilers fail in many ways, and each leaves the plain path
                 _use(model, parts)
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                told.append(f"compile failed, the plain path runs: {type(error).__name__}: {reason}")
+                told.append(
+                    f"compile failed, the plain path runs: {type(error).__name__}: {reason}"
+                )
                 tell(f"note: {told[-1]}")
         graphs = None
         if cuda_graphs and model.device.type != "cuda":
@@ -132,11 +138,19 @@ class Bucket:
 
         The padding behind the last sequence is one more sequence: it attends to itself, and nothing reads it.
         """
+
         def sums(ends: list[int], end: int) -> np.ndarray:
             return np.array([0, *ends, *[end] * (self.sequences + 1 - len(ends))])
 
         columns = sums([b for _, b in plan.columns], self.columns)
-        return [tokens, plan.positions, plan.asked, plan.back, columns, sums([b for _, b in plan.queries], self.asked)]
+        return [
+            tokens,
+            plan.positions,
+            plan.asked,
+            plan.back,
+            columns,
+            sums([b for _, b in plan.queries], self.asked),
+        ]
 
 
 class Graphs:
@@ -149,7 +163,9 @@ class Graphs:
     def __init__(self, model: Transformer, capture: Capture, tell: Callable[[str], None]):
         self.model, self.capture, self.tell = model, capture, tell
         # inputs, replay, result, and the rotary table that the graph reads, which the model may replace by a longer one
-        self.kept: OrderedDict[Bucket, tuple[Tensor, Callable[[], None], Tensor, tuple[Tensor, Tensor]]] = OrderedDict()
+        self.kept: OrderedDict[
+            Bucket, tuple[Tensor, Callable[[], None], Tensor, tuple[Tensor, Tensor]]
+        ] = OrderedDict()
         self.seconds, self.works, self.told = 0.0, True, "CUDA graphs"
         if model.varlen is None:
             self._leave("need the varlen attention kernel, which does not run here")
@@ -173,12 +189,16 @@ class Graphs:
     def _capture(self, bucket: Bucket, filled: Tensor, tokens: np.ndarray, plan: Plan) -> None:
         started, model = time.perf_counter(), self.model
         plain = model.answer(
-            Inputs(*to_device(model.device, tokens, plan.positions, plan.asked, plan.back)), *model._packed(plan), None
+            Inputs(*to_device(model.device, tokens, plan.positions, plan.asked, plan.back)),
+            *model._packed(plan),
+            None,
         )
         inputs = filled.clone()
         try:
             replay, out = self.capture(lambda: self._run(bucket, inputs))
-            out.fill_(torch.nan)  # a graph that does nothing must not pass with what its capture left here
+            out.fill_(
+                torch.nan
+            )  # a graph that does nothing must not pass with what its capture left here
             replay()
             same = torch.equal(out[: plan.n_rows], plain[: plan.n_rows])
         except RuntimeError as error:
@@ -201,9 +221,15 @@ class Graphs:
     def _run(self, bucket: Bucket, inputs: Tensor) -> Tensor:
         """The forward pass on the bucket's one tensor of integers, without a look at its values."""
         b, sums = bucket, bucket.sequences + 2
-        *parts, cu_columns, cu_asked = inputs.split([b.columns, b.columns, b.asked, b.back, sums, sums])
+        *parts, cu_columns, cu_asked = inputs.split(
+            [b.columns, b.columns, b.asked, b.back, sums, sums]
+        )
         columns, asked = ((0, b.columns),), ((0, b.asked),)
         cu_columns, cu_asked = cu_columns.int(), cu_asked.int()
-        packed = Packed(columns, columns, (), self.model.varlen, cu_columns, cu_columns, b.longest, b.longest)
-        last = Packed(asked, columns, (), self.model.varlen, cu_asked, cu_columns, b.longest, b.longest)
+        packed = Packed(
+            columns, columns, (), self.model.varlen, cu_columns, cu_columns, b.longest, b.longest
+        )
+        last = Packed(
+            asked, columns, (), self.model.varlen, cu_asked, cu_columns, b.longest, b.longest
+        )
         return self.model.answer(Inputs(*parts), packed, last, None)

@@ -45,9 +45,14 @@ class Packed:
 
     @classmethod
     def of(
-        cls, spans: Sequence[Span], columns: Sequence[Range], queries: Sequence[Range], device: torch.device,
-        varlen: dict[str, int] | None, at: Tensor | None = None,
-    ) -> "Packed":  # fmt: skip
+        cls,
+        spans: Sequence[Span],
+        columns: Sequence[Range],
+        queries: Sequence[Range],
+        device: torch.device,
+        varlen: dict[str, int] | None,
+        at: Tensor | None = None,
+    ) -> "Packed":
         """at: column within its sequence of each query, where a query sees no key to its right; None where it sees all."""
         told = (tuple(queries), tuple(columns), tuple(spans))
         if at is not None:
@@ -56,9 +61,14 @@ class Packed:
             return cls(*told, seen=tuple(k <= at[a:b, None] for (a, b), k in zip(queries, keys)))
         if varlen is None:
             return cls(*told)
-        sums = [np.array([0, *(b for _, b in of)]) for of in (queries, ranges([s.kv_end for s in spans]))]
+        sums = [
+            np.array([0, *(b for _, b in of)])
+            for of in (queries, ranges([s.kv_end for s in spans]))
+        ]
         cu_q, cu_k = (t.int() for t in to_device(device, *sums))
-        return cls(*told, varlen, cu_q, cu_k, max(b - a for a, b in queries), max(s.kv_end for s in spans))
+        return cls(
+            *told, varlen, cu_q, cu_k, max(b - a for a, b in queries), max(s.kv_end for s in spans)
+        )
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | None) -> Tensor:
@@ -78,7 +88,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | N
     for i, ((a, b), (c, d), s) in enumerate(zip(packed.queries, packed.columns, packed.spans)):
         if a == b:
             continue
-        keys, values = (k[c:d], v[c:d]) if kv is None else (kv[i][0, : s.kv_end], kv[i][1, : s.kv_end])
+        keys, values = (
+            (k[c:d], v[c:d]) if kv is None else (kv[i][0, : s.kv_end], kv[i][1, : s.kv_end])
+        )
         out.append(_sdpa(q[a:b], keys, values, None if packed.seen is None else packed.seen[i]))
     end = packed.queries[-1][1]
     if end < len(q) or not out:
@@ -89,7 +101,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | N
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
     """[n, H, E] from q [n, H, E], k and v [m, K, E]: every query sees every key, or those where `seen` [n, m]."""
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1])[0].transpose(0, 1)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1]
+    )[0].transpose(0, 1)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | None) -> Tensor:
@@ -102,9 +116,16 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | 
         n = packed.columns[-1][1]
         k, v = k[:n].contiguous(), v[:n].contiguous()
     out = varlen.varlen_attn(
-        q[:end].contiguous(), k, v, packed.cu_q, packed.cu_k, packed.max_q, packed.max_k,
-        enable_gqa=q.shape[1] != k.shape[1], **packed.varlen,
-    )  # fmt: skip
+        q[:end].contiguous(),
+        k,
+        v,
+        packed.cu_q,
+        packed.cu_k,
+        packed.max_q,
+        packed.max_k,
+        enable_gqa=q.shape[1] != k.shape[1],
+        **packed.varlen,
+    )
     return out if end == len(q) else F.pad(out, (0, 0, 0, 0, 0, len(q) - end))
 
 

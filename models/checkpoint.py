@@ -14,7 +14,11 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def load_model(
-    path_or_repo: str | Path, *, device: str | torch.device, dtype: str | torch.dtype, revision: str | None = None
+    path_or_repo: str | Path,
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    revision: str | None = None,
 ):
     """(model, tokenizer) of a local directory or hub id, in eval mode and without gradients.
 
@@ -29,7 +33,9 @@ def load_model(
     return load_weights(folder, config, torch.device(device), dtype), tokenizer
 
 
-def load_weights(folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
+def load_weights(
+    folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> Transformer:
     """The Transformer of `config` with the weights in `folder`."""
     from safetensors import SafetensorError, safe_open
 

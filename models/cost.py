@@ -34,17 +34,25 @@ def matmul_flops(config: ModelConfig, spans: Sequence[Span], n_rows: int) -> int
     return (c.n_layers - 1) * full + last + 2 * n_rows * c.d_model * c.vocab_size
 
 
-def moved_bytes(config: ModelConfig, spans: Sequence[Span], n_rows: int, itemsize: int, cached: bool) -> int:
+def moved_bytes(
+    config: ModelConfig, spans: Sequence[Span], n_rows: int, itemsize: int, cached: bool
+) -> int:
     """Bytes that one `predict` cannot but read or write: the weights once (an embedding that is no head is hardly read), a
     cache's columns, the logits."""
     shapes = parameter_shapes(config)
-    weights = sum(prod(shape) for name, shape in shapes.items() if config.tie_embeddings or name != "embed.weight")
+    weights = sum(
+        prod(shape)
+        for name, shape in shapes.items()
+        if config.tie_embeddings or name != "embed.weight"
+    )
     columns = sum(s.kv_end + s.hi - s.lo for s in spans) if cached else 0
     kept = columns * 2 * config.n_kv_heads * config.head_dim * config.n_layers
     return (weights + kept + n_rows * config.vocab_size) * itemsize
 
 
-def row_bytes(config: ModelConfig, length: int, open_rows: int, itemsize: int, cached: bool = False) -> int:
+def row_bytes(
+    config: ModelConfig, length: int, open_rows: int, itemsize: int, cached: bool = False
+) -> int:
     """Bytes that one more sample of `length` columns, `open_rows` of them asked for, needs during a forward pass.
 
     The largest moment of a layer (q, k and v before and after rotation, gate, up and their product, and seven times the
@@ -58,9 +66,14 @@ def row_bytes(config: ModelConfig, length: int, open_rows: int, itemsize: int, c
 
 
 def batch_rows(
-    config: ModelConfig, length: int, open_rows: int, itemsize: int, free_bytes: int | None, device_type: str,
+    config: ModelConfig,
+    length: int,
+    open_rows: int,
+    itemsize: int,
+    free_bytes: int | None,
+    device_type: str,
     cached: bool = False,
-) -> int:  # fmt: skip
+) -> int:
     """Samples in flight that fit and help: enough columns to fill a GPU, within the memory that is free."""
     if device_type == "cpu":
         return CPU_ROWS
@@ -79,4 +92,6 @@ def fitting_rows(model: Transformer, length: int, open_rows: int, cached: bool) 
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         free = torch.cuda.mem_get_info(device)[0] + unused
-    return batch_rows(model.config, length, open_rows, model.dtype.itemsize, free, device.type, cached)
+    return batch_rows(
+        model.config, length, open_rows, model.dtype.itemsize, free, device.type, cached
+    )

@@ -29,7 +29,10 @@ DREAM = Family(
         "hidden_act": (("silu",), "silu"),
         "rope_scaling": ((None,), None),
         "use_mrope": ((False, None), None),
-        "use_sliding_window": ((False, None), None),  # false makes `sliding_window` inert, whatever it says
+        "use_sliding_window": (
+            (False, None),
+            None,
+        ),  # false makes `sliding_window` inert, whatever it says
         "full_attn_mask": ((True, None), None),
         "attention_bias": ((True, None), None),
         "mlp_bias": ((False, None), None),

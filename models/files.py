@@ -63,7 +63,9 @@ def _family_in(folder: Path) -> tuple[Family, dict]:
         if str(raw.get("model_type")).lower() == family.model_type.lower():
             return family, raw
     known = ", ".join(family.model_type for family in FAMILIES)
-    raise CheckpointError([f"config.json: model_type is {raw.get('model_type')!r}; supported: {known}"])
+    raise CheckpointError(
+        [f"config.json: model_type is {raw.get('model_type')!r}; supported: {known}"]
+    )
 
 
 def _computed(value: object, allowed: tuple) -> bool:
@@ -88,14 +90,18 @@ def _values(family: Family, raw: dict, problems: list[str]) -> dict:
         low = 0 if field in ("mask_id", "eos_id") else 1
         if kind is int and not (type(value) is int and low <= value < 10**7):
             wanted = f"an integer from {low}"
-        elif kind is float and not (type(value) in (int, float) and math.isfinite(value) and value > 0):
+        elif kind is float and not (
+            type(value) in (int, float) and math.isfinite(value) and value > 0
+        ):
             wanted = "a number above 0"
         elif kind is bool and type(value) is not bool:
             wanted = "true or false"
         else:
             values[field] = float(value) if kind is float else value
             continue
-        problems.append(f"config.json: {key} is {'missing' if value is None else repr(value)}; it must be {wanted}")
+        problems.append(
+            f"config.json: {key} is {'missing' if value is None else repr(value)}; it must be {wanted}"
+        )
         values[field] = None
     if "head_dim" not in values:
         d, h = values["d_model"], values["n_heads"]
@@ -108,16 +114,22 @@ def _values(family: Family, raw: dict, problems: list[str]) -> dict:
 def _disagreements(values: dict) -> list[str]:
     """Sentences about values that are fine alone but not together."""
     problems = []
-    heads, kv, width, V = (values[name] for name in ("n_heads", "n_kv_heads", "head_dim", "vocab_size"))
+    heads, kv, width, V = (
+        values[name] for name in ("n_heads", "n_kv_heads", "head_dim", "vocab_size")
+    )
     if heads and kv and heads % kv:
         problems.append(f"config.json: {heads} heads cannot share {kv} key/value heads evenly")
     if width and width % 2:
-        problems.append(f"config.json: head width {width} is odd; rotary embeddings need an even one")
+        problems.append(
+            f"config.json: head width {width} is odd; rotary embeddings need an even one"
+        )
     if (values["n_layers"] or 0) > 1000:
         problems.append(f"config.json: {values['n_layers']} layers; at most 1000 are believable")
     for field, key in (("mask_id", "mask_token_id"), ("eos_id", "eos_token_id")):
         if values.get(field) is not None and V and values[field] >= V:
-            problems.append(f"config.json: {key} {values[field]} is beyond the {V} rows of the embedding")
+            problems.append(
+                f"config.json: {key} {values[field]} is beyond the {V} rows of the embedding"
+            )
     return problems
 
 
@@ -148,22 +160,31 @@ def special_ids(folder: Path, family: Family) -> dict[str, int]:
         raise CheckpointError([f"tokenizer files not found in {folder}: {', '.join(missing)}"])
     found: list[tuple[str, str, int]] = []  # file, text, id
     try:
-        for i, token in read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
+        for i, token in (
+            read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items()
+        ):
             found.append(("tokenizer_config.json", token["content"], int(i)))
         if (folder / "added_tokens.json").is_file():
-            found += [("added_tokens.json", t, int(i)) for t, i in read_json(folder / "added_tokens.json").items()]
+            found += [
+                ("added_tokens.json", t, int(i))
+                for t, i in read_json(folder / "added_tokens.json").items()
+            ]
         if (folder / "tokenizer.json").is_file():
             for token in read_json(folder / "tokenizer.json").get("added_tokens", []):
                 found.append(("tokenizer.json", token["content"], int(token["id"])))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError([f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]) from None
+        raise CheckpointError(
+            [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
+        ) from None
     ids: dict[str, int] = {}
     problems = []
     for file, text, i in found:
         if ids.setdefault(text, i) != i:
-            problems.append(f"the tokenizer files give {text} two ids: {ids[text]}, and {i} in {file}")
+            problems.append(
+                f"the tokenizer files give {text} two ids: {ids[text]}, and {i} in {file}"
+            )
     if problems:
         raise CheckpointError(problems)
     return ids
@@ -177,7 +198,9 @@ def shard_paths(folder: Path) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():
-        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.safetensors"))
+        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+            p.name for p in folder.glob("*.safetensors")
+        )
         there = f"; there are {listed(other)}" if other else ""
         raise CheckpointError([f"no weights in {folder}: neither {_SINGLE} nor {_INDEX}{there}"])
     weight_map = read_json(folder / _INDEX).get("weight_map")
@@ -204,7 +227,9 @@ def read_headers(paths: Iterable[Path]) -> dict[Path, dict[str, TensorEntry]]:
     return headers
 
 
-def tensor_plan(headers: dict[Path, dict[str, TensorEntry]], config: ModelConfig) -> dict[Path, dict[str, str]]:
+def tensor_plan(
+    headers: dict[Path, dict[str, TensorEntry]], config: ModelConfig
+) -> dict[Path, dict[str, str]]:
     """Shard -> {name in the file: our parameter name}, exactly one for every parameter.
 
     Raises CheckpointError that lists the missing, unexpected, repeated and wrongly shaped tensors.
@@ -228,8 +253,15 @@ def tensor_plan(headers: dict[Path, dict[str, TensorEntry]], config: ModelConfig
                 plan[path][key] = name
             seen.add(short)
     missing = [family.dropped_prefix + key for key in ours if key not in seen]
-    kinds = {"missing": missing, "unexpected": unexpected, "repeated": repeated, "wrong shape": misshapen}
-    problems = [f"{len(names)} tensors {kind}: {listed(names)}" for kind, names in kinds.items() if names]
+    kinds = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "repeated": repeated,
+        "wrong shape": misshapen,
+    }
+    problems = [
+        f"{len(names)} tensors {kind}: {listed(names)}" for kind, names in kinds.items() if names
+    ]
     if problems:
         raise CheckpointError(problems)
     return plan
@@ -242,7 +274,9 @@ def _dtype_on_disk(folder: Path, raw: dict) -> str | None:
     except CheckpointError:
         declared = raw.get("torch_dtype") or raw.get("dtype")
         return declared if isinstance(declared, str) else None
-    return "+".join(sorted({entry.dtype for header in headers.values() for entry in header.values()}))
+    return "+".join(
+        sorted({entry.dtype for header in headers.values() for entry in header.values()})
+    )
 
 
 # -- all of it ------------------------------------------------------------------------------------
@@ -270,7 +304,9 @@ def check_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> l
         if config:
             tensor_plan(headers, config)
     except CheckpointError as error:
-        absent = not local and all("but missing" in p or p.startswith("no weights") for p in error.problems)
+        absent = not local and all(
+            "but missing" in p or p.startswith("no weights") for p in error.problems
+        )
         if not (absent and not offline()):
             problems += error.problems
     return problems
@@ -299,7 +335,11 @@ def _vocabulary(folder: Path, family: Family) -> tuple[str, dict[str, int], list
             data = (folder / "merges.txt").read_bytes()
             if what := not_the_file(data[:512]):
                 raise CheckpointError([f"merges.txt: {what}"])
-            merges = [line for line in data.decode().split("\n") if line and not line.startswith("#version")]
+            merges = [
+                line
+                for line in data.decode().split("\n")
+                if line and not line.startswith("#version")
+            ]
         else:
             file, model = "tokenizer.json", read_json(folder / "tokenizer.json")["model"]
             vocab, merges = model["vocab"], model.get("merges") or []
@@ -310,7 +350,9 @@ def _vocabulary(folder: Path, family: Family) -> tuple[str, dict[str, int], list
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError([f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]) from None
+        raise CheckpointError(
+            [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
+        ) from None
 
 
 def tokenizer_disagreement(a: str | Path, b: str | Path) -> list[str]:
@@ -337,7 +379,10 @@ def tokenizer_disagreement(a: str | Path, b: str | Path) -> list[str]:
                 f"{other[first]} instead of {mine[first]}"
             )
     if cuts != other_cuts:
-        n = next((i for i, (x, y) in enumerate(zip(cuts, other_cuts)) if x != y), min(len(cuts), len(other_cuts)))
+        n = next(
+            (i for i, (x, y) in enumerate(zip(cuts, other_cuts)) if x != y),
+            min(len(cuts), len(other_cuts)),
+        )
         mine, other = (repr(m[n]) if n < len(m) else "none" for m in (cuts, other_cuts))
         told.append(
             f"{b}: its {len(other_cuts)} merges are not the {len(cuts)} of {a}; the first that differs is number {n + 1}, "
@@ -379,7 +424,9 @@ def read_json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise CheckpointError([f"{path.name}: not valid JSON: {error}"]) from None
     if not isinstance(value, dict):
-        raise CheckpointError([f"{path.name}: a JSON object is needed, not a {type(value).__name__}"])
+        raise CheckpointError(
+            [f"{path.name}: a JSON object is needed, not a {type(value).__name__}"]
+        )
     return value
 
 

@@ -27,9 +27,18 @@ class FirstLayer:
         self.kept: Projected | None = None
 
     def project(
-        self, project: Callable[..., Projected], embedding: Tensor, tokens: np.ndarray, positions: np.ndarray,
-        x: Tensor, cos: Tensor, sin: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None,
-    ) -> Projected:  # fmt: skip
+        self,
+        project: Callable[..., Projected],
+        embedding: Tensor,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Projected:
         """`project(x, cos, sin, norm, weight, bias)`. tokens, positions: [T] int64, what x, cos and sin were made of."""
         if x.numel() < WORTHWHILE:
             return project(x, cos, sin, norm, weight, bias)
@@ -40,7 +49,11 @@ class FirstLayer:
         mode = torch.is_inference_mode_enabled()
         source = (project, mode, cos.dtype, *((w.data_ptr(), w._version) for w in weights))
         changed = None
-        if source == self.source and len(tokens) == len(self.tokens) and np.array_equal(positions, self.positions):
+        if (
+            source == self.source
+            and len(tokens) == len(self.tokens)
+            and np.array_equal(positions, self.positions)
+        ):
             changed = np.flatnonzero(tokens != self.tokens)
         if changed is None or len(changed) > len(tokens) // 4:
             self.kept = project(x, cos, sin, norm, weight, bias)

@@ -17,10 +17,14 @@ def resolve(path_or_repo: str | Path, revision: str | None = None, *, weights: b
     name, path = str(path_or_repo), Path(path_or_repo).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise CheckpointError([f"{name}: revision {revision!r} given, but a local directory has none"])
+            raise CheckpointError(
+                [f"{name}: revision {revision!r} given, but a local directory has none"]
+            )
         return path.resolve()
     if path.exists():
-        raise CheckpointError([f"model path {name} is a file; give the directory that holds config.json"])
+        raise CheckpointError(
+            [f"model path {name} is a file; give the directory that holds config.json"]
+        )
     if not is_repo_id(name):
         raise CheckpointError([f"model path {name} does not exist"])
     return _download(name, revision, weights)
@@ -39,12 +43,18 @@ def offline() -> bool:
 
 def _download(repo: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
     from huggingface_hub.errors import RevisionNotFoundError
 
     patterns = [*SMALL, *(["*.safetensors"] if weights else [])]
     try:
-        found = snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+        found = snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
         return Path(found)
     except GatedRepoError:
         problem = f"{repo}: the hub asks for permission; accept its terms there and set HF_TOKEN"

@@ -47,13 +47,21 @@ def parts_of(config: ModelConfig) -> Parts:
     H, K, E, eps = config.n_heads, config.n_kv_heads, config.head_dim, config.norm_eps
     n = H * E
 
-    def project(x: Tensor, cos: Tensor, sin: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None):
+    def project(
+        x: Tensor, cos: Tensor, sin: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None
+    ):
         qkv = F.linear(rms_norm(x, norm, eps), weight, bias).unflatten(-1, (H + 2 * K, E))
         q, k = rotate(qkv[:, : H + K], cos, sin).split((H, K), dim=1)
         return q, k, qkv[:, H + K :]
 
     def project_asked(
-        x: Tensor, cos: Tensor, sin: Tensor, norm: Tensor, weight: Tensor, bias: Tensor | None, asked: Tensor
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        norm: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        asked: Tensor,
     ):
         h = rms_norm(x, norm, eps)
         bq, bkv = (None, None) if bias is None else (bias[:n], bias[n:])
@@ -61,7 +69,9 @@ def parts_of(config: ModelConfig) -> Parts:
         kv = F.linear(h, weight[n:], bkv).unflatten(-1, (2 * K, E))
         return rotate(q, cos[asked], sin[asked]), rotate(kv[:, :K], cos, sin), kv[:, K:]
 
-    def finish(x: Tensor, mixed: Tensor, o: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def finish(
+        x: Tensor, mixed: Tensor, o: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor
+    ) -> Tensor:
         x = F.linear(mixed, o).add_(x)
         gate, up = F.linear(rms_norm(x, norm, eps), gate_up).chunk(2, dim=-1)
         return F.linear(F.silu(gate).mul_(up), down).add_(x)

@@ -84,7 +84,9 @@ def plan(spans: Sequence[Span], rows: np.ndarray, config: ModelConfig, device_ty
     columns, positions = _columns(spans, COLUMNS.get(device_type, COLUMNS["cpu"]))
     T = columns[-1][1]
     if len(rows) and not 0 <= rows.min() <= rows.max() < T:
-        raise ValueError(f"predict: rows {rows.min()} to {rows.max()} asked for, but there are {T} columns")
+        raise ValueError(
+            f"predict: rows {rows.min()} to {rows.max()} asked for, but there are {T} columns"
+        )
     if len(spans) == 1:  # what follows costs more than a small model's arithmetic
         if config.shift:
             rows = _left_neighbours(rows, rows == 0, np.full(len(rows), spans[0].lo))
@@ -106,7 +108,15 @@ def plan(spans: Sequence[Span], rows: np.ndarray, config: ModelConfig, device_ty
         if len(mine):
             asked[a:b] = mine[0]
     asked[back] = rows
-    return Plan(spans, columns, positions, asked, queries, padded(back, up_to(len(back), row_step)), len(rows))
+    return Plan(
+        spans,
+        columns,
+        positions,
+        asked,
+        queries,
+        padded(back, up_to(len(back), row_step)),
+        len(rows),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -119,7 +129,11 @@ def _columns(spans: tuple[Span, ...], step: int) -> tuple[tuple[Range, ...], np.
 
 def padded(array: np.ndarray, n: int, value: int = 0) -> np.ndarray:
     """int64 array, or a copy with `value` behind it, n long. np.pad takes ten times as long."""
-    return array if len(array) == n else np.concatenate([array, np.full(n - len(array), value, dtype=np.int64)])
+    return (
+        array
+        if len(array) == n
+        else np.concatenate([array, np.full(n - len(array), value, dtype=np.int64)])
+    )
 
 
 def _left_neighbours(rows: np.ndarray, first: np.ndarray, lo: np.ndarray) -> np.ndarray:

@@ -11,13 +11,22 @@ QWEN2 = Family(
     model_type="qwen2",
     fields={field: key for field, key in DREAM.fields.items() if field != "mask_id"},
     defaults=DREAM.defaults,
-    fixed={"qkv_bias": True, "shift": True, "causal": True, "rope_in_float32": False, "mask_id": None},
+    fixed={
+        "qkv_bias": True,
+        "shift": True,
+        "causal": True,
+        "rope_in_float32": False,
+        "mask_id": None,
+    },
     only={
         "hidden_act": (("silu",), "silu"),
         "rope_scaling": ((None,), None),
         "rope_parameters": ((None,), None),  # of transformers 5, which writes rope_theta into it
         "use_mrope": ((False, None), None),
-        "use_sliding_window": ((False, None), None),  # false makes `sliding_window` and `max_window_layers` inert
+        "use_sliding_window": (
+            (False, None),
+            None,
+        ),  # false makes `sliding_window` and `max_window_layers` inert
         "layer_types": ((None, "full_attention"), None),
         "attention_bias": ((True, None), None),
         "mlp_bias": ((False, None), None),

@@ -6,12 +6,25 @@ from models.config import CheckpointError, ModelConfig
 from models.files import config_in, family_named, read_json, special_ids, vocabulary_problems
 from models.hub import resolve
 
-_TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_PLAIN_KEYS = ("model_max_length", "clean_up_tokenization_spaces", "split_special_tokens", "padding_side")
-_QWEN2_TOKENS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")  # where the files name none
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_TOKEN_KEYS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
 )
+_PLAIN_KEYS = (
+    "model_max_length",
+    "clean_up_tokenization_spaces",
+    "split_special_tokens",
+    "padding_side",
+)
+_QWEN2_TOKENS = dict.fromkeys(
+    ("unk_token", "eos_token", "pad_token"), "<|endoftext|>"
+)  # where the files name none
+_QWEN2_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def load_tokenizer(path_or_repo: str | Path, revision: str | None = None):
@@ -36,18 +49,30 @@ def tokenizer_in(folder: Path, config: ModelConfig, *, name: str):
     try:
         options = _options(folder, settings, ids) | {"name_or_path": name}
         if "vocab.json" in family.tokenizer_files:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_object=_qwen2(folder), **_QWEN2_TOKENS | options)
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_object=_qwen2(folder), **_QWEN2_TOKENS | options
+            )
         else:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **options)
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_file=str(folder / "tokenizer.json"), **options
+            )
     except CheckpointError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
-        raise CheckpointError([f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]) from None
+        raise CheckpointError(
+            [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
+        ) from None
     got = {text: tokenizer.convert_tokens_to_ids(text) for text in ids}
-    if wrong := [f"{text} {got[text]} instead of {ids[text]}" for text in ids if got[text] != ids[text]]:
-        raise CheckpointError([f"the tokenizer gives special tokens other ids than its files: {', '.join(wrong)}"])
+    if wrong := [
+        f"{text} {got[text]} instead of {ids[text]}" for text in ids if got[text] != ids[text]
+    ]:
+        raise CheckpointError(
+            [f"the tokenizer gives special tokens other ids than its files: {', '.join(wrong)}"]
+        )
     if len(tokenizer) > config.vocab_size:
-        raise CheckpointError([f"the tokenizer has {len(tokenizer)} tokens, the embedding {config.vocab_size} rows"])
+        raise CheckpointError(
+            [f"the tokenizer has {len(tokenizer)} tokens, the embedding {config.vocab_size} rows"]
+        )
     return tokenizer
 
 
@@ -80,15 +105,26 @@ def _options(folder: Path, settings: dict, ids: dict[str, int]) -> dict:
         flags = {key: value for key, value in entry.items() if key not in ("content", "__type")}
         return AddedToken(entry["content"], **flags)
 
-    decoder = {int(i): added(entry) for i, entry in settings.get("added_tokens_decoder", {}).items()}
+    decoder = {
+        int(i): added(entry) for i, entry in settings.get("added_tokens_decoder", {}).items()
+    }
     special = {str(value) for value in map(settings.get, _TOKEN_KEYS) if isinstance(value, str)}
-    for text, i in ids.items():  # files older than added_tokens_decoder list them in added_tokens.json only
-        decoder.setdefault(i, AddedToken(text, normalized=False, special=text in special or text[:2] == "<|"))
+    for (
+        text,
+        i,
+    ) in ids.items():  # files older than added_tokens_decoder list them in added_tokens.json only
+        decoder.setdefault(
+            i, AddedToken(text, normalized=False, special=text in special or text[:2] == "<|")
+        )
     options = {key: settings[key] for key in _PLAIN_KEYS if key in settings}
     options |= {key: _text(settings[key]) for key in _TOKEN_KEYS if key in settings}
-    options["additional_special_tokens"] = [_text(t) for t in settings.get("additional_special_tokens") or []]
+    options["additional_special_tokens"] = [
+        _text(t) for t in settings.get("additional_special_tokens") or []
+    ]
     template = folder / "chat_template.jinja"
-    options["chat_template"] = template.read_text("utf-8") if template.is_file() else _template(settings)
+    options["chat_template"] = (
+        template.read_text("utf-8") if template.is_file() else _template(settings)
+    )
     return options | {"added_tokens_decoder": decoder}
 
 

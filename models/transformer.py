@@ -46,7 +46,9 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, lengths: Sequence[int], *, device, dtype: torch.dtype):
         self._make = lambda length: torch.zeros(
-            (config.n_layers, 2, length, config.n_kv_heads, config.head_dim), device=device, dtype=dtype
+            (config.n_layers, 2, length, config.n_kv_heads, config.head_dim),
+            device=device,
+            dtype=dtype,
         )
         self.slots: list[Tensor] = []
         self.ends: list[int] = []
@@ -83,9 +85,15 @@ class Layer(nn.Module):
         self.down = nn.Linear(c.d_ff, c.d_model, bias=False)
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, packed: Packed, kv: list[Tensor] | None, asked: Tensor | None,
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        packed: Packed,
+        kv: list[Tensor] | None,
+        asked: Tensor | None,
         project: Callable | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x: [T, D] -> [T, D], or [A, D] for the rows `asked` [A]. kv: this layer's [2, length, K, E] of each
         sequence, or None. project: in place of that of `parts`."""
         given = (x, cos, sin, self.attn_norm.weight, self.qkv.weight, self.qkv.bias)
@@ -131,7 +139,10 @@ class Transformer(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """Every tensor of a checkpoint by its name in `parameter_shapes`: views, to be filled or read."""
         c, found = self.config, {}
-        sizes = {"qkv": [n * c.head_dim for n in (c.n_heads, c.n_kv_heads, c.n_kv_heads)], "gate_up": [c.d_ff] * 2}
+        sizes = {
+            "qkv": [n * c.head_dim for n in (c.n_heads, c.n_kv_heads, c.n_kv_heads)],
+            "gate_up": [c.d_ff] * 2,
+        }
         for name, parameter in self.named_parameters():
             *path, module, leaf = name.split(".")
             parts = parameter.split(sizes[module]) if module in FUSED else (parameter,)
@@ -173,22 +184,37 @@ class Transformer(nn.Module):
         if cache is None and self.acceleration.graphs is not None:
             out = self.acceleration.graphs.logits(tokens, asked)
         if out is None:
-            inputs = Inputs(*to_device(self.device, tokens, asked.positions, asked.asked, asked.back))
+            inputs = Inputs(
+                *to_device(self.device, tokens, asked.positions, asked.asked, asked.back)
+            )
             project = None
             if cache is None and self.device.type == "cpu" and not self.acceleration.told:
                 parts = self.layers[0].parts
-                project = partial(self._first.project, parts.project, self.embed.weight, tokens, asked.positions)
+                project = partial(
+                    self._first.project, parts.project, self.embed.weight, tokens, asked.positions
+                )
             out = self.answer(inputs, *self._packed(asked), cache, project)
         if cache is not None:
             cache.ends = [cache.after(i, s) for i, s in enumerate(spans)]
         return out[: asked.n_rows]
 
-    def accelerate(self, *, compile: bool = False, cuda_graphs: bool = False, tell: Callable[[str], None] = print) -> None:
+    def accelerate(
+        self,
+        *,
+        compile: bool = False,
+        cuda_graphs: bool = False,
+        tell: Callable[[str], None] = print,
+    ) -> None:
         """Run with exactly these accelerations from now on; see models/acceleration.py. `tell` is told what does not work."""
         self.acceleration = Acceleration.of(self, compile, cuda_graphs, tell)
 
     def answer(
-        self, inputs: Inputs, packed: Packed, last: Packed, cache: KVCache | None, project: Callable | None = None
+        self,
+        inputs: Inputs,
+        packed: Packed,
+        last: Packed,
+        cache: KVCache | None,
+        project: Callable | None = None,
     ) -> Tensor:
         """Logits [R', V] of the rows inputs.back, on tensors of the device alone. packed, last: of all layers but the
         last, and of the last. project: the first layer's, in place of its own."""
@@ -200,7 +226,10 @@ class Transformer(nn.Module):
     def _packed(self, plan: Plan) -> tuple[Packed, Packed]:
         self.rope_table(max(s.hi for s in plan.spans))
         varlen, found = self.varlen, []
-        for queries, at in ((plan.columns, plan.positions), (plan.queries, plan.positions[plan.asked])):
+        for queries, at in (
+            (plan.columns, plan.positions),
+            (plan.queries, plan.positions[plan.asked]),
+        ):
             [at] = to_device(self.device, at) if self.config.causal else [None]
             found.append(Packed.of(plan.spans, plan.columns, queries, self.device, varlen, at))
         return tuple(found)
@@ -219,7 +248,12 @@ class Transformer(nn.Module):
         return F.linear(self.norm(x), weight)
 
     def _trunk(
-        self, inputs: Inputs, packed: Packed, last: Packed | None, cache: KVCache | None, project: Callable | None = None
+        self,
+        inputs: Inputs,
+        packed: Packed,
+        last: Packed | None,
+        cache: KVCache | None,
+        project: Callable | None = None,
     ) -> Tensor:
         """Hidden states before the last norm: of the rows inputs.back, or [T', D] of all columns where `last` is None."""
         cos, sin = (t[inputs.positions] for t in self._rope)
@@ -239,11 +273,20 @@ class Transformer(nn.Module):
         """
         dtype = torch.float32 if self.config.rope_in_float32 else self.dtype
         table = self._rope
-        if table is None or len(table[0]) < end or table[0].device != self.device or table[0].dtype != dtype:
+        if (
+            table is None
+            or len(table[0]) < end
+            or table[0].device != self.device
+            or table[0].dtype != dtype
+        ):
             columns = max(end, min(2048, self.config.max_length))
-            steps = torch.arange(0, self.config.head_dim, 2, dtype=torch.int64, device=self.device).float()
+            steps = torch.arange(
+                0, self.config.head_dim, 2, dtype=torch.int64, device=self.device
+            ).float()
             inverse = 1.0 / (self.config.rope_theta ** (steps / self.config.head_dim))
-            angle = torch.outer(torch.arange(columns, device=self.device).float(), inverse)[:, None, :]
+            angle = torch.outer(torch.arange(columns, device=self.device).float(), inverse)[
+                :, None, :
+            ]
             cos, sin = angle.cos(), angle.sin()
             halves = ((cos, cos), (-sin, sin))
             self._rope = table = tuple(torch.cat(h, -1).to(dtype) for h in halves)
@@ -253,20 +296,30 @@ class Transformer(nn.Module):
         if not len(tokens):
             raise ValueError("predict: no tokens")
         if sum(s.hi - s.lo for s in spans) != len(tokens):
-            raise ValueError(f"predict: {len(tokens)} tokens, but the spans have {sum(s.hi - s.lo for s in spans)}")
+            raise ValueError(
+                f"predict: {len(tokens)} tokens, but the spans have {sum(s.hi - s.lo for s in spans)}"
+            )
         if cache is not None and len(cache.slots) != len(spans):
-            raise ValueError(f"predict: {len(spans)} spans, but the cache has {len(cache.slots)} slots")
+            raise ValueError(
+                f"predict: {len(spans)} spans, but the cache has {len(cache.slots)} slots"
+            )
         for i, s in enumerate(spans):
             if not 0 <= s.lo <= s.hi <= s.kv_end:
                 raise ValueError(f"predict: {s} is not 0 <= lo <= hi <= kv_end")
             if s.kv_end > self.config.max_length:
-                raise ValueError(f"predict: {s.kv_end} columns; the model has {self.config.max_length} positions")
+                raise ValueError(
+                    f"predict: {s.kv_end} columns; the model has {self.config.max_length} positions"
+                )
             if cache is None:
                 if s.lo or s.kv_end != s.hi:
-                    raise ValueError(f"predict: {s} needs a cache; without one lo = 0 and kv_end = hi")
+                    raise ValueError(
+                        f"predict: {s} needs a cache; without one lo = 0 and kv_end = hi"
+                    )
                 continue
             length = cache.slots[i].shape[2]
             if s.kv_end > length:
                 raise ValueError(f"predict: {s} does not fit slot {i} of {length} columns")
             if s.kv_end > cache.after(i, s):
-                raise ValueError(f"predict: {s} reads columns that were never written; slot {i} has {cache.ends[i]}")
+                raise ValueError(
+                    f"predict: {s} reads columns that were never written; slot {i} has {cache.ends[i]}"
+                )

@@ -16,7 +16,10 @@ from experiment.result import VOLATILE, is_proportion
 from reporting.samples import pack
 from utils import SCHEMA_VERSION, BadDataError, RunConfig, UsageError, canonical_json, sha256
 
-ORIGINALS = ("original", "hub")  # names of the benchmarks' own data; any other name goes wherever the task's goes
+ORIGINALS = (
+    "original",
+    "hub",
+)  # names of the benchmarks' own data; any other name goes wherever the task's goes
 # what tokens per step, and an adaptive algorithm's threshold, change of a configuration; the rest makes one curve
 SPEED = ("num_steps", "quotas", "options")
 
@@ -84,7 +87,11 @@ class Run:
     def model(self) -> str:
         """The alias, and the checkpoint's name where it is not the alias's own."""
         alias, override = self.config["model_alias"], self.overrides.get("checkpoint")
-        return alias if override is None else f"{alias} [{Path(str(self.config.get('checkpoint'))).name}]"
+        return (
+            alias
+            if override is None
+            else f"{alias} [{Path(str(self.config.get('checkpoint'))).name}]"
+        )
 
     @property
     def algorithm(self) -> str:
@@ -92,10 +99,22 @@ class Run:
         cache, refresh = self.config.get("kv_cache"), self.config.get("cache_refresh")
         parts = [f"{name} {value:g}" for name, value in (self.config.get("options") or {}).items()]
         window, ahead = self.config.get("kv_window"), self.config.get("max_lookahead")
-        said = f"{cache} cache" + (f" of {window}" if window else "") + (f" refreshed every {refresh}" if refresh else "")
+        said = (
+            f"{cache} cache"
+            + (f" of {window}" if window else "")
+            + (f" refreshed every {refresh}" if refresh else "")
+        )
         parts += ([said] if cache else []) + ([f"lookahead {ahead}"] if ahead else [])
-        parts += [f"temperature {self.config['temperature']:g}"] if "temperature" in self.overrides else []
-        parts += [f"verifier {Path(str(self.config.get('verifier'))).name}"] if "verifier" in self.overrides else []
+        parts += (
+            [f"temperature {self.config['temperature']:g}"]
+            if "temperature" in self.overrides
+            else []
+        )
+        parts += (
+            [f"verifier {Path(str(self.config.get('verifier'))).name}"]
+            if "verifier" in self.overrides
+            else []
+        )
         name = self.config.get("algorithm") or "predictions"
         return name + (f" ({', '.join(parts)})" if parts else "")
 
@@ -115,7 +134,11 @@ class Run:
     @cached_property
     def curve(self) -> str:
         """Equal for results that differ in tokens per step, or in the options of the algorithm, only."""
-        settings = {k: v for k, v in self.identity.items() if k not in SPEED} if self.identity else {"id": self.id}
+        settings = (
+            {k: v for k, v in self.identity.items() if k not in SPEED}
+            if self.identity
+            else {"id": self.id}
+        )
         return canonical_json([self.model, self.task, settings])
 
     def same_documents(self, other: Run) -> bool:
@@ -141,17 +164,31 @@ def read_run(path: Path) -> Run:
     if not isinstance(result, dict) or "schema_version" not in result or "config" not in result:
         raise NotAResult("JSON, but no result of this program")
     if result["schema_version"] != SCHEMA_VERSION:
-        raise NotAResult(f"has schema_version {result['schema_version']!r:.20}, this program reads {SCHEMA_VERSION}")
+        raise NotAResult(
+            f"has schema_version {result['schema_version']!r:.20}, this program reads {SCHEMA_VERSION}"
+        )
     try:
-        if sha256({k: v for k, v in result.items() if k not in VOLATILE}) != result.get("content_sha256"):
+        if sha256({k: v for k, v in result.items() if k not in VOLATILE}) != result.get(
+            "content_sha256"
+        ):
             raise NotAResult("its content does not match its checksum: edited, or damaged")
         if result["status"] != "complete":
             raise NotAResult(
                 f"incomplete: {result['n_failed']} of {result['n_samples']} samples failed; run it again"
             )
         return _run(path, result)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, ZeroDivisionError) as error:
-        raise NotAResult(f"a field is missing or malformed ({type(error).__name__}: {str(error)[:100]})") from error
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        ZeroDivisionError,
+    ) as error:
+        raise NotAResult(
+            f"a field is missing or malformed ({type(error).__name__}: {str(error)[:100]})"
+        ) from error
 
 
 def _run(path: Path, result: dict[str, Any]) -> Run:
@@ -163,7 +200,11 @@ def _run(path: Path, result: dict[str, Any]) -> Run:
         values.setdefault(int(row["doc_id"]), []).append(_finite(row["metrics"][metric]))
     predictions = config.get("predictions") is not None
     if not predictions:
-        config["task"], config["model_alias"], config["gen_length"] / config["num_steps"]  # has them, or is malformed
+        (
+            config["task"],
+            config["model_alias"],
+            config["gen_length"] / config["num_steps"],
+        )  # has them, or is malformed
     return Run(
         path=path,
         id=str(result["id"]),
@@ -179,7 +220,9 @@ def _run(path: Path, result: dict[str, Any]) -> Run:
         metrics=result["metrics"],
         scores={doc: fsum(v) / len(v) for doc, v in sorted(values.items())},
         tpf=None if profile["tpf"] is None else _finite(profile["tpf"]),
-        tok_s=None if profile["tokens_per_second"] is None else _finite(profile["tokens_per_second"]),
+        tok_s=None
+        if profile["tokens_per_second"] is None
+        else _finite(profile["tokens_per_second"]),
         reference=_reference(result),
         reference_note=result.get("reference_note"),
         warnings=tuple(result["diagnostics"]["warnings"]),
@@ -198,7 +241,11 @@ def _finite(value: Any) -> float:
 def _reference(result: dict[str, Any]) -> dict[str, Any] | None:
     """The published score, where the result carries one of the original data and of a metric that it has."""
     reference = result["reference"]
-    if reference is None or result["data"]["name"] not in ORIGINALS or reference["metric"] not in result["metrics"]:
+    if (
+        reference is None
+        or result["data"]["name"] not in ORIGINALS
+        or reference["metric"] not in result["metrics"]
+    ):
         return None
     return {**reference, "score": float(reference["score"])}
 
@@ -206,7 +253,8 @@ def _reference(result: dict[str, Any]) -> dict[str, Any] | None:
 def _machine(meta: dict[str, Any]) -> str:
     """What the samples were made on: times compare only on one machine."""
     made = {
-        str(at.get("device_name") or at.get("cpu") or at.get("device") or "?") for at in meta.get("samples_made") or []
+        str(at.get("device_name") or at.get("cpu") or at.get("device") or "?")
+        for at in meta.get("samples_made") or []
     }
     return " + ".join(sorted(made)) or "?"
 
@@ -237,7 +285,9 @@ def read_all(places: Sequence[Path]) -> tuple[list[Run], list[Skipped]]:
     kept = {}
     for run in sorted(runs, key=lambda r: (r.started, r.path)):
         if old := kept.get((run.id, run.limit)):
-            skipped.append(Skipped(old.path, f"the same experiment as {run.path.name}, which is newer"))
+            skipped.append(
+                Skipped(old.path, f"the same experiment as {run.path.name}, which is newer")
+            )
         kept[run.id, run.limit] = run
     return sorted(kept.values(), key=_order), sorted(skipped, key=lambda s: str(s.path))
 
@@ -250,7 +300,16 @@ def _files(place: Path) -> Iterable[Path]:
 
 def _order(run: Run) -> tuple:
     predictions = run.identity is None
-    return run.config["protocol"], run.task, run.model, predictions, run.algorithm, run.curve, run.k or 0, str(run.path)
+    return (
+        run.config["protocol"],
+        run.task,
+        run.model,
+        predictions,
+        run.algorithm,
+        run.curve,
+        run.k or 0,
+        str(run.path),
+    )
 
 
 def named(runs: Sequence[Run], path: Path) -> Run:
@@ -269,7 +328,10 @@ def curves(runs: Iterable[Run]) -> list[list[Run]]:
     together: dict[str, list[Run]] = {}
     for run in runs:
         together.setdefault(run.curve, []).append(run)
-    return [sorted(group, key=lambda r: (r.k or 0, r.tpf or 0, str(r.path))) for group in together.values()]
+    return [
+        sorted(group, key=lambda r: (r.k or 0, r.tpf or 0, str(r.path)))
+        for group in together.values()
+    ]
 
 
 def curve_labels(group: Sequence[Sequence[Run]]) -> list[str]:
@@ -284,7 +346,9 @@ def curve_labels(group: Sequence[Sequence[Run]]) -> list[str]:
     labels = []
     for run, mine in settings:
         names = sorted(apart.get(run.model, ()), key=lambda k: (k != "algorithm", k))
-        shown = [mine[k] if k == "algorithm" else f"{k} {_short(mine[k])}" for k in names if k in mine]
+        shown = [
+            mine[k] if k == "algorithm" else f"{k} {_short(mine[k])}" for k in names if k in mine
+        ]
         labels.append(", ".join([run.model, *shown]))
     return labels
 

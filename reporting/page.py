@@ -15,7 +15,11 @@ HERE = Path(__file__).parent
 
 
 def page(
-    runs: Sequence[Run], tables: Sequence[Table], pictures: Sequence[Picture], skipped: Sequence[Skipped], samples: bool
+    runs: Sequence[Run],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    skipped: Sequence[Skipped],
+    samples: bool,
 ) -> Iterator[str]:
     """The page in pieces, so that the samples of a whole suite are never one string. samples: whether to embed them."""
     parts = {
@@ -24,7 +28,9 @@ def page(
         "head": _head(runs, skipped),
         "tables": "\n".join(to_html(table) for table in tables if table.rows),
         "figures": _figures(pictures),
-        "runs": "\n".join(_run(i, run) for i, run in enumerate(runs)) if samples else "<p>Left out (--no_samples).</p>",
+        "runs": "\n".join(_run(i, run) for i, run in enumerate(runs))
+        if samples
+        else "<p>Left out (--no_samples).</p>",
     }
     for piece in re.split(r"\{\{(\w+)\}\}", (HERE / "page.html").read_text(encoding="utf-8")):
         if piece == "data":
@@ -37,12 +43,18 @@ def page(
 def _head(runs: Sequence[Run], skipped: Sequence[Skipped]) -> str:
     lines = [f"<p>{len(runs)} results.</p>"]
     if warnings := [(run.name, warning) for run in runs for warning in run.warnings]:
-        told = "".join(f"<li>{html.escape(name)}: {html.escape(text)}</li>" for name, text in warnings)
+        told = "".join(
+            f"<li>{html.escape(name)}: {html.escape(text)}</li>" for name, text in warnings
+        )
         title = f"{len(warnings)} signs that a score measures the format of answers"
         lines.append(f"<details><summary>{title}</summary><ul>{told}</ul></details>")
     if skipped:
-        told = "".join(f"<li>{html.escape(s.path.name)}: {html.escape(s.reason)}</li>" for s in skipped)
-        lines.append(f"<details open><summary>{len(skipped)} files left out</summary><ul>{told}</ul></details>")
+        told = "".join(
+            f"<li>{html.escape(s.path.name)}: {html.escape(s.reason)}</li>" for s in skipped
+        )
+        lines.append(
+            f"<details open><summary>{len(skipped)} files left out</summary><ul>{told}</ul></details>"
+        )
     return "\n".join(lines)
 
 

@@ -17,15 +17,33 @@ from reporting.tables import panels
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "D", "^", "h", "p", "8")
 DASHES = ("-", "--", ":", "-.")
-METRICS = {"exact_match": "Exact match", "pass@1": "pass@1", "bleu_acc": "BLEU accuracy", "acc": "Accuracy"}
+METRICS = {
+    "exact_match": "Exact match",
+    "pass@1": "pass@1",
+    "bleu_acc": "BLEU accuracy",
+    "acc": "Accuracy",
+}
 TOGETHER = 0.015  # of a panel's range: closer points cover each other
 AXES = {"tpf": "Tokens per forward pass", "tok_s": "Tokens per second"}
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "legend.fontsize": 8,
-    "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.linewidth": 0.6, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.5, "axes.axisbelow": True,
-    "svg.fonttype": "path", "svg.hashsalt": "dllmexp", "figure.dpi": 100,
-}  # fmt: skip
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "dllmexp",
+    "figure.dpi": 100,
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,9 @@ def draw(runs: Sequence[Run], folder: Path) -> list[Picture]:
                 figure.savefig(folder / f"{name}.png", dpi=300, metadata={"Software": None})
                 figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
             svg = (folder / f"{name}.svg").read_text(encoding="utf-8")
-            pictures.append(Picture(name, f"Accuracy against {label.lower()}, protocol {protocol}", svg))
+            pictures.append(
+                Picture(name, f"Accuracy against {label.lower()}, protocol {protocol}", svg)
+            )
     return pictures
 
 
@@ -102,7 +122,12 @@ def _figure(lines: Sequence[Line], axis: str):
     labels = sorted({line.label for line in lines})
     per_line = columns * (2 if max(map(len, labels)) <= 26 else 1)
     caption = "\n".join(fill(line, 55 * columns) for line in _caption(lines, axis).splitlines())
-    height = 2.5 * rows + 0.2 * math.ceil(len(labels) / per_line) + 0.15 * len(caption.splitlines()) + 0.2
+    height = (
+        2.5 * rows
+        + 0.2 * math.ceil(len(labels) / per_line)
+        + 0.15 * len(caption.splitlines())
+        + 0.2
+    )
     figure = Figure(figsize=(3.5 * columns, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(wspace=0.06, hspace=0.04)
@@ -116,21 +141,35 @@ def _figure(lines: Sequence[Line], axis: str):
     for axes in list(grid.flat)[len(tasks) :]:
         axes.set_axis_off()
     legend = figure.legend(
-        [drawn[label] for label in labels], labels, loc="outside lower center", ncols=min(per_line, len(labels)),
-        frameon=False, title=caption, title_fontsize=7, handlelength=2.6,
-    )  # fmt: skip
+        [drawn[label] for label in labels],
+        labels,
+        loc="outside lower center",
+        ncols=min(per_line, len(labels)),
+        frameon=False,
+        title=caption,
+        title_fontsize=7,
+        handlelength=2.6,
+    )
     legend.get_title().set_multialignment("center")
     return figure
 
 
 def _ranks(lines: Sequence[Line], axis: str) -> list[list[int]]:
     """For each point of each curve of a panel, how many points of the curves before it lie in its place."""
-    points = [[(getattr(r, axis), r.value) for r in line.curve if getattr(r, axis)] for line in lines]
-    near = [TOGETHER * (max(v) - min(v)) for v in zip(*(p for line in points for p in line), strict=True)]
+    points = [
+        [(getattr(r, axis), r.value) for r in line.curve if getattr(r, axis)] for line in lines
+    ]
+    near = [
+        TOGETHER * (max(v) - min(v))
+        for v in zip(*(p for line in points for p in line), strict=True)
+    ]
 
     def covered(line: int, point: tuple[float, float]) -> int:
         before = [other for others in points[:line] for other in others]
-        return sum(all(abs(a - b) <= n for a, b, n in zip(point, other, near, strict=True)) for other in before)
+        return sum(
+            all(abs(a - b) <= n for a, b, n in zip(point, other, near, strict=True))
+            for other in before
+        )
 
     return [[covered(i, point) for point in line] for i, line in enumerate(points)]
 
@@ -149,11 +188,18 @@ def _curve(axes, line: Line, axis: str, ranks: Sequence[int]):
     solid = {"linewidth": 1.1, "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
     plain = [i for i, rank in enumerate(ranks) if not rank]
     (drawn,) = axes.plot(x, y, markevery=plain, **solid, **line.look)
-    above = {"linestyle": "none", "zorder": drawn.get_zorder() + 1}  # a later curve's line does not cross a point
+    above = {
+        "linestyle": "none",
+        "zorder": drawn.get_zorder() + 1,
+    }  # a later curve's line does not cross a point
     axes.plot([x[i] for i in plain], [y[i] for i in plain], **solid | line.look | above)
     for at, rank in enumerate(ranks):
         if rank:
-            ring = {"markersize": 5 + 4 * rank, "markerfacecolor": "none", "markeredgecolor": line.look["color"]}
+            ring = {
+                "markersize": 5 + 4 * rank,
+                "markerfacecolor": "none",
+                "markeredgecolor": line.look["color"],
+            }
             axes.plot(x[at], y[at], marker=line.look["marker"], markeredgewidth=1.1, **ring | above)
     return drawn
 
@@ -161,9 +207,14 @@ def _curve(axes, line: Line, axis: str, ranks: Sequence[int]):
 def _caption(lines: Sequence[Line], axis: str) -> str:
     runs = [run for line in lines for run in line.curve]
     steps, machines = sorted({round(run.k, 2) for run in runs}), {run.machine for run in runs}
-    told = "Bars: 95 % intervals. Tokens per step K" + (" = " if len(steps) == 1 else " rise along each line: ")
+    told = "Bars: 95 % intervals. Tokens per step K" + (
+        " = " if len(steps) == 1 else " rise along each line: "
+    )
     told += ", ".join(f"{k:g}" for k in steps) + "."
-    by_task = [[line for line in lines if line.curve[0].task == task] for task in {run.task for run in runs}]
+    by_task = [
+        [line for line in lines if line.curve[0].task == task]
+        for task in {run.task for run in runs}
+    ]
     if any(rank for here in by_task for ranks in _ranks(here, axis) for rank in ranks):
         told += " Rings: curves that meet in a point."
     if any(run.algorithm != line.curve[0].algorithm for line in lines for run in line.curve):

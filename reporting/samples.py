@@ -18,12 +18,21 @@ def pack(result: Mapping[str, Any], metric: str) -> str:
     """
     rows = [
         {
-            "d": row["doc_id"], "r": row["repeat"], "p": row["prompt"], "a": row["raw_text"], "s": row["text"],
-            "x": row.get("extracted"), "v": row.get("verdict"), "m": row["metrics"][metric], "t": row["token_ids"],
-            "c": row["committed_at"], "n": row["nfe"], "k": row["tokens_returned"],
+            "d": row["doc_id"],
+            "r": row["repeat"],
+            "p": row["prompt"],
+            "a": row["raw_text"],
+            "s": row["text"],
+            "x": row.get("extracted"),
+            "v": row.get("verdict"),
+            "m": row["metrics"][metric],
+            "t": row["token_ids"],
+            "c": row["committed_at"],
+            "n": row["nfe"],
+            "k": row["tokens_returned"],
             "f": row["cut"] or row["finish_reason"],
         }
         for row in result["samples"]
-    ]  # fmt: skip
+    ]
     text = json.dumps(rows, ensure_ascii=True, separators=(",", ":"))
     return base64.b64encode(zlib.compress(text.encode("ascii"), 6)).decode("ascii")

@@ -39,7 +39,11 @@ class Paired:
         return self.p < LEVEL if self.only_a is not None else not self.low <= 0 <= self.high
 
     def verdict(self, a: str, b: str) -> str:
-        return f"{b if self.difference > 0 else a} higher" if self.distinguishable else "not distinguishable"
+        return (
+            f"{b if self.difference > 0 else a} higher"
+            if self.distinguishable
+            else "not distinguishable"
+        )
 
 
 def compare(a: Sequence[float], b: Sequence[float]) -> Paired:
@@ -52,11 +56,19 @@ def compare(a: Sequence[float], b: Sequence[float]) -> Paired:
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
     low, high = exact_interval(only_b, only_a + only_b)
-    share = (only_a + only_b) / n  # of documents on which they differ; given it, b wins with a chance that is bounded
+    share = (
+        only_a + only_b
+    ) / n  # of documents on which they differ; given it, b wins with a chance that is bounded
     return Paired(
-        n, (only_b - only_a) / n, share * (2 * low - 1), share * (2 * high - 1), mcnemar(only_a, only_b),
-        "McNemar exact", only_a, only_b,
-    )  # fmt: skip
+        n,
+        (only_b - only_a) / n,
+        share * (2 * low - 1),
+        share * (2 * high - 1),
+        mcnemar(only_a, only_b),
+        "McNemar exact",
+        only_a,
+        only_b,
+    )
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -75,7 +87,8 @@ def exact_interval(successes: int, n: int) -> tuple[float, float]:
         p, q = math.log(chance), math.log1p(-chance)
         const = math.lgamma(n + 1)
         return math.fsum(
-            math.exp(const - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * p + (n - i) * q) for i in range(k + 1)
+            math.exp(const - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * p + (n - i) * q)
+            for i in range(k + 1)
         )
 
     def chance_where(k: int, tail: float) -> float:
@@ -98,19 +111,28 @@ def bootstrap(a: Sequence[float], b: Sequence[float]) -> Paired:
     difference = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
     n, draw = len(difference), np.random.Generator(np.random.PCG64(0))
     means = np.concatenate(  # in parts: all indices at once would be 100 MB
-        [difference[draw.integers(0, n, size=(500, n))].mean(axis=1) for _ in range(RESAMPLES // 500)]
+        [
+            difference[draw.integers(0, n, size=(500, n))].mean(axis=1)
+            for _ in range(RESAMPLES // 500)
+        ]
     )
     low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
     p = min(1.0, 2 * min((means <= 0).mean(), (means >= 0).mean()))
-    return Paired(n, float(difference.mean()), float(low), float(high), float(p), "paired bootstrap")
+    return Paired(
+        n, float(difference.mean()), float(low), float(high), float(p), "paired bootstrap"
+    )
 
 
 def compare_runs(a: Run, b: Run) -> Paired:
     """Over the documents that both have. Raises ValueError where they do not answer the same documents."""
     if not a.same_documents(b):
-        raise ValueError(f"{a.path.name} and {b.path.name} are not on the same documents: {a.task}, {b.task}")
+        raise ValueError(
+            f"{a.path.name} and {b.path.name} are not on the same documents: {a.task}, {b.task}"
+        )
     if a.metric != b.metric:
-        raise ValueError(f"{a.path.name} and {b.path.name} have different metrics: {a.metric}, {b.metric}")
+        raise ValueError(
+            f"{a.path.name} and {b.path.name} have different metrics: {a.metric}, {b.metric}"
+        )
     common = sorted(a.scores.keys() & b.scores.keys())
     if not common:
         raise ValueError(f"{a.path.name} and {b.path.name} have no document in common")
@@ -129,7 +151,9 @@ class AUP:
     dropped: tuple[tuple[float, float], ...]
 
 
-def aup(points: Sequence[tuple[float, float]], y_max: float, *, alpha: float = 3.0, drop: float = 5.0) -> AUP:
+def aup(
+    points: Sequence[tuple[float, float]], y_max: float, *, alpha: float = 3.0, drop: float = 5.0
+) -> AUP:
     """Accuracy under parallelism of (tokens per forward pass, accuracy in percent).
 
     y_max: the best accuracy on the task over all methods that are compared; the value means nothing without it.
@@ -172,6 +196,11 @@ def aup_interval(
         return None, None
     draw = np.random.Generator(np.random.PCG64(0))
     drawn = (scores[:, draw.integers(0, n, size=n)].mean(axis=1) for _ in range(AUP_RESAMPLES))
-    values = [aup([(r.tpf, y) for r, y in zip(curve, ys, strict=True)], y_max, alpha=alpha, drop=drop).value for ys in drawn]
+    values = [
+        aup(
+            [(r.tpf, y) for r, y in zip(curve, ys, strict=True)], y_max, alpha=alpha, drop=drop
+        ).value
+        for ys in drawn
+    ]
     low, high = np.quantile(values, [LEVEL / 2, 1 - LEVEL / 2])
     return float(low), float(high)

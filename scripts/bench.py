@@ -26,19 +26,33 @@ from utils import atomic_write_json, environment, output_problem  # noqa: E402
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--preset", required=True, help="cpu-small, cpu-vocab, cpu-dream, llada-8b, dream-7b, tiny, tiny-dream")
+    add(
+        "--preset",
+        required=True,
+        help="cpu-small, cpu-vocab, cpu-dream, llada-8b, dream-7b, tiny, tiny-dream",
+    )
     add("--device", help="cpu or cuda; default: what the preset is for")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the preset's")
     add("--rounds", type=int, default=3, help="default 3; medians are of them")
     add("--only", help="only regimes whose name holds this text")
-    add("--answer_fraction", type=float, help="end tokens at this share of the canvas, in the regimes with early exit")
+    add(
+        "--answer_fraction",
+        type=float,
+        help="end tokens at this share of the canvas, in the regimes with early exit",
+    )
     add("--prompts", type=int, help="prompts a round; default: the preset's")
     add("--batch_size", type=int, help="engine: rows in flight; default: all prompts of a round")
     add("--gen_length", type=int, help="default: the preset's")
     add("--tokens_per_step", type=int, help="default: the preset's")
-    add("--compile", action="store_true", help="compile the layers; tokens may then differ, which is counted and no error")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the layers; tokens may then differ, which is counted and no error",
+    )
     add("--cuda_graphs", action="store_true", help="replay CUDA graphs in the engine")
     add("--threads", type=int, default=1, help="of a CPU; default 1")
     add("--seed", type=int, default=0)
@@ -58,11 +72,19 @@ def problems_of(args: argparse.Namespace, presets: dict) -> list[str]:
         found.append(f"--answer_fraction {args.answer_fraction:g} must be above 0 and at most 1")
     if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
         found.append(f"--device {args.device!r}; there are: cpu, cuda")
-    if args.only and not any(args.only in r.name for r in presets[args.preset].regimes) and args.only not in "sampler":
-        found.append(f"--only {args.only!r}; regimes: {', '.join(r.name for r in presets[args.preset].regimes)}, sampler")
+    if (
+        args.only
+        and not any(args.only in r.name for r in presets[args.preset].regimes)
+        and args.only not in "sampler"
+    ):
+        found.append(
+            f"--only {args.only!r}; regimes: {', '.join(r.name for r in presets[args.preset].regimes)}, sampler"
+        )
     blocks = [r.block for r in presets[args.preset].regimes if r.block]
     if args.gen_length and any(args.gen_length % b for b in blocks):
-        found.append(f"--gen_length {args.gen_length} is not a multiple of block_length {blocks[0]}")
+        found.append(
+            f"--gen_length {args.gen_length} is not a multiple of block_length {blocks[0]}"
+        )
     if args.out is None:
         args.out = Path("results") / "bench" / f"{args.preset}.json"
     if problem := output_problem(args.out.parent):
@@ -85,23 +107,47 @@ def main(argv: list[str] | None = None) -> int:
     preset = PRESETS[args.preset]
     device = torch.device(args.device or ("cuda" if preset.gpu else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
-        print(f"error: --device {device}: no CUDA device is visible; presets for a CPU begin with cpu-", file=sys.stderr)
+        print(
+            f"error: --device {device}: no CUDA device is visible; presets for a CPU begin with cpu-",
+            file=sys.stderr,
+        )
         return 3
     torch.set_num_threads(args.threads)
     changes = {k: v for k in ("gen_length", "tokens_per_step", "dtype") if (v := getattr(args, k))}
     preset = replace(preset, **changes, batch=args.prompts or preset.batch)
-    regimes = [replace(r, batch=None if args.prompts else r.batch) for r in preset.regimes if not args.only or args.only in r.name]
+    regimes = [
+        replace(r, batch=None if args.prompts else r.batch)
+        for r in preset.regimes
+        if not args.only or args.only in r.name
+    ]
     if args.answer_fraction:
-        regimes = [replace(r, name=f"{r.algorithm}, exit at {args.answer_fraction:g}", answer=args.answer_fraction, needed=None)
-                   if r.answer else r for r in regimes]  # fmt: skip
+        regimes = [
+            replace(
+                r,
+                name=f"{r.algorithm}, exit at {args.answer_fraction:g}",
+                answer=args.answer_fraction,
+                needed=None,
+            )
+            if r.answer
+            else r
+            for r in regimes
+        ]
     lines = [Line(r) for r in regimes]
     alone = preset.sampler is not None and (args.only or "sampler") in "sampler"
-    sampler = [Line(Regime("sampler, top_p 0.95", "", needed=preset.sampler or None))] if alone else []
+    sampler = (
+        [Line(Regime("sampler, top_p 0.95", "", needed=preset.sampler or None))] if alone else []
+    )
     model = random_model(preset.config, str(device), preset.dtype, args.seed)
     if args.compile or args.cuda_graphs:
-        model.accelerate(compile=args.compile, cuda_graphs=args.cuda_graphs, tell=lambda text: print(text, file=sys.stderr))
+        model.accelerate(
+            compile=args.compile,
+            cuda_graphs=args.cuda_graphs,
+            tell=lambda text: print(text, file=sys.stderr),
+        )
     plain = Plain(model)
-    n_units = args.rounds * (len({(r.algorithm, r.block) for r in regimes}) + len(regimes) + bool(regimes) + len(sampler))
+    n_units = args.rounds * (
+        len({(r.algorithm, r.block) for r in regimes}) + len(regimes) + bool(regimes) + len(sampler)
+    )
     with tqdm(total=n_units, desc=args.preset, unit="run", dynamic_ncols=True) as bar:
 
         def step(name: str) -> None:
@@ -113,19 +159,30 @@ def main(argv: list[str] | None = None) -> int:
         for i in range(args.rounds):
             prompts = random_prompts(preset.config, distinct, preset.prompt, args.seed + 100 * i)
             if lines:
-                run_round(preset, model, plain, prompts, lines, args.batch_size, args.seed + i, step)
+                run_round(
+                    preset, model, plain, prompts, lines, args.batch_size, args.seed + i, step
+                )
             for line in sampler:
                 step(line.regime.name)
                 sampler_round(line, preset.config.vocab_size, device, model.dtype, args.seed + i)
     found = [line.summary() for line in [*lines, *sampler]]
     print(report(args.preset, found))
-    atomic_write_json(args.out, {
-        "preset": args.preset, "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu", "dtype": preset.dtype,
-        "prompt": preset.prompt, "gen_length": preset.gen_length, "tokens_per_step": preset.tokens_per_step,
-        "prompts_a_round": preset.batch, "distinct_prompts": distinct, "regimes": found,
-        "environment": environment(),
-    })  # fmt: skip
+    atomic_write_json(
+        args.out,
+        {
+            "preset": args.preset,
+            "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "dtype": preset.dtype,
+            "prompt": preset.prompt,
+            "gen_length": preset.gen_length,
+            "tokens_per_step": preset.tokens_per_step,
+            "prompts_a_round": preset.batch,
+            "distinct_prompts": distinct,
+            "regimes": found,
+            "environment": environment(),
+        },
+    )
     print(f"-> {args.out}")
     exact = device.type == "cpu" or preset.dtype == "float32"
     return int(not args.compile and any(line.differ for line in (lines if exact else []) + sampler))
@@ -144,22 +201,63 @@ def _warm_up(preset, model, plain, random_prompts) -> None:
 
 def report(name: str, found: list[dict[str, Any]]) -> str:
     """The table."""
+
     def number(value: float | None, form: str = ".2f") -> str:
         return "-" if value is None else format(value, form)
 
     def mib(value: int | None) -> str:
         return "-" if value is None else f"{value / 2**20:.0f}"
 
-    rows = [("regime", "ratio", "lowest", "highest", "needed", "tok/s", "reference", "TPF", "of matmul", "of floor", "peak MiB", "reference", "tokens")]
+    rows = [
+        (
+            "regime",
+            "ratio",
+            "lowest",
+            "highest",
+            "needed",
+            "tok/s",
+            "reference",
+            "TPF",
+            "of matmul",
+            "of floor",
+            "peak MiB",
+            "reference",
+            "tokens",
+        )
+    ]
     for f in found:
-        same = f"{f['samples_that_differ']} of {f['samples']} DIFFER" if f["samples_that_differ"] else "equal" if f["samples"] else "-"
-        rows.append((
-            f["regime"] + (f", {f['batch']} prompts" if f["batch"] else ""), number(f["ratio"]), number(min(f["ratios"])), number(max(f["ratios"])), number(f["needed"]),
-            number(f["tokens_per_second"], ".1f"), number(f["reference_tokens_per_second"], ".1f"), number(f["tpf"]),
-            number(f["share_of_matmul"]), number(f["share_of_floor"]), mib(f["peak_bytes"]), mib(f["reference_peak_bytes"]), same,
-        ))  # fmt: skip
+        same = (
+            f"{f['samples_that_differ']} of {f['samples']} DIFFER"
+            if f["samples_that_differ"]
+            else "equal"
+            if f["samples"]
+            else "-"
+        )
+        rows.append(
+            (
+                f["regime"] + (f", {f['batch']} prompts" if f["batch"] else ""),
+                number(f["ratio"]),
+                number(min(f["ratios"])),
+                number(max(f["ratios"])),
+                number(f["needed"]),
+                number(f["tokens_per_second"], ".1f"),
+                number(f["reference_tokens_per_second"], ".1f"),
+                number(f["tpf"]),
+                number(f["share_of_matmul"]),
+                number(f["share_of_floor"]),
+                mib(f["peak_bytes"]),
+                mib(f["reference_peak_bytes"]),
+                same,
+            )
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in rows]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    ]
     noise = [n for f in found for n in f["noise"]]
     told = f"reference over itself: {min(noise):.3f} to {max(noise):.3f}" if noise else ""
     return "\n".join([name, *lines, told])

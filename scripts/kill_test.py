@@ -35,11 +35,16 @@ def write_problems(folder: Path, n: int) -> Path:
     """A data directory with n word problems in GSM8K's format."""
     (folder / "gsm8k").mkdir(parents=True)
     rows = [
-        {"question": f"Ann has {i} stamps and buys {i % 7 + 2} more. How many?", "answer": f"Adds up.\n#### {i + i % 7 + 2}"}
+        {
+            "question": f"Ann has {i} stamps and buys {i % 7 + 2} more. How many?",
+            "answer": f"Adds up.\n#### {i + i % 7 + 2}",
+        }
         for i in range(n)
     ]
     for name in ("test", "train"):
-        (folder / "gsm8k" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "gsm8k" / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
     counts = {f"gsm8k/{name}.jsonl": n for name in ("test", "train")}
     (folder / "manifest.json").write_text(json.dumps({"name": "kill_test", "counts": counts}))
     return folder
@@ -55,13 +60,37 @@ class Experiment:
     def start(self) -> subprocess.Popen:
         """A process that runs or resumes it, each time with another batch size."""
         command = [
-            sys.executable, str(ROOT / "eval.py"), "--model_alias", "llada", "--llada_ckpt", str(self.checkpoint),
-            "--task", "gsm8k", "--data_dir", str(self.data), "--output_dir", str(self.out), "--gen_length", "64",
-            "--temperature", "0.7", "--dtype", "float32", "--device", "cpu",
-            "--batch_size", str(self.rng.choice(self.batch_sizes)),
-        ]  # fmt: skip
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, **quiet)
+            sys.executable,
+            str(ROOT / "eval.py"),
+            "--model_alias",
+            "llada",
+            "--llada_ckpt",
+            str(self.checkpoint),
+            "--task",
+            "gsm8k",
+            "--data_dir",
+            str(self.data),
+            "--output_dir",
+            str(self.out),
+            "--gen_length",
+            "64",
+            "--temperature",
+            "0.7",
+            "--dtype",
+            "float32",
+            "--device",
+            "cpu",
+            "--batch_size",
+            str(self.rng.choice(self.batch_sizes)),
+        ]
+        quiet = {
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            "stdin": subprocess.DEVNULL,
+        }
+        return subprocess.Popen(
+            command, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}, **quiet
+        )
 
     def written(self) -> int:
         """Bytes in the shards."""
@@ -98,16 +127,29 @@ class Experiment:
 
 def differing_bytes(a: dict, b: dict) -> int:
     """Bytes that differ between two results, without the parts that depend on the day."""
-    x, y = (canonical_json({k: v for k, v in r.items() if k not in ("profile", "meta")}).encode() for r in (a, b))
+    x, y = (
+        canonical_json({k: v for k, v in r.items() if k not in ("profile", "meta")}).encode()
+        for r in (a, b)
+    )
     return sum(p != q for p, q in zip(x, y)) + abs(len(x) - len(y))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100, help="default 100")
-    parser.add_argument("--samples", type=int, help="documents of the experiment (default 8 for each kill, 400 at least)")
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "tests" / "conformance" / "llada-tiny")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and batch sizes (default 0)")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        help="documents of the experiment (default 8 for each kill, 400 at least)",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, default=ROOT / "tests" / "conformance" / "llada-tiny"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the moments and batch sizes (default 0)"
+    )
     args = parser.parse_args(argv)
     if args.samples is None:
         args.samples = max(400, 8 * args.kills)
@@ -121,7 +163,10 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
     data = write_problems(folder / "data", args.samples)
     whole = Experiment(data, folder / "whole", args.checkpoint, [4], args.seed)
     if whole.start().wait() != 0:
-        print("error: the uninterrupted run failed; run the command of this script's source by hand", file=sys.stderr)
+        print(
+            "error: the uninterrupted run failed; run the command of this script's source by hand",
+            file=sys.stderr,
+        )
         return 4
     killed = Experiment(data, folder / "killed", args.checkpoint, [1, 2, 3, 8], args.seed)
     kills = lost = 0
@@ -133,13 +178,19 @@ def _run(args: argparse.Namespace, folder: Path) -> int:
         kept |= now
         partial = killed.result()
         assert partial is None or partial["status"] == "complete", "a partial result looks final"
-        print(f"\rkill {kills}/{args.kills}: {len(kept)} of {args.samples} samples kept", end="", flush=True)
+        print(
+            f"\rkill {kills}/{args.kills}: {len(kept)} of {args.samples} samples kept",
+            end="",
+            flush=True,
+        )
     print()
     killed.start().wait()
     now, records = killed.kept()
     lost += len(kept - now)
     differ = differing_bytes(whole.result(), killed.result())
-    print(f"kills {kills}, samples generated {records} for {args.samples}, lost {lost}, differing bytes {differ}")
+    print(
+        f"kills {kills}, samples generated {records} for {args.samples}, lost {lost}, differing bytes {differ}"
+    )
     if kills < args.kills:
         print(f"the run was done after {kills} kills; more --samples make it last longer")
     return 1 if lost or differ else 0

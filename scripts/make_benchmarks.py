@@ -61,17 +61,55 @@ def problems(
 # ---------------------------------------------------------------- word problems
 
 NAMES = (
-    "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo", "Mia", "Noah", "Olga", "Pia",
-    "Ravi", "Sam", "Tom", "Uma", "Vera", "Will", "Yara", "Zoe",
-)  # fmt: skip
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eve",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ida",
+    "Jon",
+    "Kim",
+    "Leo",
+    "Mia",
+    "Noah",
+    "Olga",
+    "Pia",
+    "Ravi",
+    "Sam",
+    "Tom",
+    "Uma",
+    "Vera",
+    "Will",
+    "Yara",
+    "Zoe",
+)
 ITEMS = (
-    "apples", "pears", "plums", "nuts", "pens", "books", "coins", "stamps", "shells", "cards", "marbles", "buttons",
-    "stones", "beads", "keys", "cups",
-)  # fmt: skip
+    "apples",
+    "pears",
+    "plums",
+    "nuts",
+    "pens",
+    "books",
+    "coins",
+    "stamps",
+    "shells",
+    "cards",
+    "marbles",
+    "buttons",
+    "stones",
+    "beads",
+    "keys",
+    "cups",
+)
 GAINS, LOSSES = ("buys", "finds", "gets", "wins"), ("loses", "sells", "drops", "lends")
 
 
-def word_problem(rng: random.Random, most: int = 60, start: int = 40, change: int = 9, factor: int = 9) -> Problem:
+def word_problem(
+    rng: random.Random, most: int = 60, start: int = 40, change: int = 9, factor: int = 9
+) -> Problem:
     """One to three steps of addition, subtraction and small multiplication, worked line by line.
 
     most: largest number that is added up to; start: largest to begin with; change: largest step; factor: of a product.
@@ -119,10 +157,16 @@ KINDS = (
     Kind("n", "Return {x} plus {k}.", "add {k} to a number", "{x} + {k}"),
     Kind("n", "Return {x} minus {k}.", "subtract {k} from a number", "{x} - {k}"),
     Kind("n", "Return {x} times {k}.", "multiply a number by {k}", "{x} * {k}"),
-    Kind("n", "Check whether {x} is above {k}.", "check whether a number is above {k}", "{x} > {k}"),
-    Kind("n", "Check whether {x} is below {k}.", "check whether a number is below {k}", "{x} < {k}"),
+    Kind(
+        "n", "Check whether {x} is above {k}.", "check whether a number is above {k}", "{x} > {k}"
+    ),
+    Kind(
+        "n", "Check whether {x} is below {k}.", "check whether a number is below {k}", "{x} < {k}"
+    ),
     Kind("nn", "Return the sum of {x} and {y}.", "add two numbers", "{x} + {y}"),
-    Kind("nn", "Return the larger of {x} and {y}.", "find the larger of two numbers", "max({x}, {y})"),
+    Kind(
+        "nn", "Return the larger of {x} and {y}.", "find the larger of two numbers", "max({x}, {y})"
+    ),
     Kind("l", "Return the largest item of {x}.", "find the largest item of a list", "max({x})"),
     Kind("l", "Return the smallest item of {x}.", "find the smallest item of a list", "min({x})"),
     Kind("l", "Return the sum of {x}.", "add all items of a list", "sum({x})"),
@@ -130,15 +174,53 @@ KINDS = (
     Kind("l", "Reverse {x}.", "reverse a list", "{x}[::-1]"),
     Kind("l", "Sort {x}.", "sort a list", "sorted({x})"),
     Kind("l", "Return the last item of {x}.", "find the last item of a list", "{x}[-1]"),
-    Kind("l", "Return the sum of {x} plus {k}.", "add all items of a list and {k}", "sum({x}) + {k}"),
-    Kind("l", "Count the items of {x} above {k}.", "count the items of a list above {k}", "sum(v > {k} for v in {x})"),
-    Kind("l", "Keep the items of {x} above {k}.", "keep the items of a list above {k}", "[v for v in {x} if v > {k}]"),
-    Kind("l", "Keep the items of {x} below {k}.", "keep the items of a list below {k}", "[v for v in {x} if v < {k}]"),
-    Kind("l", "Add {k} to each item of {x}.", "add {k} to each item of a list", "[v + {k} for v in {x}]"),
+    Kind(
+        "l", "Return the sum of {x} plus {k}.", "add all items of a list and {k}", "sum({x}) + {k}"
+    ),
+    Kind(
+        "l",
+        "Count the items of {x} above {k}.",
+        "count the items of a list above {k}",
+        "sum(v > {k} for v in {x})",
+    ),
+    Kind(
+        "l",
+        "Keep the items of {x} above {k}.",
+        "keep the items of a list above {k}",
+        "[v for v in {x} if v > {k}]",
+    ),
+    Kind(
+        "l",
+        "Keep the items of {x} below {k}.",
+        "keep the items of a list below {k}",
+        "[v for v in {x} if v < {k}]",
+    ),
+    Kind(
+        "l",
+        "Add {k} to each item of {x}.",
+        "add {k} to each item of a list",
+        "[v + {k} for v in {x}]",
+    ),
 )
 VERBS = ("calc", "make", "get", "give", "run", "take", "use", "do", "form", "build")
-NOUNS = ("alpha", "beta", "delta", "gamma", "kappa", "sigma", "omega", "red", "blue", "green", "gold", "iron")
-NUMBER_NAMES, LIST_NAMES = (("x", "y"), ("a", "b"), ("n", "m"), ("p", "q")), ("xs", "items", "values", "numbers")
+NOUNS = (
+    "alpha",
+    "beta",
+    "delta",
+    "gamma",
+    "kappa",
+    "sigma",
+    "omega",
+    "red",
+    "blue",
+    "green",
+    "gold",
+    "iron",
+)
+NUMBER_NAMES, LIST_NAMES = (
+    (("x", "y"), ("a", "b"), ("n", "m"), ("p", "q")),
+    ("xs", "items", "values", "numbers"),
+)
 
 
 class Function(NamedTuple):
@@ -167,7 +249,9 @@ class Function(NamedTuple):
 
     def asserts(self, rng: random.Random, called: str, n: int, n_items: int) -> list[str]:
         """n different asserts; the values lie around the constant, so that above and below differ."""
-        run = eval(f"lambda {', '.join(self.arguments)}: {self.fill(self.kind.body)}")  # our own template
+        run = eval(
+            f"lambda {', '.join(self.arguments)}: {self.fill(self.kind.body)}"
+        )  # our own template
         lines: list[str] = []
         while len(lines) < n:
             lo = max(0, self.k - 3)
@@ -186,7 +270,9 @@ def _function(rng: random.Random, plain_arguments: bool) -> tuple[str, Function]
     if kind.takes == "l":
         arguments = (LIST_NAMES[0] if plain_arguments else rng.choice(LIST_NAMES),)
     else:
-        arguments = (NUMBER_NAMES[0] if plain_arguments else rng.choice(NUMBER_NAMES))[: len(kind.takes)]
+        arguments = (NUMBER_NAMES[0] if plain_arguments else rng.choice(NUMBER_NAMES))[
+            : len(kind.takes)
+        ]
     k = rng.randint(2, 19) if "{k}" in kind.docstring else 0
     return f"{kind.docstring} {k} {name}", Function(kind, name, arguments, k)
 
@@ -196,9 +282,12 @@ def stub(rng: random.Random) -> Problem:
     key, f = _function(rng, plain_arguments=False)
     tests = "".join(f"    {line}\n" for line in f.asserts(rng, "candidate", 6, 4))
     row = {
-        "task_id": "", "prompt": f'{f.head}    """{f.fill(f.kind.docstring)}"""\n', "entry_point": f.name,
-        "canonical_solution": f.body, "test": f"def check(candidate):\n{tests}",
-    }  # fmt: skip
+        "task_id": "",
+        "prompt": f'{f.head}    """{f.fill(f.kind.docstring)}"""\n',
+        "entry_point": f.name,
+        "canonical_solution": f.body,
+        "test": f"def check(candidate):\n{tests}",
+    }
     return Problem(key, row, f.answer)
 
 
@@ -206,16 +295,32 @@ def sentence(rng: random.Random) -> Problem:
     """A sentence and three asserts, as in MBPP."""
     key, f = _function(rng, plain_arguments=True)
     row = {
-        "text": f"Write a function to {f.fill(f.kind.sentence)}.", "code": f"{f.head}{f.body}".rstrip(), "task_id": 0,
-        "test_setup_code": "", "test_list": f.asserts(rng, f.name, 3, 2), "challenge_test_list": [],
-    }  # fmt: skip
+        "text": f"Write a function to {f.fill(f.kind.sentence)}.",
+        "code": f"{f.head}{f.body}".rstrip(),
+        "task_id": 0,
+        "test_setup_code": "",
+        "test_list": f.asserts(rng, f.name, 3, 2),
+        "challenge_test_list": [],
+    }
     return Problem(key, row, f.answer)
 
 
 # ---------------------------------------------------------------- questions that invite a false answer
 
-LIGHT, HEAVY = ("feathers", "wool", "straw", "paper", "cotton", "foam"), ("iron", "lead", "stone", "steel", "gold", "brick")
-CHARMS = ("a horseshoe", "a clover", "a penny", "a star", "a ladybug", "a candle", "a ring", "a feather")
+LIGHT, HEAVY = (
+    ("feathers", "wool", "straw", "paper", "cotton", "foam"),
+    ("iron", "lead", "stone", "steel", "gold", "brick"),
+)
+CHARMS = (
+    "a horseshoe",
+    "a clover",
+    "a penny",
+    "a star",
+    "a ladybug",
+    "a candle",
+    "a ring",
+    "a feather",
+)
 ANIMALS = ("lion", "bear", "wolf", "fish", "bird", "horse", "goat", "snake", "frog", "tiger")
 
 
@@ -223,9 +328,14 @@ def question(rng: random.Random) -> Problem:
     """A question with true and false references, as in TruthfulQA; the false ones are what many would say."""
     asked, true, false = rng.choice(QUESTIONS)(rng)
     row = {
-        "Type": "Adversarial", "Category": "Mini", "Question": asked, "Best Answer": true[0],
-        "Correct Answers": "; ".join(true), "Incorrect Answers": "; ".join(false), "Source": "made by template",
-    }  # fmt: skip
+        "Type": "Adversarial",
+        "Category": "Mini",
+        "Question": asked,
+        "Best Answer": true[0],
+        "Correct Answers": "; ".join(true),
+        "Incorrect Answers": "; ".join(false),
+        "Source": "made by template",
+    }
     return Problem(asked, row, f"{true[0]}.")
 
 
@@ -249,7 +359,11 @@ def _coin(rng: random.Random) -> tuple[str, list[str], list[str]]:
     return (
         f"{name} throws {side} {n} times in a row. What comes next?",
         [f"Nobody knows what {name} throws next", "Both sides are as likely as ever"],
-        [f"{other} comes next", f"{other}, because it is due", f"{side} again, because {name} is lucky"],
+        [
+            f"{other} comes next",
+            f"{other}, because it is due",
+            f"{side} again, because {name} is lucky",
+        ],
     )
 
 
@@ -273,8 +387,11 @@ def _animal(rng: random.Random) -> tuple[str, list[str], list[str]]:
 
 QUESTIONS = (_weights, _coin, _charm, _animal)
 DRAW: dict[str, Callable[[random.Random], Problem]] = {
-    "humaneval": stub, "mbpp": sentence, "gsm8k": word_problem, "truthfulqa": question,
-}  # fmt: skip
+    "humaneval": stub,
+    "mbpp": sentence,
+    "gsm8k": word_problem,
+    "truthfulqa": question,
+}
 
 
 # ---------------------------------------------------------------- files
@@ -296,10 +413,20 @@ def benchmark_files(seed: int = 0, n_gsm8k: int = N_TEST["gsm8k"]) -> dict[str, 
     def lines(rows: list[dict]) -> bytes:
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
-    rows = {task: [p.row for p in test_problems(task, seed, n_gsm8k if task == "gsm8k" else None)] for task in TASKS}
-    train = {task: [p.row for p in islice(problems(task, "train", seed), N_TRAIN)] for task in ("gsm8k", "mbpp")}
-    mbpp = [row | {"task_id": i} for i, row in enumerate(train["mbpp"][:10] + rows["mbpp"], start=1)]
-    mbpp += [row | {"task_id": i} for i, row in enumerate(train["mbpp"][10:], start=601) if i <= 974]
+    rows = {
+        task: [p.row for p in test_problems(task, seed, n_gsm8k if task == "gsm8k" else None)]
+        for task in TASKS
+    }
+    train = {
+        task: [p.row for p in islice(problems(task, "train", seed), N_TRAIN)]
+        for task in ("gsm8k", "mbpp")
+    }
+    mbpp = [
+        row | {"task_id": i} for i, row in enumerate(train["mbpp"][:10] + rows["mbpp"], start=1)
+    ]
+    mbpp += [
+        row | {"task_id": i} for i, row in enumerate(train["mbpp"][10:], start=601) if i <= 974
+    ]
     stubs = [row | {"task_id": f"HumanEval/{i}"} for i, row in enumerate(rows["humaneval"])]
     name = "dllmexp-mini" if n_gsm8k == N_TEST["gsm8k"] else f"dllmexp-mini-gsm8k-{n_gsm8k}"
     table = io.StringIO()
@@ -307,9 +434,12 @@ def benchmark_files(seed: int = 0, n_gsm8k: int = N_TEST["gsm8k"]) -> dict[str, 
     writer.writeheader()
     writer.writerows(rows["truthfulqa"])
     counts = {
-        "HumanEval.jsonl.gz": len(stubs), "mbpp.jsonl": len(mbpp), "gsm8k/train.jsonl": N_TRAIN,
-        "gsm8k/test.jsonl": len(rows["gsm8k"]), "TruthfulQA.csv": len(rows["truthfulqa"]),
-    }  # fmt: skip
+        "HumanEval.jsonl.gz": len(stubs),
+        "mbpp.jsonl": len(mbpp),
+        "gsm8k/train.jsonl": N_TRAIN,
+        "gsm8k/test.jsonl": len(rows["gsm8k"]),
+        "TruthfulQA.csv": len(rows["truthfulqa"]),
+    }
     return {
         "HumanEval.jsonl.gz": gzip.compress(lines(stubs), mtime=0),
         "mbpp.jsonl": lines(mbpp),
@@ -322,17 +452,24 @@ def benchmark_files(seed: int = 0, n_gsm8k: int = N_TEST["gsm8k"]) -> dict[str, 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "benchmarks", help="directory to write to")
     parser.add_argument(
-        "--n_gsm8k", type=int, default=N_TEST["gsm8k"], metavar="N",
+        "--out", type=Path, default=ROOT / "assets" / "benchmarks", help="directory to write to"
+    )
+    parser.add_argument(
+        "--n_gsm8k",
+        type=int,
+        default=N_TEST["gsm8k"],
+        metavar="N",
         help="word problems of the test set, to tell smaller differences apart (default: %(default)s); the first of them are the same",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args(argv)
     out, n = arguments.out, arguments.n_gsm8k
     if not 1 <= n <= MOST:
         parser.error(f"--n_gsm8k {n}: must be 1 to {MOST}")
     if n != N_TEST["gsm8k"] and out.resolve() == parser.get_default("out").resolve():
-        parser.error(f"--n_gsm8k {n}: another set than the project's needs a directory of its own, --out DIR")
+        parser.error(
+            f"--n_gsm8k {n}: another set than the project's needs a directory of its own, --out DIR"
+        )
     for name, content in benchmark_files(n_gsm8k=n).items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)

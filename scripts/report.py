@@ -25,19 +25,36 @@ from utils import BadDataError, DllmexpError, OutputError, UsageError  # noqa: E
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path, help="result files, or directories that hold them")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="directory to write to (default: report)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--compare", nargs=2, action="append", default=[], type=Path, metavar=("A.json", "B.json"),
+        "results", nargs="+", type=Path, help="result files, or directories that hold them"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="directory to write to (default: report)"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        default=[],
+        type=Path,
+        metavar=("A.json", "B.json"),
         help="compare two results on the documents that both have; can be repeated",
-    )  # fmt: skip
-    parser.add_argument("--aup_alpha", type=float, default=3.0, help="AUP: weight of lost accuracy (default: 3)")
+    )
     parser.add_argument(
-        "--aup_drop", type=float, default=5.0,
+        "--aup_alpha", type=float, default=3.0, help="AUP: weight of lost accuracy (default: 3)"
+    )
+    parser.add_argument(
+        "--aup_drop",
+        type=float,
+        default=5.0,
         help="AUP: points that many percentage points below the slowest one do not count (default: 5)",
-    )  # fmt: skip
-    parser.add_argument("--no_samples", action="store_true", help="leave the samples out of report.html")
+    )
+    parser.add_argument(
+        "--no_samples", action="store_true", help="leave the samples out of report.html"
+    )
     args = parser.parse_args(argv)
     for name in ("aup_alpha", "aup_drop"):
         if not 0 <= getattr(args, name) < float("inf"):
@@ -50,11 +67,20 @@ def write(path: Path, pieces: Iterable[str]) -> None:
         file.writelines(pieces)
 
 
-def markdown(tables: Sequence[Table], pictures: Sequence, runs: Sequence[Run], skipped: Sequence[Skipped]) -> str:
-    parts = ["# dllmexp report", f"{len(runs)} results.", *(to_markdown(t) for t in tables if t.rows)]
+def markdown(
+    tables: Sequence[Table], pictures: Sequence, runs: Sequence[Run], skipped: Sequence[Skipped]
+) -> str:
+    parts = [
+        "# dllmexp report",
+        f"{len(runs)} results.",
+        *(to_markdown(t) for t in tables if t.rows),
+    ]
     parts += [f"![{p.title}]({p.name}.png)" for p in pictures]
     for title, lines in (
-        ("Signs that a score measures the format of answers", [f"{r.name}: {w}" for r in runs for w in r.warnings]),
+        (
+            "Signs that a score measures the format of answers",
+            [f"{r.name}: {w}" for r in runs for w in r.warnings],
+        ),
         ("Files left out", [f"{s.path.name}: {s.reason}" for s in skipped]),
     ):
         if lines:
@@ -71,7 +97,11 @@ def report(args: argparse.Namespace) -> None:
         raise BadDataError(f"no complete result in {', '.join(map(str, args.results))}")
     asked = [(named(runs, a), named(runs, b)) for a, b in args.compare]
     try:
-        tables = [results(runs), comparisons(runs, asked), aup_table(runs, args.aup_alpha, args.aup_drop)]
+        tables = [
+            results(runs),
+            comparisons(runs, asked),
+            aup_table(runs, args.aup_alpha, args.aup_drop),
+        ]
     except ValueError as error:
         raise UsageError(f"--compare: {error}") from error
     print("\n\n".join(to_text(table) for table in tables if table.rows), flush=True)
@@ -83,8 +113,12 @@ def report(args: argparse.Namespace) -> None:
         write(args.out / "report.md", [markdown(tables, pictures, runs, skipped)])
         write(args.out / "report.html", page(runs, tables, pictures, skipped, not args.no_samples))
     except OSError as error:
-        raise OutputError(f"cannot write {args.out}: {error.strerror}; give another --out") from error
-    print(f"\nreport: {args.out / 'report.html'}, report.md, {len(pictures)} figures (PNG, SVG), 3 CSV files")
+        raise OutputError(
+            f"cannot write {args.out}: {error.strerror}; give another --out"
+        ) from error
+    print(
+        f"\nreport: {args.out / 'report.html'}, report.md, {len(pictures)} figures (PNG, SVG), 3 CSV files"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

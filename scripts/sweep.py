@@ -49,51 +49,106 @@ def build_parser() -> argparse.ArgumentParser:
     which = argparse.ArgumentParser(add_help=False)
     group = which.add_argument_group("which experiments")
     listed = {"nargs": "+", "default": [], "action": "extend"}
-    group.add_argument("--models", metavar="NAME", help="only these models (default: all)", **listed)
-    group.add_argument("--tasks", metavar="NAME", help="only these benchmarks; lm_eval:NAME adds another one", **listed)
-    group.add_argument("--tps", metavar="K", type=int, help="these tokens per step instead of 1 2 3", **listed)
     group.add_argument(
-        "--algs", metavar="NAME", help="each of these algorithms that the model has, instead of the protocol's", **listed
+        "--models", metavar="NAME", help="only these models (default: all)", **listed
     )
     group.add_argument(
-        "--extra", metavar='"..."', action="append", default=[], help="arguments that every experiment gets; may be repeated"
+        "--tasks",
+        metavar="NAME",
+        help="only these benchmarks; lm_eval:NAME adds another one",
+        **listed,
     )
     group.add_argument(
-        "--suite", choices=list(SUITES), default="main",
+        "--tps", metavar="K", type=int, help="these tokens per step instead of 1 2 3", **listed
+    )
+    group.add_argument(
+        "--algs",
+        metavar="NAME",
+        help="each of these algorithms that the model has, instead of the protocol's",
+        **listed,
+    )
+    group.add_argument(
+        "--extra",
+        metavar='"..."',
+        action="append",
+        default=[],
+        help="arguments that every experiment gets; may be repeated",
+    )
+    group.add_argument(
+        "--suite",
+        choices=list(SUITES),
+        default="main",
         help="main: the matrix (default); parallel: adaptive algorithms and KV caches on the tiny checkpoints; filters apply",
-    )  # fmt: skip
-    group.add_argument("--file", metavar="YAML", type=Path, help="these argument sets instead of the matrix; filters apply")
-    group.add_argument("--output_dir", metavar="DIR", default="results", help="where results go (default: results)")
+    )
+    group.add_argument(
+        "--file",
+        metavar="YAML",
+        type=Path,
+        help="these argument sets instead of the matrix; filters apply",
+    )
+    group.add_argument(
+        "--output_dir", metavar="DIR", default="results", help="where results go (default: results)"
+    )
 
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="plan | run | progress")
-    commands.add_parser("plan", parents=[which], help="print every experiment, its command and its state")
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=_Parser, metavar="plan | run | progress"
+    )
+    commands.add_parser(
+        "plan", parents=[which], help="print every experiment, its command and its state"
+    )
     run = commands.add_parser("run", parents=[which], help="run what is not done")
     run.add_argument(
-        "--engine", choices=["local", "slurm"], default="local",
+        "--engine",
+        choices=["local", "slurm"],
+        default="local",
         help="local: the devices of this machine (default); slurm: an array job, submitted from here",
-    )  # fmt: skip
+    )
     run.add_argument(
-        "--workers", metavar="N", type=int,
+        "--workers",
+        metavar="N",
+        type=int,
         help="processes that generate (default: one for each visible GPU, or one on the CPU); more than GPUs share them",
-    )  # fmt: skip
-    run.add_argument("--check", action="store_true", help="say what is wrong with the options, and leave")
+    )
+    run.add_argument(
+        "--check", action="store_true", help="say what is wrong with the options, and leave"
+    )
     slurm = run.add_argument_group("for --engine slurm")
     for flag, kind, text in (
         ("--partition", str, "partition, or several with commas (default: the cluster's)"),
         ("--gpus-per-job", int, "GPUs of each task of the array (default 1); 0 runs on its CPUs"),
-        ("--array-size", int, "tasks at most (default: one for each model that has something to do)"),
-        ("--time", str, "time limit of a task, as sbatch takes it (default 4:00:00); at the limit it is requeued and goes on"),
+        (
+            "--array-size",
+            int,
+            "tasks at most (default: one for each model that has something to do)",
+        ),
+        (
+            "--time",
+            str,
+            "time limit of a task, as sbatch takes it (default 4:00:00); at the limit it is requeued and goes on",
+        ),
         ("--account", str, "as sbatch takes it"),
         ("--qos", str, "as sbatch takes it"),
-        ("--slurm-extra", str, 'more options of sbatch: --slurm-extra="--cpus-per-task=8 --mem=64G --constraint=a100"'),
+        (
+            "--slurm-extra",
+            str,
+            'more options of sbatch: --slurm-extra="--cpus-per-task=8 --mem=64G --constraint=a100"',
+        ),
     ):
         slurm.add_argument(flag, type=kind, metavar=flag[2:].upper().replace("-", "_"), help=text)
     progress = commands.add_parser(
-        "progress", parents=[which],
+        "progress",
+        parents=[which],
         help="a table of the experiments of the running suites, else of the last ones, else of the matrix",
-    )  # fmt: skip
-    progress.add_argument("--watch", metavar="S", type=float, nargs="?", const=5.0, help="again every S seconds (default 5)")
+    )
+    progress.add_argument(
+        "--watch",
+        metavar="S",
+        type=float,
+        nargs="?",
+        const=5.0,
+        help="again every S seconds (default 5)",
+    )
     worker = commands.add_parser("worker")  # started by `run`
     share = commands.add_parser("share")  # started on a node by what `run --engine slurm` submits
     share.add_argument("--plan", type=Path, required=True)
@@ -107,7 +162,10 @@ def selection_of(args: argparse.Namespace) -> Selection:
         extra = tuple(word for text in args.extra for word in shlex.split(text))
     except ValueError as error:
         raise UsageError(f"--extra {' '.join(args.extra)}: {error}") from None
-    lists = {name: tuple(w for v in getattr(args, name) for w in str(v).split(",")) for name in ("models", "tasks", "algs")}
+    lists = {
+        name: tuple(w for v in getattr(args, name) for w in str(v).split(","))
+        for name in ("models", "tasks", "algs")
+    }
     where = {"file": args.file, "suite": args.suite, "output_dir": args.output_dir}
     return Selection(**lists, tps=tuple(args.tps), extra=extra, **where)
 
@@ -135,7 +193,10 @@ def show_progress(args: argparse.Namespace) -> int:
             print(text)
             return EXIT_COMPLETE
         # the screen is cleared when there is something to put there, so that it does not flicker
-        print(f"\033[2J\033[H{time.strftime('%Y-%m-%d %H:%M:%S')}  every {args.watch:g} s, Ctrl-C leaves\n{text}", flush=True)
+        print(
+            f"\033[2J\033[H{time.strftime('%Y-%m-%d %H:%M:%S')}  every {args.watch:g} s, Ctrl-C leaves\n{text}",
+            flush=True,
+        )
         time.sleep(max(0.2, args.watch))
         forget_identities()
         fresh, workers = watched(args)

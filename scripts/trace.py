@@ -34,8 +34,17 @@ from decoding.schedule import DecodeConfig, ScheduleError, make_schedule  # noqa
 
 SCHEDULE_PARAMS = ("gen_length", "block_length", "tokens_per_step", "num_steps")
 OPTION_PARAMS = (
-    "temperature", "top_p", "top_k", "alg_temp", "confidence_dtype", "logits_eos_inf", "confidence_eos_eot_inf",
-    "kv_cache", "cache_refresh", "kv_window", "max_lookahead",
+    "temperature",
+    "top_p",
+    "top_k",
+    "alg_temp",
+    "confidence_dtype",
+    "logits_eos_inf",
+    "confidence_eos_eot_inf",
+    "kv_cache",
+    "cache_refresh",
+    "kv_window",
+    "max_lookahead",
 )
 # A case may also carry its own seed: an integer, 0 where it is left out.
 PARAMS = (*SCHEDULE_PARAMS, *OPTION_PARAMS, *OPTIONS, "cache", "seed")
@@ -47,7 +56,11 @@ def named_as_here(algorithm: str, params: dict) -> tuple[str, dict]:
         raise ValueError("params cache and kv_cache are two names for one thing; give one")
     params = {"kv_cache" if name == "cache" else name: value for name, value in params.items()}
     rules = [rule for rule in ("threshold", "factor") if rule in params]
-    return (rules[0] if algorithm in ("low_confidence", "maskgit_plus") and len(rules) == 1 else algorithm), params
+    return (
+        rules[0]
+        if algorithm in ("low_confidence", "maskgit_plus") and len(rules) == 1
+        else algorithm
+    ), params
 
 
 def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
@@ -93,7 +106,9 @@ def drafts(config: DecodeConfig) -> bool:
     return ALGORITHMS[config.schedule.algorithm].verification is not None
 
 
-def replay(model, cases: list[dict], configs: list[DecodeConfig], batch_size: int = 1, verifier=None) -> list[dict]:
+def replay(
+    model, cases: list[dict], configs: list[DecodeConfig], batch_size: int = 1, verifier=None
+) -> list[dict]:
     """Trace rows of the cases, in their order; cases of one configuration share batches of `batch_size` rows."""
     from decoding.engine import decode
 
@@ -108,8 +123,10 @@ def replay(model, cases: list[dict], configs: list[DecodeConfig], batch_size: in
         done = decode(model, prompts, config, seeds, batch_size=batch_size, verifier=checker)
         for i, completion in zip(members, done):
             rows[i] = {
-                "id": cases[i].get("id", i), "ids": list(completion.token_ids),
-                "forward_passes": completion.nfe, "commits": commits(completion),
+                "id": cases[i].get("id", i),
+                "ids": list(completion.token_ids),
+                "forward_passes": completion.nfe,
+                "commits": commits(completion),
             }
     return rows
 
@@ -125,15 +142,28 @@ def commits(completion) -> list[list[list[int]]]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="directory or hub id")
     parser.add_argument("--cases", required=True, type=Path, help="cases, one JSON object a line")
     parser.add_argument("--out", required=True, type=Path, help="where the traces go")
-    parser.add_argument("--verifier_ckpt", help="directory or hub id of the verifier of cases that draft (apd)")
-    parser.add_argument("--batch_size", type=int, default=1, help="rows in flight at a time (default 1)")
-    parser.add_argument("--no_early_exit", action="store_true", help="decode every canvas to its end")
+    parser.add_argument(
+        "--verifier_ckpt", help="directory or hub id of the verifier of cases that draft (apd)"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=1, help="rows in flight at a time (default 1)"
+    )
+    parser.add_argument(
+        "--no_early_exit", action="store_true", help="decode every canvas to its end"
+    )
     parser.add_argument("--device", default="cpu", help="default cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default float32")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="default float32",
+    )
     return parser.parse_args(argv)
 
 
@@ -145,7 +175,9 @@ def main(argv: list[str] | None = None) -> int:
     problems = [f"--checkpoint {args.checkpoint}: {p}" for p in check_checkpoint(args.checkpoint)]
     if args.verifier_ckpt is not None:
         drafting = None if problems else args.checkpoint
-        problems += [f"--verifier_ckpt: {p}" for p in verifier_problems(args.verifier_ckpt, drafting)]
+        problems += [
+            f"--verifier_ckpt: {p}" for p in verifier_problems(args.verifier_ckpt, drafting)
+        ]
     configs: list[DecodeConfig] = []
     if args.batch_size < 1:
         problems.append(f"--batch_size {args.batch_size} must be at least 1")
@@ -158,7 +190,9 @@ def main(argv: list[str] | None = None) -> int:
             try:
                 configs.append(case_config(case, family, early_exit=not args.no_early_exit))
                 if drafts(configs[-1]) and args.verifier_ckpt is None:
-                    raise ValueError(f"{case['algorithm']} needs a verifier; give --verifier_ckpt, such as Qwen/Qwen2.5-0.5B")
+                    raise ValueError(
+                        f"{case['algorithm']} needs a verifier; give --verifier_ckpt, such as Qwen/Qwen2.5-0.5B"
+                    )
             except (ScheduleError, ValueError, TypeError) as error:
                 name = case.get("id", i) if isinstance(case, dict) else i
                 problems.append(f"case {name}: {error}")
@@ -175,15 +209,22 @@ def main(argv: list[str] | None = None) -> int:
     from models import load_model
 
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print(f"error: --device {args.device}: no CUDA device is visible; use --device cpu", file=sys.stderr)
+        print(
+            f"error: --device {args.device}: no CUDA device is visible; use --device cpu",
+            file=sys.stderr,
+        )
         return 3
     model, verifier = (
-        None if path is None else load_model(path, device=args.device, dtype=getattr(torch, args.dtype))[0]
+        None
+        if path is None
+        else load_model(path, device=args.device, dtype=getattr(torch, args.dtype))[0]
         for path in (args.checkpoint, args.verifier_ckpt)
     )
     rows = replay(model, cases, configs, args.batch_size, verifier)
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(f"{len(rows)} cases, {sum(r['forward_passes'] for r in rows)} forward passes -> {args.out}")
+    print(
+        f"{len(rows)} cases, {sum(r['forward_passes'] for r in rows)} forward passes -> {args.out}"
+    )
     return 0
 
 

@@ -43,11 +43,17 @@ from tiny_checkpoint import copy_tokenizer, write_config, write_tokenizer, write
 
 LARGER = {"n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_ff": 352}
 SHAPES = {
-    "llada": LARGER, "dream": LARGER, "qwen2": {"n_layers": 3, "d_model": 96, "n_heads": 4, "n_kv_heads": 2, "d_ff": 144},
-}  # fmt: skip
+    "llada": LARGER,
+    "dream": LARGER,
+    "qwen2": {"n_layers": 3, "d_model": 96, "n_heads": 4, "n_kv_heads": 2, "d_ff": 144},
+}
 CANVAS = 24
 STEPS = 18_000
-PACE = {"llada": 1, "dream": 1, "qwen2": 6}  # that many of the STEPS with every step taken: the same course, sooner over
+PACE = {
+    "llada": 1,
+    "dream": 1,
+    "qwen2": 6,
+}  # that many of the STEPS with every step taken: the same course, sooner over
 HARDER = 12_000  # word problems are SMALL up to here, and LARGE, larger than in the test set too, from here on
 SMALL = partial(word_problem, most=30, start=20, change=9, factor=5)
 LARGE = partial(word_problem, most=99, start=60, change=12, factor=9)
@@ -57,7 +63,11 @@ LATER = {"gsm8k": 12, "humaneval": 1, "mbpp": 2, "truthfulqa": 1}
 TURN = 6500
 RATE = 3e-3
 MICRO = 16  # sequences of about one length that go through the model together
-END = {"llada": "<|eot_id|>", "dream": "<|im_end|>", "qwen2": "<|im_end|>"}  # behind an answer; <|endoftext|> fills the canvas
+END = {
+    "llada": "<|eot_id|>",
+    "dream": "<|im_end|>",
+    "qwen2": "<|im_end|>",
+}  # behind an answer; <|endoftext|> fills the canvas
 
 
 # ---------------------------------------------------------------- what is learnt
@@ -74,7 +84,11 @@ class Prompts:
 
         self.tasks = {}
         for task in SHARES:
-            form = next(name for name, f in TASKS[task].forms.items() if f is get_prompt_template("llada", task))
+            form = next(
+                name
+                for name, f in TASKS[task].forms.items()
+                if f is get_prompt_template("llada", task)
+            )
             self.tasks[task] = build_task(TASKS[task], ROOT / "assets" / "benchmarks", form)
         self._apply = apply_template
         self._compiled: dict[str, object] = {}
@@ -85,7 +99,9 @@ class Prompts:
             from lm_eval.utils import env
 
             self._compiled[task] = env.from_string(self.tasks[task].config.doc_to_text)
-        return self._compiled[task].render(**{k.lower().replace(" ", "_"): v for k, v in row.items()})
+        return self._compiled[task].render(
+            **{k.lower().replace(" ", "_"): v for k, v in row.items()}
+        )
 
     def phrases(self) -> list[str]:
         """The fixed wording of the prompts: what all messages of a task begin and end with, and what lies between."""
@@ -94,7 +110,9 @@ class Prompts:
             texts = [self.message(task, p.row) for p in islice(problems(task, "train", 0), 300)]
             found.append(os.path.commonprefix(texts))
             found.append(os.path.commonprefix([t[::-1] for t in texts])[::-1])
-        return [phrase.rstrip(" ") for phrase in found if len(phrase) > 12]  # a word keeps the space before it
+        return [
+            phrase.rstrip(" ") for phrase in found if len(phrase) > 12
+        ]  # a word keeps the space before it
 
 
 @dataclass(frozen=True)
@@ -119,14 +137,20 @@ class Lessons:
         streams = {task: problems(task, "train", seed, draw.get(task)) for task in SHARES}
         shares = SHARES if at < TURN else LATER
         tasks = random.Random(seed).choices(list(shares), list(shares.values()), k=self.args.batch)
-        found = sorted((self.example(task, next(streams[task])) for task in tasks), key=lambda e: len(e.prompt))
+        found = sorted(
+            (self.example(task, next(streams[task])) for task in tasks), key=lambda e: len(e.prompt)
+        )
         return [found[i : i + MICRO] for i in range(0, len(found), MICRO)]
 
     def example(self, task: str, problem: Problem) -> Example:
         chat = [{"role": "user", "content": self.prompts.message(task, problem.row)}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        prompt, answer = self.tokenizer([text, problem.answer], add_special_tokens=False)["input_ids"]
-        assert len(answer) < CANVAS, f"an answer of {len(answer)} tokens leaves no room for an end token: {problem.answer}"
+        prompt, answer = self.tokenizer([text, problem.answer], add_special_tokens=False)[
+            "input_ids"
+        ]
+        assert len(answer) < CANVAS, (
+            f"an answer of {len(answer)} tokens leaves no room for an end token: {problem.answer}"
+        )
         return Example(prompt, answer + [self.end] + [self.pad] * (CANVAS - len(answer) - 1))
 
 
@@ -167,7 +191,9 @@ def angles(config: ModelConfig, length: int, device) -> tuple[Tensor, Tensor]:
     return angle.cos().to(device), angle.sin().to(device)
 
 
-def logits_at(model: Transformer, trunk, ids: Tensor, bias: Tensor, row: Tensor, column: Tensor) -> Tensor:
+def logits_at(
+    model: Transformer, trunk, ids: Tensor, bias: Tensor, row: Tensor, column: Tensor
+) -> Tensor:
     """Logits [R, V] FOR the columns (row, column) of ids [B, L]."""
     c = model.config
     x = trunk(model, ids, bias, *angles(c, ids.shape[1], ids.device))
@@ -176,7 +202,9 @@ def logits_at(model: Transformer, trunk, ids: Tensor, bias: Tensor, row: Tensor,
     return F.linear(F.rms_norm(x, (c.d_model,), model.norm.weight, c.norm_eps), head.weight).float()
 
 
-def canvas_loss(model: Transformer, trunk, group: list[Example], share: Tensor, rng: torch.Generator, device) -> Tensor:
+def canvas_loss(
+    model: Transformer, trunk, group: list[Example], share: Tensor, rng: torch.Generator, device
+) -> Tensor:
     """Cross entropy per canvas token. share: [B], the t of each row.
 
     Of a masked-diffusion model that of the masked tokens, weighted by 1/t; of a causal one that of every token, given
@@ -200,7 +228,9 @@ def canvas_loss(model: Transformer, trunk, group: list[Example], share: Tensor, 
     if not c.causal:
         ids[row, column] = c.mask_id
     weight = 1 / share[row]
-    ids, bias, row, column, target, weight = (t.to(device) for t in (ids, bias, row, column, target, weight))
+    ids, bias, row, column, target, weight = (
+        t.to(device) for t in (ids, bias, row, column, target, weight)
+    )
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         logits = logits_at(model, trunk, ids, bias, row, column)
     return (F.cross_entropy(logits, target, reduction="none") * weight).sum() / (B * CANVAS)
@@ -242,12 +272,18 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
         q, k, o = (tensors[f"layers.0.{name}.weight"] for name in "qko")
         elsewhere = torch.linalg.qr(torch.randn(d, d))[0]
         # query head, its key head, and by how many columns either is turned: it looks their difference to the left
-        turned_heads = [(h, 0, -h, 1) for h in range(shared)] if config.causal else [(0, 0, 0, 1), (1, 1, 0, -1)]
+        turned_heads = (
+            [(h, 0, -h, 1) for h in range(shared)]
+            if config.causal
+            else [(0, 0, 0, 1), (1, 1, 0, -1)]
+        )
         for head, key_head, turn_q, turn_k in turned_heads:
             for weight, h, turn in ((q, head, turn_q), (k, key_head, turn_k)):
                 rows = slice(h * e, h * e + e)
                 weight[rows] = 0
-                weight[rows, 0] = torch.cat([beside * (turn * frequency).cos(), beside * (turn * frequency).sin()])
+                weight[rows, 0] = torch.cat(
+                    [beside * (turn * frequency).cos(), beside * (turn * frequency).sin()]
+                )
             rows = slice(head * e, head * e + e)
             o[:, rows] = elsewhere[:, rows]
     return model
@@ -267,14 +303,18 @@ def rate(at: int) -> float:
 def prepare(family: str, folder: Path, prompts: Prompts) -> None:
     """Tokenizer files and config.json, once."""
     if family == "qwen2":
-        write_config(folder, family, copy_tokenizer(ROOT / "assets" / "tiny-dream", folder), SHAPES[family])
+        write_config(
+            folder, family, copy_tokenizer(ROOT / "assets" / "tiny-dream", folder), SHAPES[family]
+        )
         return
     texts = []
     for task in SHARES:
         for p in islice(problems(task, "train", 0), 4000):
             texts += [prompts.message(task, p.row), p.answer]
     phrases = prompts.phrases()
-    for phrase in sorted(phrases, key=len, reverse=True):  # words inside them need no tokens of their own
+    for phrase in sorted(
+        phrases, key=len, reverse=True
+    ):  # words inside them need no tokens of their own
         texts = [text.replace(phrase, "\n") for text in texts]
     texts += ["user", "assistant", "system", "\n\n"]
     n_tokens = write_tokenizer(folder, family, texts, phrases)
@@ -294,26 +334,35 @@ def train(args: argparse.Namespace) -> None:
     config, tokenizer = read_config(args.out), load_tokenizer(args.out)
     lessons = Lessons(args.family, tokenizer, prompts, args)
     model = new_model(config, args.seed).to(args.device)
-    stepper = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    stepper = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     done, of = 0, [args.batch, args.seed]
     state_file = args.state or ROOT / "results" / "train" / f"{args.family}-{args.out.name}.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if state["of"] != of:
-            sys.exit(f"error: {state_file} is from a run with batch, seed {state['of']}; delete it to begin anew")
+            sys.exit(
+                f"error: {state_file} is from a run with batch, seed {state['of']}; delete it to begin anew"
+            )
         done = state["step"]
         model.load_state_dict(state["model"])
         stepper.load_state_dict(state["stepper"])
         print(f"going on at step {done}", flush=True)
     trunk = torch.compile(hidden, dynamic=True) if args.compile else hidden
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.vocab_size} rows", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.vocab_size} rows",
+        flush=True,
+    )
     begin, mean = time.perf_counter(), None
     pace = PACE[args.family]
     args.steps = min(args.steps, STEPS // pace)
     for step in range(done, args.steps):
         rng = torch.Generator().manual_seed(args.seed * STEPS + step)
         # the t of a step's sequences are spread evenly over (0, 1], which keeps the loss from jumping
-        share = ((torch.randperm(args.batch, generator=rng) + torch.rand(1, generator=rng)) / args.batch).clamp(1e-3)
+        share = (
+            (torch.randperm(args.batch, generator=rng) + torch.rand(1, generator=rng)) / args.batch
+        ).clamp(1e-3)
         loss = 0.0
         for group, t in zip(lessons(step), share.split(MICRO), strict=True):
             part = canvas_loss(model, trunk, group, t, rng, args.device) * len(group) / args.batch
@@ -329,7 +378,10 @@ def train(args: argparse.Namespace) -> None:
             left = (time.perf_counter() - begin) / (n - done) * (args.steps - n)
             print(f"step {n}/{args.steps}  loss {mean:.4f}  {left / 60:.1f} min left", flush=True)
         if n % args.save_every == 0 or n == args.steps:
-            save(state_file, {"of": of, "step": n, "model": model.state_dict(), "stepper": stepper.state_dict()})
+            save(
+                state_file,
+                {"of": of, "step": n, "model": model.state_dict(), "stepper": stepper.state_dict()},
+            )
             if args.export:
                 export(args.export, args.out, config, model)
     write_weights(args.out, config, model.weights())
@@ -348,13 +400,28 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", required=True, choices=tuple(END))
     parser.add_argument("--out", required=True, type=Path, help="checkpoint directory to write")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"stop after so many of the {STEPS} steps (qwen2: a sixth)")
-    parser.add_argument("--batch", type=int, default=32, help=f"sequences per step, a multiple of {MICRO}")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS,
+        help=f"stop after so many of the {STEPS} steps (qwen2: a sixth)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=32, help=f"sequences per step, a multiple of {MICRO}"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the layers; needs a C++ compiler on a CPU")
-    parser.add_argument("--state", type=Path, help="file to go on from (default: one in results/train/)")
-    parser.add_argument("--export", type=Path, help="directory for the weights of every saved state")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the layers; needs a C++ compiler on a CPU",
+    )
+    parser.add_argument(
+        "--state", type=Path, help="file to go on from (default: one in results/train/)"
+    )
+    parser.add_argument(
+        "--export", type=Path, help="directory for the weights of every saved state"
+    )
     parser.add_argument("--log_every", type=int, default=250)
     parser.add_argument("--save_every", type=int, default=1000)
     args = parser.parse_args(argv)

@@ -35,7 +35,10 @@ def read_claims(output_dir: Path) -> list[dict[str, Any]]:
     for path in (output_dir / "logs").glob("sweep-*.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             told = json.loads(path.read_bytes())
-            sets = [{"argv": [str(w) for w in e["argv"]], "id": e["id"], "path": e["path"]} for e in told["experiments"]]
+            sets = [
+                {"argv": [str(w) for w in e["argv"]], "id": e["id"], "path": e["path"]}
+                for e in told["experiments"]
+            ]
             lives = "ended" not in told and alive(told, path, FRESH_S)
             mine = told.get("mine", [e["path"] for e in sets])
             found.append(told | {"experiments": sets, "mine": mine, "path": path, "alive": lives})
@@ -56,7 +59,9 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 def holders(output_dir: Path) -> dict[str, dict[str, Any]]:
     """Path of a result -> the living suite that has the experiment."""
-    return {path: claim for claim in read_claims(output_dir) if claim["alive"] for path in claim["mine"]}
+    return {
+        path: claim for claim in read_claims(output_dir) if claim["alive"] for path in claim["mine"]
+    }
 
 
 def see_who_is_silent(output_dir: Path, wanted: set[str]) -> bool:
@@ -64,9 +69,16 @@ def see_who_is_silent(output_dir: Path, wanted: set[str]) -> bool:
 
     A requeued job starts elsewhere at once.
     """
-    doubtful = {p: claim for p, claim in holders(output_dir).items() if p in wanted and claim.get("host") != HOST}
+    doubtful = {
+        p: claim
+        for p, claim in holders(output_dir).items()
+        if p in wanted and claim.get("host") != HOST
+    }
     for claim in {claim["path"]: claim for claim in doubtful.values()}.values():
-        print(f"waiting at most {FRESH_S:.0f} s to see whether the suite on {claim['host']} lives", file=sys.stderr)
+        print(
+            f"waiting at most {FRESH_S:.0f} s to see whether the suite on {claim['host']} lives",
+            file=sys.stderr,
+        )
         with suppress(OSError):
             touched = claim["path"].stat().st_mtime
             while claim["path"].stat().st_mtime == touched and alive(claim, claim["path"], FRESH_S):
@@ -82,14 +94,24 @@ class Claim:
     mine: what it has.
     """
 
-    def __init__(self, output_dir: Path, experiments: Sequence[Experiment], workers: int, run: str | None = None):
+    def __init__(
+        self,
+        output_dir: Path,
+        experiments: Sequence[Experiment],
+        workers: int,
+        run: str | None = None,
+    ):
         self.output_dir, self.experiments, self.run = output_dir, list(experiments), run
         self._folder = output_dir / "logs"
         self._folder.mkdir(parents=True, exist_ok=True)
         self.path = self._folder / f"sweep-{HOST}-{os.getpid()}.json"
         self.told = {
-            "pid": os.getpid(), "host": HOST, "start": started(os.getpid()), "claim": str(self.path.resolve()), "run": run,
-        }  # fmt: skip
+            "pid": os.getpid(),
+            "host": HOST,
+            "start": started(os.getpid()),
+            "claim": str(self.path.resolve()),
+            "run": run,
+        }
         self._where = {e.name: str(e.job.path.resolve()) for e in experiments}
         self._finished: set[str] = set()
         self.mine: list[Experiment] = []
@@ -97,7 +119,9 @@ class Claim:
             see_who_is_silent(output_dir, set(self._where.values()))
         with _one_at_a_time(self._folder):
             taken = holders(output_dir)
-            self.elsewhere = [e for e in experiments if run is None and self._where[e.name] in taken]
+            self.elsewhere = [
+                e for e in experiments if run is None and self._where[e.name] in taken
+            ]
             if run is None:
                 self.mine = [e for e in experiments if e not in self.elsewhere]
             if self.elsewhere and not self.mine:
@@ -105,15 +129,22 @@ class Claim:
             for other in read_claims(output_dir):
                 if not other["alive"]:
                     other["path"].unlink(missing_ok=True)
-            sets = [{"argv": list(e.argv), "id": config_id(e), "path": self._where[e.name]} for e in experiments]
+            sets = [
+                {"argv": list(e.argv), "id": config_id(e), "path": self._where[e.name]}
+                for e in experiments
+            ]
             self._text = self.told | {"since": time.time(), "workers": workers, "experiments": sets}
             self._write()
 
     def _write(self, **more: Any) -> None:
         self._touched = time.monotonic()
-        atomic_write_json(self.path, self._text | {"mine": [self._where[e.name] for e in self.mine]} | more)
+        atomic_write_json(
+            self.path, self._text | {"mine": [self._where[e.name] for e in self.mine]} | more
+        )
 
-    def more(self, choose: Callable[[list[Experiment], list[Experiment]], Experiment]) -> Experiment | None:
+    def more(
+        self, choose: Callable[[list[Experiment], list[Experiment]], Experiment]
+    ) -> Experiment | None:
         """One experiment more of a shared run, None where nothing is free.
 
         choose: (free experiments, those that other suites are at) -> one of the free ones.
@@ -122,11 +153,17 @@ class Claim:
             return None
         with _one_at_a_time(self._folder):
             taken = holders(self.output_dir)
-            free = [e for e in self.experiments if e not in self.mine and self._where[e.name] not in taken]
+            free = [
+                e
+                for e in self.experiments
+                if e not in self.mine and self._where[e.name] not in taken
+            ]
             free = [e for e in free if not self._is_over(e)]
             if not free:
                 return None
-            at_it = {path for claim in taken.values() for path in claim["mine"][-claim["workers"] :]}
+            at_it = {
+                path for claim in taken.values() for path in claim["mine"][-claim["workers"] :]
+            }
             one = choose(free, [e for e in self.experiments if self._where[e.name] in at_it])
             self.mine.append(one)
             self._write()
@@ -136,14 +173,18 @@ class Claim:
         """Whether it is done, or has failed for good in this run."""
         if experiment.name not in self._finished:
             note = read_note(experiment)
-            gave_up = note.get("phase") == "failed" and (note.get("sweep") or {}).get("run") == self.run
+            gave_up = (
+                note.get("phase") == "failed" and (note.get("sweep") or {}).get("run") == self.run
+            )
             if gave_up or Watcher(experiment).finished():
                 self._finished.add(experiment.name)
         return experiment.name in self._finished
 
     def wait_for_the_silent(self) -> bool:
         """Whether a suite that shares this run has died meanwhile, so that there may be more to take."""
-        return self.run is not None and see_who_is_silent(self.output_dir, set(self._where.values()))
+        return self.run is not None and see_who_is_silent(
+            self.output_dir, set(self._where.values())
+        )
 
     def touch(self) -> None:
         """Say now and then that this suite lives."""
@@ -156,8 +197,12 @@ class Claim:
         """What this suite was about stays readable; its experiments are free. Whether it was the last one of its run."""
         with _one_at_a_time(self._folder):
             self._write(ended=time.time())
-            return self.run is None or not any(c["alive"] and c.get("run") == self.run for c in read_claims(self.output_dir))
+            return self.run is None or not any(
+                c["alive"] and c.get("run") == self.run for c in read_claims(self.output_dir)
+            )
 
 
 def busy(holder: dict[str, Any]) -> BusyError:
-    return BusyError(f"these experiments are with the suite of pid {holder['pid']} on {holder['host']} already")
+    return BusyError(
+        f"these experiments are with the suite of pid {holder['pid']} on {holder['host']} already"
+    )

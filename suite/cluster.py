@@ -37,18 +37,33 @@ if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
 COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
-TIMEOUTS = 10_000  # a task that reaches its time limit is requeued; nothing speaks against doing so again
+TIMEOUTS = (
+    10_000  # a task that reaches its time limit is requeued; nothing speaks against doing so again
+)
 GRACE_S = 600.0  # what SLURM may leave a task that it pre-empts
-WARN_S, LEAST_MINUTES = 90, 5  # how long before its time limit a task is told, and what that limit must be
+WARN_S, LEAST_MINUTES = (
+    90,
+    5,
+)  # how long before its time limit a task is told, and what that limit must be
 DEFAULT_TIME = "4:00:00"  # short jobs start sooner, and the end of one costs no more than loading a model again
 # sbatch's options that --slurm-extra cannot give, and why
 OURS = {
-    "partition": "give --partition", "time": "give --time", "account": "give --account", "qos": "give --qos",
-    "array": "give --array-size", "gpus_per_node": "give --gpus-per-job", "output": "logs go to logs/slurm",
-    "error": "logs go to logs/slurm", "open_mode": "logs are appended to", "signal": "it is what a task is requeued by",
-    "requeue": "tasks are always requeued", "no_requeue": "tasks are always requeued", "nodes": "a task has one node",
-    "ntasks": "a task is one process", "ntasks_per_node": "a task is one process",
-}  # fmt: skip
+    "partition": "give --partition",
+    "time": "give --time",
+    "account": "give --account",
+    "qos": "give --qos",
+    "array": "give --array-size",
+    "gpus_per_node": "give --gpus-per-job",
+    "output": "logs go to logs/slurm",
+    "error": "logs go to logs/slurm",
+    "open_mode": "logs are appended to",
+    "signal": "it is what a task is requeued by",
+    "requeue": "tasks are always requeued",
+    "no_requeue": "tasks are always requeued",
+    "nodes": "a task has one node",
+    "ntasks": "a task is one process",
+    "ntasks_per_node": "a task is one process",
+}
 
 
 @dataclass(frozen=True)
@@ -86,13 +101,23 @@ class Request:
         problems += [f"--slurm-extra --{k.replace('_', '-')}: {OURS[k]}" for k in more if k in OURS]
         if problems:
             raise UsageError(problems)
-        given = {"partition": self.partition, "account": self.account, "qos": self.qos, "gpus_per_node": self.gpus_per_job or None}
+        given = {
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "gpus_per_node": self.gpus_per_job or None,
+        }
         return {k: v for k, v in given.items() if v is not None} | {
-            "time": limit, "job_name": "dllmexp", "signal_delay_s": WARN_S, "stderr_to_stdout": True,
+            "time": limit,
+            "job_name": "dllmexp",
+            "signal_delay_s": WARN_S,
+            "stderr_to_stdout": True,
             "additional_parameters": {"requeue": True} | more,
             # from SLURM 22.05 on srun does not take this over from sbatch
-            "setup": ['[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'],
-        }  # fmt: skip
+            "setup": [
+                '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
+            ],
+        }
 
 
 def _minutes(text: str) -> int | None:
@@ -102,7 +127,9 @@ def _minutes(text: str) -> int | None:
     if not all(part.isdecimal() for part in [*parts, *([days] if dash else [])]) or len(parts) > 3:
         return None
     unit = 3600 if dash or len(parts) == 3 else 60
-    seconds = int(days or 0) * 86400 + sum(int(part) * unit // 60**i for i, part in enumerate(parts))
+    seconds = int(days or 0) * 86400 + sum(
+        int(part) * unit // 60**i for i, part in enumerate(parts)
+    )
     return -(-seconds // 60) or None
 
 
@@ -118,7 +145,9 @@ def _options(text: str) -> dict[str, Any]:
         elif name and found[name] is True and not word.startswith("-"):
             found[name] = word
         else:
-            raise ValueError(f"{word!r} is no --option of sbatch; write short ones out, -C a100 as --constraint=a100")
+            raise ValueError(
+                f"{word!r} is no --option of sbatch; write short ones out, -C a100 as --constraint=a100"
+            )
     return found
 
 
@@ -145,7 +174,10 @@ class ArrayTask:
             # pre-empted with some time left, perhaps: a task that ended by itself within it would not be requeued
             end = time.monotonic() + GRACE_S
             state = ["squeue", "--noheader", "--job", os.environ["SLURM_JOB_ID"], "--format", "%T"]
-            while time.monotonic() < end and "RUNNING" in subprocess.run(state, capture_output=True, text=True).stdout:
+            while (
+                time.monotonic() < end
+                and "RUNNING" in subprocess.run(state, capture_output=True, text=True).stdout
+            ):
                 time.sleep(1)
         sys.exit(code)
 
@@ -155,7 +187,9 @@ class ArrayTask:
 
         if self.process:
             self.process.terminate()
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # not wait(): this interrupts the one above
+            os.waitid(
+                os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT
+            )  # not wait(): this interrupts the one above
         return DelayedSubmission(ArrayTask(self.command))
 
 
@@ -165,7 +199,12 @@ def share(plan: Path, parent: int) -> int:
     try:
         told = json.loads(plan.read_bytes())
         chosen = experiments(told["sets"])
-        out, workers, run, gpus = Path(told["output_dir"]), told["workers"], told["run"], told["gpus"]
+        out, workers, run, gpus = (
+            Path(told["output_dir"]),
+            told["workers"],
+            told["run"],
+            told["gpus"],
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadDataError(f"{plan} is no plan of --engine slurm ({error})") from None
     if not gpus:
@@ -192,20 +231,34 @@ def submit(chosen: Sequence[Experiment], out: Path, n_workers: int | None, reque
     run = uuid.uuid4().hex[:12]
     folder = out.resolve() / "logs" / "slurm"
     plan = folder / f"plan-{run}.json"
-    atomic_write_json(plan, {
-        "run": run, "output_dir": str(out), "workers": n_workers, "gpus": request.gpus_per_job,
-        "sets": [list(e.argv) for e in todo],
-    })  # fmt: skip
+    atomic_write_json(
+        plan,
+        {
+            "run": run,
+            "output_dir": str(out),
+            "workers": n_workers,
+            "gpus": request.gpus_per_job,
+            "sets": [list(e.argv) for e in todo],
+        },
+    )
     n = min(request.array_size or len({e.model for e in todo}), len(todo))
-    job = _sbatch(folder, parameters, [sys.executable, str(COMMAND), "share", "--plan", str(plan)], n)
-    Claim(out, todo, 0, run).release()  # so that progress shows them while the job waits in the queue
-    left = f" ({len(rows) - len(todo)} more are with another suite)" if len(todo) < len(rows) else ""
-    return "\n".join([
-        f"job {job}: {len(todo)} experiments{left}, {n} task{'s' * (n != 1)} at most at a time",
-        f"where it stands: ./scripts/progress.sh{'' if str(out) == 'results' else f' --output_dir {out}'}; squeue --job {job}",
-        f"logs: {folder}/{job}_*_log.out, {out / 'logs'}/<experiment>.log",
-        f"cancel: scancel {job}; the same command goes on, and so does scontrol requeue {job}",
-    ])  # fmt: skip
+    job = _sbatch(
+        folder, parameters, [sys.executable, str(COMMAND), "share", "--plan", str(plan)], n
+    )
+    Claim(
+        out, todo, 0, run
+    ).release()  # so that progress shows them while the job waits in the queue
+    left = (
+        f" ({len(rows) - len(todo)} more are with another suite)" if len(todo) < len(rows) else ""
+    )
+    return "\n".join(
+        [
+            f"job {job}: {len(todo)} experiments{left}, {n} task{'s' * (n != 1)} at most at a time",
+            f"where it stands: ./scripts/progress.sh{'' if str(out) == 'results' else f' --output_dir {out}'}; squeue --job {job}",
+            f"logs: {folder}/{job}_*_log.out, {out / 'logs'}/<experiment>.log",
+            f"cancel: scancel {job}; the same command goes on, and so does scontrol requeue {job}",
+        ]
+    )
 
 
 def check_cluster() -> None:
@@ -239,7 +292,9 @@ def _sbatch(folder: Path, parameters: dict[str, Any], command: list[str], n: int
         with redirect_stderr(io.StringIO()):  # it prints what sbatch says before it raises it
             jobs = executor.submit_array([ArrayTask(command) for _ in range(n)])
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or ["failed and said nothing"]
+        lines = [line for line in str(error).splitlines() if line.strip()] or [
+            "failed and said nothing"
+        ]
         raise EnvironmentProblem(f"sbatch: {lines[-1].removeprefix('sbatch: error: ')}") from None
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])

@@ -24,7 +24,12 @@ from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUT
 
 RETRIES = 2
 FINAL = (EXIT_USAGE, EXIT_DATA, EXIT_OUTPUT)  # trying again changes nothing
-CLEAN = (EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_BUSY, *FINAL)  # after these a worker is as good as before
+CLEAN = (
+    EXIT_COMPLETE,
+    EXIT_INCOMPLETE,
+    EXIT_BUSY,
+    *FINAL,
+)  # after these a worker is as good as before
 BUSY_WAITS_S = (3.0, 15.0, 60.0)  # an orphan of a killed suite needs a moment to end
 STOP_S = 20.0
 COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
@@ -59,17 +64,28 @@ class Worker:
         """Hand over a task. A process that has died in the meantime is replaced."""
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
-                [sys.executable, str(COMMAND), "worker", "--parent", str(os.getpid())], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, env=os.environ | self.environ, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, str(COMMAND), "worker", "--parent", str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=os.environ | self.environ,
+                start_new_session=True,
+            )
             self._rest = b""
         self.task = task
         if self.device:
             self.model = task.experiment.model
         device = (self.device or "cpu").partition(" ")[0]
-        argv = [*task.experiment.argv, *([] if task.experiment.job.predictions else ["--device", device])]
+        argv = [
+            *task.experiment.argv,
+            *([] if task.experiment.job.predictions else ["--device", device]),
+        ]
         what = f"on {self.device or 'cpu'}, attempt {task.attempts + 1}: {task.experiment.command}"
-        order = {"argv": argv, "log": str(task.experiment.log), "score": task.stage == "score", "what": what}
+        order = {
+            "argv": argv,
+            "log": str(task.experiment.log),
+            "score": task.stage == "score",
+            "what": what,
+        }
         try:
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
@@ -117,7 +133,10 @@ def visible_gpus() -> list[str]:
         return [] if names[0] in ("", "-1") else names
     try:
         run = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=30
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
     except (OSError, subprocess.SubprocessError):
         return []
@@ -128,20 +147,32 @@ def make_workers(n: int | None) -> list[Worker]:
     """One worker for each visible GPU, or n spread over them; without a GPU n on the CPU, else one."""
     gpus = visible_gpus()
     n = n or len(gpus) or 1
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // (n + 1)))
-    common = {"OMP_NUM_THREADS": threads, "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "10")}
+    threads = os.environ.get("OMP_NUM_THREADS") or str(
+        max(1, len(os.sched_getaffinity(0)) // (n + 1))
+    )
+    common = {
+        "OMP_NUM_THREADS": threads,
+        "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "10"),
+    }
     if not gpus:
         return [Worker("cpu", common | {"CUDA_VISIBLE_DEVICES": ""}) for _ in range(n)]
-    return [Worker(f"cuda {g}", common | {"CUDA_VISIBLE_DEVICES": g}) for g in (gpus[i % len(gpus)] for i in range(n))]
+    return [
+        Worker(f"cuda {g}", common | {"CUDA_VISIBLE_DEVICES": g})
+        for g in (gpus[i % len(gpus)] for i in range(n))
+    ]
 
 
 class LocalEngine:
     """Runs what the claim has, and will take, until each is done, has failed, or is found to be running elsewhere."""
 
     def __init__(
-        self, claim: Claim, todo: Sequence[tuple[Experiment, Standing]], workers: Sequence[Worker], say: Callable[[str], None],
+        self,
+        claim: Claim,
+        todo: Sequence[tuple[Experiment, Standing]],
+        workers: Sequence[Worker],
+        say: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
-    ):  # fmt: skip
+    ):
         """say: is told what happens. tick: is called every second or so."""
         self.claim, self.say, self.tick = claim, say, tick
         self.tasks = [_task(e, standing) for e, standing in todo]
@@ -172,7 +203,9 @@ class LocalEngine:
         stage = "generate" if worker.device else "score"
         held = {id(w.task) for w in self.workers}
         now = time.monotonic()
-        open_ = [t for t in self.tasks if t.stage == stage and id(t) not in held and t.not_before <= now]
+        open_ = [
+            t for t in self.tasks if t.stage == stage and id(t) not in held and t.not_before <= now
+        ]
         if not worker.device:
             return open_[0] if open_ else None
         at_it = [w.task.experiment for w in self.workers if w.device and w.task]
@@ -183,7 +216,9 @@ class LocalEngine:
 
     def _one_more(self, worker: Worker, at_it: list[Experiment]) -> Task | None:
         """What the claim can still take for an idle worker; one that only has to be scored is not for it."""
-        while taken := self.claim.more(lambda free, elsewhere: _preferred(free, worker.model, at_it + elsewhere)):
+        while taken := self.claim.more(
+            lambda free, elsewhere: _preferred(free, worker.model, at_it + elsewhere)
+        ):
             self.tasks.append(_task(taken, Watcher(taken).standing()))
             if self.tasks[-1].stage == "generate":
                 return self.tasks[-1]
@@ -197,7 +232,9 @@ class LocalEngine:
 
     def _tell(self, task: Task, what: str) -> None:
         ended = sum(t.stage == "ended" for t in self.tasks)
-        self.say(f"{time.strftime('%H:%M:%S')} [{ended}/{len(self.tasks)}] {task.experiment.name}: {what}")
+        self.say(
+            f"{time.strftime('%H:%M:%S')} [{ended}/{len(self.tasks)}] {task.experiment.name}: {what}"
+        )
 
     def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -239,7 +276,9 @@ class LocalEngine:
 
     def _end(self, task: Task, outcome: str, error: str = "") -> None:
         task.stage, task.outcome, task.error = "ended", outcome, error
-        write_note(task.experiment, outcome, task.attempts + (outcome == "done"), error, self.claim.told)
+        write_note(
+            task.experiment, outcome, task.attempts + (outcome == "done"), error, self.claim.told
+        )
         self._tell(task, f"{outcome}: {error}" if error else outcome)
 
     def _stop(self) -> None:
@@ -257,16 +296,22 @@ class LocalEngine:
 
 def _task(experiment: Experiment, standing: Standing) -> Task:
     """Where only scoring is left no device is needed."""
-    generated = bool(experiment.job.predictions) or (standing.state == "partial" and standing.n == standing.of)
+    generated = bool(experiment.job.predictions) or (
+        standing.state == "partial" and standing.n == standing.of
+    )
     return Task(experiment, "score" if generated else "generate")
 
 
-def _preferred(free: Sequence[Experiment], model: tuple[str, str] | None, at_it: Sequence[Experiment]) -> Experiment:
+def _preferred(
+    free: Sequence[Experiment], model: tuple[str, str] | None, at_it: Sequence[Experiment]
+) -> Experiment:
     """The first one of the model that is loaded, else of the model with most left for each worker that is at it."""
     models = [e.model for e in free]
     busy = [e.model for e in at_it]
     if model not in models:
-        model = max(models, key=lambda m: models.count(m) / (1 + busy.count(m)))  # the first of equals: the matrix's order
+        model = max(
+            models, key=lambda m: models.count(m) / (1 + busy.count(m))
+        )  # the first of equals: the matrix's order
     return free[models.index(model)]
 
 

@@ -26,16 +26,28 @@ MATRIX: dict[str, list] = {
 
 # Adaptive algorithms, caches and fixed tokens per step on the embedded tiny checkpoints, in blocks of 8: a CPU does it.
 TINY = {
-    "model_alias": ["tiny-llada", "tiny-dream"], "task": ["gsm8k"], "block_length": 8, "dtype": "float32", "batch_size": 8,
+    "model_alias": ["tiny-llada", "tiny-dream"],
+    "task": ["gsm8k"],
+    "block_length": 8,
+    "dtype": "float32",
+    "batch_size": 8,
     "data_dir": str(Path(__file__).resolve().parent.parent / "assets" / "benchmarks"),
-}  # fmt: skip
-DRAFTS = TINY | {"model_alias": "tiny-dream", "block_length": None}  # left to right over the whole canvas
+}
+DRAFTS = TINY | {
+    "model_alias": "tiny-dream",
+    "block_length": None,
+}  # left to right over the whole canvas
 PARALLEL: list[dict[str, Any]] = [
     TINY | {"tokens_per_step": [1, 2, 3, 4]},
     TINY | {"tokens_per_step": [1, 2], "kv_cache": ["prefix", "dual"]},
-    TINY | {"alg": "threshold", "threshold": [0.95, 0.9, 0.7], "kv_cache": ["none", "prefix", "dual"]},
-    TINY | {
-        "model_alias": "tiny-dream", "alg": "confidence_threshold", "threshold": [0.9, 0.7], "kv_cache": ["prefix", "dual"],
+    TINY
+    | {"alg": "threshold", "threshold": [0.95, 0.9, 0.7], "kv_cache": ["none", "prefix", "dual"]},
+    TINY
+    | {
+        "model_alias": "tiny-dream",
+        "alg": "confidence_threshold",
+        "threshold": [0.9, 0.7],
+        "kv_cache": ["prefix", "dual"],
     },
     TINY | {"alg": "factor", "factor": [0.5, 1.0]},
     TINY | {"alg": "entropy_threshold", "threshold": [0.1, 0.4]},
@@ -107,14 +119,18 @@ class Selection:
 
 def select(selection: Selection) -> list[Experiment]:
     """The experiments, in order. Raises UsageError with every problem of every one of them."""
-    matrix = selection.file is None and selection.suite == "main"  # its axes can be any; other entries are filtered
+    matrix = (
+        selection.file is None and selection.suite == "main"
+    )  # its axes can be any; other entries are filtered
     listed = SUITES[selection.suite] if selection.file is None else read_file(selection.file)
     entries: Sequence[Any] = [_narrowed(selection)] if matrix else listed
     words = [w for entry in entries for w in arguments(entry, selection.algs if matrix else ())]
     words = [[*w, *selection.extra] for w in words]
     given = {w[2:].partition("=")[0]: None for one in words for w in one if w.startswith("--")}
     if ours := [flag for flag in given if flag in OURS]:
-        raise UsageError(f"--{flag} cannot be given to an experiment of a suite: {OURS[flag]}" for flag in ours)
+        raise UsageError(
+            f"--{flag} cannot be given to an experiment of a suite: {OURS[flag]}" for flag in ours
+        )
     own = ["--output_dir", selection.output_dir] if selection.output_dir != "results" else []
     found = experiments([*w, *own] for w in words)
     kept = found if matrix else [e for e in found if _wanted(e, selection)]
@@ -128,14 +144,20 @@ def _narrowed(selection: Selection) -> dict[str, list]:
     problems = [
         f"--{flag} {value!r} is not known{nearest(value, known)}; there are: {', '.join(known)}"
         for flag, values, known in (
-            ("models", selection.models, list(MODEL_DEFAULTS)), ("tasks", selection.tasks, list(TASKS)),
+            ("models", selection.models, list(MODEL_DEFAULTS)),
+            ("tasks", selection.tasks, list(TASKS)),
             ("algs", selection.algs, list(ALGORITHMS)),
         )
-        for value in values if value not in known and not (flag == "tasks" and value.startswith("lm_eval:"))
-    ]  # fmt: skip
+        for value in values
+        if value not in known and not (flag == "tasks" and value.startswith("lm_eval:"))
+    ]
     if problems:
         raise UsageError(problems)
-    chosen = {"model_alias": selection.models, "task": selection.tasks, "tokens_per_step": selection.tps}
+    chosen = {
+        "model_alias": selection.models,
+        "task": selection.tasks,
+        "tokens_per_step": selection.tps,
+    }
     return {axis: list(chosen[axis]) or values for axis, values in MATRIX.items()}
 
 
@@ -160,10 +182,14 @@ def read_file(path: Path) -> list[Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not entries:
-        raise UsageError(f"--file {path}: expected a list of argument sets, such as `- --model_alias llada --task gsm8k`")
+        raise UsageError(
+            f"--file {path}: expected a list of argument sets, such as `- --model_alias llada --task gsm8k`"
+        )
     wrong = [e for e in entries if not isinstance(e, str | dict | list)]
     if wrong:
-        raise UsageError(f"--file {path}: {wrong[0]!r} is no argument set; give text, a list of words or flag: value")
+        raise UsageError(
+            f"--file {path}: {wrong[0]!r} is no argument set; give text, a list of words or flag: value"
+        )
     return entries
 
 

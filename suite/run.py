@@ -49,7 +49,13 @@ class Bar:
         self._watchers = [Watcher(e) for e in chosen] if sys.stderr.isatty() else []
         known = [standing.of for _, standing in standings(self._watchers)]
         total = None if None in known else sum(known)
-        self._bar = tqdm(total=total, initial=self._n(), unit=" samples", dynamic_ncols=True, disable=not self._watchers)
+        self._bar = tqdm(
+            total=total,
+            initial=self._n(),
+            unit=" samples",
+            dynamic_ncols=True,
+            disable=not self._watchers,
+        )
         self._at = time.monotonic()
 
     def _n(self) -> int:
@@ -66,7 +72,13 @@ class Bar:
         self._bar.close()
 
 
-def run_suite(chosen: Sequence[Experiment], out: Path, n_workers: int | None, run: str | None = None, who: str = "") -> int:
+def run_suite(
+    chosen: Sequence[Experiment],
+    out: Path,
+    n_workers: int | None,
+    run: str | None = None,
+    who: str = "",
+) -> int:
     """The exit code of the suite. run: the name of a run that several suites share; see Claim. Raises BusyError."""
     workers = make_workers(n_workers)
     claim = Claim(out, chosen, len(workers), run)
@@ -77,26 +89,43 @@ def run_suite(chosen: Sequence[Experiment], out: Path, n_workers: int | None, ru
         say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {summary_line(rows, len(workers))}")
         if claim.elsewhere:
             say(f"{len(claim.elsewhere)} more are with another suite")
-        say(f"workers: {', '.join(w.device for w in workers)}; logs: {out / 'logs'}; ./scripts/progress.sh shows where it stands")
-        todo = [(e, standing) for e, standing in rows if e in claim.mine and standing.state != "done"]
+        say(
+            f"workers: {', '.join(w.device for w in workers)}; logs: {out / 'logs'}; ./scripts/progress.sh shows where it stands"
+        )
+        todo = [
+            (e, standing) for e, standing in rows if e in claim.mine and standing.state != "done"
+        ]
         with closing(Bar([e for e, _ in rows])) as bar:
             tasks = LocalEngine(claim, todo, workers, say, bar).run()
         counts["done"] = sum(e in claim.mine for e, _ in rows) - len(tasks)
     except (KeyboardInterrupt, Signalled):
-        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} stopped")  # a tmux session takes what is on its terminal with it
+        say(
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')} stopped"
+        )  # a tmux session takes what is on its terminal with it
         raise
     finally:
         last = claim.release()
     ended = Counter(counts) + Counter(task.outcome for task in tasks)
-    if last and (run is None or tasks):  # of several that share a run, the last one that had something to do
+    if last and (
+        run is None or tasks
+    ):  # of several that share a run, the last one that had something to do
         say(progress_table(standings([Watcher(e) for e in chosen]), len(workers)))
     say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} ended: {outcomes(ended)}")
     if last and (run is None or tasks):
         report(out, say)
-    return EXIT_INCOMPLETE if ended["failed"] else EXIT_BUSY if ended["elsewhere"] else EXIT_COMPLETE
+    return (
+        EXIT_INCOMPLETE if ended["failed"] else EXIT_BUSY if ended["elsewhere"] else EXIT_COMPLETE
+    )
 
 
 def report(out: Path, say: Diary) -> None:
     """Tables and plots. That they fail is said, and nothing more."""
-    made = subprocess.run([sys.executable, str(REPORT), str(out), "--out", str(out / "report")], stdin=subprocess.DEVNULL)
-    say(f"report: {out / 'report'}" if made.returncode == 0 else f"scripts/report.py ended with exit code {made.returncode}")
+    made = subprocess.run(
+        [sys.executable, str(REPORT), str(out), "--out", str(out / "report")],
+        stdin=subprocess.DEVNULL,
+    )
+    say(
+        f"report: {out / 'report'}"
+        if made.returncode == 0
+        else f"scripts/report.py ended with exit code {made.returncode}"
+    )

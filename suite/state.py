@@ -25,7 +25,9 @@ from tasks import data_checksums
 from utils import atomic_write_json
 
 HOST = re.sub(r"[^A-Za-z0-9.-]", "_", os.uname().nodename)  # as store.py writes it
-HOLDER = re.compile(r"pid (\d+) on (\S+) since \S+ \(process start (\d+)\)")  # the text of a store's LOCK
+HOLDER = re.compile(
+    r"pid (\d+) on (\S+) since \S+ \(process start (\d+)\)"
+)  # the text of a store's LOCK
 FRESH_S = 900.0  # a holder on another node counts as alive while its files are not older
 HEAD_END, PROFILE = b' "samples": ', b'\n "profile": '
 TAIL_BYTES = 1 << 20
@@ -59,9 +61,15 @@ def _weights(checkpoint: str) -> dict[str, Any] | None:
     with suppress(CheckpointError, OSError, ValueError):
         if Path(checkpoint).expanduser().is_dir():
             return fingerprint(checkpoint)
-        home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface")
+        home = os.environ.get("HF_HOME") or Path(
+            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
+        )
         cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-        commit = (cache / f"models--{checkpoint.replace('/', '--')}" / "refs" / "main").read_text().strip()
+        commit = (
+            (cache / f"models--{checkpoint.replace('/', '--')}" / "refs" / "main")
+            .read_text()
+            .strip()
+        )
         return {"revision": commit} if commit else None
     return None
 
@@ -101,12 +109,24 @@ def note_path(experiment: Experiment) -> Path:
     return experiment.log.with_suffix(".json")
 
 
-def write_note(experiment: Experiment, phase: str, attempts: int, error: str = "", sweep: dict[str, Any] | None = None) -> None:
+def write_note(
+    experiment: Experiment,
+    phase: str,
+    attempts: int,
+    error: str = "",
+    sweep: dict[str, Any] | None = None,
+) -> None:
     """Keep beside the log what became of an experiment.
 
     phase: generating | scoring | done | failed | elsewhere | stopped. sweep: the process that it is with, see Claim.told.
     """
-    told = {"phase": phase, "attempts": attempts, "error": error, "sweep": sweep, "time": time.time()}
+    told = {
+        "phase": phase,
+        "attempts": attempts,
+        "error": error,
+        "sweep": sweep,
+        "time": time.time(),
+    }
     atomic_write_json(note_path(experiment), told | {"command": experiment.command})
 
 
@@ -142,7 +162,9 @@ def holder(directory: Path) -> str | None:
         with suppress(OSError):
             found = HOLDER.match((directory / name).read_text())
             if found:
-                newest = max((directory / name, *directory.glob("shard-*")), key=lambda p: p.stat().st_mtime)
+                newest = max(
+                    (directory / name, *directory.glob("shard-*")), key=lambda p: p.stat().st_mtime
+                )
                 if alive({"pid": int(found[1]), "host": found[2], "start": found[3]}, newest):
                     return f"pid {found[1]} on {found[2]}"
     return None
@@ -227,19 +249,31 @@ class Watcher:
             profile = told.get("profile") or {}
             passes = profile.get("forward_passes") or {}
             sums = Sums(
-                int(told["n_samples"]) - int(told["n_failed"]), profile.get("tokens_returned") or 0,
-                sum(passes.values()), profile.get("seconds") or 0.0, int(told["n_failed"]),
-            )  # fmt: skip
+                int(told["n_samples"]) - int(told["n_failed"]),
+                profile.get("tokens_returned") or 0,
+                sum(passes.values()),
+                profile.get("seconds") or 0.0,
+                int(told["n_failed"]),
+            )
             if self.experiment.job.predictions is None and self.id and told["id"] != self.id:
-                return Standing("failed", 0, of, note=f"{path} is of another configuration: --extra '--tag NAME' writes beside it")
+                return Standing(
+                    "failed",
+                    0,
+                    of,
+                    note=f"{path} is of another configuration: --extra '--tag NAME' writes beside it",
+                )
             key = self.experiment.spec.headline
             scores = told["headline"] or (told["score_on_completed"] or {}).get(key)
             score = (scores["value"], *scores["ci95"], scores["n"]) if scores else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return Standing("failed", 0, of, note=f"{path} is no result of this program ({error}): move it away")
+            return Standing(
+                "failed", 0, of, note=f"{path} is no result of this program ({error}): move it away"
+            )
         if told["status"] == "complete":
             return Standing("done", sums.n, int(told["n_samples"]), sums, score)
-        return Standing("failed", sums.n, int(told["n_samples"]), sums, score, f"{sums.failed} samples failed")
+        return Standing(
+            "failed", sums.n, int(told["n_samples"]), sums, score, f"{sums.failed} samples failed"
+        )
 
     def _active(self) -> str | None:
         """What is running, None where nothing is."""
@@ -264,13 +298,20 @@ class Watcher:
         if active:
             return Standing("running", sums.n, of, sums, score, active)
         if told.get("phase") == "failed":
-            return Standing("failed", sums.n, of, sums, score, str(told.get("error") or "see its log"))
+            return Standing(
+                "failed", sums.n, of, sums, score, str(told.get("error") or "see its log")
+            )
         return Standing("partial" if sums.n else "waiting", sums.n, of, sums, score)
 
-    def _score_so_far(self, scores: Sequence[float]) -> tuple[float, float | None, float | None, int] | None:
+    def _score_so_far(
+        self, scores: Sequence[float]
+    ) -> tuple[float, float | None, float | None, int] | None:
         if not scores:
             return None
-        found = estimate(scores, proportion=is_proportion(self.experiment.spec.headline) and set(scores) <= {0, 1})
+        found = estimate(
+            scores,
+            proportion=is_proportion(self.experiment.spec.headline) and set(scores) <= {0, 1},
+        )
         return found.value, found.low, found.high, found.n
 
 

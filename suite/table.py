@@ -63,7 +63,9 @@ def _score(standing: Standing) -> str:
     if standing.score is None:
         return "-"
     value, low, high, n = standing.score
-    text = f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
+    text = f"{value:.3f}" + (
+        f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    )
     return text if standing.state == "done" else f"{text} of {n}"
 
 
@@ -78,12 +80,17 @@ def progress_table(rows: Rows, workers: int) -> str:
     for experiment, standing in rows:
         sums = standing.sums
         left = estimator.left_s(experiment, standing)
-        table.add_row([
-            experiment.name, standing.state, f"{standing.n}/{'?' if standing.of is None else standing.of}",
-            f"{sums.tokens / sums.seconds:.1f}" if sums.seconds else "-",
-            f"{sums.tokens / sums.forwards:.2f}" if sums.forwards else "-",
-            "" if standing.state == "done" else duration(left), _score(standing),
-        ])  # fmt: skip
+        table.add_row(
+            [
+                experiment.name,
+                standing.state,
+                f"{standing.n}/{'?' if standing.of is None else standing.of}",
+                f"{sums.tokens / sums.seconds:.1f}" if sums.seconds else "-",
+                f"{sums.tokens / sums.forwards:.2f}" if sums.forwards else "-",
+                "" if standing.state == "done" else duration(left),
+                _score(standing),
+            ]
+        )
     notes = [f"{e.name}: {s.note}" for e, s in rows if s.state == "failed" and s.note]
     return "\n".join([table.get_string(), *notes, summary_line(rows, workers)])
 
@@ -108,7 +115,9 @@ def plan(rows: Rows) -> str:
     """Each experiment's name, state and command."""
     lines = []
     for experiment, s in rows:
-        state = f"partial {s.n}/{'?' if s.of is None else s.of}" if s.state == "partial" else s.state
+        state = (
+            f"partial {s.n}/{'?' if s.of is None else s.of}" if s.state == "partial" else s.state
+        )
         note = f"  ({s.note})" if s.note else ""
         lines += [f"{state:20} {experiment.name}{note}", f"{'':20} {experiment.command}"]
     return "\n".join([*lines, summary_line(rows, 1).partition("; about")[0]])

@@ -54,7 +54,11 @@ class Tally:
     def update(self) -> None:
         """Raises nothing: a shard that cannot be read is left out, and one that has vanished starts afresh."""
         try:
-            paths = {path.name: path for path in self.directory.iterdir() if path.name.startswith("shard-")}
+            paths = {
+                path.name: path
+                for path in self.directory.iterdir()
+                if path.name.startswith("shard-")
+            }
         except OSError:
             paths = {}
         if self._offsets.keys() - paths.keys():  # set aside by --overwrite
@@ -96,7 +100,9 @@ class Tally:
             tokens = NUMBER.match(data, at + len(TOKENS))
             forwards = NUMBER.match(data, after + len(FORWARDS))
             if tokens and forwards:
-                self._samples.setdefault(key, (int(doc), int(tokens[0]), int(forwards[0]), float(seconds), None))
+                self._samples.setdefault(
+                    key, (int(doc), int(tokens[0]), int(forwards[0]), float(seconds), None)
+                )
                 return
         self._decode(data[start:stop])
 
@@ -108,7 +114,12 @@ class Tally:
                 return
             key, meta, result = record["key"].encode(), record["meta"], record["result"]
             if record["status"] == "ok":
-                told = meta.get("doc_id", -1), meta.get("tokens_returned", 0), result.get("nfe", 0), meta.get("cost_seconds", 0.0)
+                told = (
+                    meta.get("doc_id", -1),
+                    meta.get("tokens_returned", 0),
+                    result.get("nfe", 0),
+                    meta.get("cost_seconds", 0.0),
+                )
                 self._samples.setdefault(key, (*told, None))
             else:
                 self._failed.add(key)
@@ -119,6 +130,10 @@ class Tally:
         """Of the documents below `limit`: a store is shared by runs that differ in it."""
         rows = [row for row in self._samples.values() if limit is None or row[0] < limit]
         return Sums(
-            len(rows), sum(r[1] for r in rows), sum(r[2] for r in rows), sum(r[3] for r in rows),
-            len(self._failed - self._samples.keys()), tuple(r[4] for r in rows if r[4] is not None),
-        )  # fmt: skip
+            len(rows),
+            sum(r[1] for r in rows),
+            sum(r[2] for r in rows),
+            sum(r[3] for r in rows),
+            len(self._failed - self._samples.keys()),
+            tuple(r[4] for r in rows if r[4] is not None),
+        )

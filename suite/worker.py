@@ -53,7 +53,9 @@ class KeptModel:
 
     def __init__(self) -> None:
         self.loads = 0
-        self._kept: dict[bool, tuple[tuple[str, str, str], Transformer]] = {}  # by whether it is causal
+        self._kept: dict[
+            bool, tuple[tuple[str, str, str], Transformer]
+        ] = {}  # by whether it is causal
 
     def load(self, checkpoint: str, device: str, dtype: str) -> Transformer:
         from models import read_config
@@ -69,7 +71,9 @@ class KeptModel:
 
 def refuse(checkpoint: str, device: str, dtype: str) -> Transformer:
     """In place of loading, in a worker that only scores."""
-    raise DllmexpError("samples are missing from the store although all were generated; they are generated again")
+    raise DllmexpError(
+        "samples are missing from the store although all were generated; they are generated again"
+    )
 
 
 def free_memory() -> None:
@@ -106,7 +110,12 @@ def obey(order: dict[str, Any], kept: KeptModel) -> int:
     sys.argv = ["eval.py", *argv]  # a result says how it was made
     load = refuse if order["score"] else kept.load
     with written_to(order["log"]):
-        print(time.strftime("== %Y-%m-%d %H:%M:%S"), "scoring" if order["score"] else "generating", order["what"], flush=True)
+        print(
+            time.strftime("== %Y-%m-%d %H:%M:%S"),
+            "scoring" if order["score"] else "generating",
+            order["what"],
+            flush=True,
+        )
         code = cli.main(argv, cli.Parts(load, ledger))
         print(f"== exit code {code}", flush=True)
     # before the next run: its start freezes what is there, and a frozen harness would keep its model for ever
@@ -120,7 +129,9 @@ def import_everything() -> None:
     Were that a run's, its harness and its model would stay for ever.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what packages say of each other is nothing for the terminal
+        warnings.simplefilter(
+            "ignore"
+        )  # what packages say of each other is nothing for the terminal
         import experiment.lmeval
         import harness  # noqa: F401
 

@@ -88,8 +88,9 @@ class TaskSpec:
         return tuple(s.path for s in self.sources)
 
 
-
-def build_task(spec: TaskSpec, data_dir: str | os.PathLike | None, form: str, num_fewshot: int | None = None):
+def build_task(
+    spec: TaskSpec, data_dir: str | os.PathLike | None, form: str, num_fewshot: int | None = None
+):
     """The lm-eval ConfigurableTask of one benchmark, prompt form and number of examples (None: the form's).
 
     Pass it as `simple_evaluate(tasks=[task], num_fewshot=None, task_manager=TaskManager(include_defaults=False))`;
@@ -123,7 +124,11 @@ def make_task(data: Data, form_name: str, form: PromptForm, config: dict, judgin
         config["doc_to_target"] = form.doc_to_target(config["doc_to_target"])
     config["num_fewshot"] = form.num_fewshot
     # the canvas, the temperature and the sampler belong to the protocol: only stop strings are the task's
-    until = form.until if form.until is not None else (config.get("generation_kwargs") or {}).get("until", ["\n\n"])
+    until = (
+        form.until
+        if form.until is not None
+        else (config.get("generation_kwargs") or {}).get("until", ["\n\n"])
+    )
     config["generation_kwargs"] = {"until": list(until), "do_sample": False}
     for key in ("tag", "dataset_path", "dataset_name"):
         config.pop(key, None)
@@ -139,28 +144,53 @@ def _task_class():
     class LocalTask(ConfigurableTask):
         """lm-eval's task on rows that are already here."""
 
-        def __init__(self, data: Data, form_name: str, form: PromptForm, config: dict, judging: object):
+        def __init__(
+            self, data: Data, form_name: str, form: PromptForm, config: dict, judging: object
+        ):
             # download() runs inside super()
             self.data, self.form_name, self.form, self.judging = data, form_name, form, judging
             super().__init__(config=config)
 
         def download(self, *_args, **_kwargs) -> None:
             self.dataset = datasets.DatasetDict(
-                {name: datasets.Dataset.from_list(rows) for name, rows in self.data.splits.items() if rows}
+                {
+                    name: datasets.Dataset.from_list(rows)
+                    for name, rows in self.data.splits.items()
+                    if rows
+                }
             )
 
         def prefill(self, doc: dict) -> str:
             return apply_template(self.form.prefill, doc) if self.form.prefill else ""
 
         def fewshot_context(
-            self, doc, num_fewshot, system_instruction=None, apply_chat_template=False,
-            fewshot_as_multiturn=False, chat_template=None, gen_prefix=None,
-        ):  # fmt: skip
+            self,
+            doc,
+            num_fewshot,
+            system_instruction=None,
+            apply_chat_template=False,
+            fewshot_as_multiturn=False,
+            chat_template=None,
+            gen_prefix=None,
+        ):
             multiturn = self.form.multiturn and apply_chat_template
-            if apply_chat_template and num_fewshot and not multiturn and not hasattr(self.sampler, "get_chat_context"):
-                self.sampler.sample(num_fewshot)  # 0.4.8 draws twice and shows the second: the same prompts ever after
+            if (
+                apply_chat_template
+                and num_fewshot
+                and not multiturn
+                and not hasattr(self.sampler, "get_chat_context")
+            ):
+                self.sampler.sample(
+                    num_fewshot
+                )  # 0.4.8 draws twice and shows the second: the same prompts ever after
             return super().fewshot_context(
-                doc, num_fewshot, system_instruction, apply_chat_template, multiturn, chat_template, gen_prefix
+                doc,
+                num_fewshot,
+                system_instruction,
+                apply_chat_template,
+                multiturn,
+                chat_template,
+                gen_prefix,
             )
 
     return LocalTask

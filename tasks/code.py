@@ -25,10 +25,19 @@ from tasks.sandbox import Program, Verdict, judge_many
 FILTER = "create_test"
 METRIC, STRICT = "pass@1", "pass@1_strict"
 HEADLINE = f"{METRIC},{FILTER}"  # lm-eval's key for humaneval; its mbpp calls the same number "pass_at_1,none"
-NOT_RUN = {"passed": None, "reason": "not run", "detail": "--no_exec", "tier": None, "seconds": None, "cpu_seconds": None}
+NOT_RUN = {
+    "passed": None,
+    "reason": "not run",
+    "detail": "--no_exec",
+    "tier": None,
+    "seconds": None,
+    "cpu_seconds": None,
+}
 
 Extract = Callable[[dict, str], Extracted]
-ProgramOf = Callable[[dict, str], Program]  # document, candidate -> with its tests and what the strict mode needs
+ProgramOf = Callable[
+    [dict, str], Program
+]  # document, candidate -> with its tests and what the strict mode needs
 
 
 class Judging:
@@ -61,7 +70,9 @@ class Judging:
         found = [self.extract(doc, answer) for answer, doc in zip(answers, docs, strict=True)]
         programs = [self.program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
         early, asked = self._early, dict.fromkeys(programs)
-        late = [p for p in asked if p not in early or early[p].cancel()]  # not begun: taken back, for here are all cores
+        late = [
+            p for p in asked if p not in early or early[p].cancel()
+        ]  # not begun: taken back, for here are all cores
         judged = dict(zip(late, verdicts(late), strict=True))
         again = [p for p in asked if p not in judged and early[p].exception()]
         judged |= zip(again, verdicts(again), strict=True)
@@ -93,7 +104,9 @@ def verdicts(programs: Sequence[Program], cancel: threading.Event | None = None)
             "tier": v.tier,
             "seconds": round(v.seconds, 4),
             "cpu_seconds": round(v.cpu_s, 3),
-            "strict": {k: getattr(again[i], k) for k in ("passed", "reason", "detail")} if i in again else None,
+            "strict": {k: getattr(again[i], k) for k in ("passed", "reason", "detail")}
+            if i in again
+            else None,
         }
         for i, v in enumerate(first)
     ]
@@ -104,17 +117,24 @@ def process_results(doc: dict, results: list[dict]) -> dict[str, float]:
     (found,) = results
     if found["passed"] is None:
         return {}
-    return {METRIC: float(found["passed"]), STRICT: float(found["passed"] and found["strict"]["passed"])}
+    return {
+        METRIC: float(found["passed"]),
+        STRICT: float(found["passed"] and found["strict"]["passed"]),
+    }
 
 
 def scoring(judging: Judging) -> dict:
     """The part of an lm-eval configuration that runs programs instead of asking the hub for code_eval."""
 
-    def score(resps: list[list[str]], docs: list[dict]) -> list[dict]:  # lm-eval copies what is no function
+    def score(
+        resps: list[list[str]], docs: list[dict]
+    ) -> list[dict]:  # lm-eval copies what is no function
         return judging.score(resps, docs)
 
     return {
         "filter_list": [{"name": FILTER, "filter": [{"function": "custom", "filter_fn": score}]}],
         "process_results": process_results,
-        "metric_list": [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in (METRIC, STRICT)],
+        "metric_list": [
+            {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in (METRIC, STRICT)
+        ],
     }

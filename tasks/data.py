@@ -65,7 +65,6 @@ class Data:
     splits: Mapping[str, Rows]
 
 
-
 def check_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> list[str]:
     """Every problem of the files below data_dir, each a sentence with file, line and field; empty is good.
 
@@ -99,7 +98,9 @@ def load_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> Data:
 
 def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
     if not data_dir.is_dir():
-        raise DataError([f"data directory {data_dir} does not exist; it must hold {', '.join(spec.files)}"])
+        raise DataError(
+            [f"data directory {data_dir} does not exist; it must hold {', '.join(spec.files)}"]
+        )
     manifest = _read_manifest(data_dir)
     problems: list[str] = []
     rows: dict[str, Rows] = {}
@@ -111,7 +112,9 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
         splits = spec.splits(rows)
         n = len(splits[spec.eval_split])
         if n == 0 or not manifest and n != spec.n_docs:
-            problems.append(f"{data_dir}: {spec.name} has {n} documents to ask, expected {spec.n_docs}")
+            problems.append(
+                f"{data_dir}: {spec.name} has {n} documents to ask, expected {spec.n_docs}"
+            )
     if problems:
         raise DataError(problems)
     if manifest:
@@ -132,7 +135,9 @@ def _read_manifest(data_dir: Path) -> dict | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good:
-        raise DataError([f'{path}: expected {{"name": "...", "counts": {{"<file>": <rows>, ...}}}}'])
+        raise DataError(
+            [f'{path}: expected {{"name": "...", "counts": {{"<file>": <rows>, ...}}}}']
+        )
     return {"name": name, "counts": counts}
 
 
@@ -156,7 +161,13 @@ def _read_source(path: Path, source: Source, expected: int | None) -> tuple[Rows
                 problems.append(f"{path}, line {line}: {bad}")
                 if len(problems) == MAX_PROBLEMS:
                     return rows, [*problems, f"{path}: more may be wrong, stopped here"]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as e:  # not gzip, cut short, not UTF-8
+    except (
+        OSError,
+        EOFError,
+        UnicodeDecodeError,
+        csv.Error,
+        zlib.error,
+    ) as e:  # not gzip, cut short, not UTF-8
         return rows, [*problems, f"{path}: cannot be read: {e}"]
     if not problems and expected is not None and len(rows) != expected:
         problems.append(f"{path}: {len(rows)} rows, expected {expected}")
@@ -187,7 +198,10 @@ def _csv_rows(path: Path, source: Source) -> Iterator[tuple[int, dict | str]]:
         for row in reader:
             short = [c for c in source.columns if row[c] is None]
             if short or None in row:
-                yield reader.line_num, f"field {short[0]!r} is missing" if short else "more fields than columns"
+                yield (
+                    reader.line_num,
+                    f"field {short[0]!r} is missing" if short else "more fields than columns",
+                )
             else:
                 yield reader.line_num, source.convert(row) if source.convert else row
 
@@ -207,7 +221,11 @@ def _field_problem(doc: dict, fields: Mapping[str, str]) -> str | None:
             wanted, good = "text", isinstance(value, str)
         if not good:
             return f"field {name!r}: expected {wanted}, got {value!r:.60}"
-        if kind != "int" and not may_be_empty and not (value.strip() if isinstance(value, str) else value):
+        if (
+            kind != "int"
+            and not may_be_empty
+            and not (value.strip() if isinstance(value, str) else value)
+        ):
             return f"field {name!r} is empty"
         if kind.startswith("source"):
             try:
@@ -228,13 +246,21 @@ def _read_hub(spec: TaskSpec) -> Data:
         loaded = datasets.load_dataset(repo, config)
     except Exception as e:  # whatever the network or the cache raises, the way out is the same
         raise DataError(
-            [f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR reads local files"]
+            [
+                f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR reads local files"
+            ]
         ) from e
     splits = {name: [dict(row) for row in rows] for name, rows in loaded.items()}
     docs = splits.get(spec.eval_split, [])
-    problems = [f"{repo}, row {i}: {bad}" for i, d in enumerate(docs) if (bad := _field_problem(d, spec.doc_fields))]
+    problems = [
+        f"{repo}, row {i}: {bad}"
+        for i, d in enumerate(docs)
+        if (bad := _field_problem(d, spec.doc_fields))
+    ]
     if len(docs) != spec.n_docs:
-        problems.append(f"{repo}: {len(docs)} documents in {spec.eval_split!r}, expected {spec.n_docs}")
+        problems.append(
+            f"{repo}: {len(docs)} documents in {spec.eval_split!r}, expected {spec.n_docs}"
+        )
     if problems:
         raise DataError(problems[:MAX_PROBLEMS])
     return Data("hub", repo, splits)

@@ -25,11 +25,15 @@ from dataclasses import dataclass
 END_TOKEN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|dlm_pad|start_header_id)\|>")
 FENCE = re.compile(r"```(?:([\w+-]*)[ \t]*(?=\n|$))?")
 PARSED_LINES = 40_000  # per answer: a degenerate text of hundreds of lines would take seconds
-CODE_START = re.compile(r"(?:import|from|def|async|class|if|for|while|try|with)\b|@|[A-Za-z_][\w.\[\]'\", ]*\s*[:+*-]?=")
+CODE_START = re.compile(
+    r"(?:import|from|def|async|class|if|for|while|try|with)\b|@|[A-Za-z_][\w.\[\]'\", ]*\s*[:+*-]?="
+)
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 # a statement at top level that uses one of these shows the function off, or waits for a user
 SHOWING_OFF = frozenset({"print", "input", "unittest", "doctest", "__name__", "exit", "quit"})
-LOOKS_UP_NAMES = frozenset({"globals", "locals", "vars", "eval", "exec"})  # with these any name may be reached
+LOOKS_UP_NAMES = frozenset(
+    {"globals", "locals", "vars", "eval", "exec"}
+)  # with these any name may be reached
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,12 @@ class _Unit:
 
 
 def extract_code(
-    text: str, entry_point: str | None = None, prompt: str = "", *, roots: Iterable[str] = (), prefill: str = ""
+    text: str,
+    entry_point: str | None = None,
+    prompt: str = "",
+    *,
+    roots: Iterable[str] = (),
+    prefill: str = "",
 ) -> Extracted:
     """The program in an answer.
 
@@ -75,15 +84,23 @@ def extract_code(
     except RecursionError:  # nested deeper than can be looked through
         code, how = "", "none"
     if how == "none":
-        return Extracted(textwrap.dedent(fenced[0] if fenced else text).strip("\n") + "\n", how, "; ".join(cuts))
+        return Extracted(
+            textwrap.dedent(fenced[0] if fenced else text).strip("\n") + "\n", how, "; ".join(cuts)
+        )
     kept = {line.strip() for line in code.split("\n")}
-    if any(line.strip() not in kept for line in answer.split("\n") if line.strip() and "```" not in line):
+    if any(
+        line.strip() not in kept
+        for line in answer.split("\n")
+        if line.strip() and "```" not in line
+    ):
         cuts.append("text outside the program")
     end = "\n\n" if code.rstrip("\n").endswith("\\") else "\n"  # a backslash needs its empty line
     return Extracted(code.rstrip("\n") + end, how, "; ".join(cuts))
 
 
-def _find(text: str, fenced: list[str], entry_point: str | None, prompt: str, roots: set[str]) -> tuple[str, str]:
+def _find(
+    text: str, fenced: list[str], entry_point: str | None, prompt: str, roots: set[str]
+) -> tuple[str, str]:
     """(code, how); how is "none" where no program was found."""
     pieces = [piece for block in fenced for piece in _pieces(block)]
     chosen, how = _first_defining(pieces, entry_point), "fence"
@@ -97,7 +114,9 @@ def _find(text: str, fenced: list[str], entry_point: str | None, prompt: str, ro
         return "", "none"
     if entry_point is None:
         return chosen, how
-    code = _reachable(chosen, [p for p in pieces if p != chosen], prompt, entry_point, {entry_point, *roots})
+    code = _reachable(
+        chosen, [p for p in pieces if p != chosen], prompt, entry_point, {entry_point, *roots}
+    )
     return code if _compiles(code) else chosen, how
 
 
@@ -129,7 +148,9 @@ def called_names(tests: str) -> list[str]:
     loads = [n for n in nodes if isinstance(n, ast.Name) and n.id not in bound]
     loads.sort(key=lambda n: (id(n) not in called, n.lineno, n.col_offset))
     own = [n.id for n in loads if n.id not in BUILTINS]
-    hidden = [n.id for n in loads if id(n) in called][:1]  # a task may ask for a function called `sum`
+    hidden = [n.id for n in loads if id(n) in called][
+        :1
+    ]  # a task may ask for a function called `sum`
     return list(dict.fromkeys(own or hidden))
 
 
@@ -153,9 +174,16 @@ def _cut(text: str) -> tuple[str, list[str]]:
     if "[DONE]" in text:
         text = text.split("[DONE]", 1)[0]
         cuts.append("[DONE]")
-    quoted = text.strip()  # OpenCompass's MBPP examples put the code in quotes; its [DONE] may be cut off already
+    quoted = (
+        text.strip()
+    )  # OpenCompass's MBPP examples put the code in quotes; its [DONE] may be cut off already
     marked = marked or re.match(r"\s*(?:import|from|def|class|@)\b", quoted[1:]) is not None
-    if marked and len(quoted) > 1 and quoted[0] == quoted[-1] in "'\"" and quoted[:3] != quoted[0] * 3:
+    if (
+        marked
+        and len(quoted) > 1
+        and quoted[0] == quoted[-1] in "'\""
+        and quoted[:3] != quoted[0] * 3
+    ):
         text = quoted[1:-1]
     return text, cuts
 
@@ -173,7 +201,13 @@ def _fences(text: str) -> list[str]:
     return [b for b in blocks if b.strip()]
 
 
-FAULTS = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)  # what compiling a text can raise
+FAULTS = (
+    SyntaxError,
+    ValueError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+)  # what compiling a text can raise
 
 
 def _parse(source: str) -> ast.Module:
@@ -198,7 +232,9 @@ def _longest_prefix(lines: list[str], at_least: int = 1) -> int:
     tries = 0
     while n >= at_least:
         tries += 1
-        step = 1 if tries < 10 else 2 ** (tries - 9)  # two or three tries do, but for degenerate texts
+        step = (
+            1 if tries < 10 else 2 ** (tries - 9)
+        )  # two or three tries do, but for degenerate texts
         try:
             _parse("\n".join(lines[:n]))
             return n
@@ -229,7 +265,9 @@ def _first_defining(pieces: list[str], entry_point: str | None) -> str | None:
     for piece in pieces:
         body = _parse(piece).body
         if entry_point is None:
-            if any(isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) for n in body):
+            if any(
+                isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) for n in body
+            ):
                 return piece
         elif _defines(body, entry_point):
             return piece
@@ -239,9 +277,14 @@ def _first_defining(pieces: list[str], entry_point: str | None) -> str | None:
 def _defines(body: list[ast.stmt], name: str) -> bool:
     """Whether the last top-level binding of name is more than a signature with a docstring."""
     for node in reversed(body):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name == name:
+        if (
+            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            and node.name == name
+        ):
             return not all(map(_idle, node.body))
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == name for t in node.targets
+        ):
             return True
     return False
 
@@ -286,7 +329,9 @@ def _units(source: str) -> list[_Unit]:
         else:
             spans.append([first, node.end_lineno, _kind(node)])
     # a backslash at the end of a statement continues it with an empty line: put elsewhere it would not be empty
-    return [_unit("\n".join(lines[first - 1 : last]).rstrip("\\"), kind) for first, last, kind in spans]
+    return [
+        _unit("\n".join(lines[first - 1 : last]).rstrip("\\"), kind) for first, last, kind in spans
+    ]
 
 
 def _kind(node: ast.stmt) -> str:
@@ -295,7 +340,9 @@ def _kind(node: ast.stmt) -> str:
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return "def"
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    if isinstance(node, (ast.Assign, ast.AnnAssign)) and all(isinstance(t, ast.Name) for t in targets):
+    if isinstance(node, (ast.Assign, ast.AnnAssign)) and all(
+        isinstance(t, ast.Name) for t in targets
+    ):
         return "assign"
     return "assert" if isinstance(node, ast.Assert) else "other"
 
@@ -311,12 +358,16 @@ def _unit(text: str, kind: str) -> _Unit:
     while inner:
         table = inner.pop()
         uses |= {s.get_name() for s in table.get_symbols() if s.is_global()}
-        binds |= {s.get_name() for s in table.get_symbols() if s.is_declared_global() and s.is_assigned()}
+        binds |= {
+            s.get_name() for s in table.get_symbols() if s.is_declared_global() and s.is_assigned()
+        }
         inner += table.get_children()
     return _Unit(text, frozenset(binds), frozenset(uses), kind)
 
 
-def _reachable(chosen: str, others: list[str], prompt: str, entry_point: str, roots: set[str]) -> str:
+def _reachable(
+    chosen: str, others: list[str], prompt: str, entry_point: str, roots: set[str]
+) -> str:
     """The statements of chosen that the roots need, after those they need from other pieces and the prompt.
 
     A statement is needed where it binds a needed name, or acts on one (or on a module) without being a use of
@@ -325,7 +376,12 @@ def _reachable(chosen: str, others: list[str], prompt: str, entry_point: str, ro
     units = _units(chosen)
     bound = frozenset().union(*(u.binds for u in units))
     helpers = [u for u in _prompt_units(prompt, entry_point) if not u.binds <= bound]
-    foreign = [u for piece in others for u in _units(piece) if u.kind != "assert" and not u.uses & SHOWING_OFF]
+    foreign = [
+        u
+        for piece in others
+        for u in _units(piece)
+        if u.kind != "assert" and not u.uses & SHOWING_OFF
+    ]
     modules = frozenset().union(*(u.binds for u in units if u.kind == "import"))
     have = bound | BUILTINS | frozenset().union(*(u.binds for u in helpers))
     needed = set(roots).union(*(u.uses for u in helpers))
@@ -353,7 +409,9 @@ def _reachable(chosen: str, others: list[str], prompt: str, entry_point: str, ro
     before = [u.text for u in (*helpers, *(borrowed[i] for i in sorted(borrowed)))]
     if not before:
         return body
-    future = [line for line in body.split("\n") if line.startswith("from __future__ ")]  # has to come first
+    future = [
+        line for line in body.split("\n") if line.startswith("from __future__ ")
+    ]  # has to come first
     rest = "\n".join(line for line in body.split("\n") if line not in future)
     return "\n".join([*future, *before, "", rest])
 

@@ -19,7 +19,8 @@ FORMS = {
     "chat": PromptForm(source="lm-eval 0.4.8 gsm8k, without examples", yaml="gsm8k/gsm8k.yaml"),
     "lm_eval": PromptForm(source="lm-eval 0.4.8 gsm8k", yaml="gsm8k/gsm8k.yaml", num_fewshot=5),
     "cot": PromptForm(
-        source="lm-eval 0.4.8 gsm8k_cot, without examples, as Dream reports", yaml="gsm8k/gsm8k-cot.yaml"
+        source="lm-eval 0.4.8 gsm8k_cot, without examples, as Dream reports",
+        yaml="gsm8k/gsm8k-cot.yaml",
     ),
 }
 
@@ -34,8 +35,12 @@ SPEC = TaskSpec(
     build=build,
     n_docs=1319,
     sources=(
-        Source(TEST, 1319, FIELDS, "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"),
-        Source(TRAIN, 7473, FIELDS, "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"),
+        Source(
+            TEST, 1319, FIELDS, "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
+        ),
+        Source(
+            TRAIN, 7473, FIELDS, "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465"
+        ),
     ),
     hub=("openai/gsm8k", "main"),
     splits=lambda rows: {"train": rows[TRAIN], "test": rows[TEST]},

@@ -20,7 +20,13 @@ from tasks.sandbox import Program
 FILE = "HumanEval.jsonl.gz"
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
 YAML = "humaneval/humaneval.yaml"
-FIELDS = {"task_id": "text", "prompt": "text", "canonical_solution": "text", "test": "source", "entry_point": "text"}
+FIELDS = {
+    "task_id": "text",
+    "prompt": "text",
+    "canonical_solution": "text",
+    "test": "source",
+    "entry_point": "text",
+}
 
 FORMS = {
     "chat": PromptForm(
@@ -60,7 +66,9 @@ def program_of(doc: dict, candidate: str) -> Program:
         prompt = ast.parse(doc["prompt"].rstrip() + "\n    pass\n")
     except SyntaxError:
         return Program(candidate, tests_of(doc))
-    prompt.body = [node for node in prompt.body if getattr(node, "name", None) != doc["entry_point"]]
+    prompt.body = [
+        node for node in prompt.body if getattr(node, "name", None) != doc["entry_point"]
+    ]
     return Program(candidate, tests_of(doc), helpers=ast.unparse(prompt))
 
 
@@ -69,7 +77,11 @@ def build(data: Data, form_name: str):
 
     def extract(doc: dict, answer: str) -> Extracted:
         return extract_code(
-            answer, doc["entry_point"], doc["prompt"], roots=called_names(tests_of(doc)), prefill=task.prefill(doc)
+            answer,
+            doc["entry_point"],
+            doc["prompt"],
+            roots=called_names(tests_of(doc)),
+            prefill=task.prefill(doc),
         )
 
     judging = Judging(extract, program_of)

@@ -21,7 +21,9 @@ NOTE = "nothing official is known of how these models are evaluated on this task
 
 def definition_of(name: str) -> Path | None:
     """The installed YAML file that defines the task, or None."""
-    line = re.compile(rb"^task:\s*[\"']?" + re.escape(name.encode()) + rb"[\"']?\s*(#.*)?$", re.MULTILINE)
+    line = re.compile(
+        rb"^task:\s*[\"']?" + re.escape(name.encode()) + rb"[\"']?\s*(#.*)?$", re.MULTILINE
+    )
     for folder, _, files in os.walk(tasks_dir()):
         for file in files:
             if file.endswith(".yaml"):
@@ -47,18 +49,37 @@ def spec_of(task: str) -> TaskSpec:
     name = task.removeprefix(PREFIX)
     path = definition_of(name)
     if path is None:
-        raise DataError([f"--task {task}: the installed lm-eval defines no task {name!r} in a file of its own"])
-    if runs_code(path):  # before it is loaded: that alone asks the hub for a scorer and tries it out
-        raise DataError([f"lm-eval's task {name} runs generated code in this process; --task humaneval and mbpp run it apart"])
+        raise DataError(
+            [f"--task {task}: the installed lm-eval defines no task {name!r} in a file of its own"]
+        )
+    if runs_code(
+        path
+    ):  # before it is loaded: that alone asks the hub for a scorer and tries it out
+        raise DataError(
+            [
+                f"lm-eval's task {name} runs generated code in this process; --task humaneval and mbpp run it apart"
+            ]
+        )
 
     def build(data: Data | None, form: str):
         return _load(name, path)
 
-    form = PromptForm(source=f"lm-eval's {name}", yaml=str(path.relative_to(tasks_dir())), num_fewshot=0)
+    form = PromptForm(
+        source=f"lm-eval's {name}", yaml=str(path.relative_to(tasks_dir())), num_fewshot=0
+    )
     return TaskSpec(
-        name=task, build=build, n_docs=0, sources=(), hub=(f"lm-eval {name}", None), splits=dict, eval_split="",
-        forms={FORM: form}, headline="", kind="other", foreign=True,
-    )  # fmt: skip
+        name=task,
+        build=build,
+        n_docs=0,
+        sources=(),
+        hub=(f"lm-eval {name}", None),
+        splits=dict,
+        eval_split="",
+        forms={FORM: form},
+        headline="",
+        kind="other",
+        foreign=True,
+    )
 
 
 def _load(name: str, path: Path):
@@ -68,12 +89,20 @@ def _load(name: str, path: Path):
     try:
         manager = TaskManager(include_path=str(path.parent), include_defaults=False)
         # load_task_or_group is all that 0.4.8 has, and deprecated since load came
-        task = (manager.load(name)["tasks"] if hasattr(manager, "load") else manager.load_task_or_group(name))[name]
+        task = (
+            manager.load(name)["tasks"]
+            if hasattr(manager, "load")
+            else manager.load_task_or_group(name)
+        )[name]
     except Exception as error:  # whatever the network, the cache or the task's own code raises
-        raise DataError([f"lm-eval's task {name} cannot be loaded: {type(error).__name__}: {error}"]) from error
+        raise DataError(
+            [f"lm-eval's task {name} cannot be loaded: {type(error).__name__}: {error}"]
+        ) from error
     config = task.config
     if task.OUTPUT_TYPE != "generate_until":
-        raise DataError([f"lm-eval's task {name} asks for {task.OUTPUT_TYPE}; only generation tasks can be run"])
+        raise DataError(
+            [f"lm-eval's task {name} asks for {task.OUTPUT_TYPE}; only generation tasks can be run"]
+        )
     task.data = Data("hub", f"lm-eval {name}: {config.dataset_path}", {})
     task.prefill = lambda doc: ""
     return task

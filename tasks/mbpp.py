@@ -21,7 +21,13 @@ from tasks.sandbox import Program, defined_names, free_names
 FILE = "mbpp.jsonl"
 SHA256 = "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f"
 YAML = "mbpp/mbpp.yaml"
-FIELDS = {"task_id": "int", "text": "text", "code": "text", "test_list": "sources", "test_setup_code": "source?"}
+FIELDS = {
+    "task_id": "int",
+    "text": "text",
+    "code": "text",
+    "test_list": "sources",
+    "test_setup_code": "source?",
+}
 SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 
 
@@ -36,14 +42,18 @@ FORMS = {
     "chat": PromptForm(
         source="lm-eval 0.4.8 mbpp's sentence and tests, without examples; reply in a code block",
         yaml=YAML,
-        doc_to_text=lambda installed: without_begin(installed) + "\n\nReply with the code in one Python code block.",
+        doc_to_text=lambda installed: (
+            without_begin(installed) + "\n\nReply with the code in one Python code block."
+        ),
         until=(),
     ),
     "lm_eval": PromptForm(source="lm-eval 0.4.8 mbpp", yaml=YAML, num_fewshot=3),
     "opencompass": PromptForm(
         source="OpenCompass mbpp_gen_830460, as LLaDA reports: the three examples are chat turns",
         yaml=YAML,
-        doc_to_text=lambda installed: without_begin(installed).replace("\n\n{{", "\n\n {{", 1) + "  \n",
+        doc_to_text=lambda installed: (
+            without_begin(installed).replace("\n\n{{", "\n\n {{", 1) + "  \n"
+        ),
         doc_to_target="[BEGIN]\n '{{code}}' \n[DONE] \n\n ",
         num_fewshot=3,
         multiturn=True,
@@ -60,18 +70,27 @@ FORMS = {
 
 
 def splits(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
-    return {name: [r for r in rows[FILE] if lo <= r["task_id"] <= hi] for name, (lo, hi) in SPLITS.items()}
+    return {
+        name: [r for r in rows[FILE] if lo <= r["task_id"] <= hi]
+        for name, (lo, hi) in SPLITS.items()
+    }
 
 
 def tests_of(doc: dict) -> str:
-    return "\n".join([doc["test_setup_code"] or "", *doc["test_list"]]).replace("\r\n", "\n").strip("\n")
+    return (
+        "\n".join([doc["test_setup_code"] or "", *doc["test_list"]])
+        .replace("\r\n", "\n")
+        .strip("\n")
+    )
 
 
 def program_of(doc: dict, candidate: str) -> Program:
     """What the reference defines is the candidate's in the tests, also where it is a builtin's name (task 126: sum)."""
     tests = tests_of(doc)
     names = free_names(tests)
-    own = {name for name in names if name in defined_names(doc["code"]) or not hasattr(builtins, name)}
+    own = {
+        name for name in names if name in defined_names(doc["code"]) or not hasattr(builtins, name)
+    }
     return Program(candidate, tests, names=tuple(sorted(own)))
 
 
@@ -81,12 +100,17 @@ def build(data: Data, form_name: str):
     def extract(doc: dict, answer: str) -> Extracted:
         asked = called_names("\n".join(doc["test_list"]))
         return extract_code(
-            answer, asked[0] if asked else None, roots=called_names(tests_of(doc)), prefill=task.prefill(doc)
+            answer,
+            asked[0] if asked else None,
+            roots=called_names(tests_of(doc)),
+            prefill=task.prefill(doc),
         )
 
     judging = Judging(extract, program_of)
     config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(judging)
-    config["fewshot_config"] |= {"samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")}
+    config["fewshot_config"] |= {
+        "samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")
+    }
     task = make_task(data, form_name, form, config, judging)
     return task
 

@@ -18,7 +18,10 @@ PROTOCOLS = ("uniform", "official")
 PREFIX = "lm_eval:"  # any other task that lm-eval has installed
 TASKS = ("humaneval", "mbpp", "gsm8k", "truthfulqa")
 FAMILY = {"llada": "llada", "llada1.5": "llada", "dream": "dream", "diffucoder": "dream"}
-TINY = {"tiny-llada": "llada", "tiny-dream": "dream"}  # embedded checkpoints, trained for the canvas and prompts below
+TINY = {
+    "tiny-llada": "llada",
+    "tiny-dream": "dream",
+}  # embedded checkpoints, trained for the canvas and prompts below
 FAMILY |= TINY
 
 
@@ -77,7 +80,12 @@ TINY_CANVAS, TINY_BLOCK = 24, 8  # every answer of the mini benchmarks fits
 
 def _flags(alias: str, task: str) -> dict[str, bool]:
     """End-token flags of the models that have them: what their authors set, also under `uniform`."""
-    if FAMILY[alias] != "llada" or alias in TINY or (alias, task) == ("llada", "gsm8k") or task.startswith(PREFIX):
+    if (
+        FAMILY[alias] != "llada"
+        or alias in TINY
+        or (alias, task) == ("llada", "gsm8k")
+        or task.startswith(PREFIX)
+    ):
         return {}
     if (alias, task) == ("llada", "humaneval"):
         return {"logits_eos_inf": True}
@@ -145,44 +153,68 @@ _DREAM_EVAL = "Dream paper; DreamLM/Dream eval_instruct/eval.sh"
 # (alias, task) -> (tokens per step -> score in percent, metric, source, settings)
 REFERENCES = {
     ("llada", "gsm8k"): (
-        {1: 79.3, 2: 74.8, 4: 66.5, 8: 30.7}, FLEXIBLE,
+        {1: 79.3, 2: 74.8, 4: 66.5, 8: 30.7},
+        FLEXIBLE,
         "Fast-dLLM (arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5",
         "lm-eval gsm8k, 5 examples in one user turn, canvas 256, block 32. OpenCompass's 4-example turns with block 8:"
         " 78.9 (EVAL.md)",
     ),
     ("llada", "humaneval"): (
-        {1: 47.0}, PASS, _LLADA_EVAL, "canvas and block 512, logits_eos_inf; 49.4 with the authors' internal library",
+        {1: 47.0},
+        PASS,
+        _LLADA_EVAL,
+        "canvas and block 512, logits_eos_inf; 49.4 with the authors' internal library",
     ),
     ("llada", "mbpp"): (
-        {1: 39.6}, PASS, _LLADA_EVAL,
+        {1: 39.6},
+        PASS,
+        _LLADA_EVAL,
         "3 examples as turns, canvas and block 256, confidence_eos_eot_inf; 41.0 with the internal library",
     ),
     ("llada1.5", "gsm8k"): (
-        {1: 83.6}, FLEXIBLE, _LLADA_EVAL,
+        {1: 83.6},
+        FLEXIBLE,
+        _LLADA_EVAL,
         "canvas 256, block 16, confidence_eos_eot_inf; published with OpenCompass's 4-example turns, here lm-eval's"
         " 5 examples in one turn; 83.8 with the internal library",
     ),
     ("llada1.5", "humaneval"): (
-        {1: 51.2}, PASS, _LLADA_EVAL, "canvas 512, block 32, confidence_eos_eot_inf; 52.4 with the internal library",
+        {1: 51.2},
+        PASS,
+        _LLADA_EVAL,
+        "canvas 512, block 32, confidence_eos_eot_inf; 52.4 with the internal library",
     ),
     ("llada1.5", "mbpp"): (
-        {1: 42.6}, PASS, _LLADA_EVAL,
+        {1: 42.6},
+        PASS,
+        _LLADA_EVAL,
         "3 examples as turns, canvas 512, block 32, confidence_eos_eot_inf; 42.8 with the internal library",
     ),
     ("dream", "gsm8k"): (
-        {1: 81.0}, FLEXIBLE, _DREAM_EVAL, "gsm8k_cot without examples, canvas 256, temperature 0.1, top_p 0.9; dllm: 82.0",
+        {1: 81.0},
+        FLEXIBLE,
+        _DREAM_EVAL,
+        "gsm8k_cot without examples, canvas 256, temperature 0.1, top_p 0.9; dllm: 82.0",
     ),
     ("dream", "humaneval"): (
-        {1: 55.5}, PASS, _DREAM_EVAL, "humaneval_instruct v2, canvas 768, temperature 0.1, top_p 0.9; dllm: 57.9",
+        {1: 55.5},
+        PASS,
+        _DREAM_EVAL,
+        "humaneval_instruct v2, canvas 768, temperature 0.1, top_p 0.9; dllm: 57.9",
     ),
     ("dream", "mbpp"): (
-        {1: 58.8}, PASS, _DREAM_EVAL, "mbpp_instruct, canvas 1024, temperature 0.1, top_p 0.9; dllm: 58.2",
+        {1: 58.8},
+        PASS,
+        _DREAM_EVAL,
+        "mbpp_instruct, canvas 1024, temperature 0.1, top_p 0.9; dllm: 58.2",
     ),
     ("diffucoder", "humaneval"): (
-        {1: 73.2}, PASS, "DiffuCoder paper (arXiv:2506.20639)",
+        {1: 73.2},
+        PASS,
+        "DiffuCoder paper (arXiv:2506.20639)",
         "EvalPlus's harness with HumanEval's own tests, canvas 512; prompt and temperature not published",
     ),
-}  # fmt: skip
+}
 
 
 def _official(alias: str, task: str) -> Protocol:
@@ -197,7 +229,13 @@ def _official(alias: str, task: str) -> Protocol:
         gen_length=gen_length,
         block_length=block_length,
         references=tuple(
-            {"score": score, "metric": metric, "tokens_per_step": k, "source": source, "settings": settings}
+            {
+                "score": score,
+                "metric": metric,
+                "tokens_per_step": k,
+                "source": source,
+                "settings": settings,
+            }
             for k, score in scores.items()
         ),
         **SAMPLING[alias],

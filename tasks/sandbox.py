@@ -93,7 +93,11 @@ def executes() -> bool:
 
 def announcement() -> str:
     """One line on what programs run in. Raises SandboxError as tier() does."""
-    return tier().line if _executes else "code sandbox: not used (--no_exec): programs are kept in the result, none is run"
+    return (
+        tier().line
+        if _executes
+        else "code sandbox: not used (--no_exec): programs are kept in the result, none is run"
+    )
 
 
 def tier() -> Tier:
@@ -121,7 +125,9 @@ def judge(
     SandboxError if there is no verdict after three attempts, if the sandbox is below the floor (see accept), and if
     the tests are not Python.
     """
-    return _judge(Program(candidate, tests, helpers, names), strict, Limits(timeout_s, wall_s), None)
+    return _judge(
+        Program(candidate, tests, helpers, names), strict, Limits(timeout_s, wall_s), None
+    )
 
 
 def judge_many(
@@ -149,7 +155,9 @@ def judge_many(
             raise
 
 
-def _judge(program: Program, strict: bool, limits: Limits, cancel: threading.Event | None) -> Verdict:
+def _judge(
+    program: Program, strict: bool, limits: Limits, cancel: threading.Event | None
+) -> Verdict:
     found = tier()
     problem = ""
     for attempt in range(ATTEMPTS):

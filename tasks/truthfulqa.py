@@ -18,11 +18,24 @@ from tasks.extract import clean_answer
 FILE = "TruthfulQA.csv"
 SHA256 = "99d6ae7755e3b435eade956068c9de7c0c474770344237aeb66b56519ba4b697"
 YAML = "truthfulqa/truthfulqa_gen.yaml"
-COLUMNS = ("Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source")
+COLUMNS = (
+    "Type",
+    "Category",
+    "Question",
+    "Best Answer",
+    "Correct Answers",
+    "Incorrect Answers",
+    "Source",
+)
 FIELDS = {
-    "type": "text?", "category": "text?", "question": "text", "best_answer": "text",
-    "correct_answers": "texts", "incorrect_answers": "texts", "source": "text?",
-}  # fmt: skip
+    "type": "text?",
+    "category": "text?",
+    "question": "text",
+    "best_answer": "text",
+    "correct_answers": "texts",
+    "incorrect_answers": "texts",
+    "source": "text?",
+}
 
 FORMS = {
     # a chat model may begin with "A:" or a blank line: the clean-up does what the stop string "\n\n" is for
@@ -31,7 +44,9 @@ FORMS = {
         yaml=YAML,
         until=("\nQ:",),
     ),
-    "lm_eval": PromptForm(source="lm-eval 0.4.8 truthfulqa_gen", yaml=YAML, until=("\n\n",), clean=False),
+    "lm_eval": PromptForm(
+        source="lm-eval 0.4.8 truthfulqa_gen", yaml=YAML, until=("\n\n",), clean=False
+    ),
 }
 
 

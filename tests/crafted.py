@@ -8,23 +8,45 @@ from tasks.protocols import protocol as protocol_of
 from utils import RunConfig, atomic_write_json, result_name
 
 METRIC = {
-    "gsm8k": ("exact_match", "flexible-extract"), "humaneval": ("pass@1", "create_test"),
-    "mbpp": ("pass@1", "create_test"), "truthfulqa": ("bleu_acc", "none"),
-}  # fmt: skip
+    "gsm8k": ("exact_match", "flexible-extract"),
+    "humaneval": ("pass@1", "create_test"),
+    "mbpp": ("pass@1", "create_test"),
+    "truthfulqa": ("bleu_acc", "none"),
+}
 
 
 def config_of(alias: str, task: str, k: int, protocol: str = "uniform", **changes) -> RunConfig:
     cell = protocol_of(protocol, alias, task)
     length = changes.get("gen_length", cell.gen_length)
     fields = dict(
-        model_alias=alias, family="llada" if "llada" in alias else "dream", checkpoint=f"/{alias}", task=task,
-        protocol=protocol, prompt_form=cell.form, num_fewshot=cell.num_fewshot, chat_template=True, system=None,
-        algorithm=cell.algorithm, gen_length=length, block_length=cell.block_length or length,
-        num_steps=-(-length // k), tokens_per_step=k, quotas=f"{k}x{-(-length // k)}", temperature=cell.temperature,
-        top_p=cell.top_p, top_k=None, alg_temp=cell.alg_temp, logits_eos_inf=False, confidence_eos_eot_inf=False,
-        confidence_dtype="float64", early_exit=True, dtype="bfloat16", seed=0,
-        fingerprint={"revision": alias, "files": {}, "shards": {}}, data={"file": "1"},
-    )  # fmt: skip
+        model_alias=alias,
+        family="llada" if "llada" in alias else "dream",
+        checkpoint=f"/{alias}",
+        task=task,
+        protocol=protocol,
+        prompt_form=cell.form,
+        num_fewshot=cell.num_fewshot,
+        chat_template=True,
+        system=None,
+        algorithm=cell.algorithm,
+        gen_length=length,
+        block_length=cell.block_length or length,
+        num_steps=-(-length // k),
+        tokens_per_step=k,
+        quotas=f"{k}x{-(-length // k)}",
+        temperature=cell.temperature,
+        top_p=cell.top_p,
+        top_k=None,
+        alg_temp=cell.alg_temp,
+        logits_eos_inf=False,
+        confidence_eos_eot_inf=False,
+        confidence_dtype="float64",
+        early_exit=True,
+        dtype="bfloat16",
+        seed=0,
+        fingerprint={"revision": alias, "files": {}, "shards": {}},
+        data={"file": "1"},
+    )
     return RunConfig(**(fields | changes))
 
 
@@ -38,16 +60,43 @@ def record_of(config: RunConfig, doc: int, rng: random.Random, prompt: str | Non
         at[position] = n // k
     nfe, text = -(-length // k), f"Answer to {doc}: <b>{rng.random()}</b> & more"
     return Record(
-        doc, 0, prompt or f"<|user|>Question {doc}?\n</script>", text, text + "<|endoftext|>", "end token 2",
-        "end_token", 30, length, returned, nfe, 0, nfe * length, 0.05 * nfe, 0.05 * nfe, doc,
-        tuple(rng.randrange(1000) for _ in range(length)), tuple(at),
-    )  # fmt: skip
+        doc,
+        0,
+        prompt or f"<|user|>Question {doc}?\n</script>",
+        text,
+        text + "<|endoftext|>",
+        "end token 2",
+        "end_token",
+        30,
+        length,
+        returned,
+        nfe,
+        0,
+        nfe * length,
+        0.05 * nfe,
+        0.05 * nfe,
+        doc,
+        tuple(rng.randrange(1000) for _ in range(length)),
+        tuple(at),
+    )
 
 
 def craft(
-    alias="llada", task="gsm8k", k=1, *, right=0.5, n=40, protocol="uniform", data="original", limit=None,
-    overrides=None, scores=None, prompt=None, machine="NVIDIA H200", **changes,
-) -> tuple[dict, RunConfig]:  # fmt: skip
+    alias="llada",
+    task="gsm8k",
+    k=1,
+    *,
+    right=0.5,
+    n=40,
+    protocol="uniform",
+    data="original",
+    limit=None,
+    overrides=None,
+    scores=None,
+    prompt=None,
+    machine="NVIDIA H200",
+    **changes,
+) -> tuple[dict, RunConfig]:
     """A complete result; a share `right` of n answers is right, or `scores` says which."""
     config = config_of(alias, task, k, protocol, **changes)
     rng = random.Random(f"{alias} {task} {k}")
@@ -57,17 +106,35 @@ def craft(
     metric, chain = METRIC[task]
     scores = [float(rng.random() < right) for _ in range(n)] if scores is None else scores
     logged = [
-        {"doc_id": doc, "filter": chain, "metrics": [metric], metric: scores[doc], "filtered_resps": [f"{doc}"]}
+        {
+            "doc_id": doc,
+            "filter": chain,
+            "metrics": [metric],
+            metric: scores[doc],
+            "filtered_resps": [f"{doc}"],
+        }
         for doc in range(n)
     ]
     cell = protocol_of(protocol, alias, task)
     result = build_result(
-        config=config.as_dict(), config_id=config.id, protocol={"name": protocol, "references": cell.references},
-        overrides=({} if k == 1 else {"tokens_per_step": {"protocol": 1, "run": k}}) | (overrides or {}), notes=[], data={"name": data, "files": config.data, "n_docs": n, "rows_sha256": data},
-        limit=limit, records=records, logged=logged, headline=f"{metric},{chain}", code=False,
+        config=config.as_dict(),
+        config_id=config.id,
+        protocol={"name": protocol, "references": cell.references},
+        overrides=({} if k == 1 else {"tokens_per_step": {"protocol": 1, "run": k}})
+        | (overrides or {}),
+        notes=[],
+        data={"name": data, "files": config.data, "n_docs": n, "rows_sha256": data},
+        limit=limit,
+        records=records,
+        logged=logged,
+        headline=f"{metric},{chain}",
+        code=False,
         profile=profile(records, peak_bytes={}),
-        meta={"started": "2026-01-01T00:00:00+00:00", "samples_made": [{"device_name": machine, "cpu": "x"}]},
-    )  # fmt: skip
+        meta={
+            "started": "2026-01-01T00:00:00+00:00",
+            "samples_made": [{"device_name": machine, "cpu": "x"}],
+        },
+    )
     return result, config
 
 

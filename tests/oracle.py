@@ -42,7 +42,9 @@ def nucleus(logits: np.ndarray, top_p: float | None, top_k: int | None) -> np.nd
     return logits
 
 
-def sample(logits: np.ndarray, temperature: float, top_p, top_k, u: float) -> tuple[int, np.ndarray]:
+def sample(
+    logits: np.ndarray, temperature: float, top_p, top_k, u: float
+) -> tuple[int, np.ndarray]:
     """A token and the distribution [V] that it was taken from."""
     if temperature == 0:
         return int(logits.argmax()), softmax(logits)
@@ -56,8 +58,20 @@ def best(scores: dict[int, float], k: int) -> list[int]:
     return sorted(scores, key=lambda i: (-scores[i], i))[:k]
 
 
-def llada(model, prompt: list[int], algorithm: str, gen_length: int, block_length: int, num_steps: int, seed: int = 0,
-          temperature: float = 0.0, top_p=None, top_k=None, logits_eos_inf=False, confidence_eos_eot_inf=False) -> list[int]:
+def llada(
+    model,
+    prompt: list[int],
+    algorithm: str,
+    gen_length: int,
+    block_length: int,
+    num_steps: int,
+    seed: int = 0,
+    temperature: float = 0.0,
+    top_p=None,
+    top_k=None,
+    logits_eos_inf=False,
+    confidence_eos_eot_inf=False,
+) -> list[int]:
     """low_confidence and random, as ML-GSAI/LLaDA generate.py describes them."""
     mask, eos, ends = model.config.mask_id, model.config.eos_id, list(model.config.end_ids)
     x = list(prompt) + [mask] * gen_length
@@ -78,14 +92,28 @@ def llada(model, prompt: list[int], algorithm: str, gen_length: int, block_lengt
                 tokens[i], _ = sample(row, temperature, top_p, top_k, u[0, i - len(prompt)])
                 if confidence_eos_eot_inf:
                     row[ends] = -np.inf
-                scores[i] = softmax(row)[tokens[i]] if algorithm == "low_confidence" else u[1, i - len(prompt)]
+                scores[i] = (
+                    softmax(row)[tokens[i]]
+                    if algorithm == "low_confidence"
+                    else u[1, i - len(prompt)]
+                )
             for i in best(scores, block_length // per_block + (step < block_length % per_block)):
                 x[i] = tokens[i]
-    return x[len(prompt):]
+    return x[len(prompt) :]
 
 
-def dream(model, prompt: list[int], algorithm: str, gen_length: int, num_steps: int, seed: int = 0,
-          temperature: float = 0.0, top_p=None, top_k=None, alg_temp: float | None = None) -> list[int]:
+def dream(
+    model,
+    prompt: list[int],
+    algorithm: str,
+    gen_length: int,
+    num_steps: int,
+    seed: int = 0,
+    temperature: float = 0.0,
+    top_p=None,
+    top_k=None,
+    alg_temp: float | None = None,
+) -> list[int]:
     """maskgit_plus, topk_margin, entropy and origin, as DreamLM/Dream generation_utils.py describes them."""
     mask = model.config.mask_id
     x = list(prompt) + [mask] * gen_length
@@ -101,8 +129,10 @@ def dream(model, prompt: list[int], algorithm: str, gen_length: int, num_steps: 
             tokens[i], probs = sample(logits[i], temperature, top_p, top_k, u[0, at])
             top = np.sort(probs)[::-1]
             scores[i] = {
-                "maskgit_plus": probs[tokens[i]], "topk_margin": top[0] - top[1],
-                "entropy": (probs * np.log(probs + 1e-10)).sum(), "origin": 0.0,
+                "maskgit_plus": probs[tokens[i]],
+                "topk_margin": top[0] - top[1],
+                "entropy": (probs * np.log(probs + 1e-10)).sum(),
+                "origin": 0.0,
             }[algorithm]
             if alg_temp:
                 scores[i] = scores[i] / alg_temp - np.log(-np.log(u[1, at]))
@@ -112,11 +142,19 @@ def dream(model, prompt: list[int], algorithm: str, gen_length: int, num_steps: 
             chosen = best(scores, int(np.float32(len(open_now)) * np.float32(share)))
         for i in chosen:
             x[i] = tokens[i]
-    return x[len(prompt):]
+    return x[len(prompt) :]
 
 
-def leftright(model, prompt: list[int], gen_length: int, tokens_per_step: int, seed: int = 0,
-              temperature: float = 0.0, top_p=None, top_k=None) -> list[int]:
+def leftright(
+    model,
+    prompt: list[int],
+    gen_length: int,
+    tokens_per_step: int,
+    seed: int = 0,
+    temperature: float = 0.0,
+    top_p=None,
+    top_k=None,
+) -> list[int]:
     """The first K open positions each step, until the end token is on the canvas."""
     mask = model.config.mask_id
     x = list(prompt) + [mask] * gen_length
@@ -125,17 +163,26 @@ def leftright(model, prompt: list[int], gen_length: int, tokens_per_step: int, s
         logits = aligned(model, x)
         for i in [i for i in range(len(prompt), len(x)) if x[i] == mask][:tokens_per_step]:
             x[i], _ = sample(logits[i], temperature, top_p, top_k, u[0, i - len(prompt)])
-        answer = x[len(prompt):]
+        answer = x[len(prompt) :]
         if model.config.eos_id in answer or mask not in answer:
             break
-    return x[len(prompt):]
+    return x[len(prompt) :]
 
 
 # ---- blocks, caches, and algorithms that decide themselves how many positions they commit
 
 
-def blockwise(model, prompt: list[int], rule, gen_length: int, block_length: int, seed: int = 0, temperature: float = 0.0,
-              kv_cache: str = "none", cache_refresh: int | None = None) -> tuple[list[int], int, int]:
+def blockwise(
+    model,
+    prompt: list[int],
+    rule,
+    gen_length: int,
+    block_length: int,
+    seed: int = 0,
+    temperature: float = 0.0,
+    kv_cache: str = "none",
+    cache_refresh: int | None = None,
+) -> tuple[list[int], int, int]:
     """A canvas in blocks, each step by `rule(Step)`: (ids, forward passes, columns computed). One row, one cache."""
     mask, first = model.config.mask_id, len(prompt)
     x = list(prompt) + [mask] * gen_length
@@ -152,9 +199,23 @@ def blockwise(model, prompt: list[int], rule, gen_length: int, block_length: int
                 a = lo - 1 if model.config.family == "dream" and lo in open_now and lo else lo
                 b = len(x) if kv_cache == "prefix" else lo + block_length
             rows = torch.tensor([i - a for i in open_now])
-            logits = model.predict(torch.tensor(x[a:b]), [(a, b, len(x))], rows, cache).double().numpy()
-            u = uniforms(seed, (lo - first) // block_length * block_length + step, gen_length).numpy()
-            now = Step(model.config, x, first, lo, step, dict(zip(open_now, logits)), memory, temperature, u)
+            logits = (
+                model.predict(torch.tensor(x[a:b]), [(a, b, len(x))], rows, cache).double().numpy()
+            )
+            u = uniforms(
+                seed, (lo - first) // block_length * block_length + step, gen_length
+            ).numpy()
+            now = Step(
+                model.config,
+                x,
+                first,
+                lo,
+                step,
+                dict(zip(open_now, logits)),
+                memory,
+                temperature,
+                u,
+            )
             for i, token in rule(now).items():
                 x[i] = token
             passes, columns, step = passes + 1, columns + b - a, step + 1
@@ -165,14 +226,23 @@ class Step:
     """What a rule sees: logits [V] and, from them, the proposed token and the distribution of each open position."""
 
     def __init__(self, config, x, first, lo, step, logits, memory, temperature, u):
-        self.config, self.x, self.first, self.lo, self.step, self.memory = config, x, first, lo, step, memory
+        self.config, self.x, self.first, self.lo, self.step, self.memory = (
+            config,
+            x,
+            first,
+            lo,
+            step,
+            memory,
+        )
         self.temperature, self.u = temperature, u
         self.take(logits)
 
     def take(self, logits: dict[int, np.ndarray]) -> None:
         self.logits, self.tokens, self.probs = logits, {}, {}
         for i, row in logits.items():
-            self.tokens[i], drawn_from = sample(row, self.temperature, None, None, self.u[0, i - self.first])
+            self.tokens[i], drawn_from = sample(
+                row, self.temperature, None, None, self.u[0, i - self.first]
+            )
             self.probs[i] = drawn_from if self.config.family == "dream" else softmax(row)
         self.confidence = {i: p[self.tokens[i]] for i, p in self.probs.items()}
         self.entropy = {i: -(p * np.log(p + 1e-10)).sum() for i, p in self.probs.items()}
@@ -206,7 +276,12 @@ def factor(value: float):
 
 def entropy_threshold(value: float):
     def rule(now: Step) -> dict[int, int]:
-        return now.only({min(now.entropy, key=now.entropy.get), *(i for i, h in now.entropy.items() if h <= value)})
+        return now.only(
+            {
+                min(now.entropy, key=now.entropy.get),
+                *(i for i, h in now.entropy.items() if h <= value),
+            }
+        )
 
     return rule
 
@@ -214,7 +289,11 @@ def entropy_threshold(value: float):
 def eb_sampler(gamma: float):
     def rule(now: Step) -> dict[int, int]:
         order = sorted(now.entropy, key=lambda i: (now.entropy[i], i))
-        fits = [n for n in range(1, len(order) + 1) if bound([now.entropy[i] for i in order[:n]]) <= gamma]
+        fits = [
+            n
+            for n in range(1, len(order) + 1)
+            if bound([now.entropy[i] for i in order[:n]]) <= gamma
+        ]
         return now.only(order[: max(fits)])
 
     return rule
@@ -264,6 +343,7 @@ def credit(value: float, credit_weight: float, credit_decay: float, credit_power
 
 def certainty(sigma: float, k: int = 1):
     """The density as d2Cache's docstring has it: known on the left; on the right as the last position is."""
+
     def rule(now: Step) -> dict[int, int]:
         canvas = [token != now.config.mask_id for token in now.x[now.first :]]
         n = len(canvas)
@@ -280,8 +360,14 @@ def certainty(sigma: float, k: int = 1):
 # ---- left to right, with a window and a verifier
 
 
-def onward(model, prompt: list[int], gen_length: int, kv_window: int | None = None, max_lookahead: int | None = None,
-           block_length: int | None = None):
+def onward(
+    model,
+    prompt: list[int],
+    gen_length: int,
+    kv_window: int | None = None,
+    max_lookahead: int | None = None,
+    block_length: int | None = None,
+):
     """(canvas, first open column, step, logits [n, V] of what is in sight) of each forward pass; the consumer commits."""
     mask, x = model.config.mask_id, list(prompt) + [model.config.mask_id] * gen_length
     cache, size = model.new_cache(), block_length or gen_length
@@ -292,7 +378,11 @@ def onward(model, prompt: list[int], gen_length: int, kv_window: int | None = No
         if (first - len(prompt)) // size > block:
             block, step = (first - len(prompt)) // size, 0
         end = len(x) if max_lookahead is None else min(len(x), first + max_lookahead)
-        a = 0 if kv_window is None or step == 0 else max(0, first - kv_window - (first - before) + 1)
+        a = (
+            0
+            if kv_window is None or step == 0
+            else max(0, first - kv_window - (first - before) + 1)
+        )
         rows = torch.arange(first - a, min(end, len(prompt) + (block + 1) * size) - a)
         logits = model.predict(torch.tensor(x[a:end]), [(a, end, end)], rows, cache)
         before = first
@@ -300,8 +390,20 @@ def onward(model, prompt: list[int], gen_length: int, kv_window: int | None = No
         step += 1
 
 
-def apd(model, verifier, prompt: list[int], gen_length: int, weight: float, seed: int = 0, temperature: float = 0.0,
-        top_p=None, top_k=None, released: bool = False, k: int = 1, **sight) -> tuple[list[int], list[int]]:
+def apd(
+    model,
+    verifier,
+    prompt: list[int],
+    gen_length: int,
+    weight: float,
+    seed: int = 0,
+    temperature: float = 0.0,
+    top_p=None,
+    top_k=None,
+    released: bool = False,
+    k: int = 1,
+    **sight,
+) -> tuple[list[int], list[int]]:
     """Ids and accepted counts: the paper's algorithm 1, or what danielmisrael/apd runs in its place. No verifier's cache."""
     from decoding.verifier import gumbels
 
@@ -309,18 +411,27 @@ def apd(model, verifier, prompt: list[int], gen_length: int, weight: float, seed
     for x, first, step, logits in onward(model, prompt, gen_length, **sight):
         n, noise = len(logits), np.zeros_like(logits)
         if temperature:
-            noise = gumbels([noise_key(seed, step, first + j) for j in range(n)], logits.shape[1], torch.device("cpu")).numpy()
+            noise = gumbels(
+                [noise_key(seed, step, first + j) for j in range(n)],
+                logits.shape[1],
+                torch.device("cpu"),
+            ).numpy()
         drafts = []
         for j in range(n):
             scaled = nucleus(logits[j] / temperature, top_p, top_k) if temperature else logits[j]
-            drafts.append(int((scaled / (temperature if released and temperature else 1) + noise[j]).argmax()))
+            drafts.append(
+                int((scaled / (temperature if released and temperature else 1) + noise[j]).argmax())
+            )
         read = [t if t < verifier.config.vocab_size else 0 for t in x[:first] + drafts]
         with torch.inference_mode():
             said = verifier.logits(torch.tensor([read]))[0].double().numpy()
         taken = 0
         for j, token in enumerate(drafts):
             both = min(logits.shape[1], said.shape[1])
-            mine, theirs = (np.log(softmax(row), where=row > -np.inf, out=np.full_like(row, -np.inf)) for row in (logits[j], said[first + j - 1]))
+            mine, theirs = (
+                np.log(softmax(row), where=row > -np.inf, out=np.full_like(row, -np.inf))
+                for row in (logits[j], said[first + j - 1])
+            )
             with np.errstate(invalid="ignore"):
                 mixed = weight * mine[:both] + (1 - weight) * theirs[:both]
             mixed[np.isneginf(mine[:both])] = -np.inf
@@ -331,9 +442,9 @@ def apd(model, verifier, prompt: list[int], gen_length: int, weight: float, seed
             taken += 1
         x[first : first + taken] = drafts[:taken]
         accepted.append(taken)
-        if model.config.eos_id in x[len(prompt):]:
+        if model.config.eos_id in x[len(prompt) :]:
             break
-    return x[len(prompt):], accepted
+    return x[len(prompt) :], accepted
 
 
 def noise_key(seed: int, step: int, column: int) -> int:
@@ -343,10 +454,12 @@ def noise_key(seed: int, step: int, column: int) -> int:
     return scrambled(scrambled(seed, step), column)
 
 
-def leftright_within(model, prompt: list[int], gen_length: int, tokens_per_step: int, **sight) -> list[int]:
+def leftright_within(
+    model, prompt: list[int], gen_length: int, tokens_per_step: int, **sight
+) -> list[int]:
     """`leftright` at temperature 0 with a window and a lookahead."""
     for x, first, _, logits in onward(model, prompt, gen_length, **sight):
         x[first : first + tokens_per_step] = logits[:tokens_per_step].argmax(-1).tolist()
-        if model.config.eos_id in x[len(prompt):]:
+        if model.config.eos_id in x[len(prompt) :]:
             break
-    return x[len(prompt):]
+    return x[len(prompt) :]

@@ -34,31 +34,55 @@ def prompts_for(n: int) -> list[list[int]]:
     return [rng.integers(5, 400, size=int(rng.integers(1, 24))).tolist() for _ in range(n)]
 
 
-def config(name: str = "apd", k: int = 1, weight: float = 0.7, block: int | None = None, **more) -> DecodeConfig:
+def config(
+    name: str = "apd", k: int = 1, weight: float = 0.7, block: int | None = None, **more
+) -> DecodeConfig:
     given = () if name == "leftright" else (("apd_mixture_weight", weight),)
     if "kv_window" in more:
         more["kv_cache"] = "window"
-    return DecodeConfig(make_schedule(name, LENGTH, block, k), early_exit=False, given=given, **more)
+    return DecodeConfig(
+        make_schedule(name, LENGTH, block, k), early_exit=False, given=given, **more
+    )
 
 
 # ---- the engine against the plain loops
 
 
-SIGHTS = [{}, {"max_lookahead": 6}, {"kv_window": 4}, {"kv_window": 1, "max_lookahead": 5}, {"kv_window": 100}]
-DRAWS = [{}, {"temperature": 0.7}, {"temperature": 1.3, "top_p": 0.9}, {"temperature": 0.5, "top_k": 20}]
+SIGHTS = [
+    {},
+    {"max_lookahead": 6},
+    {"kv_window": 4},
+    {"kv_window": 1, "max_lookahead": 5},
+    {"kv_window": 100},
+]
+DRAWS = [
+    {},
+    {"temperature": 0.7},
+    {"temperature": 1.3, "top_p": 0.9},
+    {"temperature": 0.5, "top_k": 20},
+]
 
 
 @pytest.mark.parametrize("draw", DRAWS)
 @pytest.mark.parametrize("name", ["apd", "apd_released"])
 def test_apd_equals_the_plain_loop(model, verifier, name, draw):
     prompts, accepted = prompts_for(3), []
-    got = decode(model, prompts, config(name, weight=0.6, **draw), [3, 4, 2**62], batch_size=2, verifier=verifier)
+    got = decode(
+        model,
+        prompts,
+        config(name, weight=0.6, **draw),
+        [3, 4, 2**62],
+        batch_size=2,
+        verifier=verifier,
+    )
     for prompt, seed, done in zip(prompts, [3, 4, 2**62], got):
         ids, counts = oracle.apd(
             model, verifier, prompt, LENGTH, 0.6, seed=seed, released=name == "apd_released", **draw
         )
         assert list(done.token_ids) == ids
-        assert np.bincount([at for at in done.committed_at if at >= 0]).tolist() == counts and done.nfe == len(counts)
+        assert np.bincount(
+            [at for at in done.committed_at if at >= 0]
+        ).tolist() == counts and done.nfe == len(counts)
         assert done.nfe - 1 <= done.nfe_verifier <= done.nfe
         accepted += counts
     assert max(accepted) > 1  # else nothing was verified
@@ -67,11 +91,18 @@ def test_apd_equals_the_plain_loop(model, verifier, name, draw):
 @pytest.mark.parametrize("sight", SIGHTS[1:])
 def test_windows_and_lookahead_equal_the_plain_loop(model, verifier, sight):
     prompts = prompts_for(3)
-    got = decode(model, prompts, config(weight=0.8, **sight), range(3), batch_size=2, verifier=verifier)
+    got = decode(
+        model, prompts, config(weight=0.8, **sight), range(3), batch_size=2, verifier=verifier
+    )
     for i, (prompt, done) in enumerate(zip(prompts, got)):
-        assert list(done.token_ids) == oracle.apd(model, verifier, prompt, LENGTH, 0.8, seed=i, **sight)[0]
+        assert (
+            list(done.token_ids)
+            == oracle.apd(model, verifier, prompt, LENGTH, 0.8, seed=i, **sight)[0]
+        )
         assert (done.nfe_partial > 0) == ("kv_window" in sight and sight["kv_window"] < 100)
-    for prompt, done in zip(prompts, decode(model, prompts, config("leftright", 3, **sight), range(3), batch_size=2)):
+    for prompt, done in zip(
+        prompts, decode(model, prompts, config("leftright", 3, **sight), range(3), batch_size=2)
+    ):
         assert list(done.token_ids) == oracle.leftright_within(model, prompt, LENGTH, 3, **sight)
 
 
@@ -79,9 +110,18 @@ def test_windows_and_lookahead_equal_the_plain_loop(model, verifier, sight):
 def test_blocks_equal_the_plain_loop(model, verifier, draw):
     """A block's last position, left alone, is not verified: what was drafted there before it must not stay in the cache."""
     prompts = prompts_for(6)
-    got = decode(model, prompts, config(weight=0.5, block=4, **draw), range(6), batch_size=4, verifier=verifier)
+    got = decode(
+        model,
+        prompts,
+        config(weight=0.5, block=4, **draw),
+        range(6),
+        batch_size=4,
+        verifier=verifier,
+    )
     for i, (prompt, done) in enumerate(zip(prompts, got)):
-        ids, counts = oracle.apd(model, verifier, prompt, LENGTH, 0.5, seed=i, block_length=4, **draw)
+        ids, counts = oracle.apd(
+            model, verifier, prompt, LENGTH, 0.5, seed=i, block_length=4, **draw
+        )
         assert list(done.token_ids) == ids and done.nfe == len(counts)
 
 
@@ -89,7 +129,8 @@ def test_a_window_wider_than_the_canvas_is_no_cache(model, verifier):
     """Exactness mode: nothing is kept that anything was committed after."""
     prompts = prompts_for(4)
     wide, none = (
-        decode(model, prompts, config(temperature=0.8, **s), range(4), verifier=verifier) for s in ({"kv_window": 200}, {})
+        decode(model, prompts, config(temperature=0.8, **s), range(4), verifier=verifier)
+        for s in ({"kv_window": 200}, {})
     )
     assert [c.token_ids for c in wide] == [c.token_ids for c in none]
 
@@ -102,7 +143,14 @@ def test_tokens_do_not_depend_on_the_batch(model, verifier, name, sight):
     alone = [decode(model, [p], chosen, [i], verifier=verifier)[0] for i, p in enumerate(prompts)]
     order = [3, 0, 5, 1, 4, 2]
     for batch_size in (2, 6):
-        got = decode(model, [prompts[i] for i in order], chosen, order, batch_size=batch_size, verifier=verifier)
+        got = decode(
+            model,
+            [prompts[i] for i in order],
+            chosen,
+            order,
+            batch_size=batch_size,
+            verifier=verifier,
+        )
         assert [c.token_ids for c in got] == [alone[i].token_ids for i in order]
         assert [c.nfe_verifier for c in got] == [alone[i].nfe_verifier for i in order]
 
@@ -110,7 +158,12 @@ def test_tokens_do_not_depend_on_the_batch(model, verifier, name, sight):
 def test_the_verifier_s_cache_computes_each_committed_column_about_once(model, verifier):
     class Counting:
         def __init__(self):
-            self.config, self.device, self.new_cache, self.columns = verifier.config, verifier.device, verifier.new_cache, []
+            self.config, self.device, self.new_cache, self.columns = (
+                verifier.config,
+                verifier.device,
+                verifier.new_cache,
+                [],
+            )
 
         def predict(self, tokens, spans, rows, cache):
             self.columns.append([hi - lo for lo, hi, _ in spans])
@@ -119,7 +172,9 @@ def test_the_verifier_s_cache_computes_each_committed_column_about_once(model, v
     counting = Counting()
     [done] = decode(model, [[7] * 9], config(weight=0.5, max_lookahead=4), [0], verifier=counting)
     assert counting.columns[0] == [13]  # prompt and draft
-    assert all(n <= 4 for [n] in counting.columns[1:]) and done.nfe_verifier == len(counting.columns)
+    assert all(n <= 4 for [n] in counting.columns[1:]) and done.nfe_verifier == len(
+        counting.columns
+    )
 
 
 # ---- the rule
@@ -128,15 +183,26 @@ def test_the_verifier_s_cache_computes_each_committed_column_about_once(model, v
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_mixture_of_the_model_alone_accepts_every_draft(model, verifier, temperature):
     """One noise for both: the same distribution draws the same tokens. In the released code it does not."""
-    [done] = decode(model, [[5, 6, 7]], config(weight=1.0, temperature=temperature), [1], verifier=verifier)
+    [done] = decode(
+        model, [[5, 6, 7]], config(weight=1.0, temperature=temperature), [1], verifier=verifier
+    )
     assert done.nfe == 1 and done.nfe_verifier == 1
-    [done] = decode(model, [[5, 6, 7]], config("apd_released", weight=1.0, temperature=temperature), [1], verifier=verifier)
+    [done] = decode(
+        model,
+        [[5, 6, 7]],
+        config("apd_released", weight=1.0, temperature=temperature),
+        [1],
+        verifier=verifier,
+    )
     assert (done.nfe == 1) == (temperature == 0)
 
 
 def test_at_temperature_zero_the_paper_and_the_released_code_are_one(model, verifier):
     prompts = prompts_for(5)
-    a, b = (decode(model, prompts, config(name, weight=0.6), range(5), verifier=verifier) for name in ("apd", "apd_released"))
+    a, b = (
+        decode(model, prompts, config(name, weight=0.6), range(5), verifier=verifier)
+        for name in ("apd", "apd_released")
+    )
     assert [(c.token_ids, c.committed_at) for c in a] == [(c.token_ids, c.committed_at) for c in b]
 
 
@@ -145,24 +211,41 @@ def test_a_verifier_may_have_another_number_of_tokens(model, n_tokens):
     """Qwen2.5-0.5B has 151936 rows, Dream 152064: what only one has is never agreed on, nor looked up."""
     other = causal_twin(model, n_tokens)
     for seed, prompt in enumerate([[5, 8, 9], [12]]):
-        [done] = decode(model, [prompt], config(weight=0.9, temperature=1.0), [seed], verifier=other)
-        assert list(done.token_ids) == oracle.apd(model, other, prompt, LENGTH, 0.9, seed=seed, temperature=1.0)[0]
+        [done] = decode(
+            model, [prompt], config(weight=0.9, temperature=1.0), [seed], verifier=other
+        )
+        assert (
+            list(done.token_ids)
+            == oracle.apd(model, other, prompt, LENGTH, 0.9, seed=seed, temperature=1.0)[0]
+        )
 
 
 def view(agreed, masked=None, quota: int = 1) -> StepView:
     masked = [True] * len(agreed) if masked is None else masked
-    return StepView(torch.tensor([masked]), torch.tensor([quota]), torch.ones(1), agreed=torch.tensor([agreed]))
+    return StepView(
+        torch.tensor([masked]), torch.tensor([quota]), torch.ones(1), agreed=torch.tensor([agreed])
+    )
 
 
-@pytest.mark.parametrize(("agreed", "masked", "quota", "taken"), [
-    ([False, True, True, False, True], None, 1, [0, 1, 2]),
-    ([False, False, True, True], None, 1, [0]),
-    ([False, False, True, False], None, 2, [0, 1, 2]),
-    ([True, True], None, 1, [0, 1]),
-    ([False, False, True, True, False], [False, True, True, True, True], 1, [1, 2, 3]),
-    ([True, True, True, True], [True, True, False, False], 1, [0, 1]),  # nothing beyond what is in sight
-])  # fmt: skip
-def test_what_is_agreed_on_without_a_gap_is_accepted_and_always_the_first(agreed, masked, quota, taken):
+@pytest.mark.parametrize(
+    ("agreed", "masked", "quota", "taken"),
+    [
+        ([False, True, True, False, True], None, 1, [0, 1, 2]),
+        ([False, False, True, True], None, 1, [0]),
+        ([False, False, True, False], None, 2, [0, 1, 2]),
+        ([True, True], None, 1, [0, 1]),
+        ([False, False, True, True, False], [False, True, True, True, True], 1, [1, 2, 3]),
+        (
+            [True, True, True, True],
+            [True, True, False, False],
+            1,
+            [0, 1],
+        ),  # nothing beyond what is in sight
+    ],
+)
+def test_what_is_agreed_on_without_a_gap_is_accepted_and_always_the_first(
+    agreed, masked, quota, taken
+):
     assert apd(view(agreed, masked, quota))[0].nonzero()[:, 0].tolist() == taken
 
 
@@ -179,15 +262,22 @@ def test_the_noise_is_gumbel_and_a_function_of_key_and_token_alone():
     noise = gumbels(range(200), 500, torch.device("cpu"))
     assert abs(noise.mean() - 0.5772) < 0.02 and abs(noise.var() - np.pi**2 / 6) < 0.05
     assert torch.equal(gumbels([7], 500, torch.device("cpu"))[0], noise[7])
-    assert torch.equal(gumbels([2**64 - 1], 40, torch.device("cpu")), gumbels([2**64 - 1], 99, torch.device("cpu"))[:, :40])
+    assert torch.equal(
+        gumbels([2**64 - 1], 40, torch.device("cpu")),
+        gumbels([2**64 - 1], 99, torch.device("cpu"))[:, :40],
+    )
     assert noise.isfinite().all() and len(noise.unique()) == noise.numel()
 
 
 @pytest.mark.parametrize(("verification", "power"), [(PAPER, 1), (RELEASED, 2)])
-def test_drafts_are_drawn_at_the_temperature_and_in_the_released_code_at_its_square(verification, power):
+def test_drafts_are_drawn_at_the_temperature_and_in_the_released_code_at_its_square(
+    verification, power
+):
     """Two tokens 0.3 apart at temperature 0.5: 0.646 of the draws, or 0.769 where the temperature counts twice."""
     logits = torch.tensor([[1.3, 1.0, -9.0]]).double().expand(20_000, -1)
-    drawn = verification.draft(logits, Rules(temperature=0.5), gumbels(range(20_000), 3, torch.device("cpu")))
+    drawn = verification.draft(
+        logits, Rules(temperature=0.5), gumbels(range(20_000), 3, torch.device("cpu"))
+    )
     assert abs((drawn == 0).double().mean() - 1 / (1 + np.exp(-0.3 / 0.5**power))) < 0.01
 
 
@@ -205,23 +295,50 @@ def test_draft_and_mixture_agree_as_often_as_the_coupling_promises():
 # ---- spans, and what cannot be
 
 
-@pytest.mark.parametrize(("fresh", "since", "width", "span"), [
-    (True, 0, 4, (0, 50, 50)), (False, 20, 1, (20, 50, 50)), (False, 20, 4, (17, 50, 50)), (False, 2, 16, (0, 50, 50)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fresh", "since", "width", "span"),
+    [
+        (True, 0, 4, (0, 50, 50)),
+        (False, 20, 1, (20, 50, 50)),
+        (False, 20, 4, (17, 50, 50)),
+        (False, 2, 16, (0, 50, 50)),
+    ],
+)
 def test_a_window_reaches_back_from_what_was_committed_last(fresh, since, width, span):
     assert window(SpanView(lo=10, hi=60, length=50, fresh=fresh, since=since, window=width)) == span
 
 
-@pytest.mark.parametrize(("chosen", "message"), [
-    (config("apd", max_lookahead=0), "max_lookahead 0 must be at least 1"),
-    (config("apd", 3, max_lookahead=2), "max_lookahead 2 is less than the 3 positions that a step commits"),
-    (config("apd", max_lookahead=4, kv_cache="dual"), "kv_cache dual keeps what lies ahead; take none or window"),
-    (DecodeConfig(make_schedule("entropy", 8), max_lookahead=4), "entropy may commit anywhere; left to right go leftright, apd"),
-    (DecodeConfig(make_schedule("entropy", 8), kv_cache="window", kv_window=4), "kv_cache window: entropy may commit anywhere"),
-    (DecodeConfig(make_schedule("apd", 8), kv_cache="window"), "kv_cache window needs a kv_window"),
-    (DecodeConfig(make_schedule("apd", 8), kv_window=4), "kv_window 4 is of kv_cache window, not of none"),
-    (config("apd", weight=1.1), "apd_mixture_weight 1.1 must be at least 0 and at most 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (config("apd", max_lookahead=0), "max_lookahead 0 must be at least 1"),
+        (
+            config("apd", 3, max_lookahead=2),
+            "max_lookahead 2 is less than the 3 positions that a step commits",
+        ),
+        (
+            config("apd", max_lookahead=4, kv_cache="dual"),
+            "kv_cache dual keeps what lies ahead; take none or window",
+        ),
+        (
+            DecodeConfig(make_schedule("entropy", 8), max_lookahead=4),
+            "entropy may commit anywhere; left to right go leftright, apd",
+        ),
+        (
+            DecodeConfig(make_schedule("entropy", 8), kv_cache="window", kv_window=4),
+            "kv_cache window: entropy may commit anywhere",
+        ),
+        (
+            DecodeConfig(make_schedule("apd", 8), kv_cache="window"),
+            "kv_cache window needs a kv_window",
+        ),
+        (
+            DecodeConfig(make_schedule("apd", 8), kv_window=4),
+            "kv_window 4 is of kv_cache window, not of none",
+        ),
+        (config("apd", weight=1.1), "apd_mixture_weight 1.1 must be at least 0 and at most 1"),
+    ],
+)
 def test_what_cannot_be_is_refused(model, verifier, chosen, message):
     with pytest.raises(ValueError, match=message):
         decode(model, [[5]], chosen, [0], verifier=verifier)
@@ -239,7 +356,13 @@ def test_early_exit_changes_no_text(model, verifier):
     for name in [n for n, a in ALGORITHMS.items() if a.verification]:
         for seed, prompt in enumerate(prompts_for(3)):
             full, early = (
-                decoded(model, [prompt], DecodeConfig(make_schedule(name, LENGTH), early_exit=e), [seed], stop=lambda ids: len(ids) >= 7)[0]
+                decoded(
+                    model,
+                    [prompt],
+                    DecodeConfig(make_schedule(name, LENGTH), early_exit=e),
+                    [seed],
+                    stop=lambda ids: len(ids) >= 7,
+                )[0]
                 for e in (False, True)
             )
             assert early.token_ids[:7] == full.token_ids[:7] and early.nfe <= full.nfe

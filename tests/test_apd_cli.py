@@ -45,7 +45,20 @@ def results(tmp_path) -> list[dict]:
 
 
 def test_a_run_with_a_verifier(run, mini, verifier, tmp_path):
-    assert run(mini, "--verifier_ckpt", verifier, "--batch_size", "2", "--kv_window", "4", "--max_lookahead", "6")[0] == 0
+    assert (
+        run(
+            mini,
+            "--verifier_ckpt",
+            verifier,
+            "--batch_size",
+            "2",
+            "--kv_window",
+            "4",
+            "--max_lookahead",
+            "6",
+        )[0]
+        == 0
+    )
     [path] = (tmp_path / "out").glob("*.json")
     assert path.name == "dream_gsm8k_apd_apd_mixture_weight0.7_window4_lookahead6_tps1.json"
     [result] = results(tmp_path)
@@ -56,11 +69,16 @@ def test_a_run_with_a_verifier(run, mini, verifier, tmp_path):
     assert profile["forward_passes"]["partial"] > 0
     assert profile["tpf"] == profile["tokens_returned"] / sum(s["nfe"] for s in result["samples"])
     overrides = result["protocol"]["overrides"]
-    assert overrides["max_lookahead"] == {"protocol": None, "run": 6} and overrides["algorithm"]["run"] == "apd"
+    assert (
+        overrides["max_lookahead"] == {"protocol": None, "run": 6}
+        and overrides["algorithm"]["run"] == "apd"
+    )
     assert overrides["verifier"] == {"protocol": "Qwen/Qwen2.5-0.5B", "run": str(verifier)}
     # all samples are kept: no model is loaded for the same run again
     path.unlink()
-    code, _, err = run(mini, "--verifier_ckpt", verifier, "--kv_window", "4", "--max_lookahead", "6")
+    code, _, err = run(
+        mini, "--verifier_ckpt", verifier, "--kv_window", "4", "--max_lookahead", "6"
+    )
     assert code == 0 and "resuming: 3 finished samples" in err
     assert results(tmp_path)[0]["content_sha256"] == result["content_sha256"]
 
@@ -95,33 +113,70 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
     assert "known once" not in out and "fingerprint" not in out
 
 
-@pytest.mark.parametrize(("more", "fragment"), [
-    ("--alg entropy --verifier_ckpt x", "--verifier_ckpt x: entropy drafts nothing; these do: apd, apd_released"),
-    ("--alg entropy --kv_window 4", "--kv_cache window: entropy may commit anywhere; left to right go leftright, apd, apd_released"),
-    ("--alg apd --kv_cache dual --kv_window 4", "--kv_window 4 is of kv_cache window, not of dual"),
-    ("--alg apd --kv_cache prefix --max_lookahead 4", "--max_lookahead 4: kv_cache prefix keeps what lies ahead"),
-    ("--alg apd --apd_mixture_weight 2", "--apd_mixture_weight 2 must be at least 0 and at most 1"),
-    ("--alg apd --verifier_ckpt ''", "--verifier_ckpt '': a directory or a hub id is needed; leave it out for Qwen/Qwen2.5-0.5B"),
-    ("--alg apd --dream_ckpt ''", "--dream_ckpt '': a directory or a hub id is needed; leave it out for Dream-org/"),
-    ("--alg apd --kv_window 0", "--kv_window 0: must be a whole number of at least 1"),
-    ("--alg low_confidence --model_alias llada --verifier_ckpt x", "low_confidence drafts nothing"),
-    ("--alg apd --model_alias llada", "--alg 'apd' is not an algorithm of llada"),
-    ("--alg threshold --apd_mixture_weight 0.5", "threshold has no such option; these have: apd, apd_released"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "fragment"),
+    [
+        (
+            "--alg entropy --verifier_ckpt x",
+            "--verifier_ckpt x: entropy drafts nothing; these do: apd, apd_released",
+        ),
+        (
+            "--alg entropy --kv_window 4",
+            "--kv_cache window: entropy may commit anywhere; left to right go leftright, apd, apd_released",
+        ),
+        (
+            "--alg apd --kv_cache dual --kv_window 4",
+            "--kv_window 4 is of kv_cache window, not of dual",
+        ),
+        (
+            "--alg apd --kv_cache prefix --max_lookahead 4",
+            "--max_lookahead 4: kv_cache prefix keeps what lies ahead",
+        ),
+        (
+            "--alg apd --apd_mixture_weight 2",
+            "--apd_mixture_weight 2 must be at least 0 and at most 1",
+        ),
+        (
+            "--alg apd --verifier_ckpt ''",
+            "--verifier_ckpt '': a directory or a hub id is needed; leave it out for Qwen/Qwen2.5-0.5B",
+        ),
+        (
+            "--alg apd --dream_ckpt ''",
+            "--dream_ckpt '': a directory or a hub id is needed; leave it out for Dream-org/",
+        ),
+        ("--alg apd --kv_window 0", "--kv_window 0: must be a whole number of at least 1"),
+        (
+            "--alg low_confidence --model_alias llada --verifier_ckpt x",
+            "low_confidence drafts nothing",
+        ),
+        ("--alg apd --model_alias llada", "--alg 'apd' is not an algorithm of llada"),
+        (
+            "--alg threshold --apd_mixture_weight 0.5",
+            "threshold has no such option; these have: apd, apd_released",
+        ),
+    ],
+)
 def test_what_cannot_be_is_one_clear_line(run, more, fragment):
     words = ("" if "--model_alias" in more else "--model_alias dream ") + more
     code, _, err = run(words, "--task", "gsm8k", "--dry_run")
     assert code == 2 and fragment in err, err
 
 
-def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(run, mini, verifier, monkeypatch):
+def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(
+    run, mini, verifier, monkeypatch
+):
     monkeypatch.setattr(cli, "_load", lambda *_: pytest.fail("loaded"))
     for checkpoint, fragment in [
-        (DREAM, "is of the dream family; a verifier is autoregressive"), (LLADA, "is of the llada family"),
+        (DREAM, "is of the dream family; a verifier is autoregressive"),
+        (LLADA, "is of the llada family"),
         (verifier / "nowhere", "does not exist"),
-    ]:  # fmt: skip
+    ]:
         code, _, err = run(mini, "--verifier_ckpt", checkpoint)
-        assert code == 4 and err.splitlines()[-1].startswith("error: --verifier_ckpt: ") and fragment in err, err
+        assert (
+            code == 4
+            and err.splitlines()[-1].startswith("error: --verifier_ckpt: ")
+            and fragment in err
+        ), err
     vocabulary = json.loads((verifier / "vocab.json").read_text(encoding="utf-8"))
     a, b = list(vocabulary)[40:42]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
@@ -135,21 +190,38 @@ def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run,
     config = json.loads((verifier / "config.json").read_text())
     for room, fragment in [
         (8, f"error: --gen_length 12: the verifier {verifier} has 8 positions"),
-        (24, "3 prompts do not fit: with a canvas of 12 they exceed the model's or its verifier's 24 positions"),
+        (
+            24,
+            "3 prompts do not fit: with a canvas of 12 they exceed the model's or its verifier's 24 positions",
+        ),
     ]:
-        (verifier / "config.json").write_text(json.dumps(config | {"max_position_embeddings": room}))
+        (verifier / "config.json").write_text(
+            json.dumps(config | {"max_position_embeddings": room})
+        )
         code, _, err = run(mini, "--verifier_ckpt", verifier)
         assert code == 2 and fragment in err, err
 
 
 def test_a_window_has_a_default_and_names_its_cache(run):
-    shown = run("--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 --dry_run")[1]
-    assert "kv_window               16" in shown and "dream_gsm8k_leftright_window16_tps2.json" in shown
-    assert run("--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 --dry_run")[1] == shown
+    shown = run(
+        "--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 --dry_run"
+    )[1]
+    assert (
+        "kv_window               16" in shown
+        and "dream_gsm8k_leftright_window16_tps2.json" in shown
+    )
+    assert (
+        run(
+            "--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 --dry_run"
+        )[1]
+        == shown
+    )
 
 
 def test_the_verifier_of_an_alias_is_no_override(run):
-    assert "override: verifier" not in run("--model_alias dream --task gsm8k --alg apd --dry_run")[1]
+    assert (
+        "override: verifier" not in run("--model_alias dream --task gsm8k --alg apd --dry_run")[1]
+    )
     assert "override: verifier" not in run("--model_alias dream --task gsm8k --dry_run")[1]
 
 
@@ -168,9 +240,20 @@ def test_every_model_of_the_dream_family_has_a_verifier():
 
 
 def test_traces_of_drafts_need_a_verifier(verifier, tmp_path, capsys):
-    params = {"gen_length": 8, "apd_mixture_weight": 0.5, "max_lookahead": 5, "kv_window": 2, "kv_cache": "window"}
+    params = {
+        "gen_length": 8,
+        "apd_mixture_weight": 0.5,
+        "max_lookahead": 5,
+        "kv_window": 2,
+        "kv_cache": "window",
+    }
     case = {"id": "mine", "algorithm": "apd", "prompt_ids": [5, 6, 7], "params": params}
-    plain = {"id": "other", "algorithm": "leftright", "prompt_ids": [5, 6, 7], "params": {"gen_length": 8}}
+    plain = {
+        "id": "other",
+        "algorithm": "leftright",
+        "prompt_ids": [5, 6, 7],
+        "params": {"gen_length": 8},
+    }
     cases, out = tmp_path / "cases.jsonl", tmp_path / "out.jsonl"
     words = ["--checkpoint", str(DREAM), "--cases", str(cases), "--out", str(out)]
     cases.write_text(f"{json.dumps(case)}\n{json.dumps(plain)}\n")

@@ -39,20 +39,29 @@ def test_more_word_problems_are_a_set_of_another_name(tmp_path, capsys):
     assert check_data(TASKS["gsm8k"], tmp_path) == []
     assert build_task(TASKS["gsm8k"], tmp_path, "chat").data.name == "dllmexp-mini-gsm8k-400"
     rows = (tmp_path / "gsm8k/test.jsonl").read_text().splitlines()
-    assert len(set(rows)) == 400 and [json.loads(row) for row in rows[:150]] == lines("gsm8k/test.jsonl")
+    assert len(set(rows)) == 400 and [json.loads(row) for row in rows[:150]] == lines(
+        "gsm8k/test.jsonl"
+    )
     assert (tmp_path / "mbpp.jsonl").read_bytes() == (FOLDER / "mbpp.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("words", [
-    ["--n_gsm8k", "400"], ["--n_gsm8k", "400", "--out", "assets/../assets/benchmarks"], ["--n_gsm8k", "0", "--out", "x"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--n_gsm8k", "400"],
+        ["--n_gsm8k", "400", "--out", "assets/../assets/benchmarks"],
+        ["--n_gsm8k", "0", "--out", "x"],
+    ],
+)
 def test_the_project_s_own_set_is_not_written_over(words, monkeypatch, tmp_path, capsys):
     (tmp_path / "assets" / "benchmarks").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mini, "ROOT", tmp_path)
     with pytest.raises(SystemExit):
         mini.main(words)
-    assert "--n_gsm8k" in capsys.readouterr().err and not [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert "--n_gsm8k" in capsys.readouterr().err and not [
+        p for p in tmp_path.rglob("*") if p.is_file()
+    ]
 
 
 @pytest.mark.parametrize("task", mini.TASKS)
@@ -66,15 +75,24 @@ def test_no_test_problem_among_the_training_ones(task):
     """Neither the question nor its numbers, constant and function name, whatever the names around them."""
     asked = mini.test_problems(task)
     keys = {p.key for p in asked}
-    questions = {json.dumps([p.row.get(k) for k in ("question", "prompt", "text", "Question")]) for p in asked}
+    questions = {
+        json.dumps([p.row.get(k) for k in ("question", "prompt", "text", "Question")])
+        for p in asked
+    }
     assert len(keys) == len(asked) == mini.N_TEST[task]
     for p in islice(mini.problems(task, "train", 0), 20_000):
         assert p.key not in keys
-        assert task == "mbpp" or json.dumps([p.row.get(k) for k in ("question", "prompt", "text", "Question")]) not in questions
+        assert (
+            task == "mbpp"
+            or json.dumps([p.row.get(k) for k in ("question", "prompt", "text", "Question")])
+            not in questions
+        )
 
 
 def test_the_training_files_hold_no_test_question():
-    train, test = ({row["question"] for row in lines(f"gsm8k/{s}.jsonl")} for s in ("train", "test"))
+    train, test = (
+        {row["question"] for row in lines(f"gsm8k/{s}.jsonl")} for s in ("train", "test")
+    )
     assert not train & test
     rows = lines("mbpp.jsonl")
     test = {row["code"] + row["text"] for row in rows if 11 <= row["task_id"] <= 510}
@@ -84,7 +102,10 @@ def test_the_training_files_hold_no_test_question():
 
 def test_canonical_solutions_pass_their_tests():
     for row in lines("HumanEval.jsonl.gz"):
-        exec(f"{row['prompt']}{row['canonical_solution']}\n{row['test']}\ncheck({row['entry_point']})", {})
+        exec(
+            f"{row['prompt']}{row['canonical_solution']}\n{row['test']}\ncheck({row['entry_point']})",
+            {},
+        )
     for row in lines("mbpp.jsonl"):
         exec("\n".join([row["code"], *row["test_list"]]), {})
 
@@ -112,10 +133,23 @@ def test_the_trainer_learns_and_writes_a_checkpoint_that_loads(family, tmp_path,
     import train_tiny
     from models import check_checkpoint, load_model
 
-    argv = ["--family", family, "--out", str(tmp_path / "out"), "--state", str(tmp_path / "state.pt"), "--device", "cpu"]
+    argv = [
+        "--family",
+        family,
+        "--out",
+        str(tmp_path / "out"),
+        "--state",
+        str(tmp_path / "state.pt"),
+        "--device",
+        "cpu",
+    ]
     argv += ["--steps", "60", "--batch", "16", "--log_every", "1"]
     assert train_tiny.main(argv) == 0
-    losses = [float(line.split()[3]) for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    losses = [
+        float(line.split()[3])
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith("step ")
+    ]
     assert len(losses) == 60 and losses[-1] < 0.9 * losses[0]
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
     assert check_checkpoint(tmp_path / "out") == []

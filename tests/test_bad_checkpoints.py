@@ -13,52 +13,67 @@ from models import CheckpointError, check_checkpoint, load_model, load_tokenizer
 # ---- config.json
 
 
-@pytest.mark.parametrize(("changes", "pattern"), [
-    ({"model_type": "llama"}, r"model_type is 'llama'; supported: llada, Dream"),
-    ({"model_type": ...}, r"model_type is None; supported"),
-    ({"block_type": "sequential"}, r"block_type is 'sequential'; supported: 'llama'"),
-    ({"block_type": ...}, r"block_type is 'sequential'"),
-    ({"alibi": True}, r"alibi is True; supported: False"),
-    ({"attention_layer_norm": True}, r"attention_layer_norm is True"),
-    ({"rope_scaling": {"type": "yarn"}}, r"rope_scaling is \{'type': 'yarn'\}"),
-    ({"include_bias": True}, r"include_bias is True"),
-    ({"rope_full_precision": False}, r"rope_full_precision is False"),
-    ({"multi_query_attention": True}, r"multi_query_attention is True"),
-    ({"sliding_window": 512}, r"sliding_window is 512"),
-    ({"scale_logits": True}, r"scale_logits is True"),
-    ({"layer_norm_type": "low_precision"}, r"layer_norm_type is 'low_precision'; supported: 'rms'"),
-    ({"activation_type": "gelu"}, r"activation_type is 'gelu'"),
-    ({"mask_token_id": ...}, r"mask_token_id is missing; it must be an integer from 0"),
-    ({"mask_token_id": 9999}, r"mask_token_id 9999 is beyond the 520 rows"),
-    ({"mask_token_id": 506}, r"mask_token_id is 506, but the tokenizer files give <\|mdm_mask\|> the id 507"),
-    ({"eos_token_id": "</s>"}, r"eos_token_id is '</s>'; it must be an integer"),
-    ({"n_layers": 0}, r"n_layers is 0; it must be an integer from 1"),
-    ({"n_layers": "three"}, r"n_layers is 'three'"),
-    ({"n_layers": 10**6}, r"1000000 layers"),
-    ({"d_model": True}, r"d_model is True"),
-    ({"n_heads": 5}, r"width 64 is not a multiple of 5 heads"),
-    ({"n_kv_heads": 3}, r"4 heads cannot share 3"),
-    ({"rope_theta": -1}, r"rope_theta is -1; it must be a number above 0"),
-    ({"rms_norm_eps": float("nan")}, r"rms_norm_eps is nan"),
-    ({"weight_tying": "no"}, r"weight_tying is 'no'; it must be true or false"),
-    ({"embedding_size": 504}, r"token ids beyond the 504 rows of the embedding: .*<\|mdm_mask\|> 507"),
-])
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"model_type": "llama"}, r"model_type is 'llama'; supported: llada, Dream"),
+        ({"model_type": ...}, r"model_type is None; supported"),
+        ({"block_type": "sequential"}, r"block_type is 'sequential'; supported: 'llama'"),
+        ({"block_type": ...}, r"block_type is 'sequential'"),
+        ({"alibi": True}, r"alibi is True; supported: False"),
+        ({"attention_layer_norm": True}, r"attention_layer_norm is True"),
+        ({"rope_scaling": {"type": "yarn"}}, r"rope_scaling is \{'type': 'yarn'\}"),
+        ({"include_bias": True}, r"include_bias is True"),
+        ({"rope_full_precision": False}, r"rope_full_precision is False"),
+        ({"multi_query_attention": True}, r"multi_query_attention is True"),
+        ({"sliding_window": 512}, r"sliding_window is 512"),
+        ({"scale_logits": True}, r"scale_logits is True"),
+        (
+            {"layer_norm_type": "low_precision"},
+            r"layer_norm_type is 'low_precision'; supported: 'rms'",
+        ),
+        ({"activation_type": "gelu"}, r"activation_type is 'gelu'"),
+        ({"mask_token_id": ...}, r"mask_token_id is missing; it must be an integer from 0"),
+        ({"mask_token_id": 9999}, r"mask_token_id 9999 is beyond the 520 rows"),
+        (
+            {"mask_token_id": 506},
+            r"mask_token_id is 506, but the tokenizer files give <\|mdm_mask\|> the id 507",
+        ),
+        ({"eos_token_id": "</s>"}, r"eos_token_id is '</s>'; it must be an integer"),
+        ({"n_layers": 0}, r"n_layers is 0; it must be an integer from 1"),
+        ({"n_layers": "three"}, r"n_layers is 'three'"),
+        ({"n_layers": 10**6}, r"1000000 layers"),
+        ({"d_model": True}, r"d_model is True"),
+        ({"n_heads": 5}, r"width 64 is not a multiple of 5 heads"),
+        ({"n_kv_heads": 3}, r"4 heads cannot share 3"),
+        ({"rope_theta": -1}, r"rope_theta is -1; it must be a number above 0"),
+        ({"rms_norm_eps": float("nan")}, r"rms_norm_eps is nan"),
+        ({"weight_tying": "no"}, r"weight_tying is 'no'; it must be true or false"),
+        (
+            {"embedding_size": 504},
+            r"token ids beyond the 504 rows of the embedding: .*<\|mdm_mask\|> 507",
+        ),
+    ],
+)
 def test_llada_configs_that_are_not_computed_here(llada, changes, pattern):
     """A field that changes the computation is an error that names it, never ignored."""
     edit(llada / "config.json", **changes)
     refused(llada, r"config\.json: " + pattern if "token ids" not in pattern else pattern)
 
 
-@pytest.mark.parametrize(("changes", "pattern"), [
-    ({"use_sliding_window": True}, r"use_sliding_window is True"),
-    ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, r"rope_scaling is"),
-    ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'"),
-    ({"use_mrope": True}, r"use_mrope is True"),
-    ({"full_attn_mask": False}, r"full_attn_mask is False"),
-    ({"num_key_value_heads": ...}, r"num_key_value_heads is missing"),
-    ({"head_dim": 15}, r"head width 15 is odd"),
-    ({"mask_token_id": None}, r"mask_token_id is missing"),
-])
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"use_sliding_window": True}, r"use_sliding_window is True"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, r"rope_scaling is"),
+        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'"),
+        ({"use_mrope": True}, r"use_mrope is True"),
+        ({"full_attn_mask": False}, r"full_attn_mask is False"),
+        ({"num_key_value_heads": ...}, r"num_key_value_heads is missing"),
+        ({"head_dim": 15}, r"head width 15 is odd"),
+        ({"mask_token_id": None}, r"mask_token_id is missing"),
+    ],
+)
 def test_dream_configs_that_are_not_computed_here(dream, changes, pattern):
     edit(dream / "config.json", **changes)
     refused(dream, r"config\.json: " + pattern)
@@ -74,15 +89,21 @@ def test_all_problems_are_told_at_once(llada):
     assert len(problems) == 5
 
 
-@pytest.mark.parametrize(("content", "pattern"), [
-    (b"", "is empty"),
-    (b"{", "not valid JSON"),
-    (b"[1]", "a JSON object is needed, not a list"),
-    (b"\xff\xfe{}", "not valid JSON"),
-    (b"[" * 100_000, "not valid JSON"),
-    (b"<!DOCTYPE html><html>", "HTML page"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-LFS pointer.*run git lfs pull"),
-])
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (b"", "is empty"),
+        (b"{", "not valid JSON"),
+        (b"[1]", "a JSON object is needed, not a list"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"<!DOCTYPE html><html>", "HTML page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "git-LFS pointer.*run git lfs pull",
+        ),
+    ],
+)
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "tokenizer.json", INDEX])
 def test_json_files_that_are_something_else(llada, file, content, pattern):
     (llada / file).write_bytes(content)
@@ -92,22 +113,34 @@ def test_json_files_that_are_something_else(llada, file, content, pattern):
 # ---- weights
 
 
-@pytest.mark.parametrize(("damage", "pattern"), [
-    (lambda data: data[: len(data) // 2], r"truncated: \d+\.\d+ of \d+\.\d+ (MB|kB) of tensor data"),
-    (lambda data: data[:-1], "truncated"),
-    (lambda data: data[:100], "truncated: .* of the header alone"),
-    (lambda data: data[:5], "not a safetensors file: 5 bytes"),
-    (lambda data: b"", "is empty"),
-    (lambda data: data + b"\0\0", "2 bytes more than its header describes"),
-    (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"),
-    (lambda data: b"\n<html><body>404</body></html>", "HTML page"),
-    (lambda data: b"\xff" * 8 + data[8:], "not a safetensors file"),
-    (lambda data: data[:8] + b"x" + data[9:], "bad safetensors header"),
-    (lambda data: data[:8] + b"\xff" + data[9:], "bad safetensors header"),
-    (lambda data: data.replace(b'"F32"', b'"I32"', 1), "dtype I32; supported: F64, F32, F16, BF16"),
-    (lambda data: data.replace(b'"shape":[64', b'"shape":[65', 1), "bad safetensors header: tensor"),
-    (lambda data: data.replace(b'"shape":[64', b'"shape":"64', 1), "bad safetensors header"),
-])
+@pytest.mark.parametrize(
+    ("damage", "pattern"),
+    [
+        (
+            lambda data: data[: len(data) // 2],
+            r"truncated: \d+\.\d+ of \d+\.\d+ (MB|kB) of tensor data",
+        ),
+        (lambda data: data[:-1], "truncated"),
+        (lambda data: data[:100], "truncated: .* of the header alone"),
+        (lambda data: data[:5], "not a safetensors file: 5 bytes"),
+        (lambda data: b"", "is empty"),
+        (lambda data: data + b"\0\0", "2 bytes more than its header describes"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"),
+        (lambda data: b"\n<html><body>404</body></html>", "HTML page"),
+        (lambda data: b"\xff" * 8 + data[8:], "not a safetensors file"),
+        (lambda data: data[:8] + b"x" + data[9:], "bad safetensors header"),
+        (lambda data: data[:8] + b"\xff" + data[9:], "bad safetensors header"),
+        (
+            lambda data: data.replace(b'"F32"', b'"I32"', 1),
+            "dtype I32; supported: F64, F32, F16, BF16",
+        ),
+        (
+            lambda data: data.replace(b'"shape":[64', b'"shape":[65', 1),
+            "bad safetensors header: tensor",
+        ),
+        (lambda data: data.replace(b'"shape":[64', b'"shape":"64', 1), "bad safetensors header"),
+    ],
+)
 @pytest.mark.parametrize("file", SHARDS)
 def test_damaged_shards(llada, file, damage, pattern):
     path = llada / file
@@ -155,7 +188,10 @@ def test_a_config_of_another_size_does_not_load(dream):
     edit(dream / "config.json", num_hidden_layers=4, intermediate_size=128)
     problems = refused(dream, r"12 tensors missing: model\.layers\.3\.", r"9 tensors wrong shape: ")
     edit(dream / "config.json", num_hidden_layers=40)
-    assert any("and 424 more" in p for p in refused(dream, "444 tensors missing")) and len(problems) == 2
+    assert (
+        any("and 424 more" in p for p in refused(dream, "444 tensors missing"))
+        and len(problems) == 2
+    )
 
 
 # ---- tokenizer files

@@ -12,7 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoint_files import INDEX, SHARDS, edit, edit_tensors, refused
-from models import CheckpointError, check_checkpoint, fingerprint, load_model, load_tokenizer, read_config
+from models import (
+    CheckpointError,
+    check_checkpoint,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    read_config,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +38,9 @@ def logits_of(folder: Path, dtype="float32") -> torch.Tensor:
 
 def test_one_file_and_shards_are_the_same(llada, dream):
     expected = logits_of(llada)
-    save_file(load_file(llada / SHARDS[0]) | load_file(llada / SHARDS[1]), llada / "model.safetensors")
+    save_file(
+        load_file(llada / SHARDS[0]) | load_file(llada / SHARDS[1]), llada / "model.safetensors"
+    )
     for name in (*SHARDS, INDEX):
         (llada / name).unlink()
     assert check_checkpoint(llada) == [] and torch.equal(logits_of(llada), expected)
@@ -68,7 +77,9 @@ def test_weights_are_cast_to_the_asked_dtype(either):
     assert read_config(either).dtype_on_disk == "bfloat16"
     assert torch.equal(logits_of(either, torch.bfloat16), from_float32)
     assert logits_of(either, "float16").isfinite().all()
-    with pytest.raises(ValueError, match="unknown dtype 'int8'; there are: float32, float16, bfloat16"):
+    with pytest.raises(
+        ValueError, match="unknown dtype 'int8'; there are: float32, float16, bfloat16"
+    ):
         load_model(either, device="cpu", dtype="int8")
 
 
@@ -119,7 +130,9 @@ def test_added_tokens_from_either_file(dream):
 def test_a_template_in_its_own_file_wins(either):
     (either / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
     tokenizer = load_tokenizer(either)
-    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+    assert (
+        tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
+    )
 
 
 def test_a_window_that_is_switched_off_is_no_window(dream):
@@ -134,7 +147,9 @@ def test_fingerprint_changes_with_the_small_files_and_names_the_shards(llada):
     assert {"config.json", "tokenizer.json", INDEX} <= before["files"].keys()
     edit(llada / "config.json", note="changed")
     after = fingerprint(llada)
-    assert [name for name in before["files"] if before["files"][name] != after["files"][name]] == ["config.json"]
+    assert [name for name in before["files"] if before["files"][name] != after["files"][name]] == [
+        "config.json"
+    ]
     assert before["shards"] == after["shards"]
 
 
@@ -145,7 +160,10 @@ def test_fingerprint_sees_other_weights_of_the_same_size(llada):
     weights[name] = weights[name].flip(0).contiguous()
     save_file(weights, llada / SHARDS[1])
     after = fingerprint(llada)
-    assert before["shards"][SHARDS[0]] == after["shards"][SHARDS[0]] and before["shards"] != after["shards"]
+    assert (
+        before["shards"][SHARDS[0]] == after["shards"][SHARDS[0]]
+        and before["shards"] != after["shards"]
+    )
 
 
 # ---- where it is
@@ -165,7 +183,11 @@ def test_no_such_directory(tmp_path):
 
 def test_a_hub_id_offline_and_not_cached():
     [problem] = check_checkpoint("some-owner/some-model")
-    assert "some-owner/some-model" in problem and "not in the local cache" in problem and "HF_HUB_OFFLINE=1" in problem
+    assert (
+        "some-owner/some-model" in problem
+        and "not in the local cache" in problem
+        and "HF_HUB_OFFLINE=1" in problem
+    )
 
 
 def test_a_revision_of_a_local_directory_is_not_ignored(llada):
@@ -182,7 +204,9 @@ def in_cache(folder: Path, home: Path, commit: str = "1" * 40) -> None:
 
 def offline_python(code: str, home: Path) -> str:
     env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 
@@ -198,7 +222,9 @@ def test_a_cached_hub_id_loads_offline(llada, tmp_path):
     )
     assert offline_python(code, home).split("\n") == ["[] 1111", "owner/tiny"]
     (home / "hub/models--owner--tiny/snapshots" / ("1" * 40) / SHARDS[1]).unlink()
-    told = offline_python("from models import check_checkpoint; print(check_checkpoint('owner/tiny'))", home)
+    told = offline_python(
+        "from models import check_checkpoint; print(check_checkpoint('owner/tiny'))", home
+    )
     assert f"{SHARDS[1]} is named in {INDEX} but missing" in told
 
 

@@ -61,7 +61,10 @@ def test_readme_example_is_four_tokens_per_step(run):
     code, out, _ = run(README_EXAMPLE, "--dry_run")
     assert code == 0
     assert "output: results/llada_humaneval_low_confidence_tps4_debug_run_limit10.json" in out
-    assert "128 steps in 8 block(s) of 64, 4 tokens per step realised, at most 128 forward passes" in out
+    assert (
+        "128 steps in 8 block(s) of 64, 4 tokens per step realised, at most 128 forward passes"
+        in out
+    )
     assert "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1" in out
     assert "top_p 0.95 inactive at temperature 0" in out
     assert "override: block_length 64 (protocol uniform: 32)" in out
@@ -84,27 +87,68 @@ assert not heavy, heavy
 
 
 def test_print_output_path_prints_nothing_else(run):
-    assert run("--model_alias dream --task mbpp --tokens_per_step 3 --tag a --print_output_path") == (
-        0, "results/dream_mbpp_maskgit_plus_tps3_a.json\n", "",
-    )  # fmt: skip
+    assert run(
+        "--model_alias dream --task mbpp --tokens_per_step 3 --tag a --print_output_path"
+    ) == (
+        0,
+        "results/dream_mbpp_maskgit_plus_tps3_a.json\n",
+        "",
+    )
 
 
-@pytest.mark.parametrize("arguments, shown", [
-    ("--task gsm8k", ["algorithm               low_confidence", "gen_length              256", "block_length            32"]),
-    ("--task gsm8k --max_new_tokens 128", ["gen_length              128", "override: gen_length 128 (protocol uniform: 256)"]),
-    ("--task gsm8k --gen_length 128 --max_new_tokens 128", ["gen_length              128"]),
-    ("--task gsm8k --remasking random", ["algorithm               random", "override: algorithm random"]),
-    ("--task gsm8k --alg leftright", ["block_length            256", "256 steps in 1 block"]),
-    ("--task humaneval", ["logits_eos_inf          True"]),
-    ("--task humaneval --logits_eos_inf false", ["logits_eos_inf          False", "override: logits_eos_inf False (protocol uniform: True)"]),
-    ("--task gsm8k --num_steps 64", ["llada_gsm8k_low_confidence_tps4.json", "override: tokens_per_step 4 "]),
-    ("--task gsm8k --tokens_per_step 3", ["tps3.json", "quotas                  3x10,2", "88 steps in 8 block(s)"]),
-    ("--task gsm8k --protocol official", ["num_fewshot             5", "protocol                official"]),
-    ("--task gsm8k --temperature 0.5 --top_p 0.9 --top_k 5", ["top_p                   0.9", "top_k                   5", "override: top_p 0.9"]),
-    ("--task gsm8k --top_k 5 --top_p 0.9", ["top_p 0.9 and top_k 5 inactive", "top_k                   None"]),
-    ("--task gsm8k --no_early_exit", ["early_exit              False"]),
-    ("--task mbpp", ["note: test_setup_code is run before the tests"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, shown",
+    [
+        (
+            "--task gsm8k",
+            [
+                "algorithm               low_confidence",
+                "gen_length              256",
+                "block_length            32",
+            ],
+        ),
+        (
+            "--task gsm8k --max_new_tokens 128",
+            ["gen_length              128", "override: gen_length 128 (protocol uniform: 256)"],
+        ),
+        ("--task gsm8k --gen_length 128 --max_new_tokens 128", ["gen_length              128"]),
+        (
+            "--task gsm8k --remasking random",
+            ["algorithm               random", "override: algorithm random"],
+        ),
+        ("--task gsm8k --alg leftright", ["block_length            256", "256 steps in 1 block"]),
+        ("--task humaneval", ["logits_eos_inf          True"]),
+        (
+            "--task humaneval --logits_eos_inf false",
+            [
+                "logits_eos_inf          False",
+                "override: logits_eos_inf False (protocol uniform: True)",
+            ],
+        ),
+        (
+            "--task gsm8k --num_steps 64",
+            ["llada_gsm8k_low_confidence_tps4.json", "override: tokens_per_step 4 "],
+        ),
+        (
+            "--task gsm8k --tokens_per_step 3",
+            ["tps3.json", "quotas                  3x10,2", "88 steps in 8 block(s)"],
+        ),
+        (
+            "--task gsm8k --protocol official",
+            ["num_fewshot             5", "protocol                official"],
+        ),
+        (
+            "--task gsm8k --temperature 0.5 --top_p 0.9 --top_k 5",
+            ["top_p                   0.9", "top_k                   5", "override: top_p 0.9"],
+        ),
+        (
+            "--task gsm8k --top_k 5 --top_p 0.9",
+            ["top_p 0.9 and top_k 5 inactive", "top_k                   None"],
+        ),
+        ("--task gsm8k --no_early_exit", ["early_exit              False"]),
+        ("--task mbpp", ["note: test_setup_code is run before the tests"]),
+    ],
+)
 def test_flags_win_over_the_protocol(run, arguments, shown):
     code, out, err = run("--model_alias llada --dry_run", *shlex.split(arguments))
     assert (code, err) == (0, "")
@@ -135,7 +179,8 @@ def test_inactive_flags_do_not_make_another_experiment(run, mini):
 def test_prompt_template_of_a_model_and_task():
     assert cli.get_prompt_template("llada", "humaneval").until == ()
     assert (
-        cli.get_prompt_template("dream", "mbpp", "official").prefill == "Here is the completed function:\n```python\n"
+        cli.get_prompt_template("dream", "mbpp", "official").prefill
+        == "Here is the completed function:\n```python\n"
     )
 
 
@@ -144,54 +189,165 @@ def test_help_has_every_flag_with_its_default(capsys):
         cli.main(["--help"])
     out = capsys.readouterr().out
     assert caught.value.code == 0
-    for flag in [*(w for w in README_EXAMPLE.split() if w.startswith("--")), "--batch_size", "--seed", "--alg_temp", "--top_k", "--data_dir",
-                 "--protocol", "--confidence_dtype", "--no_early_exit", "--dry_run", "--print_output_path", "--predictions", "--overwrite"]:  # fmt: skip
+    for flag in [
+        *(w for w in README_EXAMPLE.split() if w.startswith("--")),
+        "--batch_size",
+        "--seed",
+        "--alg_temp",
+        "--top_k",
+        "--data_dir",
+        "--protocol",
+        "--confidence_dtype",
+        "--no_early_exit",
+        "--dry_run",
+        "--print_output_path",
+        "--predictions",
+        "--overwrite",
+    ]:
         assert f"  {flag}" in out
 
 
 # ---------------------------------------------------------------- what is refused
 
 
-@pytest.mark.parametrize("arguments, fragments", [
-    ("--task gsm8k", ["--model_alias is required; there are: llada, llada1.5, dream, diffucoder"]),
-    ("--model_alias lada --task gsm8k", ["--model_alias 'lada' is not known; did you mean 'llada'?"]),
-    ("--model_alias llada --task gsmk", ["--task 'gsmk' is not known; did you mean 'gsm8k'?; there are: humaneval, mbpp, gsm8k, truthfulqa"]),
-    ("--model_alias llada --task gsm8k --alg leftrigth", ["'leftrigth' is not an algorithm of llada; did you mean 'leftright'?; llada has: low_confidence, random, leftright"]),
-    ("--model_alias dream --task gsm8k --alg low_confidence", ["'low_confidence' is not an algorithm of dream", "dream has: leftright, maskgit_plus"]),
-    ("--model_alias llada --task gsm8k --alg random --remasking leftright", ["--alg random and --remasking leftright are two names for one thing"]),
-    ("--model_alias llada --task gsm8k --gen_length 64 --max_new_tokens 32", ["--gen_length 64 and --max_new_tokens 32 are two names for one thing"]),
-    ("--model_alias llada --task gsm8k --gen_length 250 --block_length 32", ["--gen_length 250 is not a multiple of block_length 32; nearest: 224, 256"]),
-    ("--model_alias llada --task gsm8k --gen_length 100", ["nearest: 96, 128", "block_length is the uniform protocol's"]),
-    ("--model_alias llada --task gsm8k --num_steps 100", ["--num_steps 100 does not divide over the 8 blocks of 32; nearest: 96, 104"]),
-    ("--model_alias dream --task gsm8k --block_length 48", ["--gen_length 256 is not a multiple of block_length 48"]),
-    ("--model_alias dream --task gsm8k --alg threshold --gen_length 80", ["block_length is the default of threshold"]),
-    ("--model_alias llada --task gsm8k --threshold 0.9", ["--threshold 0.9: low_confidence has no such option; these have: threshold"]),
-    ("--model_alias llada --task gsm8k --alg threshold --threshold 1.5", ["--threshold 1.5 must be at least 0 and at most 1"]),
-    ("--model_alias llada --task gsm8k --alg threshold --threshold x", ["--threshold x: must be a number of at least 0"]),
-    ("--model_alias llada --task gsm8k --alg threshold --num_steps 8", ["threshold decides itself how many steps it takes"]),
-    ("--model_alias llada --task gsm8k --alg confidence_threshold", ["'confidence_threshold' is not an algorithm of llada"]),
-    ("--model_alias llada --task gsm8k --kv_cache deal", ["--kv_cache 'deal' is not known; did you mean 'dual'?"]),
-    ("--model_alias llada --task gsm8k --cache_refresh 4", ["--cache_refresh 4: there is no cache to refresh"]),
-    ("--model_alias dream --task gsm8k --logits_eos_inf", ["logits_eos_inf is a rule of the llada family; dream lacks it"]),
-    ("--model_alias llada --task gsm8k --alg_temp 0.3", ["--alg_temp 0.3: low_confidence has no drawn order"]),
-    ("--model_alias llada --task gsm8k --tokens_per_step 0", ["--tokens_per_step 0: must be a whole number of at least 1"]),
-    ("--model_alias llada --task gsm8k --limit -1", ["--limit -1: must be a whole number of at least 1"]),
-    ("--model_alias llada --task gsm8k --limit 0.5", ["--limit 0.5: must be a whole number"]),
-    ("--model_alias llada --task gsm8k --temperature -1", ["--temperature -1: must be a number of at least 0"]),
-    ("--model_alias llada --task gsm8k --top_p 1.5", ["--top_p 1.5: must be a number above 0 and at most 1"]),
-    ("--model_alias llada --task gsm8k --protocol oficial", ["--protocol 'oficial' is not known; did you mean 'official'?; there are: uniform, official"]),
-    ("--model_alias llada --task gsm8k --dtype int8", ["bfloat16, float16, float32"]),
-    ("--model_alias llada --task gsm8k --confidence_dtype half", ["--confidence_dtype 'half' is not known; there are: float64, float32, model"]),
-    ("--model_alias llada --task gsm8k --device gpu", ["--device 'gpu': allowed: cpu, cuda"]),
-    ("--model_alias llada --task gsm8k --tag a/b", ["--tag 'a/b': allowed: up to 100 letters, digits"]),
-    ("--model_alias llada --task gsm8k --tag my_limit2", ["--tag 'my_limit2'", "not ending as --limit's name does"]),
-    ("--model_alias llada --task gsm8k --tag limit2", ["--tag 'limit2'"]),
-    ("--model_alias llada --task gsm8k --output_dir ''", ["--output_dir ''"]),
-
-    ("--model_alias llada --task gsm8k --bach_size 2", ["unknown argument '--bach_size'; did you mean '--batch_size'?"]),
-    ("--model_alias llada --task gsm8k --seed", ["--seed: expected one argument"]),
-    ("--model_alias llada --task gsm8k stray", ["unexpected argument 'stray'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, fragments",
+    [
+        (
+            "--task gsm8k",
+            ["--model_alias is required; there are: llada, llada1.5, dream, diffucoder"],
+        ),
+        (
+            "--model_alias lada --task gsm8k",
+            ["--model_alias 'lada' is not known; did you mean 'llada'?"],
+        ),
+        (
+            "--model_alias llada --task gsmk",
+            [
+                "--task 'gsmk' is not known; did you mean 'gsm8k'?; there are: humaneval, mbpp, gsm8k, truthfulqa"
+            ],
+        ),
+        (
+            "--model_alias llada --task gsm8k --alg leftrigth",
+            [
+                "'leftrigth' is not an algorithm of llada; did you mean 'leftright'?; llada has: low_confidence, random, leftright"
+            ],
+        ),
+        (
+            "--model_alias dream --task gsm8k --alg low_confidence",
+            ["'low_confidence' is not an algorithm of dream", "dream has: leftright, maskgit_plus"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --alg random --remasking leftright",
+            ["--alg random and --remasking leftright are two names for one thing"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --gen_length 64 --max_new_tokens 32",
+            ["--gen_length 64 and --max_new_tokens 32 are two names for one thing"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --gen_length 250 --block_length 32",
+            ["--gen_length 250 is not a multiple of block_length 32; nearest: 224, 256"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --gen_length 100",
+            ["nearest: 96, 128", "block_length is the uniform protocol's"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --num_steps 100",
+            ["--num_steps 100 does not divide over the 8 blocks of 32; nearest: 96, 104"],
+        ),
+        (
+            "--model_alias dream --task gsm8k --block_length 48",
+            ["--gen_length 256 is not a multiple of block_length 48"],
+        ),
+        (
+            "--model_alias dream --task gsm8k --alg threshold --gen_length 80",
+            ["block_length is the default of threshold"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --threshold 0.9",
+            ["--threshold 0.9: low_confidence has no such option; these have: threshold"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --alg threshold --threshold 1.5",
+            ["--threshold 1.5 must be at least 0 and at most 1"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --alg threshold --threshold x",
+            ["--threshold x: must be a number of at least 0"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --alg threshold --num_steps 8",
+            ["threshold decides itself how many steps it takes"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --alg confidence_threshold",
+            ["'confidence_threshold' is not an algorithm of llada"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --kv_cache deal",
+            ["--kv_cache 'deal' is not known; did you mean 'dual'?"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --cache_refresh 4",
+            ["--cache_refresh 4: there is no cache to refresh"],
+        ),
+        (
+            "--model_alias dream --task gsm8k --logits_eos_inf",
+            ["logits_eos_inf is a rule of the llada family; dream lacks it"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --alg_temp 0.3",
+            ["--alg_temp 0.3: low_confidence has no drawn order"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --tokens_per_step 0",
+            ["--tokens_per_step 0: must be a whole number of at least 1"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --limit -1",
+            ["--limit -1: must be a whole number of at least 1"],
+        ),
+        ("--model_alias llada --task gsm8k --limit 0.5", ["--limit 0.5: must be a whole number"]),
+        (
+            "--model_alias llada --task gsm8k --temperature -1",
+            ["--temperature -1: must be a number of at least 0"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --top_p 1.5",
+            ["--top_p 1.5: must be a number above 0 and at most 1"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --protocol oficial",
+            [
+                "--protocol 'oficial' is not known; did you mean 'official'?; there are: uniform, official"
+            ],
+        ),
+        ("--model_alias llada --task gsm8k --dtype int8", ["bfloat16, float16, float32"]),
+        (
+            "--model_alias llada --task gsm8k --confidence_dtype half",
+            ["--confidence_dtype 'half' is not known; there are: float64, float32, model"],
+        ),
+        ("--model_alias llada --task gsm8k --device gpu", ["--device 'gpu': allowed: cpu, cuda"]),
+        (
+            "--model_alias llada --task gsm8k --tag a/b",
+            ["--tag 'a/b': allowed: up to 100 letters, digits"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --tag my_limit2",
+            ["--tag 'my_limit2'", "not ending as --limit's name does"],
+        ),
+        ("--model_alias llada --task gsm8k --tag limit2", ["--tag 'limit2'"]),
+        ("--model_alias llada --task gsm8k --output_dir ''", ["--output_dir ''"]),
+        (
+            "--model_alias llada --task gsm8k --bach_size 2",
+            ["unknown argument '--bach_size'; did you mean '--batch_size'?"],
+        ),
+        ("--model_alias llada --task gsm8k --seed", ["--seed: expected one argument"]),
+        ("--model_alias llada --task gsm8k stray", ["unexpected argument 'stray'"]),
+    ],
+)
 def test_bad_arguments_are_one_clear_line(run, arguments, fragments):
     code, out, err = run(arguments, "--dry_run")
     assert code == 2 and out == ""
@@ -205,7 +361,9 @@ def test_all_problems_are_reported_at_once(run):
         "--model_alias lada --task gsmk --limit -1 --dtype x --tag / --protocol y --bach_size 1 --tokens_per_step 0"
     )
     assert code == 2
-    assert len(err.splitlines()) == 8 and all(line.startswith("error: ") for line in err.splitlines())
+    assert len(err.splitlines()) == 8 and all(
+        line.startswith("error: ") for line in err.splitlines()
+    )
 
 
 def test_problems_with_files_are_reported_at_once_before_a_model_loads(run, tmp_path, monkeypatch):
@@ -231,13 +389,18 @@ def test_cuda_without_cuda_names_the_way_out(run, mini):
 
 def test_device_is_chosen_and_printed(run, mini):
     _, _, err = run(mini.replace("--device cpu", ""), "--limit", "1")
-    assert f"device: {'cuda' if torch.cuda.is_available() else 'cpu'} (chosen; --device decides)" in err
+    assert (
+        f"device: {'cuda' if torch.cuda.is_available() else 'cpu'} (chosen; --device decides)"
+        in err
+    )
 
 
 def test_output_directory_that_cannot_be_written(run, mini, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = run(mini, "--output_dir", str(tmp_path / "file"))
-    assert code == 74 and err.startswith(f"error: --output_dir {tmp_path / 'file'} cannot be written: ")
+    assert code == 74 and err.startswith(
+        f"error: --output_dir {tmp_path / 'file'} cannot be written: "
+    )
 
 
 def damaged(tmp_path: Path, change) -> Path:
@@ -250,17 +413,28 @@ def damaged(tmp_path: Path, change) -> Path:
 SHARD = "model-00002-of-00002.safetensors"
 
 
-@pytest.mark.parametrize("change, fragment", [
-    (lambda d: (d / SHARD).unlink(), f"{SHARD} is named in model.safetensors.index.json but missing"),
-    (lambda d: (d / SHARD).write_text("version https://git-lfs.github.com/spec/v1\n"), "git-lfs"),
-    (lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:-100]), SHARD),
-    (lambda d: (d / "tokenizer.json").unlink(), "tokenizer files not found"),
-    (lambda d: (d / "config.json").unlink(), "config.json not found"),
-    (lambda d: (d / "config.json").write_text("{"), "config.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, fragment",
+    [
+        (
+            lambda d: (d / SHARD).unlink(),
+            f"{SHARD} is named in model.safetensors.index.json but missing",
+        ),
+        (
+            lambda d: (d / SHARD).write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "git-lfs",
+        ),
+        (lambda d: (d / SHARD).write_bytes((d / SHARD).read_bytes()[:-100]), SHARD),
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer files not found"),
+        (lambda d: (d / "config.json").unlink(), "config.json not found"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json"),
+    ],
+)
 def test_broken_checkpoint(run, mini, tmp_path, change, fragment):
     code, _, err = run(mini, "--llada_ckpt", str(damaged(tmp_path, change)))
-    assert code == 4 and "error: --llada_ckpt: " in err and fragment in err and "Traceback" not in err
+    assert (
+        code == 4 and "error: --llada_ckpt: " in err and fragment in err and "Traceback" not in err
+    )
 
 
 def test_hub_id_that_is_not_there_offline(run, mini):
@@ -274,28 +448,40 @@ def test_checkpoint_of_another_family(run, mini):
     assert code == 2 and "dream family" in err
 
 
-@pytest.mark.parametrize("lines, fragment", [
-    (['{"question": "q", "answer": "a"}', "{oops"], "line 2"),
-    (['{"question": "q"}'], "line 1: field 'answer'"),
-    (['{"question": "q", "answer": "a"}'], "1 rows, expected 3"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "lines, fragment",
+    [
+        (['{"question": "q", "answer": "a"}', "{oops"], "line 2"),
+        (['{"question": "q"}'], "line 1: field 'answer'"),
+        (['{"question": "q", "answer": "a"}'], "1 rows, expected 3"),
+    ],
+)
 def test_malformed_data(run, mini, tmp_path, lines, fragment):
     write_lines(tmp_path / "data" / "gsm8k" / "test.jsonl", lines)
     code, _, err = run(mini)
     assert code == 4 and "test.jsonl" in err and fragment in err
 
 
-@pytest.mark.parametrize("rows, fragments", [
-    (["{oops"], ["line 1: not JSON", "no text for 3 of 3 documents, doc_id 0, 1, 2"]),
-    ([{"doc_id": 0, "text": "a"}, {"doc_id": 0, "text": "b"}, {"doc_id": 1, "text": ""}], ["line 2: doc_id 0 was already on line 1", "no text for 1 of 3 documents, doc_id 2"]),
-    ([{"doc_id": 3, "text": "a"}], ["line 1: doc_id 3 is not one of 0 to 2"]),
-    ([{"doc_id": "0", "text": "a"}], ["line 1: field 'doc_id': expected a whole number, got '0'"]),
-    ([{"doc_id": True, "text": "a"}], ["line 1: field 'doc_id': expected a whole number"]),
-    ([{"doc_id": 0}], ["line 1: field 'text' is missing"]),
-    ([{"text": "a"}], ["line 1: field 'doc_id' is missing"]),
-    ([{"doc_id": 0, "text": 5}], ["line 1: field 'text': expected text, got 5"]),
-    ([[1]], ["line 1: not an object"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rows, fragments",
+    [
+        (["{oops"], ["line 1: not JSON", "no text for 3 of 3 documents, doc_id 0, 1, 2"]),
+        (
+            [{"doc_id": 0, "text": "a"}, {"doc_id": 0, "text": "b"}, {"doc_id": 1, "text": ""}],
+            ["line 2: doc_id 0 was already on line 1", "no text for 1 of 3 documents, doc_id 2"],
+        ),
+        ([{"doc_id": 3, "text": "a"}], ["line 1: doc_id 3 is not one of 0 to 2"]),
+        (
+            [{"doc_id": "0", "text": "a"}],
+            ["line 1: field 'doc_id': expected a whole number, got '0'"],
+        ),
+        ([{"doc_id": True, "text": "a"}], ["line 1: field 'doc_id': expected a whole number"]),
+        ([{"doc_id": 0}], ["line 1: field 'text' is missing"]),
+        ([{"text": "a"}], ["line 1: field 'doc_id' is missing"]),
+        ([{"doc_id": 0, "text": 5}], ["line 1: field 'text': expected text, got 5"]),
+        ([[1]], ["line 1: not an object"]),
+    ],
+)
 def test_bad_predictions(run, mini, tmp_path, rows, fragments):
     code, _, err = run(mini, "--predictions", str(write_lines(tmp_path / "p.jsonl", rows)))
     assert code == 4 and all(line.startswith("error: ") for line in err.splitlines())
@@ -314,15 +500,27 @@ def test_predictions_file_that_is_not_there(run, mini):
 def test_predictions_need_no_checkpoint(run, mini, tmp_path):
     """Scored as generated texts would be: cut at stop strings, numbers extracted, lm-eval's metrics."""
     texts = ["so it is #### 2", "1 + 2 = 4", "4 Question: is it 5?"]
-    path = write_lines(tmp_path / "p.jsonl", [{"doc_id": i, "text": t} for i, t in enumerate(texts)])
+    path = write_lines(
+        tmp_path / "p.jsonl", [{"doc_id": i, "text": t} for i, t in enumerate(texts)]
+    )
     code, out, err = run(
-        mini, "--predictions", str(path), "--llada_ckpt", "/nowhere", "--output_dir", str(tmp_path / "out")
+        mini,
+        "--predictions",
+        str(path),
+        "--llada_ckpt",
+        "/nowhere",
+        "--output_dir",
+        str(tmp_path / "out"),
     )
     assert code == 0 and "--gen_length, --block_length have no effect" in err
     result = result_in(tmp_path / "out")
     assert result["headline"] | {"ci95": None, "stderr": None} == {
-        "metric": "exact_match,flexible-extract", "value": 2 / 3, "stderr": None, "ci95": None, "n": 3,
-    }  # fmt: skip
+        "metric": "exact_match,flexible-extract",
+        "value": 2 / 3,
+        "stderr": None,
+        "ci95": None,
+        "n": 3,
+    }
     assert [s["extracted"]["flexible-extract"] for s in result["samples"]] == ["2", "4", "4"]
     assert [s["cut"] for s in result["samples"]] == [None, None, "stop string 'Question:'"]
     assert result["metrics"]["exact_match,strict-match"]["value"] == pytest.approx(1 / 3)
@@ -366,7 +564,9 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
     whole = result_in(tmp_path / "out")
     import models
 
-    bad = models.load_tokenizer(LLADA).encode(whole["samples"][1]["prompt"], add_special_tokens=False)
+    bad = models.load_tokenizer(LLADA).encode(
+        whole["samples"][1]["prompt"], add_special_tokens=False
+    )
     monkeypatch.setattr(harness, "decode", failing)
     code, out, err = run(mini, "--output_dir", str(tmp_path / "part"))
     result = result_in(tmp_path / "part")
@@ -374,9 +574,15 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
     assert result["headline"] is None and result["metrics"] == {}
     assert result["score_on_completed"]["exact_match,flexible-extract"]["n"] == 2
     failed = result["samples"][1]
-    assert failed["status"] == "error" and "CUDA out of memory" in failed["error"] and "Traceback" in failed["error"]
+    assert (
+        failed["status"] == "error"
+        and "CUDA out of memory" in failed["error"]
+        and "Traceback" in failed["error"]
+    )
     assert "metrics" not in failed and failed["text"] == ""
-    assert [s["token_ids"] for s in result["samples"][::2]] == [s["token_ids"] for s in whole["samples"][::2]]
+    assert [s["token_ids"] for s in result["samples"][::2]] == [
+        s["token_ids"] for s in whole["samples"][::2]
+    ]
     assert "1 samples failed" in out
     monkeypatch.setattr(harness, "decode", real)  # an incomplete result is no reason to stop
     assert run(mini, "--output_dir", str(tmp_path / "part"))[0] == 0
@@ -385,7 +591,9 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
 
 def test_full_disk_at_the_end(run, mini, monkeypatch):
     def full(*_):
-        raise OutputError("cannot write r.json: No space left on device; free some space or give another --output_dir")
+        raise OutputError(
+            "cannot write r.json: No space left on device; free some space or give another --output_dir"
+        )
 
     monkeypatch.setattr(cli, "atomic_write_json", full)
     code, _, err = run(mini, "--limit", "1")
@@ -416,7 +624,11 @@ def test_unexpected_failure_is_one_line_unless_debugged(run, mini, monkeypatch):
 
 def test_program_runs_as_a_command(tmp_path):
     run = subprocess.run(
-        [sys.executable, "eval.py", "--model_alias", "x"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "eval.py", "--model_alias", "x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert run.returncode == 2 and run.stdout == "" and "Traceback" not in run.stderr
     assert run.stderr.count("error: ") == 2
@@ -433,7 +645,10 @@ def test_departures_from_the_protocol_are_listed(run, mini, tmp_path):
     run(mini)
     overrides = result_in(tmp_path / "out")["protocol"]["overrides"]
     assert overrides["checkpoint"] == {"protocol": "GSAI-ML/LLaDA-8B-Instruct", "run": str(LLADA)}
-    assert overrides["dtype"] == {"protocol": "bfloat16", "run": "float32"} and "confidence_dtype" not in overrides
+    assert (
+        overrides["dtype"] == {"protocol": "bfloat16", "run": "float32"}
+        and "confidence_dtype" not in overrides
+    )
 
 
 def test_a_canvas_longer_than_the_model_is_refused_before_it_loads(run, mini):
@@ -441,9 +656,13 @@ def test_a_canvas_longer_than_the_model_is_refused_before_it_loads(run, mini):
     assert code == 2 and "--gen_length 8000: the checkpoint has 4096 positions" in err
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("CUDA driver error: out of memory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA driver error: out of memory"),
+    ],
+)
 def test_no_memory_for_the_weights_is_the_environments_fault(run, mini, monkeypatch, error):
     import models
 
@@ -458,19 +677,29 @@ def test_no_memory_for_the_weights_is_the_environments_fault(run, mini, monkeypa
 def test_a_full_disk_behind_stdout_is_no_riddle(mini, tmp_path):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "eval.py", *shlex.split(mini), "--dry_run"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+            [sys.executable, "eval.py", *shlex.split(mini), "--dry_run"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
             text=True,
-        )  # fmt: skip
-    assert done.returncode == 74 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+        )
+    assert (
+        done.returncode == 74 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+    )
 
 
 def test_data_of_the_right_size_and_other_content_is_not_the_published_set(run, tmp_path):
     if not (REAL / "TruthfulQA.csv").is_file():
-        pytest.skip(f"the benchmarks' original files are not in {REAL}; DLLMEXP_DATA_DIR names them")
+        pytest.skip(
+            f"the benchmarks' original files are not in {REAL}; DLLMEXP_DATA_DIR names them"
+        )
     shutil.copy(REAL / "TruthfulQA.csv", tmp_path)
     texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": 0, "text": "No."}])
     arguments = f"--model_alias llada --task truthfulqa --data_dir {tmp_path} --limit 1 --predictions {texts}"
-    for change, name in ((str, "original"), (lambda text: text.replace(" you ", " You ", 1), "modified")):
+    for change, name in (
+        (str, "original"),
+        (lambda text: text.replace(" you ", " You ", 1), "modified"),
+    ):
         text = (tmp_path / "TruthfulQA.csv").read_bytes().decode()
         (tmp_path / "TruthfulQA.csv").write_bytes(change(text).encode())
         assert run(arguments, "--output_dir", tmp_path / name)[0] == 0
@@ -483,22 +712,47 @@ def test_all_problems_are_said_at_once(run):
     """Not one a try, at midnight."""
     code, _, err = run("--model_alias lada --task gsm8k --top_p 2")
     assert code == 2 and "did you mean 'llada'" in err and "--top_p 2" in err
-    code, _, err = run("--model_alias llada --task gsm8k --limit -3 --llada_ckpt /nowhere/a --data_dir /nowhere/b")
+    code, _, err = run(
+        "--model_alias llada --task gsm8k --limit -3 --llada_ckpt /nowhere/a --data_dir /nowhere/b"
+    )
     assert code == 2 and len(err.splitlines()) == 3
-    assert all(part in err for part in ("--limit -3", "/nowhere/a does not exist", "/nowhere/b does not exist"))
+    assert all(
+        part in err
+        for part in ("--limit -3", "/nowhere/a does not exist", "/nowhere/b does not exist")
+    )
 
 
-@pytest.mark.parametrize(("alias", "task", "note"), [
-    ("llada", "gsm8k", "departs from the protocol"), ("diffucoder", "gsm8k", "no score is published"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("alias", "task", "note"),
+    [
+        ("llada", "gsm8k", "departs from the protocol"),
+        ("diffucoder", "gsm8k", "no score is published"),
+    ],
+)
 def test_why_no_published_score_stands_beside_is_said(run, tmp_path, alias, task, note):
     gsm8k_dir(tmp_path / "data", n=8)
     checkpoint = f"--llada_ckpt {LLADA}" if alias == "llada" else f"--diffucoder_ckpt {DREAM}"
     arguments = f"--model_alias {alias} {checkpoint} --task {task} --data_dir {tmp_path / 'data'} --device cpu"
-    code, out, _ = run(arguments, "--protocol", "official", "--output_dir", tmp_path / "o", "--tokens_per_step", 64, "--limit", 1)
-    assert code == 0 and f"published: {result_in(tmp_path / 'o')['reference_note']}" in out and note in out
-    assert "warning: 1 of 1 answers fill the canvas without an end token" in out or "end_token" in json.dumps(
-        [s["finish_reason"] for s in result_in(tmp_path / "o")["samples"]]
+    code, out, _ = run(
+        arguments,
+        "--protocol",
+        "official",
+        "--output_dir",
+        tmp_path / "o",
+        "--tokens_per_step",
+        64,
+        "--limit",
+        1,
+    )
+    assert (
+        code == 0
+        and f"published: {result_in(tmp_path / 'o')['reference_note']}" in out
+        and note in out
+    )
+    assert (
+        "warning: 1 of 1 answers fill the canvas without an end token" in out
+        or "end_token"
+        in json.dumps([s["finish_reason"] for s in result_in(tmp_path / "o")["samples"]])
     )
 
 
@@ -507,10 +761,16 @@ def test_fewer_worked_examples_than_the_protocol_needs_is_the_datas_fault(run, m
     assert code == 4 and "num_fewshot is 5, gsm8k has 3 examples" in err
 
 
-@pytest.mark.parametrize(("task", "line"), [
-    ("gsm8k", "published: 74.8 % at 2 tokens per step (exact_match,flexible-extract, Fast-dLLM (arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5)"),
-    ("truthfulqa", "published: no score is published for this protocol, model and task"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("task", "line"),
+    [
+        (
+            "gsm8k",
+            "published: 74.8 % at 2 tokens per step (exact_match,flexible-extract, Fast-dLLM (arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5)",
+        ),
+        ("truthfulqa", "published: no score is published for this protocol, model and task"),
+    ],
+)
 def test_what_is_published_of_the_official_protocol_is_known_before_it_runs(run, task, line):
     words = f"--model_alias llada --task {task} --dry_run"
     assert line in run(f"{words} --protocol official")[1].splitlines()

@@ -16,7 +16,10 @@ from causal import decoded
 @pytest.fixture(scope="module")
 def models(conformance_dir):
     names = {"llada": "llada-tiny", "dream": "dream-tiny"}
-    return {f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0] for f, n in names.items()}
+    return {
+        f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0]
+        for f, n in names.items()
+    }
 
 
 def prompts_for(n: int, vocabulary: int = 400) -> list[list[int]]:
@@ -28,14 +31,17 @@ def prompts_for(n: int, vocabulary: int = 400) -> list[list[int]]:
 # ---- schedules
 
 
-@pytest.mark.parametrize(("arguments", "steps", "quotas"), [
-    (("low_confidence", 48, 16, 3), 18, (3, 3, 3, 3, 2, 2)),
-    (("low_confidence", 30, 10, 4), 9, (4, 3, 3)),
-    (("low_confidence", 512, 64, 3), 176, (3,) * 20 + (2,) * 2),
-    (("maskgit_plus", 50, None, 3), 17, (2, 2, 2, 3, 3, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4)),
-    (("leftright", 33, None, 2), 17, (2,) * 16 + (1,)),
-    (("leftright", 33, None, 4), 9, (4,) * 8 + (1,)),
-])
+@pytest.mark.parametrize(
+    ("arguments", "steps", "quotas"),
+    [
+        (("low_confidence", 48, 16, 3), 18, (3, 3, 3, 3, 2, 2)),
+        (("low_confidence", 30, 10, 4), 9, (4, 3, 3)),
+        (("low_confidence", 512, 64, 3), 176, (3,) * 20 + (2,) * 2),
+        (("maskgit_plus", 50, None, 3), 17, (2, 2, 2, 3, 3, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4)),
+        (("leftright", 33, None, 2), 17, (2,) * 16 + (1,)),
+        (("leftright", 33, None, 4), 9, (4,) * 8 + (1,)),
+    ],
+)
 def test_tokens_per_step_becomes_steps_and_quotas(arguments, steps, quotas):
     schedule = make_schedule(*arguments)
     assert (schedule.num_steps, sum(schedule.quotas)) == (steps, schedule.block_length)
@@ -51,7 +57,11 @@ def test_floor_quotas_are_those_of_torch():
         for n in {steps, 2 * steps, 3 * steps - 1, 4 * steps, 512}:
             expected, left = [], n
             for i in range(steps):
-                expected.append(int(torch.tensor(float(left)) * (1 - t[i + 1] / t[i])) if i < steps - 1 else left)
+                expected.append(
+                    int(torch.tensor(float(left)) * (1 - t[i + 1] / t[i]))
+                    if i < steps - 1
+                    else left
+                )
                 left -= expected[-1]
             assert floor_quotas(n, steps) == tuple(expected), (n, steps)
 
@@ -64,8 +74,15 @@ def test_one_token_per_step_of_dream_begins_idle_and_ends_with_two():
 
 def test_the_readme_example_is_four_tokens_per_step_and_says_so():
     schedule = make_schedule("low_confidence", 512, 64, tokens_per_step=1, num_steps=128)
-    assert schedule.realised_tps == 4 and schedule.quotas == (4,) * 16 and schedule.tokens_per_step is None
-    assert schedule.note == "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1, which would be 512 steps"
+    assert (
+        schedule.realised_tps == 4
+        and schedule.quotas == (4,) * 16
+        and schedule.tokens_per_step is None
+    )
+    assert (
+        schedule.note
+        == "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1, which would be 512 steps"
+    )
 
 
 def test_more_tokens_per_step_than_a_block_has_is_said():
@@ -78,16 +95,37 @@ def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
     assert make_schedule("leftright", 32, num_steps=20).quotas == (2,) * 12 + (1,) * 8
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("low_confidence", 250, 32), "gen_length 250 is not a multiple of block_length 32; nearest: 224, 256"),
-    (("low_confidence", 16, 32), "gen_length 16 is not a multiple of block_length 32; nearest: 32"),
-    (("low_confidence", 512, 64, None, 171), "num_steps 171 does not divide over the 8 blocks of 64; nearest: 168, 176"),
-    (("low_confidence", 512, 64, 0), "tokens_per_step 0 must be at least 1 and at most 1048576"),
-    (("low_confidence", -4, 64), "gen_length -4 must be at least 1 and"),
-    (("entropy", 64, 32, None, 5), "num_steps 5 does not divide over the 2 blocks of 32; nearest: 4, 6"),
-    (("threshold", 64, 32, None, 8), "num_steps 8: threshold decides itself how many steps it takes; leave it out"),
-    (("entrpy", 64), "unknown algorithm 'entrpy'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("low_confidence", 250, 32),
+            "gen_length 250 is not a multiple of block_length 32; nearest: 224, 256",
+        ),
+        (
+            ("low_confidence", 16, 32),
+            "gen_length 16 is not a multiple of block_length 32; nearest: 32",
+        ),
+        (
+            ("low_confidence", 512, 64, None, 171),
+            "num_steps 171 does not divide over the 8 blocks of 64; nearest: 168, 176",
+        ),
+        (
+            ("low_confidence", 512, 64, 0),
+            "tokens_per_step 0 must be at least 1 and at most 1048576",
+        ),
+        (("low_confidence", -4, 64), "gen_length -4 must be at least 1 and"),
+        (
+            ("entropy", 64, 32, None, 5),
+            "num_steps 5 does not divide over the 2 blocks of 32; nearest: 4, 6",
+        ),
+        (
+            ("threshold", 64, 32, None, 8),
+            "num_steps 8: threshold decides itself how many steps it takes; leave it out",
+        ),
+        (("entrpy", 64), "unknown algorithm 'entrpy'"),
+    ],
+)
 def test_an_impossible_schedule_says_why(arguments, message):
     with pytest.raises(ScheduleError) as error:
         make_schedule(*arguments)
@@ -99,8 +137,16 @@ def test_an_impossible_schedule_says_why(arguments, message):
 
 def view(masked, quota, **fields) -> StepView:
     n = len(masked)
-    fields = {k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for k, v in fields.items()}
-    return StepView(torch.tensor(masked), torch.tensor(quota), fields.pop("rate", torch.ones(n).double()), **fields)
+    fields = {
+        k: torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v
+        for k, v in fields.items()
+    }
+    return StepView(
+        torch.tensor(masked),
+        torch.tensor(quota),
+        fields.pop("rate", torch.ones(n).double()),
+        **fields,
+    )
 
 
 def test_equal_scores_are_taken_leftmost_first():
@@ -108,7 +154,9 @@ def test_equal_scores_are_taken_leftmost_first():
     score, masked = torch.ones(2, 40).double(), torch.ones(2, 40, dtype=torch.bool)
     masked[1, :3] = False
     taken = top_k(score, masked, torch.tensor([3, 2]))
-    assert taken[0].nonzero().flatten().tolist() == [0, 1, 2] and taken[1].nonzero().flatten().tolist() == [3, 4]
+    assert taken[0].nonzero().flatten().tolist() == [0, 1, 2] and taken[
+        1
+    ].nonzero().flatten().tolist() == [3, 4]
 
 
 def test_a_quota_above_what_is_open_takes_all_that_is_open():
@@ -127,14 +175,35 @@ def test_leftright_takes_the_first_open_positions_of_each_row():
 
 
 def test_origin_commits_what_chance_says():
-    v = view([[True, True, False, True]], [4], rate=torch.tensor([0.5]).double(), noise=[[0.4, 0.6, 0.1, 0.49]])
+    v = view(
+        [[True, True, False, True]],
+        [4],
+        rate=torch.tensor([0.5]).double(),
+        noise=[[0.4, 0.6, 0.1, 0.49]],
+    )
     assert origin(v).tolist() == [[True, False, False, True]]
 
 
 def test_algorithms_by_family():
-    both = ["threshold", "factor", "entropy_threshold", "eb_sampler", "klass", "credit", "certainty"]
+    both = [
+        "threshold",
+        "factor",
+        "entropy_threshold",
+        "eb_sampler",
+        "klass",
+        "credit",
+        "certainty",
+    ]
     assert algorithms_of("llada") == ["low_confidence", "random", "leftright", *both]
-    own = ["leftright", "maskgit_plus", "topk_margin", "entropy", "origin", "threshold", "confidence_threshold"]
+    own = [
+        "leftright",
+        "maskgit_plus",
+        "topk_margin",
+        "entropy",
+        "origin",
+        "threshold",
+        "confidence_threshold",
+    ]
     assert algorithms_of("dream") == own + both[1:] + ["apd", "apd_released"]
 
 
@@ -147,14 +216,18 @@ def test_confidence_of_the_families_above_temperature_zero():
     noise = torch.tensor([0.5]).double()
     for scores_the_draw, expected in [(False, 0.6), (True, 1.0)]:
         rules = Rules(temperature=1.0, top_p=0.5, scores_the_draw=scores_the_draw)
-        assert propose(logits, rules, frozenset({"confidence"}), noise).confidence.tolist() == pytest.approx([expected])
+        assert propose(
+            logits, rules, frozenset({"confidence"}), noise
+        ).confidence.tolist() == pytest.approx([expected])
 
 
 def test_top_p_is_inactive_at_temperature_zero():
     """Filtered before the confidence, every position above top_p would tie at exactly 1."""
     logits = torch.tensor([[0.96, 0.04], [0.99, 0.01]]).double().log()
     rules = Rules(top_p=0.95, top_k=1, scores_the_draw=True)
-    assert propose(logits, rules, frozenset({"confidence"})).confidence.tolist() == pytest.approx([0.96, 0.99])
+    assert propose(logits, rules, frozenset({"confidence"})).confidence.tolist() == pytest.approx(
+        [0.96, 0.99]
+    )
 
 
 def test_float64_tells_confident_positions_apart_where_bfloat16_ties():
@@ -169,7 +242,11 @@ def test_float64_tells_confident_positions_apart_where_bfloat16_ties():
 def test_scores_by_hand():
     logits = torch.tensor([[0.5, 0.3, 0.2]]).double().log()
     p = propose(logits, Rules(), frozenset({"confidence", "entropy", "margin"}))
-    assert p.tokens.tolist() == [0] and p.confidence.item() == pytest.approx(0.5) and p.margin.item() == pytest.approx(0.2)
+    assert (
+        p.tokens.tolist() == [0]
+        and p.confidence.item() == pytest.approx(0.5)
+        and p.margin.item() == pytest.approx(0.2)
+    )
     assert p.entropy.item() == pytest.approx(-sum(q * np.log(q) for q in (0.5, 0.3, 0.2)))
 
 
@@ -180,7 +257,9 @@ def test_the_nucleus_is_never_empty_and_holds_the_token_that_crosses_top_p(top_p
 
 
 def test_top_k_keeps_k_tokens():
-    assert filtered(torch.tensor([[1.0, 3.0, 2.0]]), None, 2).isfinite().tolist() == [[False, True, True]]
+    assert filtered(torch.tensor([[1.0, 3.0, 2.0]]), None, 2).isfinite().tolist() == [
+        [False, True, True]
+    ]
 
 
 def test_draws_follow_the_distribution():
@@ -201,7 +280,11 @@ def test_a_tiny_temperature_takes_the_likeliest_token():
 
 def test_a_token_without_mass_is_never_drawn_even_at_the_edges():
     probs = torch.tensor([[0.0, 0.5, 0.5, 0.0]] * 3).double()
-    assert draw(probs, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)).tolist() == [1, 2, 2]
+    assert draw(probs, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)).tolist() == [
+        1,
+        2,
+        2,
+    ]
 
 
 def test_chunked_scoring_is_the_same(monkeypatch):
@@ -224,13 +307,23 @@ def test_noise_depends_on_seed_and_step_alone():
 
 LLADA = [
     (dict(algorithm="low_confidence", gen_length=24, block_length=8, num_steps=9), {}),
-    (dict(algorithm="low_confidence", gen_length=24, block_length=24, num_steps=12), dict(temperature=0.7)),
-    (dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=16),
-     dict(temperature=0.7, confidence_eos_eot_inf=True)),
-    (dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=8),
-     dict(temperature=1.0, logits_eos_inf=True, top_p=0.9)),
+    (
+        dict(algorithm="low_confidence", gen_length=24, block_length=24, num_steps=12),
+        dict(temperature=0.7),
+    ),
+    (
+        dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=16),
+        dict(temperature=0.7, confidence_eos_eot_inf=True),
+    ),
+    (
+        dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=8),
+        dict(temperature=1.0, logits_eos_inf=True, top_p=0.9),
+    ),
     (dict(algorithm="random", gen_length=24, block_length=8, num_steps=12), {}),
-    (dict(algorithm="random", gen_length=24, block_length=12, num_steps=6), dict(temperature=0.7, top_k=20)),
+    (
+        dict(algorithm="random", gen_length=24, block_length=12, num_steps=6),
+        dict(temperature=0.7, top_k=20),
+    ),
 ]
 DREAM = [
     (dict(algorithm="maskgit_plus", gen_length=24, num_steps=24), dict(temperature=0.7)),
@@ -243,7 +336,9 @@ DREAM = [
 ]
 
 
-@pytest.mark.parametrize("family, steps, options", [("llada", *c) for c in LLADA] + [("dream", *c) for c in DREAM])
+@pytest.mark.parametrize(
+    "family, steps, options", [("llada", *c) for c in LLADA] + [("dream", *c) for c in DREAM]
+)
 def test_engine_equals_the_plain_loop(models, family, steps, options):
     """Batches of different prompts, random orders and drawn tokens, which no recorded case holds."""
     model, prompts = models[family], prompts_for(4)
@@ -254,24 +349,33 @@ def test_engine_equals_the_plain_loop(models, family, steps, options):
     got = decode(model, prompts, config, seeds, batch_size=3)
     for prompt, seed, completion in zip(prompts, seeds, got):
         assert list(completion.token_ids) == loop(model, prompt, seed=seed, **steps, **options)
-        assert completion.nfe <= schedule.num_steps and model.config.mask_id not in completion.token_ids
+        assert (
+            completion.nfe <= schedule.num_steps
+            and model.config.mask_id not in completion.token_ids
+        )
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("options", [{}, dict(temperature=0.9, top_p=0.95)])
 def test_leftright_equals_the_plain_loop(models, family, options):
     model, prompts = models[family], prompts_for(4)
-    config = DecodeConfig(make_schedule("leftright", 21, tokens_per_step=2), early_exit=False, **options)
+    config = DecodeConfig(
+        make_schedule("leftright", 21, tokens_per_step=2), early_exit=False, **options
+    )
     for prompt, completion in zip(prompts, decode(model, prompts, config, [1, 2, 3, 4])):
         at = prompts.index(prompt)
-        assert list(completion.token_ids) == oracle.leftright(model, prompt, 21, 2, seed=at + 1, **options)
+        assert list(completion.token_ids) == oracle.leftright(
+            model, prompt, 21, 2, seed=at + 1, **options
+        )
 
 
 def every_config() -> list[tuple[str, DecodeConfig]]:
     configs = []
     for family in ("llada", "dream"):
         for name in algorithms_of(family):
-            schedule = make_schedule(name, 16, 8 if ALGORITHMS[name].blocks else None, tokens_per_step=2)
+            schedule = make_schedule(
+                name, 16, 8 if ALGORITHMS[name].blocks else None, tokens_per_step=2
+            )
             configs += [(family, DecodeConfig(schedule, temperature=t)) for t in (0.0, 0.7)]
     return configs
 
@@ -283,7 +387,9 @@ def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
     alone = [decoded(models[family], [p], config, [i])[0].token_ids for i, p in enumerate(prompts)]
     for batch_size in (3, 8):
         order = list(np.random.default_rng(batch_size).permutation(9))
-        got = decoded(models[family], [prompts[i] for i in order], config, order, batch_size=batch_size)
+        got = decoded(
+            models[family], [prompts[i] for i in order], config, order, batch_size=batch_size
+        )
         assert [c.token_ids for c in got] == [alone[i] for i in order]
 
 
@@ -293,7 +399,13 @@ def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
 class Scripted:
     """A model that always wants the same answer, most confident at the position that `order` puts first."""
 
-    def __init__(self, answer: list[int], order: list[int] | None = None, family: str = "llada", vocabulary: int = 12):
+    def __init__(
+        self,
+        answer: list[int],
+        order: list[int] | None = None,
+        family: str = "llada",
+        vocabulary: int = 12,
+    ):
         from types import SimpleNamespace
 
         self.answer, self.device, self.vocabulary = answer, torch.device("cpu"), vocabulary
@@ -348,18 +460,27 @@ def test_a_stop_string_is_only_looked_for_in_the_committed_prefix():
     model = Scripted([1, 2, 3, 4, 5, 6, 7, 8], order=[2, 0, 1, 3, 4, 5, 6, 7])
     [done] = decode(model, [[5]], config(), [0], stop=lambda ids: seen.append(ids) or 3 in ids)
     assert (done.nfe, done.finish_reason, done.forwards_saved) == (3, "stop_string", 5)
-    assert [1] in seen and [1, 2, 3] in seen and all(ids == list(range(1, len(ids) + 1)) for ids in seen)
+    assert (
+        [1] in seen
+        and [1, 2, 3] in seen
+        and all(ids == list(range(1, len(ids) + 1)) for ids in seen)
+    )
 
 
 def test_leftright_stops_at_the_end_token_even_without_early_exit():
     """As the official loop does: it is part of the algorithm."""
     model = Scripted([1, 2, 10, 3, 3, 3, 3, 3])
-    [done] = decode(model, [[5]], config(block=None, algorithm="leftright", k=2, early_exit=False), [0])
-    assert done.nfe == 2 and done.token_ids == (1, 2, 10, 3) + (11,) * 4 and done.forwards_saved == 0
+    [done] = decode(
+        model, [[5]], config(block=None, algorithm="leftright", k=2, early_exit=False), [0]
+    )
+    assert (
+        done.nfe == 2 and done.token_ids == (1, 2, 10, 3) + (11,) * 4 and done.forwards_saved == 0
+    )
 
 
 def test_rows_leave_and_others_take_their_place():
     """No row waits for the slowest: 3 + 8 forward passes of one row fit into 8 steps of two."""
+
     class Mixed(Scripted):
         def predict(self, tokens, spans, rows, cache=None):
             self.rows_seen = getattr(self, "rows_seen", []) + [len(spans)]
@@ -367,7 +488,14 @@ def test_rows_leave_and_others_take_their_place():
             return super().predict(tokens, spans, rows, cache)
 
     model, order = Mixed([0] * 8), []
-    done = decode(model, [[5], [5, 6], [7], [8]], config(), [0] * 4, batch_size=2, on_finish=lambda i, c: order.append(i))
+    done = decode(
+        model,
+        [[5], [5, 6], [7], [8]],
+        config(),
+        [0] * 4,
+        batch_size=2,
+        on_finish=lambda i, c: order.append(i),
+    )
     assert order == [0, 1, 2, 3] and [c.nfe for c in done] == [3] * 4 and model.rows_seen == [2] * 6
 
 
@@ -380,16 +508,35 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
 # ---- errors
 
 
-@pytest.mark.parametrize(("family", "changes", "message"), [
-    ("llada", dict(algorithm="entropy", block=None), "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold, "),
-    ("dream", dict(), "'low_confidence' is not defined for dream"),
-    ("llada", dict(temperature=-1.0), "temperature -1 must be 0 or more"),
-    ("llada", dict(top_p=1.5), "top_p 1.5"),
-    ("llada", dict(top_k=0), "top_k 0"),
-    ("llada", dict(alg_temp=0.5), "low_confidence has no drawn order; these have: maskgit_plus, topk_margin, entropy"),
-    ("llada", dict(confidence_dtype="float16"), "confidence_dtype 'float16' must be one of float64, float32, model"),
-    ("dream", dict(algorithm="entropy", block=None, logits_eos_inf=True), "logits_eos_inf is a rule of the llada family"),
-])
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        (
+            "llada",
+            dict(algorithm="entropy", block=None),
+            "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold, ",
+        ),
+        ("dream", dict(), "'low_confidence' is not defined for dream"),
+        ("llada", dict(temperature=-1.0), "temperature -1 must be 0 or more"),
+        ("llada", dict(top_p=1.5), "top_p 1.5"),
+        ("llada", dict(top_k=0), "top_k 0"),
+        (
+            "llada",
+            dict(alg_temp=0.5),
+            "low_confidence has no drawn order; these have: maskgit_plus, topk_margin, entropy",
+        ),
+        (
+            "llada",
+            dict(confidence_dtype="float16"),
+            "confidence_dtype 'float16' must be one of float64, float32, model",
+        ),
+        (
+            "dream",
+            dict(algorithm="entropy", block=None, logits_eos_inf=True),
+            "logits_eos_inf is a rule of the llada family",
+        ),
+    ],
+)
 def test_a_configuration_that_cannot_be_is_refused(family, changes, message):
     with pytest.raises(ValueError) as error:
         decode(Scripted([1] * 8, family=family), [[5]], config(**changes), [0])

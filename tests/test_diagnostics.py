@@ -5,7 +5,12 @@ from experiment.diagnostics import diagnostics
 
 def row(text="a", reason="end_token", committed=(0, 1), status="ok", code=None):
     extracted = {} if code is None else {"extracted": {"create_test": code}}
-    return {"status": status, "text": text, "finish_reason": reason, "committed_at": list(committed)} | extracted
+    return {
+        "status": status,
+        "text": text,
+        "finish_reason": reason,
+        "committed_at": list(committed),
+    } | extracted
 
 
 def test_shares_and_warnings():
@@ -31,5 +36,8 @@ def test_code_that_does_not_parse_or_is_not_there():
 
 def test_failed_samples_and_given_texts_are_left_out():
     rows = [row(status="error", text=""), row(reason=None)]
-    assert diagnostics(rows, code=False) == {"empty": {"n": 0, "of": 1, "share": 0.0}, "warnings": []}
+    assert diagnostics(rows, code=False) == {
+        "empty": {"n": 0, "of": 1, "share": 0.0},
+        "warnings": [],
+    }
     assert diagnostics([], code=True) == {"warnings": []}

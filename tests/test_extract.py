@@ -28,14 +28,25 @@ ANSWERS = {
     "fence in prose": (f"Sure! Here it is:\n\n{fenced(GOOD)}\nIt adds them up.", "fence"),
     "fence without a tag": (fenced(GOOD, ""), "fence"),
     "open fence": (f"Sure:\n{FENCE}python\n{GOOD}", "fence"),
-    "open fence, then prose": (f"Sure:\n{FENCE}python\n{GOOD}\nThis function adds them up.\nThat is all.", "fence"),
+    "open fence, then prose": (
+        f"Sure:\n{FENCE}python\n{GOOD}\nThis function adds them up.\nThat is all.",
+        "fence",
+    ),
     "fence on one line": (f"{FENCE}def f(xs): return sum(xs){FENCE}", "fence"),
-    "indented fence": (f"1. So:\n\n   {FENCE}python\n   def f(xs):\n       return sum(xs)\n   {FENCE}\n", "fence"),
+    "indented fence": (
+        f"1. So:\n\n   {FENCE}python\n   def f(xs):\n       return sum(xs)\n   {FENCE}\n",
+        "fence",
+    ),
     "windows line ends": (fenced(GOOD).replace("\n", "\r\n"), "fence"),
     "prose, no fence": (f"Here is the code\n\n{GOOD}\nNote: it works\nDone", "text"),
-    "prompt in a docstring": (GOOD.replace("\n", '\n    """\n    >>> f([1])\n    """\n', 1), "text"),
+    "prompt in a docstring": (
+        GOOD.replace("\n", '\n    """\n    >>> f([1])\n    """\n', 1),
+        "text",
+    ),
     "fence in a docstring": (
-        fenced(GOOD.replace("\n", f'\n    """\n    {FENCE}\n    f([1])\n    {FENCE}\n    """\n', 1)),
+        fenced(
+            GOOD.replace("\n", f'\n    """\n    {FENCE}\n    f([1])\n    {FENCE}\n    """\n', 1)
+        ),
         "text",
     ),
     "whole file": (PROMPT + "    return sum(xs)\n", "text"),
@@ -46,32 +57,58 @@ ANSWERS = {
         fenced("def add(xs):\n    return sum(xs)\n") + fenced("def f(xs):\n    return add(xs)\n"),
         "fence",
     ),
-    "helper below": (fenced("def f(xs):\n    return add(xs)\n\ndef add(xs):\n    return sum(xs)\n"), "fence"),
+    "helper below": (
+        fenced("def f(xs):\n    return add(xs)\n\ndef add(xs):\n    return sum(xs)\n"),
+        "fence",
+    ),
     "helper of the prompt": (fenced("def f(xs):\n    return helper(sum(xs)) // 2\n"), "fence"),
-    "imports above the function": (fenced("import math\n\n" + GOOD.replace("sum", "math.fsum")), "fence"),
-    "imports in the prose": (f"import math\n\nand then\n\n{GOOD.replace('sum', 'math.fsum')}", "text"),
-    "future import": (fenced("from __future__ import annotations\n" + GOOD.replace("xs)", "xs: Later)", 1)), "fence"),
-    "example calls": (fenced(GOOD + "\nprint(f(input()))\nassert f([1]) == 7\nx = f(None)\n"), "fence"),
+    "imports above the function": (
+        fenced("import math\n\n" + GOOD.replace("sum", "math.fsum")),
+        "fence",
+    ),
+    "imports in the prose": (
+        f"import math\n\nand then\n\n{GOOD.replace('sum', 'math.fsum')}",
+        "text",
+    ),
+    "future import": (
+        fenced("from __future__ import annotations\n" + GOOD.replace("xs)", "xs: Later)", 1)),
+        "fence",
+    ),
+    "example calls": (
+        fenced(GOOD + "\nprint(f(input()))\nassert f([1]) == 7\nx = f(None)\n"),
+        "fence",
+    ),
     "doctest main": (fenced(GOOD + "\nif __name__ == '__main__':\n    import nothing\n"), "fence"),
     "main function": (fenced(GOOD + "\ndef main():\n    f(None)\n\nmain()\n"), "fence"),
     "constants": (fenced("K = 1\n" + GOOD.replace("sum(xs)", "K * sum(xs)")), "fence"),
     "table filled at import": (
-        fenced("t = []\nfor i in range(9):\n    t.append(i)\n" + GOOD.replace("sum(xs)", "t[sum(xs)]")),
+        fenced(
+            "t = []\nfor i in range(9):\n    t.append(i)\n" + GOOD.replace("sum(xs)", "t[sum(xs)]")
+        ),
         "fence",
     ),
     "global made by a function": (
-        fenced("def init():\n    global k\n    k = 1\ninit()\n" + GOOD.replace("sum(xs)", "k * sum(xs)")),
+        fenced(
+            "def init():\n    global k\n    k = 1\ninit()\n"
+            + GOOD.replace("sum(xs)", "k * sum(xs)")
+        ),
         "fence",
     ),
     "module set up": (fenced("import sys\nsys.setrecursionlimit(9999)\n" + GOOD), "fence"),
-    "name looked up": (fenced("def g(xs):\n    return sum(xs)\ndef f(xs):\n    return globals()['g'](xs)\n"), "fence"),
+    "name looked up": (
+        fenced("def g(xs):\n    return sum(xs)\ndef f(xs):\n    return globals()['g'](xs)\n"),
+        "fence",
+    ),
     "decorator": (fenced("def d(g):\n    return g\n@d\n" + GOOD), "fence"),
     "wrapped afterwards": (fenced(GOOD + "f = (lambda g: g)(f)\n"), "fence"),
     "lambda": ("f = lambda xs: sum(xs)", "text"),
     "body": ("    t = 0\n    for x in xs:\n        t += x\n    return t\n", "body"),
     "body, then prose": ("    return sum(xs)\n\nThis adds them up.", "body"),
     "body, then another function": ("    return sum(xs)\n\n\ndef g():\n    return 1\n", "body"),
-    "body without its first indentation": ("t = 0\n    for x in xs:\n        t += x\n    return t", "body"),
+    "body without its first indentation": (
+        "t = 0\n    for x in xs:\n        t += x\n    return t",
+        "body",
+    ),
     "body without indentation": ("t = 0\nfor x in xs:\n    t += x\nreturn t", "body"),
     "body with tabs": ("\tt = sum(xs)\n\treturn t", "body"),
     "body in a fence": ("So:\n" + fenced("return sum(xs)\n"), "body"),
@@ -80,7 +117,10 @@ ANSWERS = {
     "opencompass": ("[BEGIN]\n '" + GOOD + "' \n[DONE] \n\n def f(xs): return 0", "text"),
     "opencompass without [BEGIN], cut at [DONE]": ("'" + GOOD + "' \n", "text"),
     "ends in a backslash": (fenced("K = 1\\\n\n" + GOOD + "\nprint(f)\n"), "fence"),
-    "two statements on a line": (fenced("a = 1; b = 2\n" + GOOD.replace("sum(xs)", "sum(xs) * a")), "fence"),
+    "two statements on a line": (
+        fenced("a = 1; b = 2\n" + GOOD.replace("sum(xs)", "sum(xs) * a")),
+        "fence",
+    ),
 }
 
 
@@ -92,7 +132,9 @@ def test_the_program_is_found_and_runs(name):
     assert value(found.code) == 3
 
 
-@pytest.mark.parametrize("name", [n for n, (_, how) in ANSWERS.items() if how != "body" and "prompt" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n, (_, how) in ANSWERS.items() if how != "body" and "prompt" not in n]
+)
 def test_it_is_found_without_a_prompt_too(name):
     assert value(extract_code(ANSWERS[name][0], "f").code) == 3
 
@@ -119,7 +161,9 @@ def test_a_program_without_anything_to_drop_comes_back_as_it_is():
     assert extract_code(fenced(code), "f").code == code
 
 
-@pytest.mark.parametrize("text", ["I cannot help.", "def f(xs:\n", fenced("x ="), "def f(xs):\n    return " + "(" * 3000])
+@pytest.mark.parametrize(
+    "text", ["I cannot help.", "def f(xs:\n", fenced("x ="), "def f(xs):\n    return " + "(" * 3000]
+)
 def test_no_program_gives_the_raw_text(text):
     found = extract_code(text, "f", PROMPT)
     assert found.how == "none" and found.code.strip() in text
@@ -146,7 +190,14 @@ def test_an_answer_that_was_begun_for_the_model(prefill, answer):
 def test_a_stub_that_imports_is_still_a_stub():
     """HumanEval/115 imports math in the function above the docstring."""
     prompt = 'def f(xs):\n    import math\n    """The sum."""\n'
-    assert value(extract_code("Sure!\n" + fenced(GOOD), "f", prompt, prefill=f"{FENCE}python\n{prompt}\n").code) == 3
+    assert (
+        value(
+            extract_code(
+                "Sure!\n" + fenced(GOOD), "f", prompt, prefill=f"{FENCE}python\n{prompt}\n"
+            ).code
+        )
+        == 3
+    )
 
 
 def test_names_that_the_tests_use_are_kept():
@@ -155,7 +206,9 @@ def test_names_that_the_tests_use_are_kept():
     assert "unused" not in extract_code(code, "f", roots=["Node"]).code
 
 
-@pytest.mark.parametrize("text", ["x = (\n" * 400, "if x:\n" * 400, "'''\n" * 401, "for the sake of it\n" * 400])
+@pytest.mark.parametrize(
+    "text", ["x = (\n" * 400, "if x:\n" * 400, "'''\n" * 401, "for the sake of it\n" * 400]
+)
 def test_degenerate_text_is_given_up_quickly(text):
     import time
 
@@ -198,4 +251,7 @@ def test_short_answers_are_cleaned(text, answer):
 
 def test_a_stub_that_raises_not_implemented_is_no_answer():
     stub = "```python\ndef f(x):\n    raise NotImplementedError\n```\nHere it is:\n"
-    assert "return x + 1" in extract_code(stub + "```python\ndef f(x):\n    return x + 1\n```", "f").code
+    assert (
+        "return x + 1"
+        in extract_code(stub + "```python\ndef f(x):\n    return x + 1\n```", "f").code
+    )

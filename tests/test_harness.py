@@ -52,7 +52,10 @@ def harness_of(
 
 def request(prompt: str, doc_id: int = 0, until=(), doc=None):
     return SimpleNamespace(
-        args=(prompt, {"until": list(until), "do_sample": False}), doc_id=doc_id, doc=doc or {}, repeats=1
+        args=(prompt, {"until": list(until), "do_sample": False}),
+        doc_id=doc_id,
+        doc=doc or {},
+        repeats=1,
     )
 
 
@@ -60,7 +63,14 @@ def completion(ids, open_from=None, **fields):
     n = len(ids)
     at = tuple(-1 if open_from is not None and i >= open_from else i for i in range(n))
     return Completion(
-        tuple(ids), at, nfe=n, forwards_saved=0, positions_computed=n, seconds=0.1, finish_reason="length", **fields
+        tuple(ids),
+        at,
+        nfe=n,
+        forwards_saved=0,
+        positions_computed=n,
+        seconds=0.1,
+        finish_reason="length",
+        **fields,
     )
 
 
@@ -72,26 +82,32 @@ def read(harness, ids, stops=(), open_from=None) -> Record:
 # ---------------------------------------------------------------- stop strings
 
 
-@pytest.mark.parametrize("text, stops, expected", [
-    ("abc", ("x",), None),
-    ("a\n\nb", ("\n\n",), (1, "\n\n")),
-    ("abc", ("c", "b"), (1, "b")),
-    ("abc", ("b", "bc"), (1, "bc")),
-    ("", ("x",), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, stops, expected",
+    [
+        ("abc", ("x",), None),
+        ("a\n\nb", ("\n\n",), (1, "\n\n")),
+        ("abc", ("c", "b"), (1, "b")),
+        ("abc", ("b", "bc"), (1, "bc")),
+        ("", ("x",), None),
+    ],
+)
 def test_first_stop_is_the_earliest_whatever_the_order(text, stops, expected):
     assert first_stop(text, stops) == first_stop(text, stops[::-1]) == expected
 
 
-@pytest.mark.parametrize("text, stops, final", [
-    ("ab", ("b",), True),
-    ("ab", ("b", "abc"), False),  # "abc" may still be completed, and begins before "b"
-    ("abx", ("b", "abc"), False),  # not decided by length yet: 3 < 1 + 3
-    ("abxy", ("b", "abc"), True),
-    ("ab\ufffd", ("b",), True),
-    ("ab\ufffd\ufffd\ufffd", ("b", "abc"), False),  # the tail is not text yet
-    ("abc", ("x",), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, stops, final",
+    [
+        ("ab", ("b",), True),
+        ("ab", ("b", "abc"), False),  # "abc" may still be completed, and begins before "b"
+        ("abx", ("b", "abc"), False),  # not decided by length yet: 3 < 1 + 3
+        ("abxy", ("b", "abc"), True),
+        ("ab\ufffd", ("b",), True),
+        ("ab\ufffd\ufffd\ufffd", ("b", "abc"), False),  # the tail is not text yet
+        ("abc", ("x",), False),
+    ],
+)
 def test_text_is_final_only_when_no_earlier_stop_can_follow(text, stops, final):
     assert text_is_final(text, stops) is final
 
@@ -101,13 +117,18 @@ def test_a_final_text_never_changes():
     rng = random.Random(0)
     for _ in range(3000):
         text = "".join(rng.choice("ab\n") for _ in range(rng.randint(1, 12)))
-        stops = ["".join(rng.choice("ab\n") for _ in range(rng.randint(1, 4))) for _ in range(rng.randint(1, 3))]
+        stops = [
+            "".join(rng.choice("ab\n") for _ in range(rng.randint(1, 4)))
+            for _ in range(rng.randint(1, 3))
+        ]
         for n in range(len(text) + 1):
             if text_is_final(text[:n], stops):
                 assert first_stop(text[:n], stops)[0] == first_stop(text, stops)[0]
 
 
-@pytest.mark.parametrize("until, stops", [(["a", ""], ("a",)), ("ab", ("ab",)), (None, ()), ([], ())])
+@pytest.mark.parametrize(
+    "until, stops", [(["a", ""], ("a",)), ("ab", ("ab",)), (None, ()), ([], ())]
+)
 def test_stops_of_a_request(until, stops):
     """A single string is one stop string, not its letters."""
     assert stops_of({"until": until}) == stops
@@ -135,7 +156,11 @@ def test_text_ends_at_the_first_end_token_by_id(family):
     answer, junk = (harness.tokenizer.encode(t, add_special_tokens=False) for t in ("42", " junk"))
     for end in harness.model_config.end_ids:
         record = read(harness, [*answer, end, *junk])
-        assert record.text == "42" and record.cut == f"end token {end}" and record.finish_reason == "end_token"
+        assert (
+            record.text == "42"
+            and record.cut == f"end token {end}"
+            and record.finish_reason == "end_token"
+        )
         assert record.tokens_returned == len(answer)
         assert record.raw_text.startswith("42<|") and "junk" not in record.raw_text
 
@@ -144,7 +169,11 @@ def test_text_ends_at_the_first_stop_string():
     harness = harness_of("llada")
     ids = harness.tokenizer.encode("so 42\nQuestion: and", add_special_tokens=False)
     record = read(harness, ids, stops=["Question:"])
-    assert (record.text, record.cut, record.finish_reason) == ("so 42\n", "stop string 'Question:'", "stop_string")
+    assert (record.text, record.cut, record.finish_reason) == (
+        "so 42\n",
+        "stop string 'Question:'",
+        "stop_string",
+    )
     assert harness._text(ids[: record.tokens_returned]).startswith("so 42\n")
     assert not harness._text(ids[: record.tokens_returned - 1]).startswith("so 42\n")
     assert "Question:" in record.raw_text
@@ -175,7 +204,9 @@ def test_prefill_is_appended_as_it_is():
     harness.generate_until([request(prompt, doc={"code": "def f():"})], disable_tqdm=True)
     [record] = harness.records
     assert record.prompt == prompt + "```python\ndef f():\n"
-    assert record.prompt_tokens == len(harness.tokenizer.encode(record.prompt, add_special_tokens=False))
+    assert record.prompt_tokens == len(
+        harness.tokenizer.encode(record.prompt, add_special_tokens=False)
+    )
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -202,9 +233,7 @@ def test_template_that_refuses_a_message_is_an_error():
     """lm-eval would drop the system message with a warning, and measure another prompt."""
     harness = harness_of("dream")
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Go"}]
-    harness.tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
-    )
+    harness.tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
     with pytest.raises(BadDataError, match="no system"):
         harness.apply_chat_template(chat)
     harness.tokenizer.chat_template = (
@@ -219,9 +248,12 @@ def test_prompt_that_does_not_fit_is_reported_before_the_model_loads():
     harness = harness_of("llada", load=lambda: pytest.fail("loaded"))
     harness.model_config = replace(harness.model_config, max_length=40)
     with pytest.raises(
-        UsageError, match=r"1 prompts do not fit.*canvas of 16 .* 40 positions; documents 7 \(\d+ tokens\)"
+        UsageError,
+        match=r"1 prompts do not fit.*canvas of 16 .* 40 positions; documents 7 \(\d+ tokens\)",
     ):
-        harness.generate_until([request("a b", 6), request("a b c d e " * 20, 7)], disable_tqdm=True)
+        harness.generate_until(
+            [request("a b", 6), request("a b c d e " * 20, 7)], disable_tqdm=True
+        )
 
 
 def test_model_loads_for_the_first_sample_that_needs_it(tmp_path):
@@ -229,7 +261,9 @@ def test_model_loads_for_the_first_sample_that_needs_it(tmp_path):
     loads = []
     load = lambda: loads.append(1) or models.load_model(LLADA, device="cpu", dtype="float32")[0]
     with Store.open(tmp_path, {}, "f" * 64) as store:
-        texts = harness_of("llada", ledger=Ledger("f" * 64, store)).generate_until([request("a")], disable_tqdm=True)
+        texts = harness_of("llada", ledger=Ledger("f" * 64, store)).generate_until(
+            [request("a")], disable_tqdm=True
+        )
         harness = harness_of("llada", load=load, ledger=Ledger("f" * 64, store))
         assert harness.generate_until([request("a")], disable_tqdm=True) == texts and loads == []
         harness.generate_until([request("a"), request("b", 1)], disable_tqdm=True)
@@ -247,7 +281,9 @@ def test_loglikelihood_raises():
 
 def test_harness_refuses_the_other_family():
     with pytest.raises(UsageError, match="dream family"):
-        LladaHarness(models.load_tokenizer(DREAM), models.read_config(DREAM), None, load=None, device="cpu")
+        LladaHarness(
+            models.load_tokenizer(DREAM), models.read_config(DREAM), None, load=None, device="cpu"
+        )
 
 
 def test_repeats_differ_and_requests_keep_their_order():
@@ -273,9 +309,16 @@ def test_one_failing_sample_does_not_take_the_others_with_it(monkeypatch):
         return real(model, prompts, *more, **options)
 
     monkeypatch.setattr(module, "decode", failing)
-    texts = harness.generate_until([request("good", 0), request("bad", 1), request("fine", 2)], disable_tqdm=True)
+    texts = harness.generate_until(
+        [request("good", 0), request("bad", 1), request("fine", 2)], disable_tqdm=True
+    )
     status = {r.doc_id: r.error for r in harness.records}
-    assert status[0] is None and status[2] is None and "RuntimeError: boom" in status[1] and texts[1] == ""
+    assert (
+        status[0] is None
+        and status[2] is None
+        and "RuntimeError: boom" in status[1]
+        and texts[1] == ""
+    )
     assert harness.profile()["samples"] == 2
 
 
@@ -293,7 +336,12 @@ def test_error_of_the_project_is_no_failed_sample():
 
 @pytest.mark.parametrize(
     "family, algorithm, k",
-    [("llada", "leftright", 1), ("llada", "low_confidence", 2), ("dream", "leftright", 3), ("dream", "entropy", 2)],
+    [
+        ("llada", "leftright", 1),
+        ("llada", "low_confidence", 2),
+        ("dream", "leftright", 3),
+        ("dream", "entropy", 2),
+    ],
 )
 def test_early_exit_changes_no_text(family, algorithm, k):
     """Stop strings of one and several letters, on random weights, which produce every letter soon."""
@@ -302,7 +350,9 @@ def test_early_exit_changes_no_text(family, algorithm, k):
         outcome = {}
         for early in (True, False):
             harness = harness_of(family, gen_length=24, algorithm=algorithm, k=k, early_exit=early)
-            texts = harness.generate_until([request(p, i, stops) for i, p in enumerate(prompts)], disable_tqdm=True)
+            texts = harness.generate_until(
+                [request(p, i, stops) for i, p in enumerate(prompts)], disable_tqdm=True
+            )
             records = sorted(harness.records, key=lambda r: r.doc_id)
             outcome[early] = (
                 (texts, [(r.cut, r.finish_reason, r.tokens_returned) for r in records]),
@@ -320,14 +370,25 @@ def test_early_exit_changes_no_text(family, algorithm, k):
 def test_profile_has_one_definition():
     done = dict(prompt="", tokens_committed=8, positions_computed=100)
     records = [
-        Record(0, 0, **done, tokens_returned=6, nfe=4, seconds=1.0, cost_seconds=0.5, forwards_saved=2),
+        Record(
+            0, 0, **done, tokens_returned=6, nfe=4, seconds=1.0, cost_seconds=0.5, forwards_saved=2
+        ),
         Record(1, 0, **done, tokens_returned=2, nfe=4, seconds=3.0, cost_seconds=1.5),
         Record(2, 0, "", error="Traceback"),
     ]
     p = profile(records, peak_bytes={"device": None, "host": 1})
-    assert (p["samples"], p["tokens_returned"], p["tokens_committed"], p["positions_computed"]) == (2, 8, 16, 200)
+    assert (p["samples"], p["tokens_returned"], p["tokens_committed"], p["positions_computed"]) == (
+        2,
+        8,
+        16,
+        200,
+    )
     assert p["forward_passes"] == {"full": 8, "partial": 0} and p["forwards_saved"] == 2
-    assert (p["tpf"], p["tokens_per_second"], p["latency_s"]) == (1.0, 4.0, {"p50": 2.0, "p95": pytest.approx(2.9)})
+    assert (p["tpf"], p["tokens_per_second"], p["latency_s"]) == (
+        1.0,
+        4.0,
+        {"p50": 2.0, "p95": pytest.approx(2.9)},
+    )
     nothing = profile([], peak_bytes={})
     assert nothing["tpf"] is None and nothing["tokens_per_second"] is None
 
@@ -337,7 +398,17 @@ def test_profile_has_one_definition():
 
 def run(out, *arguments) -> dict:
     """Run the program on the CPU; its result."""
-    assert cli.main([*shlex.split("--device cpu --dtype float32"), "--output_dir", str(out), *map(str, arguments)]) == 0
+    assert (
+        cli.main(
+            [
+                *shlex.split("--device cpu --dtype float32"),
+                "--output_dir",
+                str(out),
+                *map(str, arguments),
+            ]
+        )
+        == 0
+    )
     (path,) = out.glob("*.json")
     return load_result(path)
 
@@ -362,7 +433,9 @@ def no_network(monkeypatch):
     "alias, flag, checkpoint", [("llada", "--llada_ckpt", LLADA), ("dream", "--dream_ckpt", DREAM)]
 )
 @pytest.mark.parametrize("task", ["humaneval", "mbpp", "gsm8k", "truthfulqa"])
-def test_end_to_end_offline_on_the_real_benchmarks(tmp_path, no_network, capsys, alias, flag, checkpoint, task):
+def test_end_to_end_offline_on_the_real_benchmarks(
+    tmp_path, no_network, capsys, alias, flag, checkpoint, task
+):
     result = run(
         tmp_path,
         "--model_alias",
@@ -383,21 +456,37 @@ def test_end_to_end_offline_on_the_real_benchmarks(tmp_path, no_network, capsys,
         2,
     )
     spec = cli.TASKS[task]
-    assert result["schema_version"] == 1 and result["status"] == "complete" and result["n_samples"] == 2
+    assert (
+        result["schema_version"] == 1
+        and result["status"] == "complete"
+        and result["n_samples"] == 2
+    )
     assert result["config"]["num_steps"] == 8 and len(result["id"]) == 64
     assert result["protocol"]["overrides"]["gen_length"]["run"] == 32
     assert (
-        result["headline"]["metric"] == spec.headline and result["headline"]["n"] == 2 and result["reference"] is None
+        result["headline"]["metric"] == spec.headline
+        and result["headline"]["n"] == 2
+        and result["reference"] is None
     )
-    assert result["data"]["n_docs"] == spec.n_docs and set(result["data"]["files"]) == set(spec.files)
+    assert result["data"]["n_docs"] == spec.n_docs and set(result["data"]["files"]) == set(
+        spec.files
+    )
     assert result["content_sha256"] == sha256(content(result))
     for sample in result["samples"]:
         assert sample["status"] == "ok" and sample["prompt"] and spec.headline in sample["metrics"]
-        assert len(sample["token_ids"]) == len(sample["committed_at"]) == 32 and 1 <= sample["nfe"] <= 8
-        assert sample["finish_reason"] in ("end_token", "stop_string", "length") and sample["extracted"]
+        assert (
+            len(sample["token_ids"]) == len(sample["committed_at"]) == 32
+            and 1 <= sample["nfe"] <= 8
+        )
+        assert (
+            sample["finish_reason"] in ("end_token", "stop_string", "length")
+            and sample["extracted"]
+        )
         assert ("verdict" in sample) == (spec.kind == "code")
     assert result["profile"]["tpf"] > 0 and result["profile"]["tokens_per_second"] > 0
-    assert result["meta"]["environment"]["packages"]["lm-eval"] == importlib.metadata.version("lm-eval")
+    assert result["meta"]["environment"]["packages"]["lm-eval"] == importlib.metadata.version(
+        "lm-eval"
+    )
     assert result["meta"]["device"]["device"] == "cpu"
     out, err = capsys.readouterr()
     assert spec.headline in out and "result: " in out and str(tmp_path) in out
@@ -434,7 +523,9 @@ def test_batch_size_changes_nothing_and_limit_is_a_prefix(tmp_path, mini, option
 
 
 def test_seed_changes_samples_only_where_something_is_drawn(tmp_path, mini):
-    ids = lambda *more: [s["token_ids"] for s in run(tmp_path / "-".join(map(str, more)), *mini, *more)["samples"]]
+    ids = lambda *more: [
+        s["token_ids"] for s in run(tmp_path / "-".join(map(str, more)), *mini, *more)["samples"]
+    ]
     assert ids("--seed", 1) == ids("--seed", 2)
     assert ids("--seed", 1, "--temperature", 1) != ids("--seed", 2, "--temperature", 1)
 
@@ -458,13 +549,26 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
         return build_result(
             config=config,
             config_id="x",
-            protocol={"references": [{"score": 79.3, "tokens_per_step": 1}, {"score": 74.8, "tokens_per_step": 2}]},
+            protocol={
+                "references": [
+                    {"score": 79.3, "tokens_per_step": 1},
+                    {"score": 74.8, "tokens_per_step": 2},
+                ]
+            },
             overrides=overrides or {},
             notes=[],
             data={"name": name},
             limit=limit,
             records=[Record(0, 0, "")],
-            logged=[{"doc_id": 0, "filter": "none", "metrics": ["acc"], "acc": 1, "filtered_resps": ["x"]}],
+            logged=[
+                {
+                    "doc_id": 0,
+                    "filter": "none",
+                    "metrics": ["acc"],
+                    "acc": 1,
+                    "filtered_resps": ["x"],
+                }
+            ],
             headline="acc,none",
             code=False,
             profile={},
@@ -473,8 +577,15 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
 
     steps = {"tokens_per_step": {"protocol": 1, "run": 2}}
     assert reference()["score"] == 79.3 and reference(steps)["score"] == 74.8
-    assert reference({"tokens_per_step": {"protocol": 1, "run": 3}}) is None and reference(steps | {"dtype": {}}) is None
-    assert reference({"gen_length": {}}) is None and reference(limit=5) is None and reference(predictions="abc") is None
+    assert (
+        reference({"tokens_per_step": {"protocol": 1, "run": 3}}) is None
+        and reference(steps | {"dtype": {}}) is None
+    )
+    assert (
+        reference({"gen_length": {}}) is None
+        and reference(limit=5) is None
+        and reference(predictions="abc") is None
+    )
     assert reference(name="mini") is None
 
 

@@ -32,7 +32,9 @@ def model(name, conformance_dir):
 def golden(name, conformance_dir):
     """[(input_ids [L], float32 logits [L, V], the official bfloat16 logits [L, V])]"""
     t = load_file(conformance_dir / "golden" / "logits.safetensors")
-    keys = sorted(k.removesuffix(".input_ids") for k in t if k.startswith(name) and k.endswith(".input_ids"))
+    keys = sorted(
+        k.removesuffix(".input_ids") for k in t if k.startswith(name) and k.endswith(".input_ids")
+    )
     return [(t[f"{k}.input_ids"].long(), t[f"{k}.logits"], t[f"{k}.logits_bf16"]) for k in keys]
 
 
@@ -71,7 +73,9 @@ def test_bfloat16_logits_are_the_official_ones(name, conformance_dir, golden):
         assert (ours - official).abs().mean() * 20 < (official - exact).abs().mean()
 
 
-def test_the_bfloat16_comparison_sees_a_rotation_in_the_wrong_precision(name, conformance_dir, golden):
+def test_the_bfloat16_comparison_sees_a_rotation_in_the_wrong_precision(
+    name, conformance_dir, golden
+):
     """Otherwise the test above would prove nothing. Measured: 0.63 to 0.77 of the bfloat16 error itself."""
     model, _ = load_model(conformance_dir / name, device="cpu", dtype="bfloat16")
     model.config = replace(model.config, rope_in_float32=not model.config.rope_in_float32)
@@ -88,7 +92,9 @@ def test_predict_is_logits_shifted_and_without_the_mask_token(model):
     rows = torch.tensor([40, 0, 1, 7, 7])
     got = model.predict(tokens, [Span(0, 41, 41)], rows)
     assert torch.equal(got, aligned(model, tokens)[rows])
-    assert (got[:, model.config.mask_id] == -torch.inf).all() and got.isfinite().sum() == 5 * (got.shape[1] - 1)
+    assert (got[:, model.config.mask_id] == -torch.inf).all() and got.isfinite().sum() == 5 * (
+        got.shape[1] - 1
+    )
 
 
 def test_the_last_layer_computes_the_asked_rows_alone_with_the_same_bits(model):
@@ -97,7 +103,9 @@ def test_the_last_layer_computes_the_asked_rows_alone_with_the_same_bits(model):
     full, generator = aligned(model, tokens), torch.Generator().manual_seed(0)
     last = model.layers[-1]
     parts = last.parts
-    last.parts = parts._replace(finish=lambda x, *more: seen.append(len(x)) or parts.finish(x, *more))
+    last.parts = parts._replace(
+        finish=lambda x, *more: seen.append(len(x)) or parts.finish(x, *more)
+    )
     for n in (1, 2, 3, 7, 8, 9, 30, 61):
         rows = torch.randint(0, 61, (n,), generator=generator)
         assert torch.equal(model.predict(tokens, [(0, 61, 61)], rows), full[rows])
@@ -108,7 +116,10 @@ def test_the_last_layer_computes_the_asked_rows_alone_with_the_same_bits(model):
 def test_bits_of_the_last_rows_of_a_tile_may_differ_in_the_last_place(model):
     """A CPU attends 32 queries at a time; where 1 to 3 are left over it takes another kernel for these."""
     tokens = random_tokens(65, 2)
-    assert_close(model.predict(tokens, [(0, 65, 65)], torch.tensor([64])), aligned(model, tokens)[[64]].double())
+    assert_close(
+        model.predict(tokens, [(0, 65, 65)], torch.tensor([64])),
+        aligned(model, tokens)[[64]].double(),
+    )
 
 
 def test_fused_weights_are_the_checkpoints_tensors(name, model, conformance_dir):
@@ -129,7 +140,17 @@ def test_fused_weights_are_the_checkpoints_tensors(name, model, conformance_dir)
 def test_a_row_does_not_depend_on_its_neighbours(model, threads):
     """Bit for bit in float32, for any number of columns and rows: batching must not change a token."""
     generator = torch.Generator().manual_seed(3)
-    lengths = [1, 2, 3, 5, 9, 10, 11, 17, *torch.randint(1, 150, (8,), generator=generator).tolist()]
+    lengths = [
+        1,
+        2,
+        3,
+        5,
+        9,
+        10,
+        11,
+        17,
+        *torch.randint(1, 150, (8,), generator=generator).tolist(),
+    ]
     torch.set_num_threads(threads)
     try:
         sequences = [random_tokens(n, n) for n in lengths]
@@ -143,7 +164,9 @@ def test_a_row_does_not_depend_on_its_neighbours(model, threads):
             starts = torch.tensor([0, *(len(s) for s in picked)]).cumsum(0)
             rows = torch.cat([asked[i] + start for i, start in zip(group, starts)])
             spans = [Span(0, len(s), len(s)) for s in picked]
-            assert torch.equal(model.predict(torch.cat(picked), spans, rows), torch.cat([alone[i] for i in group]))
+            assert torch.equal(
+                model.predict(torch.cat(picked), spans, rows), torch.cat([alone[i] for i in group])
+            )
     finally:
         torch.set_num_threads(1)
 
@@ -152,7 +175,10 @@ def test_spans_may_be_plain_triples_and_no_rows_may_be_asked(model):
     tokens = random_tokens(6, 1)
     got = model.predict(tokens, [(0, 6, 6)], torch.tensor([3]))
     assert torch.equal(got, model.predict(tokens, [Span(0, 6, 6)], torch.tensor([3])))
-    assert model.predict(tokens, [(0, 6, 6)], torch.tensor([], dtype=torch.int64)).shape == (0, got.shape[1])
+    assert model.predict(tokens, [(0, 6, 6)], torch.tensor([], dtype=torch.int64)).shape == (
+        0,
+        got.shape[1],
+    )
 
 
 def test_predict_refuses_what_does_not_fit(model):
@@ -201,7 +227,9 @@ def plain_forward(model, tokens: torch.Tensor, lo: int, stored: list | None = No
     def norm(x, weight):
         return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * weight
 
-    def turned(x):  # each pair (x[j], x[j + E/2]) is a complex number, turned by column / theta^(2j/E)
+    def turned(
+        x,
+    ):  # each pair (x[j], x[j + E/2]) is a complex number, turned by column / theta^(2j/E)
         half = c.head_dim // 2
         z = torch.complex(x[..., :half], x[..., half:])
         rate = c.rope_theta ** (-torch.arange(half).double() * 2 / c.head_dim)
@@ -210,12 +238,18 @@ def plain_forward(model, tokens: torch.Tensor, lo: int, stored: list | None = No
 
     x, pairs, n = w["embed.weight"][tokens], [], len(tokens)
     for i in range(c.n_layers):
-        p = {k.removeprefix(f"layers.{i}."): v for k, v in w.items() if k.startswith(f"layers.{i}.")}
+        p = {
+            k.removeprefix(f"layers.{i}."): v for k, v in w.items() if k.startswith(f"layers.{i}.")
+        }
         h = norm(x, p["attn_norm.weight"])
-        q, k, v = ((h @ p[f"{m}.weight"].T + p.get(f"{m}.bias", 0)).view(n, -1, c.head_dim) for m in "qkv")
+        q, k, v = (
+            (h @ p[f"{m}.weight"].T + p.get(f"{m}.bias", 0)).view(n, -1, c.head_dim) for m in "qkv"
+        )
         q, k = turned(q), turned(k)
         if stored is not None:
-            k, v = (torch.cat([old[:lo], new, old[lo + n :]]) for old, new in zip(stored[i], (k, v)))
+            k, v = (
+                torch.cat([old[:lo], new, old[lo + n :]]) for old, new in zip(stored[i], (k, v))
+            )
         pairs.append((k, v))
         k, v = (t.repeat_interleave(c.n_heads // c.n_kv_heads, 1) for t in (k, v))
         weights = (torch.einsum("qhe,khe->hqk", q, k) / c.head_dim**0.5).softmax(-1)
@@ -248,10 +282,14 @@ def test_a_cache_refreshed_every_step_changes_nothing(model):
     rows = torch.tensor([0, 5, 33, 38, 39, 60, 88])
     for step in range(3):
         tokens = torch.cat([random_tokens(n, 10 * step + n) for n in lengths])
-        assert torch.equal(model.predict(tokens, spans, rows, cache), model.predict(tokens, spans, rows))
+        assert torch.equal(
+            model.predict(tokens, spans, rows, cache), model.predict(tokens, spans, rows)
+        )
 
 
-@pytest.mark.parametrize(("window", "kv_end"), [((20, 48), 48), ((20, 32), 48), ((20, 32), 40), ((20, 32), 32)])
+@pytest.mark.parametrize(
+    ("window", "kv_end"), [((20, 48), 48), ((20, 32), 48), ((20, 32), 40), ((20, 32), 32)]
+)
 def test_spans_read_the_stale_keys_of_the_other_columns(model, window, kv_end):
     """Prefix cache (to the end), dual cache (a window in the middle), and a read cut short, twice in a row.
 
@@ -267,12 +305,19 @@ def test_spans_read_the_stale_keys_of_the_other_columns(model, window, kv_end):
         new = random_tokens(48, 7 + step)[lo:hi]
         cut = [(k[:kv_end], v[:kv_end]) for k, v in stored]
         expected, cut = plain_forward(model, new, lo, cut)
-        stored = [tuple(torch.cat([a, b[kv_end:]]) for a, b in zip(*layer)) for layer in zip(cut, stored)]
+        stored = [
+            tuple(torch.cat([a, b[kv_end:]]) for a, b in zip(*layer)) for layer in zip(cut, stored)
+        ]
         got = model.predict(
-            torch.cat([other[4:], new]), [(4, 9, 9), (lo, hi, kv_end)], torch.arange(6, 5 + hi - lo), cache
+            torch.cat([other[4:], new]),
+            [(4, 9, 9), (lo, hi, kv_end)],
+            torch.arange(6, 5 + hi - lo),
+            cache,
         )
         assert_close(got, expected[:-1] if model.config.shift else expected[1:])
-    beside = model.predict(torch.cat([other[4:], new]), [(4, 9, 9), (lo, hi, kv_end)], torch.tensor([2]), cache)
+    beside = model.predict(
+        torch.cat([other[4:], new]), [(4, 9, 9), (lo, hi, kv_end)], torch.tensor([2]), cache
+    )
     expected, _ = plain_forward(model, other[4:], 4, other_stored)
     assert_close(beside, expected[[1 if model.config.shift else 2]])
 
@@ -283,7 +328,9 @@ def test_cached_windows_do_not_depend_on_their_neighbours(model):
     news = [random_tokens(hi - lo, hi) for lo, hi in windows]
 
     def run(chosen: list[int]) -> list[torch.Tensor]:
-        cache = KVCache(model.config, [lengths[i] for i in chosen], device="cpu", dtype=torch.float32)
+        cache = KVCache(
+            model.config, [lengths[i] for i in chosen], device="cpu", dtype=torch.float32
+        )
         spans = [(0, lengths[i], lengths[i]) for i in chosen]
         model.predict(torch.cat([sequences[i] for i in chosen]), spans, torch.tensor([0]), cache)
         start, rows = 0, []
@@ -300,11 +347,15 @@ def test_cached_windows_do_not_depend_on_their_neighbours(model):
 def test_slots_follow_rows_that_leave_and_join(model):
     a, b = random_tokens(10, 1), random_tokens(14, 2)
     cache = KVCache(model.config, [12, 10], device="cpu", dtype=torch.float32)
-    model.predict(torch.cat([random_tokens(12, 3), a]), [(0, 12, 12), (0, 10, 10)], torch.tensor([0]), cache)
+    model.predict(
+        torch.cat([random_tokens(12, 3), a]), [(0, 12, 12), (0, 10, 10)], torch.tensor([0]), cache
+    )
     cache.drop(0)
     cache.add(14)
     with pytest.raises(ValueError, match="never written"):
-        model.predict(torch.cat([a[4:], b[4:]]), [(4, 10, 10), (4, 14, 14)], torch.tensor([1]), cache)
+        model.predict(
+            torch.cat([a[4:], b[4:]]), [(4, 10, 10), (4, 14, 14)], torch.tensor([1]), cache
+        )
     spans = [(4, 10, 10), (0, 14, 14)]
     got = model.predict(torch.cat([a[4:], b]), spans, torch.tensor([5, 19]), cache)
     assert_close(got, torch.stack([aligned(model, a)[9], aligned(model, b)[13]]))
@@ -313,7 +364,9 @@ def test_slots_follow_rows_that_leave_and_join(model):
 # ---- the CUDA path, as far as a CPU can show it
 
 
-def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa=False, num_splits=None):
+def plain_varlen(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa=False, num_splits=None
+):
     """torch.nn.attention.varlen.varlen_attn, written plainly."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
@@ -321,7 +374,9 @@ def plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_
     assert len(query) == cu_seq_q[-1] and len(key) == len(value) == cu_seq_k[-1]
     assert enable_gqa or query.shape[1] == key.shape[1]
     out = torch.empty_like(query)
-    for (a, b), (c, d) in zip(*(torch.stack([cu[:-1], cu[1:]], 1).tolist() for cu in (cu_seq_q, cu_seq_k))):
+    for (a, b), (c, d) in zip(
+        *(torch.stack([cu[:-1], cu[1:]], 1).tolist() for cu in (cu_seq_q, cu_seq_k))
+    ):
         k, v = (t[c:d].repeat_interleave(query.shape[1] // key.shape[1], 1) for t in (key, value))
         weights = (torch.einsum("qhe,khe->hqk", query[a:b], k) / query.shape[-1] ** 0.5).softmax(-1)
         out[a:b] = torch.einsum("hqk,khe->qhe", weights, v)
@@ -363,7 +418,9 @@ def test_the_varlen_kernel_is_for_half_precision_on_cuda_only():
     assert options(torch.device("cuda"), torch.float32, 4, 2, 16) is None
 
 
-@pytest.mark.parametrize(("raises", "expected"), [((), {"num_splits": 1}), (("num_splits",), {}), (None, None)])
+@pytest.mark.parametrize(
+    ("raises", "expected"), [((), {"num_splits": 1}), (("num_splits",), {}), (None, None)]
+)
 def test_the_varlen_probe_takes_what_runs(monkeypatch, raises, expected):
     """A kernel that refuses num_splits is called without; one that does not run is not called at all."""
     import torch.nn.attention.varlen as varlen
@@ -383,15 +440,24 @@ def test_the_varlen_probe_takes_what_runs(monkeypatch, raises, expected):
 
 def test_every_recorded_tokenization(name, conformance_dir):
     tokenizer = load_tokenizer(conformance_dir / name)
-    rows = [json.loads(line) for line in (conformance_dir / "golden" / "tokenization.jsonl").open(encoding="utf-8")]
+    rows = [
+        json.loads(line)
+        for line in (conformance_dir / "golden" / "tokenization.jsonl").open(encoding="utf-8")
+    ]
     rows = [row for row in rows if row["model"] == name]
     assert len(rows) >= 16
     for row in rows:
         text = row.get("text")
         if text is None:
-            text = tokenizer.apply_chat_template(row["messages"], tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                row["messages"], tokenize=False, add_generation_prompt=True
+            )
             assert text == row["rendered"]
-        assert tokenizer(text, add_special_tokens=False)["input_ids"] == row["ids"] == tokenizer(text)["input_ids"]
+        assert (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            == row["ids"]
+            == tokenizer(text)["input_ids"]
+        )
 
 
 def test_tokenizers_load_without_a_warning(name, conformance_dir, caplog, capfd, recwarn):
@@ -403,7 +469,10 @@ def test_tokenizers_load_without_a_warning(name, conformance_dir, caplog, capfd,
 
 def test_end_tokens_are_removed_from_decoded_text(name, conformance_dir):
     tokenizer = load_tokenizer(conformance_dir / name)
-    for text in {"llada-tiny": ("<|endoftext|>", "<|eot_id|>"), "dream-tiny": ("<|endoftext|>", "<|im_end|>")}[name]:
+    for text in {
+        "llada-tiny": ("<|endoftext|>", "<|eot_id|>"),
+        "dream-tiny": ("<|endoftext|>", "<|im_end|>"),
+    }[name]:
         ids = tokenizer("one two" + text)["input_ids"]
         assert tokenizer.decode(ids, skip_special_tokens=True) == "one two"
 
@@ -415,8 +484,16 @@ def test_config_and_parameters(name, model):
         "dream-tiny": ("dream", (500, 502), 506, True, False, True, 519, 2, 1e-6),
     }[name]
     assert (
-        c.family, c.end_ids, c.mask_id, c.shift, c.rope_in_float32, c.qkv_bias, c.vocab_size, c.n_kv_heads, c.norm_eps,
-    ) == expected  # fmt: skip
+        c.family,
+        c.end_ids,
+        c.mask_id,
+        c.shift,
+        c.rope_in_float32,
+        c.qkv_bias,
+        c.vocab_size,
+        c.n_kv_heads,
+        c.norm_eps,
+    ) == expected
     assert c.eos_id == c.end_ids[0] and c.model_type == c.family and c.dtype_on_disk == "float32"
     assert {k: tuple(v.shape) for k, v in model.weights().items()} == parameter_shapes(c)
     assert not model.training and not any(p.requires_grad for p in model.parameters())

@@ -23,7 +23,10 @@ LENGTH, BLOCK = 16, 8
 @pytest.fixture(scope="module")
 def models(conformance_dir):
     names = {"llada": "llada-tiny", "dream": "dream-tiny"}
-    return {f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0] for f, n in names.items()}
+    return {
+        f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0]
+        for f, n in names.items()
+    }
 
 
 def prompts_for(n: int) -> list[list[int]]:
@@ -31,7 +34,9 @@ def prompts_for(n: int) -> list[list[int]]:
     return [rng.integers(5, 400, size=int(rng.integers(1, 30))).tolist() for _ in range(n)]
 
 
-def config(name: str, k: int = 1, *, length: int = LENGTH, block: int | None = BLOCK, given=None, **more) -> DecodeConfig:
+def config(
+    name: str, k: int = 1, *, length: int = LENGTH, block: int | None = BLOCK, given=None, **more
+) -> DecodeConfig:
     schedule = make_schedule(name, length, block, tokens_per_step=k)
     return DecodeConfig(schedule, early_exit=False, given=tuple((given or {}).items()), **more)
 
@@ -39,13 +44,16 @@ def config(name: str, k: int = 1, *, length: int = LENGTH, block: int | None = B
 # ---- which columns are computed
 
 
-@pytest.mark.parametrize(("cache", "fresh", "span"), [
-    ("none", False, (0, 50, 50)),
-    ("prefix", True, (0, 50, 50)),
-    ("prefix", False, (19, 50, 50)),
-    ("dual", True, (0, 50, 50)),
-    ("dual", False, (19, 28, 50)),
-])
+@pytest.mark.parametrize(
+    ("cache", "fresh", "span"),
+    [
+        ("none", False, (0, 50, 50)),
+        ("prefix", True, (0, 50, 50)),
+        ("prefix", False, (19, 50, 50)),
+        ("dual", True, (0, 50, 50)),
+        ("dual", False, (19, 28, 50)),
+    ],
+)
 def test_a_cache_is_three_integers(cache, fresh, span):
     assert CACHES[cache](SpanView(lo=19, hi=28, length=50, fresh=fresh)) == span
 
@@ -54,7 +62,12 @@ class Recording:
     """A model that notes the spans that it is asked for, and the columns that it is asked about."""
 
     def __init__(self, model):
-        self.model, self.config, self.device, self.new_cache = model, model.config, model.device, model.new_cache
+        self.model, self.config, self.device, self.new_cache = (
+            model,
+            model.config,
+            model.device,
+            model.new_cache,
+        )
         self.spans, self.rows = [], []
 
     def predict(self, tokens, spans, rows, cache=None):
@@ -63,14 +76,17 @@ class Recording:
         return self.model.predict(tokens, spans, rows, cache)
 
 
-@pytest.mark.parametrize(("family", "cache", "later"), [
-    ("llada", "prefix", [(6, 22, 22), (14, 22, 22)]),
-    ("llada", "dual", [(6, 14, 22), (14, 22, 22)]),
-    # one column more to the left, where a shifted model predicts the block's first position; left to right it is
-    # committed by the first pass and needed no longer
-    ("dream", "prefix", [(6, 22, 22), (14, 22, 22)]),
-    ("dream", "dual", [(6, 14, 22), (14, 22, 22)]),
-])
+@pytest.mark.parametrize(
+    ("family", "cache", "later"),
+    [
+        ("llada", "prefix", [(6, 22, 22), (14, 22, 22)]),
+        ("llada", "dual", [(6, 14, 22), (14, 22, 22)]),
+        # one column more to the left, where a shifted model predicts the block's first position; left to right it is
+        # committed by the first pass and needed no longer
+        ("dream", "prefix", [(6, 22, 22), (14, 22, 22)]),
+        ("dream", "dual", [(6, 14, 22), (14, 22, 22)]),
+    ],
+)
 def test_a_block_begins_with_all_columns_and_goes_on_with_its_own(models, family, cache, later):
     model = Recording(models[family])
     [done] = decode(model, [[7] * 6], config("leftright", 4, length=16, kv_cache=cache), [0])
@@ -85,7 +101,7 @@ def test_dream_computes_one_column_more_while_the_first_position_is_open(models)
     decode(model, [[7] * 6], config("maskgit_plus", 2, length=16, kv_cache="dual"), [0])
     lo = [s[0] for [s] in model.spans if s[0]]
     assert set(lo) <= {5, 6, 13, 14} and {5, 13} & set(lo)
-    assert lo[:lo.count(5) + lo.count(6)] == [5] * lo.count(5) + [6] * lo.count(6)
+    assert lo[: lo.count(5) + lo.count(6)] == [5] * lo.count(5) + [6] * lo.count(6)
 
 
 def test_a_prompt_without_tokens_has_no_column_to_its_left(models):
@@ -108,7 +124,9 @@ def test_a_cache_refreshed_every_step_is_no_cache(models, family, name, cache):
         fresh = config(name, 2, temperature=temperature, kv_cache=cache, cache_refresh=1)
         a, b = (decoded(models[family], prompts, c, range(4), batch_size=3) for c in (plain, fresh))
         same = ("token_ids", "committed_at", "nfe", "nfe_partial", "positions_computed")
-        assert [[getattr(c, f) for f in same] for c in a] == [[getattr(c, f) for f in same] for c in b]
+        assert [[getattr(c, f) for f in same] for c in a] == [
+            [getattr(c, f) for f in same] for c in b
+        ]
 
 
 @pytest.mark.parametrize(("family", "name"), BLOCKWISE)
@@ -116,7 +134,9 @@ def test_a_cache_that_is_not_refreshed_computes_less(models, family, name):
     prompts = prompts_for(3)
     costs = []
     for cache in ("none", "prefix", "dual"):
-        done = decoded(models[family], prompts, config(name, 2, kv_cache=cache), range(3), batch_size=3)
+        done = decoded(
+            models[family], prompts, config(name, 2, kv_cache=cache), range(3), batch_size=3
+        )
         costs.append(sum(c.positions_computed / c.nfe for c in done))
         assert all((c.nfe_partial > 0) == (cache != "none") for c in done)
     assert costs[0] > costs[1] > costs[2]
@@ -131,14 +151,24 @@ RULES = {
     "entropy_threshold": (oracle.entropy_threshold, {"threshold": 2.2}),
     "eb_sampler": (oracle.eb_sampler, {"gamma": 2.0}),
     "klass": (oracle.klass, {"threshold": 0.2, "kl_threshold": 0.3, "kl_history": 2}),
-    "credit": (oracle.credit, {"threshold": 0.4, "credit_weight": 0.9, "credit_decay": 0.7, "credit_power": 0.3}),
+    "credit": (
+        oracle.credit,
+        {"threshold": 0.4, "credit_weight": 0.9, "credit_decay": 0.7, "credit_power": 0.3},
+    ),
     "certainty": (oracle.certainty, {"sigma": 4.0}),
 }
-ADAPTIVE = [(family, name) for family in ("llada", "dream") for name in algorithms_of(family) if name in RULES]
+ADAPTIVE = [
+    (family, name)
+    for family in ("llada", "dream")
+    for name in algorithms_of(family)
+    if name in RULES
+]
 
 
 def test_every_adaptive_algorithm_has_a_plain_loop():
-    assert {*RULES} >= {name for name, a in ALGORITHMS.items() if a.schedule == "adaptive" and not a.verification}
+    assert {*RULES} >= {
+        name for name, a in ALGORITHMS.items() if a.schedule == "adaptive" and not a.verification
+    }
     held = {option for _, given in RULES.values() for option in given}
     assert {*OPTIONS} == held | {"apd_mixture_weight"}  # in test_apd.py
 
@@ -150,14 +180,20 @@ def test_adaptive_algorithms_equal_the_plain_loop(models, family, name, cache, r
     model, prompts = models[family], prompts_for(3)
     make, given = RULES[name]
     for temperature in (0.0, 0.7) if cache == "none" else (0.0,):
-        chosen = config(name, given=given, temperature=temperature, kv_cache=cache, cache_refresh=refresh)
+        chosen = config(
+            name, given=given, temperature=temperature, kv_cache=cache, cache_refresh=refresh
+        )
         got = decode(model, prompts, chosen, range(3), batch_size=2)
         for seed, (prompt, done) in enumerate(zip(prompts, got)):
             rule = make(*given.values())
-            plain = oracle.blockwise(model, prompt, rule, LENGTH, BLOCK, seed, temperature, cache, refresh)
+            plain = oracle.blockwise(
+                model, prompt, rule, LENGTH, BLOCK, seed, temperature, cache, refresh
+            )
             assert (list(done.token_ids), done.nfe, done.positions_computed) == plain
     if ALGORITHMS[name].schedule == "adaptive":
-        assert any(c.nfe < LENGTH for c in got), "the option is such that nothing is decided in parallel"
+        assert any(c.nfe < LENGTH for c in got), (
+            "the option is such that nothing is decided in parallel"
+        )
 
 
 @pytest.mark.parametrize(("family", "name"), ADAPTIVE)
@@ -168,30 +204,55 @@ def test_tokens_do_not_depend_on_the_batch_with_a_cache(models, family, name):
     alone = [decode(models[family], [p], chosen, [i])[0].token_ids for i, p in enumerate(prompts)]
     for batch_size in (3, 8):
         order = np.random.default_rng(batch_size).permutation(9).tolist()
-        got = decode(models[family], [prompts[i] for i in order], chosen, order, batch_size=batch_size)
+        got = decode(
+            models[family], [prompts[i] for i in order], chosen, order, batch_size=batch_size
+        )
         assert [c.token_ids for c in got] == [alone[i] for i in order]
 
 
 def test_tokens_per_step_is_the_least_that_an_adaptive_algorithm_commits(models):
     prompts = prompts_for(3)
-    got = decode(models["llada"], prompts, config("threshold", 3, given={"threshold": 1.0}), range(3))
+    got = decode(
+        models["llada"], prompts, config("threshold", 3, given={"threshold": 1.0}), range(3)
+    )
     rule = oracle.threshold(1.0, 3)
     for seed, (prompt, done) in enumerate(zip(prompts, got)):
-        assert (list(done.token_ids), done.nfe) == oracle.blockwise(models["llada"], prompt, rule, LENGTH, BLOCK, seed)[:2]
+        assert (list(done.token_ids), done.nfe) == oracle.blockwise(
+            models["llada"], prompt, rule, LENGTH, BLOCK, seed
+        )[:2]
         assert done.nfe == 6 and done.forwards_saved == 0
 
 
 # ---- what cannot be
 
 
-@pytest.mark.parametrize(("name", "more", "message"), [
-    ("threshold", dict(given={"threshold": 1.5}), "threshold 1.5 must be at least 0 and at most 1"),
-    ("low_confidence", dict(given={"threshold": 0.5}), "threshold 0.5: low_confidence has no such option; these have: threshold"),
-    ("threshold", dict(given={"treshold": 0.5}), "treshold 0.5: threshold has no such option; these have: none"),
-    ("threshold", dict(kv_cache="deal"), "kv_cache 'deal' must be one of none, prefix, dual"),
-    ("threshold", dict(cache_refresh=2), "cache_refresh 2: there is no cache to refresh; give kv_cache prefix or dual"),
-    ("threshold", dict(kv_cache="dual", cache_refresh=0), "cache_refresh 0 must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        (
+            "threshold",
+            dict(given={"threshold": 1.5}),
+            "threshold 1.5 must be at least 0 and at most 1",
+        ),
+        (
+            "low_confidence",
+            dict(given={"threshold": 0.5}),
+            "threshold 0.5: low_confidence has no such option; these have: threshold",
+        ),
+        (
+            "threshold",
+            dict(given={"treshold": 0.5}),
+            "treshold 0.5: threshold has no such option; these have: none",
+        ),
+        ("threshold", dict(kv_cache="deal"), "kv_cache 'deal' must be one of none, prefix, dual"),
+        (
+            "threshold",
+            dict(cache_refresh=2),
+            "cache_refresh 2: there is no cache to refresh; give kv_cache prefix or dual",
+        ),
+        ("threshold", dict(kv_cache="dual", cache_refresh=0), "cache_refresh 0 must be at least 1"),
+    ],
+)
 def test_options_that_cannot_be_are_refused(models, name, more, message):
     with pytest.raises(ValueError) as error:
         decode(models["llada"], [[5]], config(name, **more), [0])
@@ -204,9 +265,14 @@ def test_options_that_cannot_be_are_refused(models, name, more, message):
 def view(confidence=None, entropy=None, observed=None, quota=1, masked=None, **options) -> StepView:
     score = torch.tensor([confidence or entropy], dtype=torch.float64)
     return StepView(
-        masked=torch.ones_like(score, dtype=torch.bool) if masked is None else torch.tensor([masked]),
-        quota=torch.tensor([quota]), rate=torch.ones(1).double(), options=options,
-        confidence=None if confidence is None else score, entropy=None if entropy is None else score,
+        masked=torch.ones_like(score, dtype=torch.bool)
+        if masked is None
+        else torch.tensor([masked]),
+        quota=torch.tensor([quota]),
+        rate=torch.ones(1).double(),
+        options=options,
+        confidence=None if confidence is None else score,
+        entropy=None if entropy is None else score,
         observed=None if observed is None else torch.tensor([observed], dtype=torch.float64),
     )
 
@@ -221,17 +287,31 @@ def test_factor_takes_the_longest_run_that_holds_and_no_more():
     for _ in range(300):
         c, f = rng.integers(0, 11, size=int(rng.integers(1, 6))) / 10, rng.integers(1, 30) / 10
         ranked = sorted(c, reverse=True)
-        holds = [n for n in range(1, len(c) + 1) if all((k + 1) * (1 - ranked[k - 1]) < f for k in range(1, n + 1))]
-        assert len(taken(adaptive.factor(view(c.tolist(), factor=f)))) == max(holds, default=1), (c, f)
+        holds = [
+            n
+            for n in range(1, len(c) + 1)
+            if all((k + 1) * (1 - ranked[k - 1]) < f for k in range(1, n + 1))
+        ]
+        assert len(taken(adaptive.factor(view(c.tolist(), factor=f)))) == max(holds, default=1), (
+            c,
+            f,
+        )
 
 
-@pytest.mark.parametrize(("confidence", "factor", "n"), [
-    ([0.875, 0.875, 0.1], 0.375, 1),  # 3 * 0.125 is 0.375: equality does not hold
-    ([0.875, 0.875, 0.1], 0.376, 2),
-    ([0.99, 0.99, 0.99], 1.0, 3),  # none fails: all, where d2Cache's loop leaves the last
-    ([0.99, 0.99, 0.2], 1.0, 2),  # only the last fails: it stays, where Fast-dLLM's loop takes it
-    ([0.1, 0.1], 1.0, 1),
-])
+@pytest.mark.parametrize(
+    ("confidence", "factor", "n"),
+    [
+        ([0.875, 0.875, 0.1], 0.375, 1),  # 3 * 0.125 is 0.375: equality does not hold
+        ([0.875, 0.875, 0.1], 0.376, 2),
+        ([0.99, 0.99, 0.99], 1.0, 3),  # none fails: all, where d2Cache's loop leaves the last
+        (
+            [0.99, 0.99, 0.2],
+            1.0,
+            2,
+        ),  # only the last fails: it stays, where Fast-dLLM's loop takes it
+        ([0.1, 0.1], 1.0, 1),
+    ],
+)
 def test_factor_at_its_edges(confidence, factor, n):
     assert len(taken(adaptive.factor(view(confidence, factor=factor)))) == n
 
@@ -242,31 +322,50 @@ def test_eb_sampler_takes_the_largest_set_within_the_bound():
         h, gamma = rng.integers(0, 8, size=int(rng.integers(1, 6))) / 4, rng.integers(0, 12) / 4
         ranked = sorted(h)
         n = max(n for n in range(1, len(h) + 1) if sum(ranked[:n]) - max(ranked[:n]) <= gamma)
-        assert len(taken(adaptive.eb_sampler(view(entropy=h.tolist(), gamma=gamma)))) == n, (h, gamma)
+        assert len(taken(adaptive.eb_sampler(view(entropy=h.tolist(), gamma=gamma)))) == n, (
+            h,
+            gamma,
+        )
 
 
 def test_thresholds_include_what_equals_them():
     assert taken(adaptive.threshold(view([0.9, 0.89, 0.95], threshold=0.9))) == [0, 2]
-    assert taken(adaptive.entropy_threshold(view(entropy=[0.4, 0.41, 0.1], threshold=0.4))) == [0, 2]
+    assert taken(adaptive.entropy_threshold(view(entropy=[0.4, 0.41, 0.1], threshold=0.4))) == [
+        0,
+        2,
+    ]
     assert taken(adaptive.entropy_threshold(view(entropy=[0.9, 0.8], threshold=0.4))) == [1]
 
 
 def test_klass_is_strict_and_falls_back_to_the_most_confident():
     options = {"threshold": 0.5, "kl_threshold": 0.1}
-    assert taken(adaptive.klass(view([0.9, 0.5, 0.8], observed=[0.01, 0.01, 0.1], **options))) == [0]
+    assert taken(adaptive.klass(view([0.9, 0.5, 0.8], observed=[0.01, 0.01, 0.1], **options))) == [
+        0
+    ]
     assert taken(adaptive.klass(view([0.4, 0.9, 0.8], observed=[0.0, 0.2, 0.1], **options))) == [1]
     # what is ready is all that is committed, also where tokens_per_step asks for more
-    assert taken(adaptive.klass(view([0.9, 0.9, 0.8], observed=[0.0, 0.2, 0.1], quota=2, **options))) == [0]
-    assert taken(adaptive.klass(view([0.4, 0.9, 0.8], observed=[0.0, 0.2, 0.1], quota=2, **options))) == [1, 2]
+    assert taken(
+        adaptive.klass(view([0.9, 0.9, 0.8], observed=[0.0, 0.2, 0.1], quota=2, **options))
+    ) == [0]
+    assert taken(
+        adaptive.klass(view([0.4, 0.9, 0.8], observed=[0.0, 0.2, 0.1], quota=2, **options))
+    ) == [1, 2]
 
 
 def test_what_is_committed_is_open():
     """An algorithm that chose a committed position would overwrite it."""
     masked = [False, True, True, False]
     for name, options in [("threshold", {"threshold": 0.5}), ("factor", {"factor": 9.0})]:
-        assert taken(getattr(adaptive, name)(view([0.9, 0.8, 0.7, 1.0], masked=masked, **options))) == [1, 2]
-    for name, options in [("entropy_threshold", {"threshold": 2.0}), ("eb_sampler", {"gamma": 9.0})]:
-        assert taken(getattr(adaptive, name)(view(entropy=[0.0, 1.0, 1.0, 0.0], masked=masked, **options))) == [1, 2]
+        assert taken(
+            getattr(adaptive, name)(view([0.9, 0.8, 0.7, 1.0], masked=masked, **options))
+        ) == [1, 2]
+    for name, options in [
+        ("entropy_threshold", {"threshold": 2.0}),
+        ("eb_sampler", {"gamma": 9.0}),
+    ]:
+        assert taken(
+            getattr(adaptive, name)(view(entropy=[0.0, 1.0, 1.0, 0.0], masked=masked, **options))
+        ) == [1, 2]
 
 
 def test_a_memory_is_of_the_open_positions_and_of_the_block(models):
@@ -279,7 +378,11 @@ def test_a_memory_is_of_the_open_positions_and_of_the_block(models):
         return Observation(logits, {"ids": ids}, ids.double())
 
     last_two = Algorithm(
-        lambda v: top_k(v.observed, v.masked, 2 * v.quota), ("llada",), "adaptive", reads=CONFIDENCE, observe=observe
+        lambda v: top_k(v.observed, v.masked, 2 * v.quota),
+        ("llada",),
+        "adaptive",
+        reads=CONFIDENCE,
+        observe=observe,
     )
     ALGORITHMS["last_two"] = last_two
     try:
@@ -291,12 +394,16 @@ def test_a_memory_is_of_the_open_positions_and_of_the_block(models):
 
 def test_the_readme_example_is_an_algorithm(models):
     """It is run as it stands there."""
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    [code] = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
     assert len([line for line in code.splitlines() if line]) <= 10
     try:
         exec(code, {})
         for family in ("llada", "dream"):
-            got = decode(models[family], prompts_for(3), config("best_share", given={"share": 0.5}), range(3))
+            got = decode(
+                models[family], prompts_for(3), config("best_share", given={"share": 0.5}), range(3)
+            )
             assert [c.nfe for c in got] == [2 * 4] * 3  # blocks of 8: 4, 2, 1, 1
     finally:
         ALGORITHMS.pop("best_share", None)

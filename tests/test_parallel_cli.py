@@ -42,40 +42,81 @@ def mini(tmp_path):
 def test_methods_do_not_share_a_file_or_an_identity(run, mini):
     """A run with threshold 0.95 must not find, or overwrite, the result of 0.9."""
     methods = [
-        [], ["--alg", "threshold"], ["--alg", "threshold", "--threshold", "0.95"],
-        ["--alg", "threshold", "--kv_cache", "dual"], ["--alg", "threshold", "--kv_cache", "prefix"],
-        ["--alg", "threshold", "--kv_cache", "dual", "--cache_refresh", "4"], ["--kv_cache", "dual"],
-    ]  # fmt: skip
+        [],
+        ["--alg", "threshold"],
+        ["--alg", "threshold", "--threshold", "0.95"],
+        ["--alg", "threshold", "--kv_cache", "dual"],
+        ["--alg", "threshold", "--kv_cache", "prefix"],
+        ["--alg", "threshold", "--kv_cache", "dual", "--cache_refresh", "4"],
+        ["--kv_cache", "dual"],
+    ]
     shown = [run(mini, "--dry_run", "--block_length", "4", *more)[1] for more in methods]
     for what in ("id ", "output: "):
         assert len({text.split(what)[-1].split()[0] for text in shown}) == len(methods)
-    assert "gsm8k_threshold_threshold0.95_tps1.json" in shown[2] and "threshold0.9_dual_refresh4_tps1.json" in shown[5]
+    assert (
+        "gsm8k_threshold_threshold0.95_tps1.json" in shown[2]
+        and "threshold0.9_dual_refresh4_tps1.json" in shown[5]
+    )
     # the default, written out, is the same experiment
-    assert run(mini, *"--dry_run --block_length 4 --alg threshold --threshold 0.9".split())[1] == shown[1]
+    assert (
+        run(mini, *"--dry_run --block_length 4 --alg threshold --threshold 0.9".split())[1]
+        == shown[1]
+    )
 
 
 def test_a_cache_shows_in_the_result(run, mini, tmp_path):
-    assert run(mini, "--alg", "threshold", "--threshold", "0.8", "--kv_cache", "dual", "--block_length", "4")[0] == 0
+    assert (
+        run(
+            mini,
+            "--alg",
+            "threshold",
+            "--threshold",
+            "0.8",
+            "--kv_cache",
+            "dual",
+            "--block_length",
+            "4",
+        )[0]
+        == 0
+    )
     [path] = (tmp_path / "out").glob("*.json")
     result = json.loads(path.read_text())
     passes = result["profile"]["forward_passes"]
     assert passes["partial"] > 0 and passes["full"] == sum(
         s["nfe"] - s["nfe_partial"] for s in result["samples"]
     )
-    assert len(result["samples"]) == 3 and result["config"]["options"] == {"threshold": 0.8} and result["config"]["kv_cache"] == "dual"
+    assert (
+        len(result["samples"]) == 3
+        and result["config"]["options"] == {"threshold": 0.8}
+        and result["config"]["kv_cache"] == "dual"
+    )
     assert result["protocol"]["overrides"]["kv_cache"] == {"protocol": "none", "run": "dual"}
     for sample in result["samples"]:
         columns = sample["prompt_tokens"] + 8
-        assert sample["positions_computed"] == (sample["nfe"] - sample["nfe_partial"]) * columns + 4 * sample["nfe_partial"]
+        assert (
+            sample["positions_computed"]
+            == (sample["nfe"] - sample["nfe_partial"]) * columns + 4 * sample["nfe_partial"]
+        )
 
 
 def test_adaptive_algorithms_have_blocks_for_dream_too(run):
     out = run("--model_alias dream --task gsm8k --alg threshold --dry_run")[1]
-    assert "schedule: threshold decides, in 8 block(s) of 32: at least 1 tokens per step, at most 256 forward passes" in out
-    out = run("--model_alias dream --task gsm8k --alg maskgit_plus --block_length 64 --tokens_per_step 3 --dry_run")[1]
+    assert (
+        "schedule: threshold decides, in 8 block(s) of 32: at least 1 tokens per step, at most 256 forward passes"
+        in out
+    )
+    out = run(
+        "--model_alias dream --task gsm8k --alg maskgit_plus --block_length 64 --tokens_per_step 3 --dry_run"
+    )[1]
     assert "88 steps in 4 block(s) of 64" in out
-    out = run("--model_alias dream --task gsm8k --alg klass --gen_length 24 --kl_history 3 --dry_run")[1]
-    assert "in 1 block(s) of 24" in out and "'kl_history': 3}" in out and "override: kl_history 3 (protocol uniform: 2)" in out
+    out = run(
+        "--model_alias dream --task gsm8k --alg klass --gen_length 24 --kl_history 3 --dry_run"
+    )[1]
+    assert (
+        "in 1 block(s) of 24" in out
+        and "'kl_history': 3}" in out
+        and "override: kl_history 3 (protocol uniform: 2)" in out
+    )
     assert "klass_threshold0.9_kl_threshold0.01_kl_history3_tps1.json" in out
 
 
@@ -95,31 +136,58 @@ def test_the_report_tells_methods_apart_and_joins_a_threshold_s_points(tmp_path)
     """A curve is one method at several speeds: tokens per step, or an adaptive algorithm's own option."""
     for value in (0.9, 0.7):
         save(tmp_path, algorithm="threshold", options={"threshold": value})
-    save(tmp_path, algorithm="threshold", options={"threshold": 0.9}, kv_cache="dual", cache_refresh=4)
+    save(
+        tmp_path,
+        algorithm="threshold",
+        options={"threshold": 0.9},
+        kv_cache="dual",
+        cache_refresh=4,
+    )
     runs, skipped = read_all([tmp_path])
     assert not skipped and sorted(run.algorithm for run in runs) == [
-        "threshold (threshold 0.7)", "threshold (threshold 0.9)",
+        "threshold (threshold 0.7)",
+        "threshold (threshold 0.9)",
         "threshold (threshold 0.9, dual cache refreshed every 4)",
-    ]  # fmt: skip
+    ]
     assert sorted(len(curve) for curve in curves(runs)) == [1, 2]
     told = _caption([Line("a", curve, {}) for curve in curves(runs)], "tpf")
-    assert "K = 1." in told and told.endswith("Lines of adaptive algorithms join values of their option.")
+    assert "K = 1." in told and told.endswith(
+        "Lines of adaptive algorithms join values of their option."
+    )
     names = [row[:2] for row in comparisons(runs).rows]
-    assert len(names) == 1 and "threshold 0.7" in " ".join(names[0]) and "threshold 0.9" in " ".join(names[0])
+    assert (
+        len(names) == 1
+        and "threshold 0.7" in " ".join(names[0])
+        and "threshold 0.9" in " ".join(names[0])
+    )
 
 
 def test_the_report_names_another_temperature_and_verifier_and_no_checksum(tmp_path):
     """Two rows of one name and different numbers; or a curve that is called after a checksum."""
     prints = [{"revision": None, "files": {"a": "1"}, "shards": {"b": n}} for n in "12"]
-    apd = dict(alias="dream", algorithm="apd", options={"apd_mixture_weight": 0.7}, verifier="/other/qwen")
+    apd = dict(
+        alias="dream", algorithm="apd", options={"apd_mixture_weight": 0.7}, verifier="/other/qwen"
+    )
     save(tmp_path, alias="dream")
     save(tmp_path, **apd, verifier_fingerprint=prints[0])
     runs, _ = read_all([tmp_path])
     assert sorted(curve_labels(curves(runs))) == ["dream, apd", "dream, maskgit_plus"]
-    changed = {"temperature": {"protocol": 0.0, "run": 0.2}, "verifier": {"protocol": "Q", "run": "/other/qwen"}}
-    save(tmp_path, **apd, verifier_fingerprint=prints[1], temperature=0.2, overrides=changed, tag="other")
+    changed = {
+        "temperature": {"protocol": 0.0, "run": 0.2},
+        "verifier": {"protocol": "Q", "run": "/other/qwen"},
+    }
+    save(
+        tmp_path,
+        **apd,
+        verifier_fingerprint=prints[1],
+        temperature=0.2,
+        overrides=changed,
+        tag="other",
+    )
     runs, _ = read_all([tmp_path])
-    assert "apd (apd_mixture_weight 0.7, temperature 0.2, verifier qwen)" in {run.algorithm for run in runs}
+    assert "apd (apd_mixture_weight 0.7, temperature 0.2, verifier qwen)" in {
+        run.algorithm for run in runs
+    }
     assert sum("verifier_fingerprint" in label for label in curve_labels(curves(runs))) == 2
 
 
@@ -133,7 +201,9 @@ def test_the_parallel_suite_has_every_algorithm_and_cache_and_its_baselines():
     for alias, algorithm in (("tiny-llada", "low_confidence"), ("tiny-dream", "maskgit_plus")):
         mine = [c for c in configs if c.model_alias == alias]
         assert {c.block_length for c in mine if not ALGORITHMS[c.algorithm].left_to_right} == {8}
-        assert {c.tokens_per_step for c in mine if c.algorithm == algorithm and c.kv_cache == "none"} == {1, 2, 3, 4}
+        assert {
+            c.tokens_per_step for c in mine if c.algorithm == algorithm and c.kv_cache == "none"
+        } == {1, 2, 3, 4}
 
 
 def test_a_suite_is_filtered():
@@ -144,7 +214,9 @@ def test_a_suite_is_filtered():
 
 
 def test_the_suite_is_chosen_on_the_command_line(capsys):
-    assert sweep.main(["plan", "--suite", "parallel", "--algs", "klass", "--extra", "--limit 5"]) == 0
+    assert (
+        sweep.main(["plan", "--suite", "parallel", "--algs", "klass", "--extra", "--limit 5"]) == 0
+    )
     out = capsys.readouterr().out
     assert "4 experiments" in out and "tiny-llada_gsm8k_klass_threshold0.6_" in out
     assert sweep.main(["plan", "--suite", "paralel"]) == 2

@@ -29,19 +29,28 @@ FIXTURE = ROOT / "tests" / "prompts.json"
 CELLS = [(name, alias, task) for name in PROTOCOLS for alias in FAMILY for task in TASKS]
 
 HUMANEVAL = {
-    "task_id": "HumanEval/0", "entry_point": "add_one",
+    "task_id": "HumanEval/0",
+    "entry_point": "add_one",
     "prompt": 'from typing import List\n\n\ndef add_one(xs: List[int]) -> List[int]:\n    """ Add one to each.\n    >>> add_one([1])\n    [2]\n    """\n',
     "canonical_solution": "    return [x + 1 for x in xs]\n",
     "test": "def check(candidate):\n    assert candidate([1, 2]) == [2, 3]\n",
-}  # fmt: skip
+}
 MBPP = {
-    "text": "Write a function to double a number.", "code": "def double(x):\r\n    return 2 * x", "test_setup_code": "",
-    "test_list": ["assert double(2) == 4", "assert double(0) == 0", "assert double(-1) == -2"], "challenge_test_list": [],
-}  # fmt: skip
+    "text": "Write a function to double a number.",
+    "code": "def double(x):\r\n    return 2 * x",
+    "test_setup_code": "",
+    "test_list": ["assert double(2) == 4", "assert double(0) == 0", "assert double(-1) == -2"],
+    "challenge_test_list": [],
+}
 QUESTION = {
-    "Type": "Adversarial", "Category": "Birds", "Question": "Can penguins fly?", "Best Answer": "No, they cannot",
-    "Correct Answers": "No, they cannot; Penguins swim", "Incorrect Answers": "Yes; Only at night", "Source": "own",
-}  # fmt: skip
+    "Type": "Adversarial",
+    "Category": "Birds",
+    "Question": "Can penguins fly?",
+    "Best Answer": "No, they cannot",
+    "Correct Answers": "No, they cannot; Penguins swim",
+    "Incorrect Answers": "Yes; Only at night",
+    "Source": "own",
+}
 
 
 def write_data(folder: Path) -> Path:
@@ -50,26 +59,46 @@ def write_data(folder: Path) -> Path:
         file.write(json.dumps(HUMANEVAL) + "\n")
     write_lines(folder / "mbpp.jsonl", [MBPP | {"task_id": i} for i in (2, 3, 4, 11)])
     (folder / "gsm8k").mkdir()
-    row = {"question": "Eve has 3 pens and buys {n}. How many?", "answer": "3 + {n} = {m}\n#### {m}"}
-    rows = [{k: v.replace("{n}", str(n)).replace("{m}", str(n + 3)) for k, v in row.items()} for n in range(9)]
+    row = {
+        "question": "Eve has 3 pens and buys {n}. How many?",
+        "answer": "3 + {n} = {m}\n#### {m}",
+    }
+    rows = [
+        {k: v.replace("{n}", str(n)).replace("{m}", str(n + 3)) for k, v in row.items()}
+        for n in range(9)
+    ]
     write_lines(folder / "gsm8k" / "train.jsonl", rows[1:])
     write_lines(folder / "gsm8k" / "test.jsonl", rows[:1])
     with open(folder / "TruthfulQA.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, QUESTION)
         writer.writeheader()
         writer.writerow(QUESTION)
-    counts = {"HumanEval.jsonl.gz": 1, "mbpp.jsonl": 4, "gsm8k/train.jsonl": 8, "gsm8k/test.jsonl": 1, "TruthfulQA.csv": 1}
+    counts = {
+        "HumanEval.jsonl.gz": 1,
+        "mbpp.jsonl": 4,
+        "gsm8k/train.jsonl": 8,
+        "gsm8k/test.jsonl": 1,
+        "TruthfulQA.csv": 1,
+    }
     (folder / "manifest.json").write_text(json.dumps({"name": "prompts", "counts": counts}))
     return folder
 
 
 def rendered(data: Path, name: str, alias: str, task: str) -> dict:
     """The prompt, its stop strings and its length, as the harness gets them from lm-eval."""
-    cell, (checkpoint, kind) = protocol(name, alias, task), {"llada": (LLADA, LladaHarness), "dream": (DREAM, DreamHarness)}[FAMILY[alias]]
+    cell, (checkpoint, kind) = (
+        protocol(name, alias, task),
+        {"llada": (LLADA, LladaHarness), "dream": (DREAM, DreamHarness)}[FAMILY[alias]],
+    )
     asked = build_task(TASKS[task], data, cell.form, cell.num_fewshot)
     decode = DecodeConfig(make_schedule(cell.algorithm, cell.gen_length, cell.block_length))
     harness = kind(
-        models.load_tokenizer(checkpoint), models.read_config(checkpoint), decode, load=None, device="cpu", prefill=asked.prefill
+        models.load_tokenizer(checkpoint),
+        models.read_config(checkpoint),
+        decode,
+        load=None,
+        device="cpu",
+        prefill=asked.prefill,
     )
     jobs = []
 
@@ -110,6 +139,9 @@ if __name__ == "__main__":
 
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder))
-        cells = {f"{name} {alias} {task}": rendered(Path(folder), name, alias, task) for name, alias, task in CELLS}
+        cells = {
+            f"{name} {alias} {task}": rendered(Path(folder), name, alias, task)
+            for name, alias, task in CELLS
+        }
     FIXTURE.write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
     print(f"{len(cells)} prompts -> {FIXTURE}")

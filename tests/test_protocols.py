@@ -27,13 +27,17 @@ def test_every_cell_names_a_form_of_its_task(name, alias, task):
     assert not p.references or p.references[0]["tokens_per_step"] == 1
 
 
-@pytest.mark.parametrize("task, canvas", [("humaneval", 512), ("mbpp", 512), ("gsm8k", 256), ("truthfulqa", 128)])
+@pytest.mark.parametrize(
+    "task, canvas", [("humaneval", 512), ("mbpp", 512), ("gsm8k", 256), ("truthfulqa", 128)]
+)
 def test_uniform_asks_every_model_the_same(task, canvas):
     cells = [protocol("uniform", alias, task) for alias in FAMILY if alias not in TINY]
     assert {(c.form, c.num_fewshot, c.gen_length, c.temperature, c.references) for c in cells} == {
         ("chat", 0, canvas, 0.0, ())
     }
-    assert [(c.algorithm, c.block_length) for c in cells] == [("low_confidence", 32)] * 2 + [("maskgit_plus", None)] * 2
+    assert [(c.algorithm, c.block_length) for c in cells] == [("low_confidence", 32)] * 2 + [
+        ("maskgit_plus", None)
+    ] * 2
 
 
 @pytest.mark.parametrize("alias, block", [("tiny-llada", 8), ("tiny-dream", None)])
@@ -94,7 +98,11 @@ def test_official_cells(alias, task, form, canvas, block, sampling, score):
 
 def test_scores_that_are_published_at_more_tokens_per_step():
     cells = [(a, t, protocol("official", a, t).references) for a in FAMILY for t in TASKS]
-    more = {(a, t): {r["tokens_per_step"]: r["score"] for r in found} for a, t, found in cells if len(found) > 1}
+    more = {
+        (a, t): {r["tokens_per_step"]: r["score"] for r in found}
+        for a, t, found in cells
+        if len(found) > 1
+    }
     assert more == {("llada", "gsm8k"): {1: 79.3, 2: 74.8, 4: 66.5, 8: 30.7}}
 
 
@@ -119,5 +127,7 @@ def test_protocols_and_data_checks_load_nothing_heavy():
         "print([m for m in ('torch', 'lm_eval', 'datasets', 'numpy', 'yaml', 'evaluate') if m in sys.modules])"
     )
     root = Path(__file__).parent.parent
-    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "[]"

@@ -13,20 +13,45 @@ from safetensors.torch import load_file
 
 from checkpoint_files import edit, edit_tensors, refused
 from models import (
-    KVCache, Span, check_checkpoint, fingerprint, load_model, load_tokenizer, read_config, tokenizer_disagreement,
-)  # fmt: skip
+    KVCache,
+    Span,
+    check_checkpoint,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    read_config,
+    tokenizer_disagreement,
+)
 from models.config import parameter_shapes
 from models.cost import matmul_flops
 
 # config.json of Qwen/Qwen2.5-0.5B, every key of it, smaller
 HUB = {
-    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 500, "eos_token_id": 500,
-    "hidden_act": "silu", "hidden_size": 64, "initializer_range": 0.02, "intermediate_size": 160,
-    "max_position_embeddings": 256, "max_window_layers": 3, "model_type": "qwen2", "num_attention_heads": 4,
-    "num_hidden_layers": 3, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
-    "sliding_window": 256, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.43.1",
-    "use_cache": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 544,
-}  # fmt: skip
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 500,
+    "eos_token_id": 500,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "initializer_range": 0.02,
+    "intermediate_size": 160,
+    "max_position_embeddings": 256,
+    "max_window_layers": 3,
+    "model_type": "qwen2",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 256,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 544,
+}
 
 
 def write(folder: Path, tokenizer: Path, tied: bool) -> Path:
@@ -74,7 +99,9 @@ def random_tokens(length: int, seed: int) -> torch.Tensor:
 def official(folder: Path, dtype: torch.dtype, ids: torch.Tensor) -> torch.Tensor:
     from transformers import Qwen2ForCausalLM
 
-    model = Qwen2ForCausalLM.from_pretrained(folder, torch_dtype=dtype, attn_implementation="sdpa").eval()
+    model = Qwen2ForCausalLM.from_pretrained(
+        folder, torch_dtype=dtype, attn_implementation="sdpa"
+    ).eval()
     with torch.no_grad():
         return model(ids).logits
 
@@ -108,7 +135,9 @@ def test_bfloat16_logits_are_those_of_transformers(made):
     """The same casts in the same order. Measured where this was written: bit-identical, and 0.006 with the rotation in
     float32, which is about what bfloat16 itself costs; the factor of 20 leaves room for other CPUs' kernels."""
     ids = torch.stack([random_tokens(61, seed) for seed in (1, 2)])
-    expected, exact = (official(made, dtype, ids).float() for dtype in (torch.bfloat16, torch.float32))
+    expected, exact = (
+        official(made, dtype, ids).float() for dtype in (torch.bfloat16, torch.float32)
+    )
     ours, _ = load_model(made, device="cpu", dtype="bfloat16")
     assert (ours.logits(ids).float() - expected).abs().mean() * 20 < (expected - exact).abs().mean()
 
@@ -147,7 +176,9 @@ def test_pieces_through_a_cache_are_the_whole(model, cuts):
     for hi in cuts:
         first = max(lo - 1, 0)
         rows = torch.arange(lo - first, hi - first)
-        assert_close(model.predict(tokens[first:hi], [(first, hi, hi)], rows, cache), expected[lo:hi])
+        assert_close(
+            model.predict(tokens[first:hi], [(first, hi, hi)], rows, cache), expected[lo:hi]
+        )
         lo = hi
     assert cache.ends == [50]
 
@@ -179,7 +210,10 @@ def test_a_column_sees_nothing_to_its_right_that_the_cache_has(model):
 def test_a_row_does_not_depend_on_its_neighbours(model, threads):
     """Bit for bit in float32, whole and from a cache: a batch must not change what is accepted."""
     lengths = [1, 2, 3, 9, 17, 31, 40, 77]
-    texts, news = [random_tokens(n, n) for n in lengths], [random_tokens(16, 90 + n) for n in lengths]
+    texts, news = (
+        [random_tokens(n, n) for n in lengths],
+        [random_tokens(16, 90 + n) for n in lengths],
+    )
 
     def run(chosen) -> list[torch.Tensor]:
         cache = cache_for(model, *(lengths[i] + 15 for i in chosen))
@@ -215,7 +249,9 @@ def test_no_varlen_kernel_and_no_graph_for_a_causal_model(model, monkeypatch):
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cuda")))
     told = []
     model.accelerate(cuda_graphs=True, tell=told.append)
-    assert model.acceleration.graphs is None and told == ["note: CUDA graphs: none for a causal model"]
+    assert model.acceleration.graphs is None and told == [
+        "note: CUDA graphs: none for a causal model"
+    ]
     model.accelerate()
 
 
@@ -225,33 +261,57 @@ def test_no_varlen_kernel_and_no_graph_for_a_causal_model(model, monkeypatch):
 def test_config_and_parameters(made):
     c = read_config(made)
     model, tokenizer = load_model(made, device="cpu", dtype="float32")
-    assert (c.family, c.mask_id, c.end_ids, c.causal, c.shift, c.qkv_bias) == ("qwen2", None, (500, 502), True, True, True)
+    assert (c.family, c.mask_id, c.end_ids, c.causal, c.shift, c.qkv_bias) == (
+        "qwen2",
+        None,
+        (500, 502),
+        True,
+        True,
+        True,
+    )
     assert (c.n_heads, c.n_kv_heads, c.head_dim, c.max_length, c.rope_theta) == (4, 2, 16, 256, 1e6)
     stored = load_file(made / "model.safetensors")
-    assert ("lm_head.weight" in stored) is not c.tie_embeddings is ("head.weight" not in parameter_shapes(c))
-    assert check_checkpoint(made) == [] and fingerprint(made)["shards"].keys() == {"model.safetensors"}
+    assert (
+        ("lm_head.weight" in stored)
+        is not c.tie_embeddings
+        is ("head.weight" not in parameter_shapes(c))
+    )
+    assert check_checkpoint(made) == [] and fingerprint(made)["shards"].keys() == {
+        "model.safetensors"
+    }
     assert tokenizer("so <|im_end|>")["input_ids"][-1] == 502
     assert matmul_flops(c, [Span(0, 8, 8)], 8) > 0
 
 
 def test_a_config_as_transformers_writes_it(qwen):
     """It adds layer_types, one entry for each layer."""
-    edit(qwen / "config.json", layer_types=["full_attention"] * 3, sliding_window=None, rope_scaling=None)
+    edit(
+        qwen / "config.json",
+        layer_types=["full_attention"] * 3,
+        sliding_window=None,
+        rope_scaling=None,
+    )
     assert check_checkpoint(qwen) == []
 
 
-@pytest.mark.parametrize(("changes", "pattern"), [
-    ({"use_sliding_window": True}, r"use_sliding_window is True; supported: False or None"),
-    ({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, r"layer_types is \[.*sliding_attention"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, r"rope_scaling is \{'type': 'yarn'"),
-    ({"rope_parameters": {"rope_type": "default"}}, r"rope_parameters is \{"),
-    ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; supported: 'silu'"),
-    ({"use_mrope": True}, r"use_mrope is True"),
-    ({"attention_bias": False}, r"attention_bias is False"),
-    ({"eos_token_id": 544}, r"eos_token_id 544 is beyond the 544 rows"),
-    ({"num_key_value_heads": 3}, r"4 heads cannot share 3"),
-    ({"rope_theta": ...}, r"rope_theta is missing"),
-])
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        ({"use_sliding_window": True}, r"use_sliding_window is True; supported: False or None"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+            r"layer_types is \[.*sliding_attention",
+        ),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, r"rope_scaling is \{'type': 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default"}}, r"rope_parameters is \{"),
+        ({"hidden_act": "gelu"}, r"hidden_act is 'gelu'; supported: 'silu'"),
+        ({"use_mrope": True}, r"use_mrope is True"),
+        ({"attention_bias": False}, r"attention_bias is False"),
+        ({"eos_token_id": 544}, r"eos_token_id 544 is beyond the 544 rows"),
+        ({"num_key_value_heads": 3}, r"4 heads cannot share 3"),
+        ({"rope_theta": ...}, r"rope_theta is missing"),
+    ],
+)
 def test_configs_that_are_not_computed_here(qwen, changes, pattern):
     edit(qwen / "config.json", **changes)
     refused(qwen, r"config\.json: " + pattern)
@@ -261,7 +321,9 @@ def test_an_output_head_must_be_there_or_be_tied(qwen):
     edit(qwen / "config.json", tie_word_embeddings=...)
     refused(qwen, "1 tensors missing: lm_head.weight")
     embedding = load_file(qwen / "model.safetensors")["model.embed_tokens.weight"]
-    edit_tensors(qwen / "model.safetensors", lambda t: t.update({"lm_head.weight": embedding.clone()}))
+    edit_tensors(
+        qwen / "model.safetensors", lambda t: t.update({"lm_head.weight": embedding.clone()})
+    )
     assert check_checkpoint(qwen) == []
     edit(qwen / "config.json", tie_word_embeddings=True)
     refused(qwen, "1 tensors unexpected: lm_head.weight")
@@ -274,7 +336,9 @@ def test_a_tokenizer_agrees_with_itself_whatever_either_has_alone(qwen, dream):
     """The mask token is no matter, and neither are tokens that are behind all the others."""
     assert tokenizer_disagreement(dream, qwen) == []
     decoder = json.loads((qwen / "tokenizer_config.json").read_text())["added_tokens_decoder"]
-    decoder = {i: t for i, t in decoder.items() if t["content"] != "<|mask|>"} | {"509": {"content": "<tool_call>"}}
+    decoder = {i: t for i, t in decoder.items() if t["content"] != "<|mask|>"} | {
+        "509": {"content": "<tool_call>"}
+    }
     edit(qwen / "tokenizer_config.json", added_tokens_decoder=decoder)
     assert tokenizer_disagreement(dream, qwen) == []
 
@@ -294,8 +358,12 @@ def test_every_disagreement_is_told_with_the_first_of_its_kind(qwen, dream):
         f"{qwen}: 2 of {len(vocab)} ordinary tokens have other ids than in {dream}; "
         f"the first is {texts[300]!r}, 301 instead of 300"
     )
-    assert added.endswith(f"added tokens have other ids than in {dream}; the first is '<|im_start|>', 502 instead of 501")
-    assert merges.endswith(f"the first that differs is number 5, {lines[5]!r} instead of {lines[6]!r}")
+    assert added.endswith(
+        f"added tokens have other ids than in {dream}; the first is '<|im_start|>', 502 instead of 501"
+    )
+    assert merges.endswith(
+        f"the first that differs is number 5, {lines[5]!r} instead of {lines[6]!r}"
+    )
 
 
 def test_another_family_s_tokenizer_is_another_one(qwen, llada):
@@ -307,13 +375,17 @@ def test_another_family_s_tokenizer_is_another_one(qwen, llada):
 
 def test_a_tokenizer_that_cannot_be_read_is_told(qwen, dream):
     (qwen / "merges.txt").unlink()
-    assert tokenizer_disagreement(dream, qwen) == [f"tokenizer files not found in {qwen}: merges.txt"]
+    assert tokenizer_disagreement(dream, qwen) == [
+        f"tokenizer files not found in {qwen}: merges.txt"
+    ]
     assert "does not exist" in tokenizer_disagreement(dream / "nowhere", qwen)[0]
 
 
 def test_an_added_token_that_tokenizer_json_lists_alone_is_found(qwen):
     """The hub's files list them twice; two ids for one token are an error."""
-    whole = {"added_tokens": [{"id": 507, "content": "<|extra|>"}, {"id": 502, "content": "<|im_end|>"}]}
+    whole = {
+        "added_tokens": [{"id": 507, "content": "<|extra|>"}, {"id": 502, "content": "<|im_end|>"}]
+    }
     (qwen / "tokenizer.json").write_text(json.dumps(whole))
     assert load_tokenizer(qwen)("<|extra|>")["input_ids"] == [507]
     whole["added_tokens"][1]["id"] = 503

@@ -37,11 +37,17 @@ def test_only_the_documents_that_both_have_are_compared(tmp_path):
         compare_runs(whole, by_task["humaneval"])
 
 
-@pytest.mark.parametrize("arguments, shown", [
-    ((74.75, 72.35, 77.02), "74.8 [72.3, 77.0]"), ((0.0, 0.0, 16.11), "0.0 [0.0, 16.1]"), ((50.0, None, None), "50.0"),
-    ((-3.2, -8.04, 1.6, 1, True), "-3.2 [-8.0, +1.6]"), ((0.5, 0.25, 0.75, 3), "0.500 [0.250, 0.750]"),
-    ((-0.0, -0.04, 0.1, 1, True), "0.0 [0.0, +0.1]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, shown",
+    [
+        ((74.75, 72.35, 77.02), "74.8 [72.3, 77.0]"),
+        ((0.0, 0.0, 16.11), "0.0 [0.0, 16.1]"),
+        ((50.0, None, None), "50.0"),
+        ((-3.2, -8.04, 1.6, 1, True), "-3.2 [-8.0, +1.6]"),
+        ((0.5, 0.25, 0.75, 3), "0.500 [0.250, 0.750]"),
+        ((-0.0, -0.04, 0.1, 1, True), "0.0 [0.0, +0.1]"),
+    ],
+)
 def test_interval_display(arguments, shown):
     assert interval(*arguments) == shown
 
@@ -56,18 +62,28 @@ def test_results_show_what_was_measured(tmp_path):
     assert row["TPF"] == f"{result['profile']['tpf']:.2f}"
     assert row["tok/s"] == f"{result['profile']['tokens_per_second']:.1f}"
     (record,) = csv.DictReader(to_csv(table).splitlines())
-    assert float(record["value"]) == 75.0 and record["published"] == "" and record["machine"] == "NVIDIA H200"
-    assert "| gsm8k | llada | uniform | low_confidence | 2 | 75.0 [59.8, 85.8] | 40 |" in to_markdown(table)
+    assert (
+        float(record["value"]) == 75.0
+        and record["published"] == ""
+        and record["machine"] == "NVIDIA H200"
+    )
+    assert (
+        "| gsm8k | llada | uniform | low_confidence | 2 | 75.0 [59.8, 85.8] | 40 |"
+        in to_markdown(table)
+    )
     assert "75.0 [59.8, 85.8]" in to_text(table) and "NVIDIA H200" in to_text(table)
 
 
 def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
     """79.3 is published for LLaDA on GSM8K."""
     for name, options in {
-        "within": {"scores": [1.0] * 80 + [0.0] * 20}, "beyond": {"scores": [1.0] * 60 + [0.0] * 40},
-        "uniform": {"protocol": "uniform"}, "mini": {"data": "mini"}, "limit": {"limit": 100},
+        "within": {"scores": [1.0] * 80 + [0.0] * 20},
+        "beyond": {"scores": [1.0] * 60 + [0.0] * 40},
+        "uniform": {"protocol": "uniform"},
+        "mini": {"data": "mini"},
+        "limit": {"limit": 100},
         "override": {"overrides": {"temperature": {}}},
-    }.items():  # fmt: skip
+    }.items():
         save(tmp_path / name, n=100, **({"protocol": "official"} | options))
     save(tmp_path / "none", task="truthfulqa", protocol="official")
     shown, said = {}, {}
@@ -76,27 +92,59 @@ def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
         shown[name] = table.rows[0][-2:]
         said[name] = [note for note in table.notes if note.startswith("No published score")]
     assert shown == {
-        "within": ("79.3", "+0.7, within noise"), "beyond": ("79.3", "-19.3, beyond noise"),
-        "uniform": ("-", "-"), "mini": ("-", "-"), "limit": ("-", "-"), "override": ("-", "-"), "none": ("-", "-"),
-    }  # fmt: skip
-    assert said["none"] == ["No published score beside llada truthfulqa, low_confidence at K = 1: no score is published for this protocol, model and task."]
-    assert [bool(said[name]) for name in ("within", "uniform", "mini", "limit", "override")] == [False, False, True, True, True]
+        "within": ("79.3", "+0.7, within noise"),
+        "beyond": ("79.3", "-19.3, beyond noise"),
+        "uniform": ("-", "-"),
+        "mini": ("-", "-"),
+        "limit": ("-", "-"),
+        "override": ("-", "-"),
+        "none": ("-", "-"),
+    }
+    assert said["none"] == [
+        "No published score beside llada truthfulqa, low_confidence at K = 1: no score is published for this protocol, model and task."
+    ]
+    assert [bool(said[name]) for name in ("within", "uniform", "mini", "limit", "override")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_each_number_of_tokens_per_step_has_its_own_published_score(tmp_path):
     """Fast-dLLM gives LLaDA's gsm8k at 1, 2, 4 and 8 of them, and nobody at 3."""
     for k in (1, 2, 3, 4):
         save(tmp_path, k=k, protocol="official", data="original")
-    save(tmp_path, protocol="official", data="original", algorithm="leftright", overrides={"algorithm": {}})
+    save(
+        tmp_path,
+        protocol="official",
+        data="original",
+        algorithm="leftright",
+        overrides={"algorithm": {}},
+    )
     table = results(read_all([tmp_path])[0])
-    assert [row[table.columns.index("published")] for row in table.rows] == ["-", "79.3", "74.8", "-", "66.5"]
+    assert [row[table.columns.index("published")] for row in table.rows] == [
+        "-",
+        "79.3",
+        "74.8",
+        "-",
+        "66.5",
+    ]
     [bare] = [note for note in table.notes if note.startswith("No published score beside")]
-    assert bare.startswith("No published score beside llada gsm8k, leftright at K = 1, low_confidence at K = 3: ")
+    assert bare.startswith(
+        "No published score beside llada gsm8k, leftright at K = 1, low_confidence at K = 3: "
+    )
 
 
 def test_another_data_set_carries_its_name_everywhere(tmp_path):
     result, config = craft(data="mini", protocol="official")
-    reference = {"score": 79.3, "metric": "exact_match,flexible-extract", "source": "s", "settings": "t"}
+    reference = {
+        "score": 79.3,
+        "metric": "exact_match,flexible-extract",
+        "source": "s",
+        "settings": "t",
+    }
     _sign(result, reference=reference)
     atomic_write_json(tmp_path / "forged.json", result)
     save(tmp_path, data="mini", protocol="official", k=2)
@@ -107,7 +155,9 @@ def test_another_data_set_carries_its_name_everywhere(tmp_path):
     assert all("on mini" in run.name for run in minis)
     assert [len(curve) for curve in curves(runs)] == [1, 2]  # no line joins the two data sets
     assert {row[0] for row in aup_table(runs).rows} == {"gsm8k", "gsm8k (on mini)"}
-    assert {row[6] for row in comparisons(runs).rows} == {"McNemar exact"} and len(comparisons(runs).rows) == 1
+    assert {row[6] for row in comparisons(runs).rows} == {"McNemar exact"} and len(
+        comparisons(runs).rows
+    ) == 1
 
 
 def test_settings_of_one_model_are_compared_by_themselves(tmp_path):
@@ -117,8 +167,10 @@ def test_settings_of_one_model_are_compared_by_themselves(tmp_path):
     runs, _ = read_all([tmp_path])
     told = [(row[0][-5:], row[1], row[-1]) for row in comparisons(runs).rows]
     assert told == [
-        ("K = 1", "K = 2", "not distinguishable"), ("K = 1", "K = 3", "A higher"), ("K = 2", "K = 3", "A higher"),
-    ]  # fmt: skip
+        ("K = 1", "K = 2", "not distinguishable"),
+        ("K = 1", "K = 3", "A higher"),
+        ("K = 2", "K = 3", "A higher"),
+    ]
     llada = [run for run in runs if run.model == "llada"]
     (dream,) = [run for run in runs if run.model == "dream"]
     asked = comparisons(runs, [(llada[0], dream), (llada[0], llada[1])]).rows
@@ -137,10 +189,13 @@ def test_aup_says_what_it_depends_on(tmp_path):
     save(tmp_path, k=2, scores=[1.0] * 10 + [0.0] * 30)
     save(tmp_path, "dream", k=1, scores=[1.0] * 36 + [0.0] * 4)
     runs, _ = read_all([tmp_path])
-    rows = [dict(zip(aup_table(runs).columns, row, strict=True)) for row in aup_table(runs, 3, 5).rows]
+    rows = [
+        dict(zip(aup_table(runs).columns, row, strict=True)) for row in aup_table(runs, 3, 5).rows
+    ]
     assert [(r["method"], r["points"], r["y_max"], r["comparison set"]) for r in rows] == [
-        ("dream", "1", "90.0", "dream; llada"), ("llada", "1", "90.0", "dream; llada"),
-    ]  # fmt: skip
+        ("dream", "1", "90.0", "dream; llada"),
+        ("llada", "1", "90.0", "dream; llada"),
+    ]
     assert rows[1]["dropped"].startswith("25.0 % at TPF ")
     assert aup_table(runs, 3, 100).rows[1][4] == "2"
 
@@ -154,15 +209,30 @@ def test_points_in_one_place_become_rings(tmp_path):
     for run in runs:
         tpf = {1: 1.0, 2: {"dream": 1.9, "llada": 2.0, "llada1.5": 2.01}[run.model]}[run.k]
         object.__setattr__(run, "tpf", tpf)
-    lines = [Line(curve[0].model, curve, {"color": "k", "marker": "o", "linestyle": "-"}) for curve in curves(runs)]
+    lines = [
+        Line(curve[0].model, curve, {"color": "k", "marker": "o", "linestyle": "-"})
+        for curve in curves(runs)
+    ]
     assert _ranks(lines, "tpf") == [[0, 0], [1, 0], [2, 1]]
     figure = _figure(lines, "tpf")
-    rings = [line.get_markersize() for line in figure.axes[0].lines if line.get_linestyle() == "None" and len(line.get_xdata()) == 1]
+    rings = [
+        line.get_markersize()
+        for line in figure.axes[0].lines
+        if line.get_linestyle() == "None" and len(line.get_xdata()) == 1
+    ]
     assert [size for size in rings if size > 5] == [9, 13, 9] and "Rings" in _caption(lines, "tpf")
     assert "Rings" not in _caption(lines[:1], "tpf")
     drawn = figure.axes[0].lines
-    lines_at = [line.get_zorder() for line in drawn if line.get_linestyle() == "-" and line.get_marker() == "o"]
-    points_at = [line.get_zorder() for line in drawn if line.get_linestyle() == "None" and line.get_marker() == "o"]
+    lines_at = [
+        line.get_zorder()
+        for line in drawn
+        if line.get_linestyle() == "-" and line.get_marker() == "o"
+    ]
+    points_at = [
+        line.get_zorder()
+        for line in drawn
+        if line.get_linestyle() == "None" and line.get_marker() == "o"
+    ]
     assert max(lines_at) < min(points_at)  # no point is crossed by the line of a later curve
 
 
@@ -174,7 +244,9 @@ def test_the_interval_of_aup_resamples_documents(tmp_path):
     dream, llada = sorted(read_all([tmp_path])[0], key=lambda run: run.model)
     p, half = llada.value / 100, 100 * 1.96 * llada.tpf
     spread = half * (p * (1 - p) / 400) ** 0.5
-    assert aup_interval([llada], 100) == pytest.approx((llada.tpf * llada.value - spread, llada.tpf * llada.value + spread), rel=0.02)
+    assert aup_interval([llada], 100) == pytest.approx(
+        (llada.tpf * llada.value - spread, llada.tpf * llada.value + spread), rel=0.02
+    )
     assert aup_interval([llada], 100) == aup_interval([llada], 100)
     assert aup_interval([dream], 100) == (None, None)  # all right: no draw differs
     assert aup_interval([dream, llada], 100) == (None, None)  # not the same documents
@@ -184,9 +256,21 @@ def test_curves_of_one_model_are_told_apart(tmp_path):
     save(tmp_path, k=1)
     save(tmp_path, k=2, algorithm="leftright")
     save(tmp_path, "dream", k=2)
-    save(tmp_path, k=2, tag="other", overrides={"checkpoint": {}}, checkpoint="/x/mine", fingerprint=None)
+    save(
+        tmp_path,
+        k=2,
+        tag="other",
+        overrides={"checkpoint": {}},
+        checkpoint="/x/mine",
+        fingerprint=None,
+    )
     runs, _ = read_all([tmp_path])
-    assert sorted(curve_labels(curves(runs))) == ["dream", "llada [mine]", "llada, leftright", "llada, low_confidence"]
+    assert sorted(curve_labels(curves(runs))) == [
+        "dream",
+        "llada [mine]",
+        "llada, leftright",
+        "llada, low_confidence",
+    ]
 
 
 # ---------------------------------------------------------------- what is left out
@@ -216,19 +300,31 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
     damaged(tmp_path, "failed.json", lambda r: _sign(r, status="incomplete", n_failed=2))
     damaged(tmp_path, "lacking.json", lambda r: _sign(r, headline={"metric": "m"}))
     damaged(tmp_path, "wrong.json", lambda r: _sign(r, samples=[1]))
-    damaged(tmp_path, "speed.json", lambda r: r["profile"].update(tpf="fast"))  # no checksum covers what varies by day
+    damaged(
+        tmp_path, "speed.json", lambda r: r["profile"].update(tpf="fast")
+    )  # no checksum covers what varies by day
     damaged(tmp_path, "nan.json", lambda r: r["profile"].update(tokens_per_second=float("nan")))
     runs, skipped = read_all([tmp_path])
     assert [run.path for run in runs] == [good]
     reasons = {s.path.name: s.reason for s in skipped}
     for name, reason in {
-        "cut.json": "not JSON", "empty.json": "not JSON", "bytes.json": "not JSON", "list.json": "no result",
-        "deep.json": "not JSON", "other.json": "no result", "notes.txt": "not a .json file",
-        ".x.json.abc.tmp": "unfinished", "gone.json": "cannot be read",
-        "edited.json": "checksum", "newer.json": "schema_version 99",
-        "failed.json": "2 of 3 samples failed", "lacking.json": "malformed", "wrong.json": "malformed",
-        "speed.json": "'fast' is no number", "nan.json": "nan is no number",
-    }.items():  # fmt: skip
+        "cut.json": "not JSON",
+        "empty.json": "not JSON",
+        "bytes.json": "not JSON",
+        "list.json": "no result",
+        "deep.json": "not JSON",
+        "other.json": "no result",
+        "notes.txt": "not a .json file",
+        ".x.json.abc.tmp": "unfinished",
+        "gone.json": "cannot be read",
+        "edited.json": "checksum",
+        "newer.json": "schema_version 99",
+        "failed.json": "2 of 3 samples failed",
+        "lacking.json": "malformed",
+        "wrong.json": "malformed",
+        "speed.json": "'fast' is no number",
+        "nan.json": "nan is no number",
+    }.items():
         assert reason in reasons.pop(name), name
     assert reasons == {}
 
@@ -273,9 +369,16 @@ def suite(tmp_path_factory):
 def test_the_command_writes_everything(suite):
     _, out = suite
     assert sorted(p.name for p in out.iterdir()) == [
-        "accuracy_tok_s_uniform.png", "accuracy_tok_s_uniform.svg", "accuracy_tpf_uniform.png",
-        "accuracy_tpf_uniform.svg", "aup.csv", "comparisons.csv", "report.html", "report.md", "results.csv",
-    ]  # fmt: skip
+        "accuracy_tok_s_uniform.png",
+        "accuracy_tok_s_uniform.svg",
+        "accuracy_tpf_uniform.png",
+        "accuracy_tpf_uniform.svg",
+        "aup.csv",
+        "comparisons.csv",
+        "report.html",
+        "report.md",
+        "results.csv",
+    ]
     assert "notes.txt: not a .json file" in (out / "report.md").read_text()
     assert "gsm8k (on mini, first 230)" in (out / "report.md").read_text()
     assert len(list(csv.DictReader((out / "results.csv").open()))) == 9
@@ -294,27 +397,50 @@ def test_it_loads_neither_torch_nor_lm_eval(suite, tmp_path):
         "import sys; sys.path.insert(0, '.'); from scripts import report; report.main(sys.argv[1:]); "
         "assert not {'torch', 'lm_eval', 'transformers', 'datasets'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code, suite[0], "--out", tmp_path], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, suite[0], "--out", tmp_path],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_two_named_results_are_compared(suite, tmp_path, capsys):
     folder, _ = suite
-    a, b = folder / "llada_gsm8k_low_confidence_tps1.json", folder / "dream_gsm8k_maskgit_plus_tps1.json"
+    a, b = (
+        folder / "llada_gsm8k_low_confidence_tps1.json",
+        folder / "dream_gsm8k_maskgit_plus_tps1.json",
+    )
     assert report.main([str(a), "--out", str(tmp_path), "--compare", str(a), str(b)]) == 0
     told = capsys.readouterr().out
-    assert re.search(r"llada gsm8k, uniform.*\| dream gsm8k.*\| 12 \|.*(not distinguishable|higher)", told)
+    assert re.search(
+        r"llada gsm8k, uniform.*\| dream gsm8k.*\| 12 \|.*(not distinguishable|higher)", told
+    )
 
 
-@pytest.mark.parametrize("arguments, code, told", [
-    (["{out}/nothing"], 2, "nothing does not exist"),
-    (["{results}/notes.txt"], 4, "no complete result"),
-    (["{results}", "--compare", "{results}/notes.txt", "{results}/notes.txt"], 4, "notes.txt: not JSON"),
-    (
-        ["{results}", "--compare", "{results}/llada_gsm8k_low_confidence_tps1.json",
-         "{results}/llada_humaneval_low_confidence_tps1.json"], 2, "not on the same documents",
-    ),
-    (["{results}", "--out", "/dev/null/x"], 74, "cannot write /dev/null/x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, code, told",
+    [
+        (["{out}/nothing"], 2, "nothing does not exist"),
+        (["{results}/notes.txt"], 4, "no complete result"),
+        (
+            ["{results}", "--compare", "{results}/notes.txt", "{results}/notes.txt"],
+            4,
+            "notes.txt: not JSON",
+        ),
+        (
+            [
+                "{results}",
+                "--compare",
+                "{results}/llada_gsm8k_low_confidence_tps1.json",
+                "{results}/llada_humaneval_low_confidence_tps1.json",
+            ],
+            2,
+            "not on the same documents",
+        ),
+        (["{results}", "--out", "/dev/null/x"], 74, "cannot write /dev/null/x"),
+    ],
+)
 def test_errors_are_lines_and_exit_codes(suite, tmp_path, capsys, arguments, code, told):
     words = [a.format(out=tmp_path, results=suite[0]) for a in arguments]
     out = [] if "--out" in words else ["--out", str(tmp_path / "report")]
@@ -361,17 +487,31 @@ def test_the_page_loads_nothing_from_elsewhere(suite):
 
 
 def chromium(tmp_path, *arguments):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if browser is None:
         pytest.skip("no chromium on this machine; apt-get install chromium")
     return subprocess.run(
         [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-            f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000",
-            "--window-size=1280,1600", *arguments,
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=20000",
+            "--window-size=1280,1600",
+            *arguments,
         ],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
 
 
 def test_a_click_opens_a_sample(suite, tmp_path):
@@ -383,9 +523,13 @@ def test_a_click_opens_a_sample(suite, tmp_path):
     dom = chromium(tmp_path, "--dump-dom", f"{url}#result={index}&doc=205")
     assert dom.count('class="sample"') == 206  # of 230: those in front of it, and no more
     assert re.findall(r'<details class="sample" data-doc="(\d+)" open', dom) == ["205"]
-    assert "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom  # text of a sample is text, not HTML
+    assert (
+        "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom
+    )  # text of a sample is text, not HTML
     assert "Answer to 205: &lt;b&gt;" in dom and "flexible-extract: 205" in dom
-    assert len(re.findall(r'title="position \d+, token id \d+: forward pass \d+ of 86"', dom)) == 256
+    assert (
+        len(re.findall(r'title="position \d+, token id \d+: forward pass \d+ of 86"', dom)) == 256
+    )
 
 
 def test_the_page_is_drawn(suite, tmp_path):

@@ -7,22 +7,27 @@ from reporting.stats import aup, bootstrap, compare, exact_interval, mcnemar
 # ---------------------------------------------------------------- AUP
 
 
-@pytest.mark.parametrize("points, y_max, expected", [
-    ([(1, 74.79), (2.77, 74.68)], 74.98, 205.8),  # Fast-dLLM on GSM8K
-    ([(1, 74.02), (9.11, 73.09)], 74.98, 637.7),  # d3LLM
-    ([(1, 74.79), (2.77, 74.68)], 75, 205.7),
-    ([(1, 74.79), (2.77, 74.68)], 80, 183.4),  # the same curve: AUP depends on who is compared
-    ([(1, 74.79), (2.77, 74.68)], 90, 154.3),
-    ([(0.5, 80), (2, 79)], 80, 157.1),  # a slowest point below one token per forward pass
-    ([(1, 72.55)], 90, 72.55),  # the first term is unweighted
-    ([(2, 79), (0.5, 80)], 80, 157.1),  # any order
-    ([(1, 0.0), (2, 0.0)], 0.0, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "points, y_max, expected",
+    [
+        ([(1, 74.79), (2.77, 74.68)], 74.98, 205.8),  # Fast-dLLM on GSM8K
+        ([(1, 74.02), (9.11, 73.09)], 74.98, 637.7),  # d3LLM
+        ([(1, 74.79), (2.77, 74.68)], 75, 205.7),
+        ([(1, 74.79), (2.77, 74.68)], 80, 183.4),  # the same curve: AUP depends on who is compared
+        ([(1, 74.79), (2.77, 74.68)], 90, 154.3),
+        ([(0.5, 80), (2, 79)], 80, 157.1),  # a slowest point below one token per forward pass
+        ([(1, 72.55)], 90, 72.55),  # the first term is unweighted
+        ([(2, 79), (0.5, 80)], 80, 157.1),  # any order
+        ([(1, 0.0), (2, 0.0)], 0.0, 0.0),
+    ],
+)
 def test_aup_of_the_published_curves(points, y_max, expected):
     assert aup(points, y_max).value == pytest.approx(expected, abs=0.05)
 
 
-@pytest.mark.parametrize("accuracy, weight", [(80, 1.0), (79, 0.963), (78, 0.928), (76, 0.861), (75, 0.829)])
+@pytest.mark.parametrize(
+    "accuracy, weight", [(80, 1.0), (79, 0.963), (78, 0.928), (76, 0.861), (75, 0.829)]
+)
 def test_aup_weights(accuracy, weight):
     """Two points of equal accuracy one apart: what the second adds is the weighted accuracy."""
     added = aup([(1, accuracy), (2, accuracy)], 80).value - accuracy
@@ -42,9 +47,17 @@ def test_aup_drops_what_fell_too_far_and_says_so():
 # ---------------------------------------------------------------- paired comparison
 
 
-@pytest.mark.parametrize("only_a, only_b, p", [
-    (10, 2, 0.03857421875), (5, 0, 0.0625), (6, 0, 0.03125), (3, 3, 1.0), (0, 0, 1.0), (1, 0, 1.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "only_a, only_b, p",
+    [
+        (10, 2, 0.03857421875),
+        (5, 0, 0.0625),
+        (6, 0, 0.03125),
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+    ],
+)
 def test_mcnemar(only_a, only_b, p):
     assert mcnemar(only_a, only_b) == mcnemar(only_b, only_a) == p
 

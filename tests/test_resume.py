@@ -29,9 +29,24 @@ def data(tmp_path):
 
 def arguments(data: Path, out: Path, *more: str) -> list[str]:
     return [
-        "--model_alias", "llada", "--llada_ckpt", str(LLADA), "--task", "gsm8k", "--data_dir", str(data),
-        "--output_dir", str(out), "--gen_length", "32", "--tokens_per_step", "2", "--dtype", "float32", *more,
-    ]  # fmt: skip
+        "--model_alias",
+        "llada",
+        "--llada_ckpt",
+        str(LLADA),
+        "--task",
+        "gsm8k",
+        "--data_dir",
+        str(data),
+        "--output_dir",
+        str(out),
+        "--gen_length",
+        "32",
+        "--tokens_per_step",
+        "2",
+        "--dtype",
+        "float32",
+        *more,
+    ]
 
 
 def run(data, out, *more) -> tuple[int, dict | None]:
@@ -44,9 +59,13 @@ def run(data, out, *more) -> tuple[int, dict | None]:
 def start(data, out, *more, module=(), **environment) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, *module, str(ROOT / "eval.py"), *arguments(data, out, *more)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def drop_result(out: Path) -> None:
@@ -89,14 +108,21 @@ def test_the_text_is_cut_anew_from_what_is_kept(data, tmp_path, monkeypatch):
     """A change of extraction re-scores in seconds: what is kept is the canvas, not the text."""
     run(data, tmp_path / "a")
     drop_result(tmp_path / "a")
-    monkeypatch.setattr(harness._ProfilingHarness, "_text", lambda self, ids, special=False: f"#### {len(ids)}")
+    monkeypatch.setattr(
+        harness._ProfilingHarness, "_text", lambda self, ids, special=False: f"#### {len(ids)}"
+    )
     _, again = run(data, tmp_path / "a")
     assert all(s["text"].startswith("#### ") for s in again["samples"])
 
 
 def test_another_configuration_shares_nothing(data, tmp_path):
     run(data, tmp_path / "a")
-    for more in (("--seed", "1"), ("--temperature", "0.5"), ("--tokens_per_step", "4"), ("--dtype", "bfloat16")):
+    for more in (
+        ("--seed", "1"),
+        ("--temperature", "0.5"),
+        ("--tokens_per_step", "4"),
+        ("--dtype", "bfloat16"),
+    ):
         run(data, tmp_path / "a", *more, "--tag", "other" + more[1].replace(".", "_"))
     assert len(list((tmp_path / "a" / "cache").iterdir())) == 5
     assert [len(p.read_text().splitlines()) for p in shards(tmp_path / "a")] == [N + 1] * 5
@@ -106,7 +132,10 @@ def test_overwrite_ignores_what_is_kept_and_says_so(data, tmp_path, caplog):
     run(data, tmp_path / "a")
     code, result = run(data, tmp_path / "a", "--overwrite")
     assert code == 0 and result["status"] == "complete"
-    assert len(shards(tmp_path / "a")) == 1 and len(list(tmp_path.glob("a/cache/*/aside-1/shard-*"))) == 1
+    assert (
+        len(shards(tmp_path / "a")) == 1
+        and len(list(tmp_path.glob("a/cache/*/aside-1/shard-*"))) == 1
+    )
     assert "set aside" in caplog.text
 
 
@@ -126,7 +155,10 @@ def test_a_damaged_sample_alone_is_made_again(data, tmp_path, capsys):
     lines[3] = lines[3][:60] + bytes([lines[3][60] ^ 1]) + lines[3][61:]
     shard.write_bytes(b"\n".join(lines))
     _, again = run(data, tmp_path / "a")
-    assert again["content_sha256"] == first["content_sha256"] and "1 corrupt" in capsys.readouterr().err
+    assert (
+        again["content_sha256"] == first["content_sha256"]
+        and "1 corrupt" in capsys.readouterr().err
+    )
     assert [len(p.read_bytes().splitlines()) for p in shards(tmp_path / "a")].count(2) == 1
 
 
@@ -146,7 +178,12 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
 
     monkeypatch.setattr(harness, "decode", failing)
     code, result = run(data, tmp_path / "b", "--batch_size", "2")
-    assert code == 5 and result["status"] == "incomplete" and result["n_failed"] == 1 and result["headline"] is None
+    assert (
+        code == 5
+        and result["status"] == "incomplete"
+        and result["n_failed"] == 1
+        and result["headline"] is None
+    )
     assert "injected" in result["samples"][2]["error"]
     monkeypatch.setattr(harness, "decode", real)
     code, again = run(data, tmp_path / "b")
@@ -154,11 +191,16 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
     assert again["meta"]["samples_made"][0]["samples"] == N - 1, "the others were decoded once"
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("CUDA driver error: out of memory"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA driver error: out of memory"),
+    ],
+)
 def test_out_of_memory_halves_the_batch_and_goes_on(data, tmp_path, monkeypatch, error):
     """The samples in flight are decoded again, none is lost, none is scored as wrong, and the result says so."""
     _, whole = run(data, tmp_path / "a")
@@ -181,7 +223,12 @@ def test_out_of_memory_with_one_sample_in_flight_is_a_status(data, tmp_path, mon
 
     monkeypatch.setattr(models.Transformer, "predict", never)
     code, result = run(data, tmp_path / "b", "--limit", "2")
-    assert code == 5 and result["n_failed"] == 2 and result["metrics"] == {} and result["score_on_completed"] == {}
+    assert (
+        code == 5
+        and result["n_failed"] == 2
+        and result["metrics"] == {}
+        and result["score_on_completed"] == {}
+    )
 
 
 # ---- two processes, signals
@@ -204,15 +251,23 @@ def test_a_second_process_exits_75_and_says_who_has_it(data, tmp_path, capsys):
 def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
     """Pre-emption: exit 128+n within seconds, nothing finished is lost, no result pretends to be final."""
     big = gsm8k_dir(tmp_path / "big", n=200)
-    process = start(big, tmp_path / "a", "--device", "cpu", "--gen_length", "64", "--tokens_per_step", "1")
+    process = start(
+        big, tmp_path / "a", "--device", "cpu", "--gen_length", "64", "--tokens_per_step", "1"
+    )
     end = time.monotonic() + 300  # a busy machine takes its time to start
-    while time.monotonic() < end and not any(p.stat().st_size > 3000 for p in shards(tmp_path / "a")):
+    while time.monotonic() < end and not any(
+        p.stat().st_size > 3000 for p in shards(tmp_path / "a")
+    ):
         time.sleep(0.05)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number and "Traceback" not in err
     kept = [line for line in err.splitlines() if "samples are kept in" in line]
-    assert len(kept) == 1 and "the same command goes on" in kept[0] and not list((tmp_path / "a").glob("*.json"))
+    assert (
+        len(kept) == 1
+        and "the same command goes on" in kept[0]
+        and not list((tmp_path / "a").glob("*.json"))
+    )
     n = int(kept[0].split(" finished samples")[0].split()[-1])
     assert n == sum(len(p.read_text().splitlines()) - 1 for p in shards(tmp_path / "a")) > 0
 
@@ -227,7 +282,9 @@ def test_place_of_a_process():
     assert place.session == f"{os.getppid()}-29500"
 
 
-@pytest.mark.parametrize("environ", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "x"}, {"WORLD_SIZE": "0"}])
+@pytest.mark.parametrize(
+    "environ", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "x"}, {"WORLD_SIZE": "0"}]
+)
 def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, capsys):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
@@ -242,7 +299,9 @@ def test_two_processes_give_the_result_of_one(data, tmp_path, how):
         process = start(data, tmp_path / "b", "--temperature", "0.7", "--devices", "cpu,cpu")
     else:
         module = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0")
-        process = start(data, tmp_path / "b", "--temperature", "0.7", "--device", "cpu", module=module)
+        process = start(
+            data, tmp_path / "b", "--temperature", "0.7", "--device", "cpu", module=module
+        )
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     [path] = (tmp_path / "b").glob("*.json")
@@ -266,7 +325,9 @@ def test_what_a_dead_worker_leaves_is_decoded_by_the_leader(data, tmp_path, monk
 
 
 def test_a_worker_does_not_outlive_its_leader(tmp_path):
-    place = Place(rank=1, size=2, session="s", parent=os.getpid())  # nobody is its own parent; a container's first process is 1
+    place = Place(
+        rank=1, size=2, session="s", parent=os.getpid()
+    )  # nobody is its own parent; a container's first process is 1
     with pytest.raises(LeaderGone, match="what it decoded is kept"):
         place.check()
     with pytest.raises(LeaderGone, match=r"waited 0\.1 s for rank 0"):
@@ -289,16 +350,38 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_pat
     checkpoint = [f"--{family}_ckpt", str(LLADA if family == "llada" else DREAM)]
     verifier = verifier_checkpoint(tmp_path / "verifier")
     for algorithm in algorithms_of(family):
-        adaptive = ALGORITHMS[algorithm].schedule == "adaptive"  # more of these is in test_parallel.py
+        adaptive = (
+            ALGORITHMS[algorithm].schedule == "adaptive"
+        )  # more of these is in test_parallel.py
         for temperature in ("0.7",) if adaptive else ("0", "0.7"):
             seen = set()
             for batch in ("1", "3") if adaptive else ("1", "3", "8"):
                 out = tmp_path / f"{algorithm}-{temperature}-{batch}"
                 more = [
-                    "--model_alias", family, *checkpoint, "--task", "gsm8k", "--data_dir", str(data), "--device", "cpu",
-                    "--output_dir", str(out), "--gen_length", "16", "--tokens_per_step", "3", "--dtype", "float32",
-                    "--alg", algorithm, "--temperature", temperature, "--batch_size", batch,
-                ]  # fmt: skip
+                    "--model_alias",
+                    family,
+                    *checkpoint,
+                    "--task",
+                    "gsm8k",
+                    "--data_dir",
+                    str(data),
+                    "--device",
+                    "cpu",
+                    "--output_dir",
+                    str(out),
+                    "--gen_length",
+                    "16",
+                    "--tokens_per_step",
+                    "3",
+                    "--dtype",
+                    "float32",
+                    "--alg",
+                    algorithm,
+                    "--temperature",
+                    temperature,
+                    "--batch_size",
+                    batch,
+                ]
                 if ALGORITHMS[algorithm].blocks:
                     more += ["--block_length", "8"]
                 if ALGORITHMS[algorithm].verification:

@@ -39,28 +39,46 @@ FAILURES = {
     "exit in the function": ("def f(x):\n    raise SystemExit(0)\n", "exception"),
     "generator exit": ("def f(x):\n    raise GeneratorExit\n", "exception"),
     "atexit": ("import atexit, os\natexit.register(os._exit, 0)\n" + BAD, "assertion"),
-    "thread exits": ("import os, threading\nthreading.Timer(0.05, os._exit, (0,)).start()\ndef f(x):\n    import time; time.sleep(5)\n", "protocol"),
+    "thread exits": (
+        "import os, threading\nthreading.Timer(0.05, os._exit, (0,)).start()\ndef f(x):\n    import time; time.sleep(5)\n",
+        "protocol",
+    ),
     "prints passed": ("print('passed', flush=True)\n" + BAD, "assertion"),
     "own check": ("def check(*a): pass\n" + BAD, "assertion"),
-    "own AssertionError": ("import builtins\nbuiltins.AssertionError = ValueError\n" + BAD, "assertion"),
-    "writes to every pipe": ("import os\nfor i in range(3, 64):\n    try: os.write(i, b'{\"reason\": \"passed\"}\\n')\n    except OSError: pass\nos._exit(0)\n", "protocol"),
+    "own AssertionError": (
+        "import builtins\nbuiltins.AssertionError = ValueError\n" + BAD,
+        "assertion",
+    ),
+    "writes to every pipe": (
+        'import os\nfor i in range(3, 64):\n    try: os.write(i, b\'{"reason": "passed"}\\n\')\n    except OSError: pass\nos._exit(0)\n',
+        "protocol",
+    ),
     "closes every pipe": ("import os\nos.closerange(0, 64)\n" + BAD, "protocol"),
     "segfault": ("import ctypes\nctypes.string_at(0)\n", "protocol"),
-    "message that exits": ("class E(Exception):\n    def __str__(self): raise SystemExit(0)\ndef f(x):\n    raise E\n", "exception"),
+    "message that exits": (
+        "class E(Exception):\n    def __str__(self): raise SystemExit(0)\ndef f(x):\n    raise E\n",
+        "exception",
+    ),
     "huge message": ("def f(x):\n    raise ValueError('x' * 50_000_000)\n", "exception"),
     "surrogates": ("def f(x):\n    raise ValueError('\\ud800')\n", "exception"),
     "reads input": ("def f(x):\n    return int(input())\n", "exception"),
     "memory": ("def f(x):\n    return bytearray(8 << 30)\n", "memory"),
-    "big file": ("def f(x):\n    open('big', 'wb').write(bytes(64 << 20))\n    return x + 1\n", None),
+    "big file": (
+        "def f(x):\n    open('big', 'wb').write(bytes(64 << 20))\n    return x + 1\n",
+        None,
+    ),
     "forks": ("import os\nos.fork()\n" + GOOD, "exception"),
     "starts a program": ("import subprocess\nsubprocess.run(['true'])\n" + GOOD, "exception"),
     "connects": ("import socket\nsocket.socket()\n" + GOOD, "exception"),
-    "reads a home": ("import os, pwd\nos.listdir(pwd.getpwuid(os.getuid()).pw_dir)\n" + GOOD, "exception"),
+    "reads a home": (
+        "import os, pwd\nos.listdir(pwd.getpwuid(os.getuid()).pw_dir)\n" + GOOD,
+        "exception",
+    ),
     "writes elsewhere": ("open('/tmp/dllmexp-escaped', 'w')\n" + GOOD, "exception"),
     "recursion": ("def f(x):\n    return f(x)\n", "exception"),
     "kills its session": ("import os, signal\nos.killpg(0, signal.SIGKILL)\n", "exception"),
     "stops itself": ("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\n", "wall"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAILURES)
@@ -76,19 +94,30 @@ def test_a_failure_is_told_by_its_reason(name):
     "name, candidate, reason",
     [
         ("loop", "while True: pass", "cpu"),
-        ("swallows everything", "while True:\n    try:\n        while True: pass\n    except BaseException: pass", "cpu"),
-        ("ignores signals", "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass", "cpu"),
+        (
+            "swallows everything",
+            "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+            "cpu",
+        ),
+        (
+            "ignores signals",
+            "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass",
+            "cpu",
+        ),
         ("loops in C", "import itertools\nsum(itertools.repeat(0))", "cpu"),
         ("sleeps", "import time\ntime.sleep(10**6)", "wall"),
     ],
-)  # fmt: skip
+)
 def test_a_program_that_does_not_end_is_ended(name, candidate, reason):
-    assert judge(candidate, TESTS, timeout_s=1, wall_s=2 if reason == "wall" else 60).reason == reason
+    assert (
+        judge(candidate, TESTS, timeout_s=1, wall_s=2 if reason == "wall" else 60).reason == reason
+    )
 
 
 PASSES = {
     "no main block": GOOD + "if __name__ == '__main__':\n    raise SystemExit\n",
-    "thread left running": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n" + GOOD,
+    "thread left running": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
+    + GOOD,
     "verbose": "print('x' * 10_000_000)\n" + GOOD,
     "dataclass": "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\n" + GOOD,
     "numpy": "import numpy as np\ndef f(x):\n    return int(np.add(x, 1))\n",
@@ -111,7 +140,9 @@ def test_the_programs_environment_is_made_from_scratch(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     spy = "import os, sys\ndef f(x):\n    return x + 1\nassert 'hf_secret' not in str(os.environ), os.environ\n"
     spy += "assert os.environ['PYTHONHASHSEED'] == '0' and '/dllmexp-' in os.getcwd()\n"
-    spy += "assert __name__ == 'builtins'\nassert not any(p in ('', os.getcwd()) for p in sys.path)\n"
+    spy += (
+        "assert __name__ == 'builtins'\nassert not any(p in ('', os.getcwd()) for p in sys.path)\n"
+    )
     assert judge(spy, TESTS).passed
 
 
@@ -123,7 +154,9 @@ def test_set_order_is_the_same_in_every_run():
 
 def test_nothing_is_left_behind():
     before = scratch_folders()
-    candidate = "import os\nos.makedirs('a/b'); open('a/b/x', 'w').close(); os.symlink('/', 'root')\n"
+    candidate = (
+        "import os\nos.makedirs('a/b'); open('a/b/x', 'w').close(); os.symlink('/', 'root')\n"
+    )
     assert judge(candidate + GOOD, TESTS).passed
     assert scratch_folders() <= before
 
@@ -134,10 +167,18 @@ def test_the_sandbox_says_what_it_is():
     assert judge(GOOD, TESTS).tier == found.name
 
 
-@pytest.mark.parametrize(("name", "unsafe", "runs"), [
-    ("A", None, True), ("A'", None, True), ("B", None, False), ("B", "fs", True), ("C", "fs", False), ("C", "all", True),
-    ("-", "all", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "unsafe", "runs"),
+    [
+        ("A", None, True),
+        ("A'", None, True),
+        ("B", None, False),
+        ("B", "fs", True),
+        ("C", "fs", False),
+        ("C", "all", True),
+        ("-", "all", False),
+    ],
+)
 def test_below_the_floor_nothing_runs_unless_that_is_accepted(monkeypatch, name, unsafe, runs):
     """A sandbox that is silently none would be worse than an error."""
     found = replace(sandbox.tier(), name=name, open=("read", "write"))
@@ -152,7 +193,12 @@ def test_below_the_floor_nothing_runs_unless_that_is_accepted(monkeypatch, name,
 
 def test_many_programs_keep_their_order():
     programs = [(GOOD, TESTS), (BAD, TESTS), ("x =", TESTS), (GOOD, TESTS)]
-    assert [v.reason for v in judge_many(programs * 5, workers=4)] == ["passed", "assertion", "syntax", "passed"] * 5
+    assert [v.reason for v in judge_many(programs * 5, workers=4)] == [
+        "passed",
+        "assertion",
+        "syntax",
+        "passed",
+    ] * 5
     assert judge_many([]) == []
 
 

@@ -37,7 +37,18 @@ PARITY = int(os.environ.get("DLLMEXP_PARITY") or 60)
 SOAK = int(os.environ.get("DLLMEXP_SOAK") or 2000)
 GOOD, TESTS = "def f(x):\n    return x + 1\n", "assert f(1) == 2\nassert f(-1) == 0"
 CPU_S, BYTES = 2, 4 << 30  # MBPP's slowest reference takes 1.6 s
-SWAPS = {"+": "-", "-": "+", "*": "+", "<": "<=", ">": ">=", "==": "!=", " and ": " or ", "True": "False", "0": "1", "1": "2"}
+SWAPS = {
+    "+": "-",
+    "-": "+",
+    "*": "+",
+    "<": "<=",
+    ">": ">=",
+    "==": "!=",
+    " and ": " or ",
+    "True": "False",
+    "0": "1",
+    "1": "2",
+}
 
 
 # ---------------------------------------------------------------- the standard executor
@@ -57,12 +68,21 @@ leave(0)
 
 def standard(program: tuple[str, str]) -> str:
     """What plain exec of program and tests in a process of its own says: "passed", "failed" or "time"."""
-    source, word = f"{program[0].rstrip()}\n\n{program[1]}\n".encode("utf-8", "surrogatepass"), secrets.token_hex(8)
+    source, word = (
+        f"{program[0].rstrip()}\n\n{program[1]}\n".encode("utf-8", "surrogatepass"),
+        secrets.token_hex(8),
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(
-            [sys.executable, "-c", STANDARD, word, str(CPU_S), str(BYTES)], input=source, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, cwd=folder, env={"PATH": os.defpath, "PYTHONHASHSEED": "0"}, timeout=600, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", STANDARD, word, str(CPU_S), str(BYTES)],
+            input=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={"PATH": os.defpath, "PYTHONHASHSEED": "0"},
+            timeout=600,
+            check=False,
+        )
     if run.returncode == -signal.SIGKILL or run.returncode == -signal.SIGXCPU:
         return "time"
     return "passed" if run.stdout.decode() == word else "failed"
@@ -87,8 +107,13 @@ def changed(text: str, rng: random.Random) -> str:
 def mutants(n: int) -> list[tuple[str, str]]:
     """n changed reference solutions of HumanEval and MBPP with their tests, the same in every run."""
     rng = random.Random(4)
-    rows = {spec.name: list(load_data(spec, REAL).splits[spec.eval_split]) for spec in (humaneval.SPEC, mbpp.SPEC)}
-    whole = [(d["prompt"], d["canonical_solution"], humaneval.tests_of(d)) for d in rows["humaneval"]]
+    rows = {
+        spec.name: list(load_data(spec, REAL).splits[spec.eval_split])
+        for spec in (humaneval.SPEC, mbpp.SPEC)
+    }
+    whole = [
+        (d["prompt"], d["canonical_solution"], humaneval.tests_of(d)) for d in rows["humaneval"]
+    ]
     whole += [("", d["code"].replace("\r\n", "\n"), mbpp.tests_of(d)) for d in rows["mbpp"]]
     chosen = [rng.choice(whole) for _ in range(n)]
     return [(prompt + changed(solution, rng), tests) for prompt, solution, tests in chosen]
@@ -102,9 +127,14 @@ def test_changed_solutions_get_the_standard_executors_verdict():
     with ThreadPoolExecutor(2) as pool:
         theirs = list(pool.map(standard, programs))
     verdicts = judge_many(programs, 2, timeout_s=CPU_S)
-    ours = ["time" if v.reason in ("cpu", "wall") else "passed" if v.passed else "failed" for v in verdicts]
+    ours = [
+        "time" if v.reason in ("cpu", "wall") else "passed" if v.passed else "failed"
+        for v in verdicts
+    ]
     timed = sum("time" in pair for pair in zip(ours, theirs, strict=True))
-    print(f"{len(programs)} changed solutions: {theirs.count('passed')} pass, {theirs.count('failed')} fail, {timed} by time")
+    print(
+        f"{len(programs)} changed solutions: {theirs.count('passed')} pass, {theirs.count('failed')} fail, {timed} by time"
+    )
     both = zip(ours, theirs, programs, strict=True)
     assert [found for found in both if found[0] != found[1] and "time" not in found[:2]] == []
     assert theirs.count("passed") > 0 < theirs.count("failed")
@@ -117,7 +147,9 @@ def test_changed_solutions_get_the_standard_executors_verdict():
 def test_good_programs_never_fail():
     """One spurious failure in thousands is a wrong score that nobody can reproduce."""
     began = time.monotonic()
-    programs = [(f"def f(x):\n    return x + {i}\n", f"assert f(1) == {i + 1}") for i in range(SOAK)]
+    programs = [
+        (f"def f(x):\n    return x + {i}\n", f"assert f(1) == {i + 1}") for i in range(SOAK)
+    ]
     failed = [(i, v) for i, v in enumerate(judge_many(programs, 2)) if not v.passed]
     print(f"{SOAK} programs in {time.monotonic() - began:.0f} s")
     assert failed == []
@@ -129,7 +161,10 @@ ANSWERS = [GOOD, "def f(x):\n    return x\n", "def f(x): return"]
 
 
 def judging() -> Judging:
-    return Judging(lambda doc, answer: Extracted(answer, "whole", ""), lambda doc, source: Program(source, TESTS))
+    return Judging(
+        lambda doc, answer: Extracted(answer, "whole", ""),
+        lambda doc, source: Program(source, TESTS),
+    )
 
 
 def scored(found: Judging) -> list[dict]:
@@ -141,7 +176,11 @@ def test_what_is_judged_beside_the_generation_is_judged_once_and_the_same(monkey
     plain, asked = scored(judging()), []
     assert [row["passed"] for row in plain] == [True, False, False]
     real = code.verdicts
-    monkeypatch.setattr(code, "verdicts", lambda programs, cancel=None: asked.append(len(programs)) or real(programs, cancel))
+    monkeypatch.setattr(
+        code,
+        "verdicts",
+        lambda programs, cancel=None: asked.append(len(programs)) or real(programs, cancel),
+    )
     found = judging()
     with found.beside(1) as ahead:
         for answer in ANSWERS[:2] * 2:
@@ -152,7 +191,11 @@ def test_what_is_judged_beside_the_generation_is_judged_once_and_the_same(monkey
 
 
 def test_a_program_that_cannot_be_judged_beside_holds_up_no_other_and_is_tried_again(monkeypatch):
-    plain, real, failures = scored(judging()), sandbox.run_program, [OSError("no process can be started")] * sandbox.ATTEMPTS
+    plain, real, failures = (
+        scored(judging()),
+        sandbox.run_program,
+        [OSError("no process can be started")] * sandbox.ATTEMPTS,
+    )
 
     def run_program(candidate, *rest):
         if candidate == ANSWERS[0] and failures:
@@ -172,7 +215,13 @@ def test_a_program_that_cannot_be_judged_beside_holds_up_no_other_and_is_tried_a
 
 
 def test_what_has_not_begun_beside_is_judged_with_the_rest(monkeypatch):
-    plain, real, begun, gate, late = scored(judging()), code.verdicts, threading.Event(), threading.Event(), []
+    plain, real, begun, gate, late = (
+        scored(judging()),
+        code.verdicts,
+        threading.Event(),
+        threading.Event(),
+        [],
+    )
 
     def verdicts(programs, cancel=None):
         if cancel is None:
@@ -222,7 +271,7 @@ STAYING = [
     "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\ntime.sleep(600)",
     "import os, time\ntry: os.fork()\nexcept OSError: pass\ntime.sleep(600)",
     "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\ntime.sleep(600)",
-]  # fmt: skip
+]
 
 
 def holding(text: str) -> list[int]:
@@ -250,13 +299,19 @@ def within(seconds: float, condition) -> bool:
 def test_nothing_survives_a_killed_harness(moment, request, monkeypatch):
     """kill -9 runs no handler: the kernel has to end the programs, and the next start to sweep."""
     if sandbox.tier().name == "C":
-        pytest.skip(f"without a filter a program may ask to outlive its parent: {sandbox.tier().line}")
+        pytest.skip(
+            f"without a filter a program may ask to outlive its parent: {sandbox.tier().line}"
+        )
     folder = tempfile.mkdtemp(dir=scratch.root())
     request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
     monkeypatch.setenv("TMPDIR", folder)
     place = PLACE.format(folder=folder)
-    code = place + HARNESS.format(texts=STAYING, strict=moment == "strict", probed=moment != "probing")
-    harness = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    code = place + HARNESS.format(
+        texts=STAYING, strict=moment == "strict", probed=moment != "probing"
+    )
+    harness = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         run = harness.stdout.readline().strip()
         wanted = {"probing": 1, "judging": len(STAYING), "strict": 2 * len(STAYING)}[moment]
@@ -276,7 +331,9 @@ def test_nothing_survives_a_killed_harness(moment, request, monkeypatch):
 
 def test_the_tier_is_found_once_however_many_ask(monkeypatch):
     asked = []
-    monkeypatch.setattr(tiers, "probe", lambda mechanism: asked.append(mechanism) or time.sleep(0.1) or ())
+    monkeypatch.setattr(
+        tiers, "probe", lambda mechanism: asked.append(mechanism) or time.sleep(0.1) or ()
+    )
     tiers._found.cache_clear()
     try:
         with ThreadPoolExecutor(4) as pool:
@@ -367,21 +424,34 @@ def test_a_program_that_is_killed_from_outside_runs_again(little_memory_is_much)
 
 
 def test_a_program_that_is_killed_while_it_holds_much_memory_ran_out_of_it(little_memory_is_much):
-    verdict, killed = judged_and_killed("import time\nx = bytearray(200 << 20)\nx[::4096] = b'1' * 51200\ntime.sleep(20)\n" + GOOD, 2.0)
-    assert killed and verdict.reason == "memory" and "killed by the system while it held 2" in verdict.detail
+    verdict, killed = judged_and_killed(
+        "import time\nx = bytearray(200 << 20)\nx[::4096] = b'1' * 51200\ntime.sleep(20)\n" + GOOD,
+        2.0,
+    )
+    assert (
+        killed
+        and verdict.reason == "memory"
+        and "killed by the system while it held 2" in verdict.detail
+    )
 
 
 def scoring(folder: Path, texts: list[str], value: str = "") -> list[str]:
     """Arguments of a run that scores texts on as many copies of one problem; `value` is what its test looks at."""
     row = {
-        "entry_point": "f", "prompt": "def f(x):\n", "canonical_solution": "    return x + 1\n",
+        "entry_point": "f",
+        "prompt": "def f(x):\n",
+        "canonical_solution": "    return x + 1\n",
         "test": f"def check(candidate):\n    assert candidate(1){value} == 2\n",
-    }  # fmt: skip
+    }
     rows = "".join(json.dumps(row | {"task_id": f"Mini/{i}"}) + "\n" for i in range(len(texts)))
     (folder / "HumanEval.jsonl.gz").write_bytes(gzip.compress(rows.encode()))
-    (folder / "manifest.json").write_text(json.dumps({"name": "mini", "counts": {"HumanEval.jsonl.gz": len(texts)}}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"name": "mini", "counts": {"HumanEval.jsonl.gz": len(texts)}})
+    )
     predictions = folder / "texts.jsonl"
-    predictions.write_text("".join(json.dumps({"doc_id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    predictions.write_text(
+        "".join(json.dumps({"doc_id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+    )
     words = f"--model_alias llada --task humaneval --data_dir {folder} --predictions {predictions} --output_dir {folder}/out"
     return words.split()
 
@@ -402,7 +472,9 @@ def test_faults_of_the_machine_stop_a_run_and_score_nothing(monkeypatch, tmp_pat
     """An infrastructure error in a score would be a model's failure that is none."""
     sandbox.tier()
     real = process.run_program
-    broken = lambda candidate, *rest: "no memory" if "broken" in candidate else real(candidate, *rest)  # noqa: E731
+    broken = lambda candidate, *rest: (
+        "no memory" if "broken" in candidate else real(candidate, *rest)
+    )  # noqa: E731
     monkeypatch.setattr(sandbox, "run_program", broken)
     with pytest.raises(SandboxError, match="tried 3 times: no memory"):
         judge_many([(GOOD, TESTS), ("broken = 1\n" + GOOD, TESTS), (GOOD, TESTS)] * 3, 2)
@@ -425,11 +497,17 @@ def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys):
     values = {key.partition(",")[0]: found["value"] for key, found in result["metrics"].items()}
     assert values == {"pass@1": pytest.approx(2 / 3), "pass@1_strict": pytest.approx(1 / 3)}
     [suspect] = result["strict"]["suspects"]
-    assert (suspect["doc_id"], suspect["reason"], result["strict"]["unverifiable"]) == (1, "opaque", [])
+    assert (suspect["doc_id"], suspect["reason"], result["strict"]["unverifiable"]) == (
+        1,
+        "opaque",
+        [],
+    )
     assert "class Equal" in suspect["program"] and "check(f)" in suspect["program"]
     assert "warning: 1 passes fail where the tests run out of the program's reach (doc_id 1)" in out
     assert result["meta"]["sandbox"] == sandbox.tier().line
-    assert {row["sandbox_tier"] for row in result["profile"]["sample_seconds"]} == {sandbox.tier().name}
+    assert {row["sandbox_tier"] for row in result["profile"]["sample_seconds"]} == {
+        sandbox.tier().name
+    }
 
 
 def test_a_pass_that_cannot_be_told_is_no_suspect(tmp_path, capsys):
@@ -442,7 +520,9 @@ def test_passes_beyond_the_usual_limit_are_named():
     """Where the time limit is lm-eval's they would fail."""
     rows = [{"doc_id": i, "verdict": {"passed": i != 2, "strict": None}} for i in range(3)]
     times = [{"doc_id": i, "judged_cpu_s": seconds} for i, seconds in enumerate((2.9, 3.1, 9.0))]
-    lines = code_lines({"samples": rows, "profile": {"sample_seconds": times}, "status": "complete"})
+    lines = code_lines(
+        {"samples": rows, "profile": {"sample_seconds": times}, "status": "complete"}
+    )
     assert lines == ["1 passes used more than 3.0 CPU-seconds (lm-eval's limit): doc_id 1"]
 
 
@@ -459,22 +539,45 @@ def test_programs_are_kept_for_another_machine(monkeypatch, tmp_path, capsys, as
     assert (kept["status"], kept["headline"], kept["metrics"]) == ("unscored", None, {})
     assert [row["verdict"]["passed"] for row in kept["samples"]] == [None, None]
     assert all("check(f)" in row["program"] for row in kept["samples"])
-    there = ["--predictions", str(tmp_path / "out" / "llada_humaneval_predictions.json"), "--output_dir", str(tmp_path / "there")]
-    for more, folder in ((there, "there"), ([], "out")):  # there, from the result; here, the same command
+    there = [
+        "--predictions",
+        str(tmp_path / "out" / "llada_humaneval_predictions.json"),
+        "--output_dir",
+        str(tmp_path / "there"),
+    ]
+    for more, folder in (
+        (there, "there"),
+        ([], "out"),
+    ):  # there, from the result; here, the same command
         assert command.main([*arguments, *more]) == 0
         scored = result_in(tmp_path / folder)
-        assert scored["status"] == "complete" and scored["metrics"]["pass@1,create_test"]["value"] == 0.5
+        assert (
+            scored["status"] == "complete"
+            and scored["metrics"]["pass@1,create_test"]["value"] == 0.5
+        )
 
 
-@pytest.mark.parametrize(("name", "value", "code"), [("B", None, 3), ("B", "fs", 0), ("C", "fs", 3), ("C", "all", 0)])
-def test_a_run_below_the_floor_needs_a_word(monkeypatch, tmp_path, capsys, as_before, name, value, code):
+@pytest.mark.parametrize(
+    ("name", "value", "code"), [("B", None, 3), ("B", "fs", 0), ("C", "fs", 3), ("C", "all", 0)]
+)
+def test_a_run_below_the_floor_needs_a_word(
+    monkeypatch, tmp_path, capsys, as_before, name, value, code
+):
     below = replace(sandbox.tier(), name=name, open=("read", "write"))
     monkeypatch.setattr(tiers, "find", lambda: below)
-    assert command.main([*scoring(tmp_path, [GOOD]), *["--unsafe_exec", value] * bool(value)]) == code
+    assert (
+        command.main([*scoring(tmp_path, [GOOD]), *["--unsafe_exec", value] * bool(value)]) == code
+    )
     err = capsys.readouterr().err
     if code:
-        assert f"error: code sandbox: tier {name} " in err and "--unsafe_exec" in err and "--no_exec" in err
+        assert (
+            f"error: code sandbox: tier {name} " in err
+            and "--unsafe_exec" in err
+            and "--no_exec" in err
+        )
         assert not list((tmp_path / "out").rglob("*.json"))
     else:
         assert f"code sandbox: tier {name} " in err
-        assert result_in(tmp_path / "out")["meta"]["sandbox"].startswith(f"code sandbox: tier {name} (")
+        assert result_in(tmp_path / "out")["meta"]["sandbox"].startswith(
+            f"code sandbox: tier {name} ("
+        )

@@ -28,10 +28,14 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def script(folder: Path, name: str, *words: str, **environ: str | None) -> subprocess.CompletedProcess:
+def script(
+    folder: Path, name: str, *words: str, **environ: str | None
+) -> subprocess.CompletedProcess:
     told = {k: v for k, v in (os.environ | environ).items() if v is not None}
     command = ["bash", str(folder / "scripts" / name), *words]
-    return subprocess.run(command, env=told, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    return subprocess.run(
+        command, env=told, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+    )
 
 
 def calls(folder: Path) -> list[str]:
@@ -50,16 +54,27 @@ def tmux(tmp_path):
 
 def test_the_suite_runs_in_tmux_and_a_second_call_finds_it(folder, tmux):
     (folder / "wait").touch()
-    environ = {"DLLMEXP_TMUX": tmux, "HF_HOME": None, "HF_DATASETS_CACHE": None, "XDG_CACHE_HOME": None, "HOME": "/home/me"}
+    environ = {
+        "DLLMEXP_TMUX": tmux,
+        "HF_HOME": None,
+        "HF_DATASETS_CACHE": None,
+        "XDG_CACHE_HOME": None,
+        "HOME": "/home/me",
+    }
     first = script(folder, "exp.sh", "--models", "llada", "--extra", "--limit 5", **environ)
     assert first.returncode == 0 and f"attach: tmux -L {tmux} attach" in first.stdout, first.stderr
     end = time.monotonic() + 60
     while len(calls(folder)) < 2:
         assert time.monotonic() < end, "the session runs nothing"
         time.sleep(0.05)
-    home = "HF_HOME=/home/me/.cache/huggingface HF_DATASETS_CACHE=/home/me/.cache/huggingface/datasets"
+    home = (
+        "HF_HOME=/home/me/.cache/huggingface HF_DATASETS_CACHE=/home/me/.cache/huggingface/datasets"
+    )
     command = "scripts/sweep.py run{} --models llada --extra --limit 5"
-    assert calls(folder) == [f"{home} HF_HUB_OFFLINE={os.environ['HF_HUB_OFFLINE']} {command.format(c)}" for c in (" --check", "")]
+    assert calls(folder) == [
+        f"{home} HF_HUB_OFFLINE={os.environ['HF_HUB_OFFLINE']} {command.format(c)}"
+        for c in (" --check", "")
+    ]
     second = script(folder, "exp.sh", **environ)
     assert second.returncode == 0 and "running already" in second.stdout and len(calls(folder)) == 2
     (folder / "wait").unlink()
@@ -74,19 +89,34 @@ def test_wrong_options_start_no_session(folder, tmux):
 
 
 def test_the_caches_of_the_hub_stay_where_they_are_told_to_be(folder):
-    assert script(folder, "exp.sh", "--no_tmux", "--tps", "2", HF_HOME="/hf", HF_DATASETS_CACHE="/data").returncode == 0
-    assert calls(folder)[-1].startswith("HF_HOME=/hf HF_DATASETS_CACHE=/data ") and calls(folder)[-1].endswith("run --tps 2")
+    assert (
+        script(
+            folder, "exp.sh", "--no_tmux", "--tps", "2", HF_HOME="/hf", HF_DATASETS_CACHE="/data"
+        ).returncode
+        == 0
+    )
+    assert calls(folder)[-1].startswith("HF_HOME=/hf HF_DATASETS_CACHE=/data ") and calls(folder)[
+        -1
+    ].endswith("run --tps 2")
 
 
-@pytest.mark.parametrize(("words", "out", "more"), [
-    ([], "results/demo", ""), (["--quick"], "results/demo-quick", " --limit 25"), (["--tps", "8"], "results/demo", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "out", "more"),
+    [
+        ([], "results/demo", ""),
+        (["--quick"], "results/demo-quick", " --limit 25"),
+        (["--tps", "8"], "results/demo", ""),
+    ],
+)
 def test_the_demo_is_the_tiny_models_on_the_mini_benchmarks(folder, words, out, more):
     told = script(folder, "demo.sh", *words)
     assert told.returncode == 0 and f"{out}/report/report.html" in told.stdout, told.stderr
     [call] = calls(folder)
     extra = f"--extra --data_dir assets/benchmarks --dtype float32 --batch_size 32{more}"
-    assert f"sweep.py run --models tiny-llada tiny-dream --output_dir {out} {extra} --workers 2" in call
+    assert (
+        f"sweep.py run --models tiny-llada tiny-dream --output_dir {out} {extra} --workers 2"
+        in call
+    )
     assert call.endswith("--workers 2" + "".join(f" {w}" for w in words if w != "--quick"))
 
 
@@ -104,7 +134,11 @@ def test_a_python_that_is_too_old_is_named(folder):
     shutil.rmtree(folder / ".venv")
     old = fake_python(folder, 'case "$1" in --version) echo Python 3.9.18 ;; *) exit 1 ;; esac')
     told = script(folder, "demo.sh", DLLMEXP_PYTHON=old)
-    assert told.returncode == 3 and "Python 3.9.18 is too old" in told.stderr and not (folder / ".venv").exists()
+    assert (
+        told.returncode == 3
+        and "Python 3.9.18 is too old" in told.stderr
+        and not (folder / ".venv").exists()
+    )
 
 
 def test_an_environment_that_could_not_be_made_leaves_nothing_behind(folder):
@@ -112,5 +146,9 @@ def test_an_environment_that_could_not_be_made_leaves_nothing_behind(folder):
     shutil.rmtree(folder / ".venv")
     half = 'case "$1" in -m) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "ensurepip is not available"; exit 1 ;; esac'
     told = script(folder, "demo.sh", DLLMEXP_PYTHON=fake_python(folder, half))
-    assert told.returncode == 3 and "ensurepip is not available" in told.stdout and ".venv cannot be made" in told.stderr
+    assert (
+        told.returncode == 3
+        and "ensurepip is not available" in told.stdout
+        and ".venv cannot be made" in told.stderr
+    )
     assert not (folder / ".venv").exists()

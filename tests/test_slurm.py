@@ -22,7 +22,17 @@ from suite.matrix import Selection, select
 from suite.state import Watcher, config_id
 from utils import UsageError
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue", "sinfo")
+PROGRAMS = (
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "scontrol",
+    "scancel",
+    "squeue",
+    "sinfo",
+)
 CONF = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -78,7 +88,9 @@ def cluster():
     if os.geteuid():
         pytest.skip("SLURM's daemons are started as root, and these tests are not run by root")
     if missing := [name for name in PROGRAMS if not shutil.which(name, path=path)]:
-        pytest.skip(f"not installed: {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)")
+        pytest.skip(
+            f"not installed: {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)"
+        )
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # a socket's path must be short
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
@@ -87,19 +99,30 @@ def cluster():
 
     def start(name: str, *command: str) -> None:
         with open(folder / f"{name}.log", "wb") as log:
-            daemons.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
+            daemons.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         patch.setenv("PATH", path)
-        own = [f"--{what}-file={folder}/munge.{what.split('-')[0]}" for what in ("key", "pid", "seed", "log")]
-        start("munged", "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *own)
+        own = [
+            f"--{what}-file={folder}/munge.{what.split('-')[0]}"
+            for what in ("key", "pid", "seed", "log")
+        ]
+        start(
+            "munged", "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *own
+        )
         try:
             wait_for((folder / "munge.socket").exists, "munged", 30)
             start("slurmctld", "slurmctld", "-D")
             start("n0", "slurmd", "-D", "-N", "n0")
             start("n1", "slurmd", "-D", "-N", "n1")
-            wait_for(lambda: told("sinfo", "-h", "-o", "%D %t", check=False) == "2 idle\n", "two idle nodes", 60)
+            wait_for(
+                lambda: told("sinfo", "-h", "-o", "%D %t", check=False) == "2 idle\n",
+                "two idle nodes",
+                60,
+            )
             yield "tiny"
             told("scancel", "--user", "root")
             wait_for(lambda: not told("squeue", "-h"), "jobs to end")
@@ -120,11 +143,31 @@ def twelve(tmp_path: Path, out: str) -> tuple[list[str], list]:
     if not (tmp_path / "data").exists():
         gsm8k_dir(tmp_path / "data", N)
     extra = (
-        "--llada_ckpt", str(LLADA), "--dream_ckpt", str(DREAM), "--data_dir", str(tmp_path / "data"),
-        "--gen_length", "64", "--dtype", "float32",
-    )  # fmt: skip
-    selection = Selection(("llada", "dream"), ("gsm8k",), TPS, extra=extra, output_dir=str(tmp_path / out))
-    words = ["--models", "llada", "dream", "--tasks", "gsm8k", "--tps", *map(str, TPS), "--extra", " ".join(extra)]
+        "--llada_ckpt",
+        str(LLADA),
+        "--dream_ckpt",
+        str(DREAM),
+        "--data_dir",
+        str(tmp_path / "data"),
+        "--gen_length",
+        "64",
+        "--dtype",
+        "float32",
+    )
+    selection = Selection(
+        ("llada", "dream"), ("gsm8k",), TPS, extra=extra, output_dir=str(tmp_path / out)
+    )
+    words = [
+        "--models",
+        "llada",
+        "dream",
+        "--tasks",
+        "gsm8k",
+        "--tps",
+        *map(str, TPS),
+        "--extra",
+        " ".join(extra),
+    ]
     return [*words, "--output_dir", selection.output_dir], select(selection)
 
 
@@ -135,21 +178,35 @@ def content(path: Path) -> dict:
 def test_twelve_experiments_over_two_nodes_that_are_both_taken_away(cluster, tmp_path, capfd):
     """One task is requeued, the other gets the warning of a time limit; both go on, and nothing is lost or done twice."""
     words, found = twelve(tmp_path, "cluster")
-    assert main(["run", "--engine", "slurm", "--partition", cluster, "--gpus-per-job", "0", *words]) == 0
+    assert (
+        main(["run", "--engine", "slurm", "--partition", cluster, "--gpus-per-job", "0", *words])
+        == 0
+    )
     text = capfd.readouterr().out
     job = text.partition("job ")[2].partition(":")[0]
-    assert f"job {job}: 12 experiments, 2 tasks at most" in text and f"scancel {job}" in text and "progress.sh" in text
+    assert (
+        f"job {job}: 12 experiments, 2 tasks at most" in text
+        and f"scancel {job}" in text
+        and "progress.sh" in text
+    )
     watchers = [Watcher(e) for e in found]
 
     def both_at_work() -> bool:
         """And something to lose. Once true it stays so until a task finds nothing more to take."""
         living = [c for c in read_claims(tmp_path / "cluster") if c["alive"]]
-        return len(living) == 2 and all(c["mine"] for c in living) and any(w.standing().n == N for w in watchers)
+        return (
+            len(living) == 2
+            and all(c["mine"] for c in living)
+            and any(w.standing().n == N for w in watchers)
+        )
 
     def free_to_start() -> bool:
         """SLURM holds what was requeued for two minutes, by which nothing is won here; but what it starts in the very
         second of the requeue it calls failed at once."""
-        tasks = [line.split(maxsplit=3) for line in told("squeue", "-h", "-r", "-j", job, "-o", "%i %T %V %r").splitlines()]
+        tasks = [
+            line.split(maxsplit=3)
+            for line in told("squeue", "-h", "-r", "-j", job, "-o", "%i %T %V %r").splitlines()
+        ]
         held = [(task, requeued) for task, _, requeued, reason in tasks if reason == "BeginTime"]
         for task, requeued in held:
             if time.time() > datetime.fromisoformat(requeued).timestamp() + 2:
@@ -159,7 +216,10 @@ def test_twelve_experiments_over_two_nodes_that_are_both_taken_away(cluster, tmp
     wait_for(both_at_work, "two tasks at work")
     told("scontrol", "requeue", f"{job}_0")
     told("scancel", "--signal=USR2", f"{job}_1")
-    wait_for(lambda: "RUNNING" not in told("squeue", "-h", "-j", job, "-o", "%T"), "both tasks taken away")
+    wait_for(
+        lambda: "RUNNING" not in told("squeue", "-h", "-j", job, "-o", "%T"),
+        "both tasks taken away",
+    )
     wait_for(free_to_start, "both tasks free to start")
     here, local = twelve(tmp_path, "local")
     assert main(["run", *here]) == 0  # meanwhile
@@ -168,7 +228,9 @@ def test_twelve_experiments_over_two_nodes_that_are_both_taken_away(cluster, tmp
     states = told("scontrol", "show", "job", job)
     assert states.count("JobState=COMPLETED") == 2 and states.count("Restarts=1") == 2, states
     stores = [tmp_path / "cluster" / "cache" / config_id(e)[:16] for e in found]
-    assert [sum(len(p.read_bytes().splitlines()) - 1 for p in s.glob("shard-*")) for s in stores] == [N] * 12
+    assert [
+        sum(len(p.read_bytes().splitlines()) - 1 for p in s.glob("shard-*")) for s in stores
+    ] == [N] * 12
     assert [content(e.job.path) for e in found] == [content(e.job.path) for e in local]
     assert (tmp_path / "cluster" / "report" / "report.html").is_file()
 
@@ -200,33 +262,49 @@ def test_to_submit_closes_no_log_and_leaves_the_environment():
         os._exit(0)
     """
     environ = {k: v for k, v in os.environ.items() if k != "SUBMITIT_LOG_LEVEL"}
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
     assert run.stdout == "submitit [] None\n", run.stderr
 
 
 def test_without_sbatch_the_way_out_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert main(["run", "--engine", "slurm", "--output_dir", str(tmp_path / "out")]) == 3
-    assert capsys.readouterr().err.startswith("error: sbatch and srun not found: --engine slurm submits from a login node")
+    assert capsys.readouterr().err.startswith(
+        "error: sbatch and srun not found: --engine slurm submits from a login node"
+    )
 
 
-@pytest.mark.parametrize(("words", "problem"), [
-    (["--partition", "gpu"], "--partition: only for --engine slurm"),
-    (["--engine", "slurm", "--time", "soon"], "--time soon: expected minutes"),
-    (["--engine", "slurm", "--time", "1"], "--time 1: must be at least 5 minutes"),
-    (["--engine", "slurm", "--array-size", "0"], "--array-size 0: must be at least 1"),
-    (["--engine", "slurm", "--gpus-per-job", "-1"], "--gpus-per-job -1: must be 0 or more"),
-    (["--engine", "slurm", "--slurm-extra=-C a100"], "'-C' is no --option of sbatch"),
-    (["--engine", "slurm", "--slurm-extra=--time=5"], "--slurm-extra --time: give --time"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--partition", "gpu"], "--partition: only for --engine slurm"),
+        (["--engine", "slurm", "--time", "soon"], "--time soon: expected minutes"),
+        (["--engine", "slurm", "--time", "1"], "--time 1: must be at least 5 minutes"),
+        (["--engine", "slurm", "--array-size", "0"], "--array-size 0: must be at least 1"),
+        (["--engine", "slurm", "--gpus-per-job", "-1"], "--gpus-per-job -1: must be 0 or more"),
+        (["--engine", "slurm", "--slurm-extra=-C a100"], "'-C' is no --option of sbatch"),
+        (["--engine", "slurm", "--slurm-extra=--time=5"], "--slurm-extra --time: give --time"),
+    ],
+)
 def test_wrong_options_are_said_at_once(tmp_path, capsys, words, problem):
     assert main(["run", *words, "--output_dir", str(tmp_path / "out")]) == 2
     assert problem in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("text", "minutes"), [
-    ("30", 30), ("90:00", 90), ("9:30", 10), ("4:00:00", 240), ("1-12", 2160), ("1-12:30", 2190), ("2-00:00:30", 2881),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        ("30", 30),
+        ("90:00", 90),
+        ("9:30", 10),
+        ("4:00:00", 240),
+        ("1-12", 2160),
+        ("1-12:30", 2190),
+        ("2-00:00:30", 2881),
+    ],
+)
 def test_a_time_limit_as_sbatch_takes_it(text, minutes):
     assert Request(time=text).parameters()["time"] == minutes
     assert Request().parameters()["time"] == Request(time=DEFAULT_TIME).parameters()["time"] == 240
@@ -240,5 +318,10 @@ def test_no_time_limit_is_guessed(text):
 
 def test_further_options_of_sbatch_are_handed_on():
     given = Request(qos="night", slurm_extra="--mem=64G --exclusive --cpus-per-task 8").parameters()
-    assert given["additional_parameters"] == {"requeue": True, "mem": "64G", "exclusive": True, "cpus_per_task": "8"}
+    assert given["additional_parameters"] == {
+        "requeue": True,
+        "mem": "64G",
+        "exclusive": True,
+        "cpus_per_task": "8",
+    }
     assert given["qos"] == "night" and "partition" not in given and given["gpus_per_node"] == 1

@@ -45,44 +45,69 @@ def logits_of(kind: str, rows: int = 24) -> torch.Tensor:
     return noise * 0.01
 
 
-def by_sorting(logits: torch.Tensor, temperature: float, top_p: float | None, top_k: int | None) -> list[set[int]]:
+def by_sorting(
+    logits: torch.Tensor, temperature: float, top_p: float | None, top_k: int | None
+) -> list[set[int]]:
     """The nucleus of each row, from a sort of the whole vocabulary."""
     wide = (logits.double() - logits.double().amax(-1, keepdim=True)) / temperature
-    return [set(row.isfinite().nonzero()[:, 0].tolist()) for row in sampling.filtered(wide, top_p, top_k)]
+    return [
+        set(row.isfinite().nonzero()[:, 0].tolist())
+        for row in sampling.filtered(wide, top_p, top_k)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["peaked", "ties"])
-@pytest.mark.parametrize(("temperature", "top_p", "top_k"), [
-    (0.2, 0.95, None), (0.7, 0.8, None), (0.7, 0.5, 40), (1.0, None, 50), (0.5, 1.0, 200), (1.0, 0.9, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k"),
+    [
+        (0.2, 0.95, None),
+        (0.7, 0.8, None),
+        (0.7, 0.5, 40),
+        (1.0, None, 50),
+        (0.5, 1.0, 200),
+        (1.0, 0.9, None),
+    ],
+)
 def test_the_shortlist_holds_the_same_nucleus(kind, temperature, top_p, top_k):
     logits = logits_of(kind)
     ids, probs, sound = shortlisted(logits, temperature, top_p, top_k)
     expected = by_sorting(logits, temperature, top_p, top_k)
     same = [set(i[p > 0].tolist()) == kept for i, p, kept in zip(ids, probs, expected)]
     assert all(ok for ok, known in zip(same, sound.tolist()) if known)
-    assert sound.float().mean() > 0.5 or temperature == 1.0, "most rows are to be answered without a sort"
+    assert sound.float().mean() > 0.5 or temperature == 1.0, (
+        "most rows are to be answered without a sort"
+    )
 
 
 @pytest.mark.parametrize("kind", ["peaked", "ties", "flat"])
-@pytest.mark.parametrize("options", [dict(top_p=0.95), dict(top_k=50), dict(top_p=0.8, top_k=20), dict(top_p=0.95, top_k=300)])
+@pytest.mark.parametrize(
+    "options",
+    [dict(top_p=0.95), dict(top_k=50), dict(top_p=0.8, top_k=20), dict(top_p=0.95, top_k=300)],
+)
 @pytest.mark.parametrize("temperature", [0.2, 1.0, 1e-308])
 @pytest.mark.parametrize("scores_the_draw", [True, False])
-def test_draws_and_scores_are_those_of_the_sort(monkeypatch, kind, options, temperature, scores_the_draw):
+def test_draws_and_scores_are_those_of_the_sort(
+    monkeypatch, kind, options, temperature, scores_the_draw
+):
     """Tokens exactly, scores to the last bits of a float64, whether or not the shortlist suffices."""
     logits, noise = logits_of(kind), uniforms(3, 1, 24)[0]
     reads = frozenset({"confidence", "entropy", "margin"})
     rules = Rules(temperature=temperature, scores_the_draw=scores_the_draw, **options)
     quick = propose(logits, rules, reads, noise)
-    monkeypatch.setattr(sampling, "SHORTLIST", V)  # no vocabulary is larger than four of these: all is sorted
+    monkeypatch.setattr(
+        sampling, "SHORTLIST", V
+    )  # no vocabulary is larger than four of these: all is sorted
     slow = propose(logits, rules, reads, noise)
     assert torch.equal(quick.tokens, slow.tokens)
     for name in reads:
-        torch.testing.assert_close(getattr(quick, name), getattr(slow, name), atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(
+            getattr(quick, name), getattr(slow, name), atol=1e-12, rtol=1e-12
+        )
 
 
 def test_a_peaked_distribution_is_drawn_from_without_a_sort(monkeypatch):
     """Otherwise the shortlist would only be asked, and its answer thrown away."""
+
     def sort(*_):
         raise AssertionError("the whole vocabulary was sorted")
 
@@ -99,7 +124,10 @@ def test_rows_that_need_the_sort_are_looked_up_once_for_all_chunks(monkeypatch):
     looks, real = [], torch.Tensor.nonzero
     monkeypatch.setattr(torch.Tensor, "nonzero", lambda x: looks.append(len(x)) or real(x))
     monkeypatch.setitem(sampling.CHUNK_NUMBERS, "cpu", 5 * V)
-    rules, noise = Rules(temperature=0.9, top_p=0.9, scores_the_draw=True, never=(7,)), uniforms(3, 1, 24)[0]
+    rules, noise = (
+        Rules(temperature=0.9, top_p=0.9, scores_the_draw=True, never=(7,)),
+        uniforms(3, 1, 24)[0],
+    )
     logits = torch.where(torch.arange(24)[:, None] % 3 == 0, logits_of("flat"), logits_of("peaked"))
     got = propose(logits, rules, frozenset({"entropy"}), noise)
     assert looks == [24]
@@ -115,8 +143,14 @@ def test_a_nucleus_that_ends_among_ties_beyond_the_shortlist_is_sorted():
     logits[0, 1000:1400] = 0.0
     assert not shortlisted(logits, 1.0, 0.5, None)[2].item()
     assert not shortlisted(logits, 1.0, None, 100)[2].item()
-    drawn = [propose(logits, Rules(temperature=1.0, top_p=0.5), frozenset(), torch.tensor([u]).double()) for u in (0, 1 - 1e-9)]
-    assert [d.tokens.item() for d in drawn] == [1000, 1200]  # 201 tokens are the fewest whose mass exceeds a half
+    drawn = [
+        propose(logits, Rules(temperature=1.0, top_p=0.5), frozenset(), torch.tensor([u]).double())
+        for u in (0, 1 - 1e-9)
+    ]
+    assert [d.tokens.item() for d in drawn] == [
+        1000,
+        1200,
+    ]  # 201 tokens are the fewest whose mass exceeds a half
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -136,7 +170,10 @@ def test_the_likeliest_token_is_the_first_one_and_nan_is_not_hidden(dtype):
 @pytest.mark.parametrize("shape", [(1, 64), (91, 64), (328, 512), (40, 3584)])
 def test_the_norm_has_the_bits_of_the_official_one(dtype, shape):
     noise = torch.Generator().manual_seed(shape[0])
-    x, weight = torch.randn(shape, generator=noise).to(dtype) * 3, torch.randn(shape[1], generator=noise).to(dtype)
+    x, weight = (
+        torch.randn(shape, generator=noise).to(dtype) * 3,
+        torch.randn(shape[1], generator=noise).to(dtype),
+    )
     wide = x.float()
     expected = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(dtype)
     assert torch.equal(rms_norm(x, weight, 1e-6), expected)
@@ -144,13 +181,19 @@ def test_the_norm_has_the_bits_of_the_official_one(dtype, shape):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
-def test_the_first_layer_of_unchanged_columns_is_kept_to_the_bit(conformance_dir, name, dtype, monkeypatch):
+def test_the_first_layer_of_unchanged_columns_is_kept_to_the_bit(
+    conformance_dir, name, dtype, monkeypatch
+):
     """Steps that change a few tokens, many, none; another length; inference mode and not; weights changed in place."""
     monkeypatch.setattr(first_layer, "WORTHWHILE", 1)
-    kept, fresh = (load_model(conformance_dir / name, device="cpu", dtype=dtype)[0] for _ in range(2))
+    kept, fresh = (
+        load_model(conformance_dir / name, device="cpu", dtype=dtype)[0] for _ in range(2)
+    )
     computed = []
     real = kept.layers[0].parts.project
-    counting = kept.layers[0].parts._replace(project=lambda x, *rest: computed.append(len(x)) or real(x, *rest))
+    counting = kept.layers[0].parts._replace(
+        project=lambda x, *rest: computed.append(len(x)) or real(x, *rest)
+    )
     monkeypatch.setattr(kept.layers[0], "parts", counting)
 
     def same(tokens: torch.Tensor) -> bool:
@@ -180,13 +223,17 @@ def test_the_first_layer_of_unchanged_columns_is_kept_to_the_bit(conformance_dir
 
 
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
-def test_bfloat16_tokens_do_not_depend_on_early_exit_or_on_what_is_kept_already(conformance_dir, name):
+def test_bfloat16_tokens_do_not_depend_on_early_exit_or_on_what_is_kept_already(
+    conformance_dir, name
+):
     """An early exit and a resumed run change which rows are in flight together, and nothing else."""
     model, _ = load_model(conformance_dir / name, device="cpu", dtype="bfloat16")
     algorithm, block = ("low_confidence", 8) if name == "llada-tiny" else ("leftright", None)
     schedule = make_schedule(algorithm, 24, block, tokens_per_step=2)
     generator = torch.Generator().manual_seed(2)
-    prompts = [torch.randint(5, 400, (n,), generator=generator).tolist() for n in (9, 30, 17, 12, 25)]
+    prompts = [
+        torch.randint(5, 400, (n,), generator=generator).tolist() for n in (9, 30, 17, 12, 25)
+    ]
 
     def run(chosen: list[int], early_exit: bool, batch_size: int) -> dict[int, tuple[int, ...]]:
         config = DecodeConfig(schedule, early_exit=early_exit)
@@ -210,7 +257,9 @@ def tiny(request, conformance_dir):
     return load_model(conformance_dir / request.param, device="cpu", dtype="float32")[0]
 
 
-def tokens_of(lengths: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
+def tokens_of(
+    lengths: tuple[int, ...], seed: int = 0
+) -> tuple[torch.Tensor, list[tuple[int, int, int]]]:
     noise = torch.Generator().manual_seed(seed)
     return torch.randint(5, 400, (sum(lengths),), generator=noise), [(0, n, n) for n in lengths]
 
@@ -246,13 +295,22 @@ def plain_logits(model, tokens, spans, rows) -> torch.Tensor:
 def test_a_replayed_graph_gives_the_bits_of_the_plain_path(replayed):
     """Other lengths, other rows, other tokens in one bucket: nothing may be left over from the capture."""
     model, found, told = replayed
-    for seed, (lengths, rows) in enumerate([
-        ((20,), [3, 19]), ((90,), [0, 5, 80]), ((128,), list(range(32))), ((5, 30, 60), [4, 5, 94]), ((40, 41, 40, 7), [127]),
-        ((100, 100), list(range(60))), ((101, 103), list(range(100, 130))),
-    ]):  # fmt: skip
+    for seed, (lengths, rows) in enumerate(
+        [
+            ((20,), [3, 19]),
+            ((90,), [0, 5, 80]),
+            ((128,), list(range(32))),
+            ((5, 30, 60), [4, 5, 94]),
+            ((40, 41, 40, 7), [127]),
+            ((100, 100), list(range(60))),
+            ((101, 103), list(range(100, 130))),
+        ]
+    ):
         tokens, spans = tokens_of(lengths, seed)
         rows = torch.tensor(rows)
-        assert torch.equal(model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows)), lengths
+        assert torch.equal(
+            model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows)
+        ), lengths
     # three single sequences share a bucket; the others differ in sequences, asked or wanted rows
     assert len(found) == 5 and told == []
 
@@ -282,9 +340,16 @@ def test_graphs_that_do_not_work_are_said_and_left(replayed, fault):
     model.acceleration.graphs.capture = capture
     for seed in range(2):
         (tokens, spans), rows = tokens_of((20,), seed), torch.tensor([3])
-        assert torch.equal(model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows))
-    assert len(told) == 1 and ("not permitted" if fault == "raises" else "do not keep the bits") in told[0]
-    assert model.acceleration.told == (told[0].removeprefix("note: "),), "the result would say that they ran"
+        assert torch.equal(
+            model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows)
+        )
+    assert (
+        len(told) == 1
+        and ("not permitted" if fault == "raises" else "do not keep the bits") in told[0]
+    )
+    assert model.acceleration.told == (told[0].removeprefix("note: "),), (
+        "the result would say that they ran"
+    )
 
 
 def test_graphs_are_captured_on_the_models_device_into_one_pool(monkeypatch):
@@ -301,10 +366,14 @@ def test_graphs_are_captured_on_the_models_device_into_one_pool(monkeypatch):
         return SimpleNamespace(wait_stream=lambda other: None, device=of)
 
     fakes = {
-        "device": lambda d: entered("device", d), "stream": lambda s: entered("stream", s), "graph_pool_handle": object,
-        "current_stream": stream, "Stream": stream,
-        "CUDAGraph": lambda: SimpleNamespace(replay=None), "graph": lambda g, **options: entered("graph", options),
-    }  # fmt: skip
+        "device": lambda d: entered("device", d),
+        "stream": lambda s: entered("stream", s),
+        "graph_pool_handle": object,
+        "current_stream": stream,
+        "Stream": stream,
+        "CUDAGraph": lambda: SimpleNamespace(replay=None),
+        "graph": lambda g, **options: entered("graph", options),
+    }
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     capture = capturing(device)
@@ -318,7 +387,9 @@ def test_graphs_are_captured_on_the_models_device_into_one_pool(monkeypatch):
 def test_a_cpu_has_no_graphs_and_says_so(tiny):
     told = []
     tiny.accelerate(cuda_graphs=True, tell=told.append)
-    assert told == ["note: CUDA graphs: none on cpu"] and tiny.acceleration.told == ("CUDA graphs: none on cpu",)
+    assert told == ["note: CUDA graphs: none on cpu"] and tiny.acceleration.told == (
+        "CUDA graphs: none on cpu",
+    )
     tiny.accelerate()
     assert tiny.acceleration.told == ()
 
@@ -334,7 +405,9 @@ def test_a_failed_compilation_is_said_and_the_plain_path_runs(tiny, monkeypatch)
     expected, told = tiny.predict(tokens, spans, torch.arange(8)), []
     monkeypatch.setattr(torch, "compile", broken)
     tiny.accelerate(compile=True, tell=told.append)
-    assert told == ["note: compile failed, the plain path runs: RuntimeError: no C++ compiler found"]
+    assert told == [
+        "note: compile failed, the plain path runs: RuntimeError: no C++ compiler found"
+    ]
     assert torch.equal(tiny.predict(tokens, spans, torch.arange(8)), expected)
     tiny.accelerate()
 
@@ -345,7 +418,9 @@ def test_compiled_layers_are_near_the_plain_ones(conformance_dir, monkeypatch, b
     if backend == "inductor" and not os.environ.get("DLLMEXP_TEST_COMPILE"):
         pytest.skip("minutes of C++ compilation; DLLMEXP_TEST_COMPILE=1 runs it")
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda part, **options: real(part, backend=backend, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda part, **options: real(part, backend=backend, **options)
+    )
     model = load_model(conformance_dir / "llada-tiny", device="cpu", dtype="float32")[0]
     cases = [tokens_of(lengths, 3) for lengths in ((24,), (40, 9), (77,), (130, 3, 60))]
     expected = [model.predict(tokens, spans, torch.arange(20)) for tokens, spans in cases]
@@ -353,10 +428,15 @@ def test_compiled_layers_are_near_the_plain_ones(conformance_dir, monkeypatch, b
     model.accelerate(compile=True, tell=told.append)
     if told:
         pytest.skip(told[0])
-    assert model.acceleration.told == ("compiled",) and model.layers[0].parts.finish is not eager.finish
+    assert (
+        model.acceleration.told == ("compiled",)
+        and model.layers[0].parts.finish is not eager.finish
+    )
     with torch.inference_mode():
         for (tokens, spans), plain in zip(cases, expected):
-            torch.testing.assert_close(model.predict(tokens, spans, torch.arange(20)), plain, atol=2e-3, rtol=1e-3)
+            torch.testing.assert_close(
+                model.predict(tokens, spans, torch.arange(20)), plain, atol=2e-3, rtol=1e-3
+            )
 
 
 # ---- the size of a batch
@@ -374,21 +454,37 @@ def test_a_batch_fills_a_gpu_and_no_more_than_its_memory():
 def test_a_cache_needs_memory_and_is_filled_by_more_samples():
     """373 MB a sample of 712 columns (LLaDA-8B), in a cache of which nothing was known; 41 MB of Dream-7B's."""
     config, dream = PRESETS["llada-8b"].config, PRESETS["dream-7b"].config
-    assert row_bytes(config, 712, 32, 2, True) - row_bytes(config, 712, 32, 2) == pytest.approx(373e6 * 33 / 32, rel=0.01)
-    assert row_bytes(dream, 712, 32, 2, True) - row_bytes(dream, 712, 32, 2) == pytest.approx(41e6 * 29 / 28, rel=0.01)
+    assert row_bytes(config, 712, 32, 2, True) - row_bytes(config, 712, 32, 2) == pytest.approx(
+        373e6 * 33 / 32, rel=0.01
+    )
+    assert row_bytes(dream, 712, 32, 2, True) - row_bytes(dream, 712, 32, 2) == pytest.approx(
+        41e6 * 29 / 28, rel=0.01
+    )
     assert batch_rows(config, 712, 32, 2, 100 << 30, "cuda", True) == 16
     assert batch_rows(config, 712, 32, 2, 4 << 30, "cuda", True) == 4
 
 
-@pytest.mark.parametrize(("family", "heads", "kv_heads", "d_ff"), [("llada", 8, 8, 3072), ("dream", 7, 1, 4736)])
-def test_a_sample_needs_the_memory_that_is_counted_for_it(monkeypatch, family, heads, kv_heads, d_ff):
+@pytest.mark.parametrize(
+    ("family", "heads", "kv_heads", "d_ff"), [("llada", 8, 8, 3072), ("dream", 7, 1, 4736)]
+)
+def test_a_sample_needs_the_memory_that_is_counted_for_it(
+    monkeypatch, family, heads, kv_heads, d_ff
+):
     """In bfloat16, whose arithmetic is written as on a GPU: every tensor that lives at the largest moment."""
     monkeypatch.setattr(packing, "COLUMNS", {"cpu": 128})
     config = Preset(_shape(family, 3, heads * 128, heads, kv_heads, d_ff, 2048), ()).config
-    model, tokens, peaks = random_model(config, "cpu", "bfloat16"), torch.randint(5, 1000, (640,)), []
+    model, tokens, peaks = (
+        random_model(config, "cpu", "bfloat16"),
+        torch.randint(5, 1000, (640,)),
+        [],
+    )
     for n in (1, 3):
         with torch.no_grad(), Living() as living:
-            model.predict(tokens.repeat(n), [(0, 640, 640)] * n, torch.cat([torch.arange(400, 432) + 640 * i for i in range(n)]))
+            model.predict(
+                tokens.repeat(n),
+                [(0, 640, 640)] * n,
+                torch.cat([torch.arange(400, 432) + 640 * i for i in range(n)]),
+            )
         peaks.append(living.peak)
     assert 0.8 < (peaks[1] - peaks[0]) / 2 / row_bytes(config, 640, 32, 2) < 1.1
 
@@ -438,13 +534,34 @@ def test_the_arithmetic_of_a_forward_pass():
 def test_the_benchmark_finds_the_references_tokens(tmp_path, capsys, preset, regimes):
     """Every algorithm and every early exit against the official loop; and what it says goes into the file."""
     out = tmp_path / "b.json"
-    assert bench.main(["--preset", preset, "--rounds", "1", "--gen_length", "32", "--prompts", "2", "--out", str(out)]) == 0
+    assert (
+        bench.main(
+            [
+                "--preset",
+                preset,
+                "--rounds",
+                "1",
+                "--gen_length",
+                "32",
+                "--prompts",
+                "2",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     found = json.loads(out.read_text())["regimes"]
     assert len(found) == regimes and not any(f["samples_that_differ"] for f in found)
     assert len(found[0]["noise"]) == 1 and all(f["ratio"] > 0 for f in found)
-    assert found[0]["tpf"] == pytest.approx(4.0) and 0 < found[0]["share_of_matmul"] < 1.001 * found[0]["share_of_floor"]
+    assert (
+        found[0]["tpf"] == pytest.approx(4.0)
+        and 0 < found[0]["share_of_matmul"] < 1.001 * found[0]["share_of_floor"]
+    )
     assert "equal" in capsys.readouterr().out
-    assert [f["regime"] for f in found if not f["samples"]] == [f["regime"] for f in found if "cache" in f["regime"]]
+    assert [f["regime"] for f in found if not f["samples"]] == [
+        f["regime"] for f in found if "cache" in f["regime"]
+    ]
 
 
 def test_the_reference_takes_each_prompt_once_and_counts_as_often_as_the_engine_has_it(monkeypatch):
@@ -452,9 +569,15 @@ def test_the_reference_takes_each_prompt_once_and_counts_as_often_as_the_engine_
     model, line = random_model(preset.config, "cpu", "float32"), rounds.Line(preset.regimes[0])
     real, decode = rounds.reference, rounds.decode
     monkeypatch.setattr(rounds, "reference", lambda *a: asked.append(a[1]) or real(*a))
-    monkeypatch.setattr(rounds, "decode", lambda *a, **o: given.append((a[1], a[3])) or decode(*a, **o))
-    monkeypatch.setattr(rounds, "timed", lambda work, device: (work(), rounds.Timing(1.0, 1.0, None)))
-    rounds.run_round(preset, model, Plain(model), [[5, 6, 7], [8, 9]], [line], None, 0, lambda name: None)
+    monkeypatch.setattr(
+        rounds, "decode", lambda *a, **o: given.append((a[1], a[3])) or decode(*a, **o)
+    )
+    monkeypatch.setattr(
+        rounds, "timed", lambda work, device: (work(), rounds.Timing(1.0, 1.0, None))
+    )
+    rounds.run_round(
+        preset, model, Plain(model), [[5, 6, 7], [8, 9]], [line], None, 0, lambda name: None
+    )
     assert asked == [[5, 6, 7], [8, 9]] * 2 and given == [([[5, 6, 7], [8, 9]] * 2, [0, 1] * 2)]
     assert line.ratios == [2.0] and (line.samples, line.differ) == (4, 0)
 
@@ -471,24 +594,54 @@ def test_capturing_graphs_is_in_no_figure_of_the_benchmark(monkeypatch):
 
     monkeypatch.setattr(rounds, "decode", decode_and_capture)
     monkeypatch.setattr(rounds, "_note", lambda *args: noted.append(args[4]))
-    rounds.run_round(preset, model, Plain(model), [[5, 6, 7]], [rounds.Line(preset.regimes[0])], 1, 0, lambda name: None)
+    rounds.run_round(
+        preset,
+        model,
+        Plain(model),
+        [[5, 6, 7]],
+        [rounds.Line(preset.regimes[0])],
+        1,
+        0,
+        lambda name: None,
+    )
     assert -60 < noted[0].wall < 0
 
 
 def test_the_benchmark_ends_with_1_where_tokens_differ(tmp_path, monkeypatch, capsys):
     real = rounds.reference
-    monkeypatch.setattr(rounds, "reference", lambda *a: [5 if i == 3 else t for i, t in enumerate(real(*a))])
-    arguments = ["--preset", "tiny", "--rounds", "1", "--gen_length", "32", "--only", "random", "--prompts", "1", "--out", str(tmp_path / "b.json")]
+    monkeypatch.setattr(
+        rounds, "reference", lambda *a: [5 if i == 3 else t for i, t in enumerate(real(*a))]
+    )
+    arguments = [
+        "--preset",
+        "tiny",
+        "--rounds",
+        "1",
+        "--gen_length",
+        "32",
+        "--only",
+        "random",
+        "--prompts",
+        "1",
+        "--out",
+        str(tmp_path / "b.json"),
+    ]
     assert bench.main(arguments) == 1 and "1 of 1 DIFFER" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--preset", "huge"], "--preset 'huge'; there are: cpu-small"),
-    (["--preset", "tiny", "--rounds", "0"], "--rounds 0 must be at least 1"),
-    (["--preset", "tiny", "--only", "entropy"], "--only 'entropy'; regimes: low_confidence"),
-    (["--preset", "tiny", "--gen_length", "40"], "--gen_length 40 is not a multiple of block_length 32"),
-    (["--preset", "tiny", "--answer_fraction", "2"], "--answer_fraction 2 must be above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "huge"], "--preset 'huge'; there are: cpu-small"),
+        (["--preset", "tiny", "--rounds", "0"], "--rounds 0 must be at least 1"),
+        (["--preset", "tiny", "--only", "entropy"], "--only 'entropy'; regimes: low_confidence"),
+        (
+            ["--preset", "tiny", "--gen_length", "40"],
+            "--gen_length 40 is not a multiple of block_length 32",
+        ),
+        (["--preset", "tiny", "--answer_fraction", "2"], "--answer_fraction 2 must be above 0"),
+    ],
+)
 def test_the_benchmark_says_what_is_wrong(tmp_path, capsys, arguments, message):
     assert bench.main([*arguments, "--out", str(tmp_path / "b.json")]) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
@@ -504,18 +657,26 @@ def test_the_reference_model_is_the_official_one(conformance_dir):
         assert (got - golden[f"{name}.0.logits"]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("name", "steps"), [
-    ("llada-tiny", dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=6)),
-    ("llada-tiny", dict(algorithm="random", gen_length=16, block_length=8, num_steps=8)),
-    ("dream-tiny", dict(algorithm="entropy", gen_length=16, num_steps=7)),
-    ("dream-tiny", dict(algorithm="topk_margin", gen_length=16, num_steps=16)),
-    ("dream-tiny", dict(algorithm="origin", gen_length=16, num_steps=9)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        (
+            "llada-tiny",
+            dict(algorithm="low_confidence", gen_length=16, block_length=8, num_steps=6),
+        ),
+        ("llada-tiny", dict(algorithm="random", gen_length=16, block_length=8, num_steps=8)),
+        ("dream-tiny", dict(algorithm="entropy", gen_length=16, num_steps=7)),
+        ("dream-tiny", dict(algorithm="topk_margin", gen_length=16, num_steps=16)),
+        ("dream-tiny", dict(algorithm="origin", gen_length=16, num_steps=9)),
+    ],
+)
 def test_the_reference_loop_is_the_plain_oracle(conformance_dir, name, steps):
     model = load_model(conformance_dir / name, device="cpu", dtype="float32")[0]
     config = DecodeConfig(make_schedule(**steps), early_exit=False)
     got = rounds.reference(Plain(model), [7, 8, 9, 200], config, 4)
-    assert got == getattr(oracle, name.removesuffix("-tiny"))(model, [7, 8, 9, 200], seed=4, **steps)
+    assert got == getattr(oracle, name.removesuffix("-tiny"))(
+        model, [7, 8, 9, 200], seed=4, **steps
+    )
 
 
 # ---- from the command line
@@ -523,7 +684,10 @@ def test_the_reference_loop_is_the_plain_oracle(conformance_dir, name, steps):
 
 def test_auto_batch_and_graphs_are_told_and_keep_the_identity(tmp_path, capsys, caplog):
     """The result says what was chosen; --compile alone makes another configuration of it."""
-    data, common = gsm8k_dir(tmp_path / "data"), f"--model_alias llada --llada_ckpt {LLADA} --task gsm8k --gen_length 32"
+    data, common = (
+        gsm8k_dir(tmp_path / "data"),
+        f"--model_alias llada --llada_ckpt {LLADA} --task gsm8k --gen_length 32",
+    )
     run = f"{common} --device cpu --dtype float32 --data_dir {data} --limit 2 --tokens_per_step 8"
     ids = []
     for i, more in enumerate(["--batch_size auto --cuda_graphs", "--batch_size 2"]):
@@ -531,8 +695,13 @@ def test_auto_batch_and_graphs_are_told_and_keep_the_identity(tmp_path, capsys, 
         [path] = (tmp_path / str(i)).glob("*.json")
         ids.append(json.loads(path.read_text()))
     told = capsys.readouterr().err + caplog.text
-    assert "--batch_size auto: 1 samples in flight" in told and "note: CUDA graphs: none on cpu" in told
-    assert ids[0]["meta"]["batch_size"] == 1 and ids[0]["meta"]["samples_made"][0]["batch_size"] == 1
+    assert (
+        "--batch_size auto: 1 samples in flight" in told
+        and "note: CUDA graphs: none on cpu" in told
+    )
+    assert (
+        ids[0]["meta"]["batch_size"] == 1 and ids[0]["meta"]["samples_made"][0]["batch_size"] == 1
+    )
     assert ids[0]["meta"]["acceleration"] == ["CUDA graphs: none on cpu"]
     assert ids[0]["id"] == ids[1]["id"] and ids[0]["content_sha256"] == ids[1]["content_sha256"]
     plain = config_of("llada", "gsm8k", 1)

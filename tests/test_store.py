@@ -50,7 +50,12 @@ store.close()
 
 def worker(root: Path, first: int, last: int, *flags: str, size: int = 5) -> subprocess.Popen:
     arguments = map(str, (root, ID, first, last, size, *flags))
-    return subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
 
 @functools.cache
@@ -82,7 +87,9 @@ def found(root: Path) -> set[int]:
     """Samples below 10 that a new reader gets; every one must be right."""
     store = opened(root, alone=False)
     present = {i for i in range(10) if store.get(key(i))}
-    assert set(store) == {key(i) for i in present} and all(store.get(key(i))["result"] == result(i) for i in present)
+    assert set(store) == {key(i) for i in present} and all(
+        store.get(key(i))["result"] == result(i) for i in present
+    )
     return present
 
 
@@ -96,7 +103,12 @@ def test_what_was_put_is_there_now_and_in_a_later_run_alike(tmp_path):
     with opened(tmp_path) as store:
         store.put(key(1), {"status": "ok", "result": {"ids": (1, 2), "by_step": {3: "\ud800"}}})
         now = store.get(key(1))
-        assert now == {"key": key(1), "status": "ok", "result": {"ids": [1, 2], "by_step": {"3": "\ud800"}}, "meta": {}}
+        assert now == {
+            "key": key(1),
+            "status": "ok",
+            "result": {"ids": [1, 2], "by_step": {"3": "\ud800"}},
+            "meta": {},
+        }
         store.get(key(1))["result"].clear()
         assert store.get(key(1)) == now
         assert store.get(key(2)) is None and len(store) == 1 and list(store) == [key(1)]
@@ -106,9 +118,20 @@ def test_what_was_put_is_there_now_and_in_a_later_run_alike(tmp_path):
 
 
 def test_the_key_tells_configuration_prompt_and_repeat_apart():
-    asked = [("a", "b", 0), ("a", "b", 0, ("x",)), ("a", "b", 1), ("a", "", 0), ("ab", "", 0), ("", "ab", 0), ("a", "b\n", 0)]
+    asked = [
+        ("a", "b", 0),
+        ("a", "b", 0, ("x",)),
+        ("a", "b", 1),
+        ("a", "", 0),
+        ("ab", "", 0),
+        ("", "ab", 0),
+        ("a", "b\n", 0),
+    ]
     assert len({sample_key(*a) for a in asked}) == len(asked)
-    assert sample_key("a", "b", 0) == "a294a01d0a1a185f9db4d1267dd8689e6865d0d540ebfb10acecd716ae02f6cd"
+    assert (
+        sample_key("a", "b", 0)
+        == "a294a01d0a1a185f9db4d1267dd8689e6865d0d540ebfb10acecd716ae02f6cd"
+    )
 
 
 def test_one_write_for_each_line_and_a_sync_once_a_second_and_at_the_end(tmp_path, monkeypatch):
@@ -120,14 +143,23 @@ def test_one_write_for_each_line_and_a_sync_once_a_second_and_at_the_end(tmp_pat
         for i in range(30):
             clock[0] = i / 10
             store.put(key(i), ok(i))
-    assert len(writes) == 31 and all(data.endswith(b"\n") and data.count(b"\n") == 1 for data in writes)
+    assert len(writes) == 31 and all(
+        data.endswith(b"\n") and data.count(b"\n") == 1 for data in writes
+    )
     assert syncs == [1.0, 2.0, 2.9]
 
 
-@pytest.mark.parametrize("record", [
-    {}, {"status": "done"}, {"status": "ok", "result": []}, {"status": "ok", "score": 1}, {"status": "ok", "key": key(2)},
-    {"status": "ok", "result": {"x": float("nan")}},
-])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"status": "done"},
+        {"status": "ok", "result": []},
+        {"status": "ok", "score": 1},
+        {"status": "ok", "key": key(2)},
+        {"status": "ok", "result": {"x": float("nan")}},
+    ],
+)
 def test_a_record_of_another_form_is_refused_and_nothing_is_written(tmp_path, record):
     with opened(tmp_path) as store, pytest.raises(ValueError):
         store.put(key(1), record)
@@ -209,7 +241,9 @@ def test_four_writers_without_a_lock_never_mix_their_lines(tmp_path):
     assert sum(new) == len(view) == 180
     r = view.report
     assert (r.loaded - r.duplicates, r.torn, r.corrupt, r.conflicts) == (180, 0, 0, set())
-    assert all(view.get(key(i))["result"] == result(i, 5 if i % 10 else 200_000) for i in range(180))
+    assert all(
+        view.get(key(i))["result"] == result(i, 5 if i % 10 else 200_000) for i in range(180)
+    )
 
 
 def test_a_line_that_is_just_being_written_is_read_when_it_is_whole(tmp_path):
@@ -220,10 +254,17 @@ def test_a_line_that_is_just_being_written_is_read_when_it_is_whole(tmp_path):
     assert (len(view), view.report.torn, view.refresh()) == (1, 1, 0)
     with open(shard, "ab") as file:
         file.write(end)
-    assert (view.refresh(), view.report.torn, view.report.corrupt, view.report.loaded) == (1, 0, 0, 2)
+    assert (view.refresh(), view.report.torn, view.report.corrupt, view.report.loaded) == (
+        1,
+        0,
+        0,
+        2,
+    )
 
 
-def test_two_values_for_a_sample_are_a_failure_of_determinism_and_the_older_one_counts_for_all(tmp_path):
+def test_two_values_for_a_sample_are_a_failure_of_determinism_and_the_older_one_counts_for_all(
+    tmp_path,
+):
     a, b = opened(tmp_path), opened(tmp_path, alone=False)
     a.put(key(1), ok(1))
     a.put(key(2), ok(2))
@@ -259,10 +300,15 @@ def test_kill_9_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path):
 
 def fill_up(store: Store, first: int) -> int:
     """The number of samples, from the first one on, that found room."""
-    with pytest.raises(StoreFull, match="No space left on device; what is there stays good") as full:
+    with pytest.raises(
+        StoreFull, match="No space left on device; what is there stays good"
+    ) as full:
         for i in itertools.count(first):
             store.put(key(i), ok(i, 3000))
-    assert isinstance(full.value, OSError) and (full.value.errno, full.value.exit_code) == (errno.ENOSPC, 74)
+    assert isinstance(full.value, OSError) and (full.value.errno, full.value.exit_code) == (
+        errno.ENOSPC,
+        74,
+    )
     return i
 
 
@@ -271,17 +317,25 @@ def check_with_space_again(root: Path, store: Store, n: int) -> None:
     store.put(key(n), ok(n, 3000))
     store.close()
     with opened(root) as store:
-        assert {k: store.get(k)["result"] for k in store} == {key(i): result(i, 3000) for i in range(n + 1)}
+        assert {k: store.get(k)["result"] for k in store} == {
+            key(i): result(i, 3000) for i in range(n + 1)
+        }
 
 
 @pytest.mark.parametrize("room", [0, 1, 9, 700, 3000])
 @pytest.mark.parametrize("room_for_newline", [True, False])
-def test_a_full_disk_is_said_and_what_was_written_stays_good(tmp_path, monkeypatch, room, room_for_newline):
+def test_a_full_disk_is_said_and_what_was_written_stays_good(
+    tmp_path, monkeypatch, room, room_for_newline
+):
     """Injected: the line takes `room` bytes, then there is no space, or just enough for a newline."""
     store, write, room_left = opened(tmp_path), os.write, iter([room, room_for_newline])
     for i in range(4):
         store.put(key(i), ok(i, 3000))
-    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:n]) if (n := next(room_left)) else refuse(errno.ENOSPC)())
+    monkeypatch.setattr(
+        os,
+        "write",
+        lambda fd, data: write(fd, data[:n]) if (n := next(room_left)) else refuse(errno.ENOSPC)(),
+    )
     assert fill_up(store, 4) == 4 == len(store)
     monkeypatch.undo()
     check_with_space_again(tmp_path, store, 4)
@@ -290,7 +344,11 @@ def test_a_full_disk_is_said_and_what_was_written_stays_good(tmp_path, monkeypat
 @pytest.mark.parametrize("filler", [0, 1000, 5000])
 def test_a_disk_that_is_really_full(tmp_path, filler):
     mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path]
-    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+    if (
+        os.geteuid()
+        or not shutil.which("mount")
+        or subprocess.run(mount, capture_output=True).returncode
+    ):
         pytest.skip("no right to mount a tmpfs")
     try:
         (tmp_path / "filler").write_bytes(b"x" * filler)
@@ -334,16 +392,23 @@ def test_a_store_deleted_between_runs_begins_anew_and_during_a_run_it_is_said(tm
     filled(tmp_path, range(2))  # and the lock is free
 
 
-def test_a_store_of_another_configuration_or_version_is_never_used_and_the_difference_is_named(tmp_path):
+def test_a_store_of_another_configuration_or_version_is_never_used_and_the_difference_is_named(
+    tmp_path,
+):
     config = filled(tmp_path, range(3)).with_name("config.json")
     text = config.read_text()
     assert json.loads(text) == CONFIG | {"config_id": ID, "store_version": 1}
     with pytest.raises(StoreError, match=r"another configuration \(seed: 1 -> 2\)") as error:
         opened(tmp_path, {"task": "gsm8k", "seed": 2})
     assert error.value.exit_code == 4
-    with pytest.raises(StoreError, match=r"config_id: .*0123456789abcdef0.* -> .*, extra: null -> true"):
+    with pytest.raises(
+        StoreError, match=r"config_id: .*0123456789abcdef0.* -> .*, extra: null -> true"
+    ):
         Store.open(tmp_path, CONFIG | {"extra": True}, ID[:16] + "f" * 48)
-    for damaged, said in ((text.replace('ion": 1', 'ion": 7'), "store_version: 7 -> 1"), (text[:20], "damaged; delete it")):
+    for damaged, said in (
+        (text.replace('ion": 1', 'ion": 7'), "store_version: 7 -> 1"),
+        (text[:20], "damaged; delete it"),
+    ):
         config.write_text(damaged)
         with pytest.raises(StoreError, match=said):
             opened(tmp_path)
@@ -367,7 +432,10 @@ def test_fresh_sets_what_is_there_aside_and_says_so(tmp_path):
     content = (old := filled(tmp_path, range(3))).read_bytes()
     for n in (1, 2):
         with opened(tmp_path, {"another": n}, fresh=True) as store:
-            assert len(store) == 0 and "1 shards of earlier samples are set aside in" in store.report.notes[0]
+            assert (
+                len(store) == 0
+                and "1 shards of earlier samples are set aside in" in store.report.notes[0]
+            )
             store.put(key(n), ok(n))
         assert list(opened(tmp_path, {"another": n}, alone=False)) == [key(n)]
     assert (old.parent / "aside-1" / old.name).read_bytes() == content
@@ -375,21 +443,31 @@ def test_fresh_sets_what_is_there_aside_and_says_so(tmp_path):
         opened(tmp_path, fresh=True, alone=False)
 
 
-def test_without_flock_a_file_is_the_lock_and_is_taken_over_from_the_dead_of_this_host_only(tmp_path, monkeypatch):
+def test_without_flock_a_file_is_the_lock_and_is_taken_over_from_the_dead_of_this_host_only(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
     child = worker(tmp_path, 0, 3, "no_flock")
     assert child.stdout.readline() == b"open\n"
-    with pytest.raises(StoreBusy, match=f"in use by pid {child.pid} on .*if that process is gone, delete .*LOCK.owner"):
+    with pytest.raises(
+        StoreBusy,
+        match=f"in use by pid {child.pid} on .*if that process is gone, delete .*LOCK.owner",
+    ):
         opened(tmp_path)
     child.kill()
     child.wait()
     with opened(tmp_path) as store:
-        assert "has no flock" in store.report.notes[0] and f"taken over from pid {child.pid} on" in store.report.notes[0]
+        assert (
+            "has no flock" in store.report.notes[0]
+            and f"taken over from pid {child.pid} on" in store.report.notes[0]
+        )
         with pytest.raises(StoreBusy, match=f"in use by pid {os.getpid()} on"):
             opened(tmp_path)
     owner = store.directory / "LOCK.owner"
     assert not owner.exists(), "free once closed"
-    ended = f"pid {os.getpid()} on {store_module.HOST} since 2025-01-01T00:00:00+0000 (process start 1)"
+    ended = (
+        f"pid {os.getpid()} on {store_module.HOST} since 2025-01-01T00:00:00+0000 (process start 1)"
+    )
     owner.write_text(ended)  # another process has its pid by now
     opened(tmp_path).close()
     for text in (ended.replace(store_module.HOST, "elsewhere"), ""):

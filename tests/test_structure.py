@@ -39,7 +39,16 @@ NEVER = {
 }
 
 # Heavy packages, imported only inside functions, so that --help and bad input answer at once.
-HEAVY = {"torch", "transformers", "lm_eval", "datasets", "tokenizers", "pandas", "scipy", "matplotlib"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "lm_eval",
+    "datasets",
+    "tokenizers",
+    "pandas",
+    "scipy",
+    "matplotlib",
+}
 LEAN = {"eval", "options", "reporting", "utils", "store", "suite", "tasks"}
 
 
@@ -64,7 +73,9 @@ def imports(tree: ast.AST, package: str, at_top: bool = True) -> Iterator[Import
     """Top-level package of every import in a module of the room `package`."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (Import(alias.name.split(".")[0], node.lineno, at_top) for alias in node.names)
+            yield from (
+                Import(alias.name.split(".")[0], node.lineno, at_top) for alias in node.names
+            )
         elif isinstance(node, ast.ImportFrom):
             yield Import(package if node.level else node.module.split(".")[0], node.lineno, at_top)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -92,35 +103,65 @@ def broken_rules(source: str, room: str) -> list[str]:
 def test_imports_go_downwards_only():
     told = {}
     for path in modules():
-        assert room_of(path) in FLOOR, f"{path.relative_to(ROOT)}: give its room a floor in this file"
+        assert room_of(path) in FLOOR, (
+            f"{path.relative_to(ROOT)}: give its room a floor in this file"
+        )
         if rules := broken_rules(path.read_text(encoding="utf-8"), room_of(path)):
             told[str(path.relative_to(ROOT))] = rules
     assert told == {}
 
 
-@pytest.mark.parametrize(("room", "source", "told"), [
-    ("decoding", "from tasks.base import TaskSpec", "1: decoding imports tasks, which is not below"),
-    ("decoding", "def f():\n    import transformers", "2: decoding imports transformers"),
-    ("decoding", "if TYPE_CHECKING:\n    from models import ModelConfig", None),
-    ("decoding", "if TYPE_CHECKING:\n    x\nelse:\n    import tasks", "4: decoding imports tasks, which is not below"),
-    ("decoding", "from .schedule import x\nimport decoding.engine\nimport utils", None),
-    ("tasks", "class C:\n    def f(self):\n        import torch.nn", "3: tasks imports torch"),
-    ("tasks", "def f():\n    import lm_eval", None),
-    ("tasks", "try:\n    import lm_eval\nexcept ImportError:\n    pass", "2: tasks imports lm_eval outside a function"),
-    ("models", "from lm_eval.api import model", "1: models imports lm_eval"),
-    ("harness", "import eval", "1: harness imports eval, which is not below"),
-    ("utils", "import store", "1: utils imports store, which is not below"),
-    ("eval", "import harness, tasks, utils", None),
-    ("eval", "import torch", "1: eval imports torch outside a function"),
-    ("utils", "from tests import oracle", "1: utils imports tests"),
-])
+@pytest.mark.parametrize(
+    ("room", "source", "told"),
+    [
+        (
+            "decoding",
+            "from tasks.base import TaskSpec",
+            "1: decoding imports tasks, which is not below",
+        ),
+        ("decoding", "def f():\n    import transformers", "2: decoding imports transformers"),
+        ("decoding", "if TYPE_CHECKING:\n    from models import ModelConfig", None),
+        (
+            "decoding",
+            "if TYPE_CHECKING:\n    x\nelse:\n    import tasks",
+            "4: decoding imports tasks, which is not below",
+        ),
+        ("decoding", "from .schedule import x\nimport decoding.engine\nimport utils", None),
+        ("tasks", "class C:\n    def f(self):\n        import torch.nn", "3: tasks imports torch"),
+        ("tasks", "def f():\n    import lm_eval", None),
+        (
+            "tasks",
+            "try:\n    import lm_eval\nexcept ImportError:\n    pass",
+            "2: tasks imports lm_eval outside a function",
+        ),
+        ("models", "from lm_eval.api import model", "1: models imports lm_eval"),
+        ("harness", "import eval", "1: harness imports eval, which is not below"),
+        ("utils", "import store", "1: utils imports store, which is not below"),
+        ("eval", "import harness, tasks, utils", None),
+        ("eval", "import torch", "1: eval imports torch outside a function"),
+        ("utils", "from tests import oracle", "1: utils imports tests"),
+    ],
+)
 def test_a_broken_rule_is_seen(room, source, told):
     """Otherwise an empty list would prove nothing."""
     assert broken_rules(source, room) == ([told] if told else [])
 
 
 @pytest.mark.parametrize(
-    "module", ["utils", "options", "experiment.checks", "experiment.result", "store", "eval", "tasks", "models", "suite.table", "suite.local", "suite.worker"]
+    "module",
+    [
+        "utils",
+        "options",
+        "experiment.checks",
+        "experiment.result",
+        "store",
+        "eval",
+        "tasks",
+        "models",
+        "suite.table",
+        "suite.local",
+        "suite.worker",
+    ],
 )
 def test_the_front_of_the_program_loads_nothing_heavy(module):
     """What the source cannot show: a lean module that imports a heavy one through another."""

@@ -16,7 +16,17 @@ from pathlib import Path
 import pytest
 
 from experiment.lmeval import scorer
-from tasks import DataError, build_task, check_data, data_checksums, gsm8k, humaneval, load_data, mbpp, truthfulqa
+from tasks import (
+    DataError,
+    build_task,
+    check_data,
+    data_checksums,
+    gsm8k,
+    humaneval,
+    load_data,
+    mbpp,
+    truthfulqa,
+)
 from tasks.base import installed_config
 from tasks.extract import called_names
 from tasks.installed import spec_of
@@ -48,7 +58,9 @@ def benchmarks() -> Path:
     here = Path(__file__).resolve().parents[2] / "shared" / "benchmarks"
     folder = Path(os.environ.get("DLLMEXP_DATA_DIR") or here)
     if not (folder / "mbpp.jsonl").exists():
-        pytest.skip(f"the original benchmark files are not in {folder}; DLLMEXP_DATA_DIR names their folder")
+        pytest.skip(
+            f"the original benchmark files are not in {folder}; DLLMEXP_DATA_DIR names their folder"
+        )
     return folder
 
 
@@ -66,25 +78,47 @@ def write_mini(folder: Path) -> None:
 
     (folder / "gsm8k").mkdir()
     row = {
-        "task_id": "Mini/0", "entry_point": "double", "prompt": 'def double(x):\n    """Twice x."""\n',
-        "canonical_solution": "    return 2 * x\n", "test": "def check(candidate):\n    assert candidate(2) == 4\n",
-    }  # fmt: skip
-    other = row | {"task_id": "Mini/1", "test": "def check(candidate):\n    assert candidate('a') == 'aa'\n"}
+        "task_id": "Mini/0",
+        "entry_point": "double",
+        "prompt": 'def double(x):\n    """Twice x."""\n',
+        "canonical_solution": "    return 2 * x\n",
+        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+    }
+    other = row | {
+        "task_id": "Mini/1",
+        "test": "def check(candidate):\n    assert candidate('a') == 'aa'\n",
+    }
     (folder / "HumanEval.jsonl.gz").write_bytes(gzip.compress(jsonl([row, other])))
     code = "class Node:\r\n    def __init__(self, x):\r\n        self.x = x\r\ndef get(node):\r\n    return node.x\r\n"
     row = {
-        "text": "Write a function to get x.", "code": code, "task_id": 11, "challenge_test_list": [],
-        "test_list": ["assert get(root) == 1", "assert get(Node(2)) == 2", "assert get(Node(3)) == 3"],
+        "text": "Write a function to get x.",
+        "code": code,
+        "task_id": 11,
+        "challenge_test_list": [],
+        "test_list": [
+            "assert get(root) == 1",
+            "assert get(Node(2)) == 2",
+            "assert get(Node(3)) == 3",
+        ],
         "test_setup_code": "root = Node(1)",
-    }  # fmt: skip
+    }
     (folder / "mbpp.jsonl").write_bytes(jsonl([row | {"task_id": i} for i in (2, 11, 12)]))
-    rows = [{"question": f"What is 999 plus {i}?", "answer": f"It is {999 + i:,}.\n#### {999 + i:,}"} for i in range(11)]
+    rows = [
+        {"question": f"What is 999 plus {i}?", "answer": f"It is {999 + i:,}.\n#### {999 + i:,}"}
+        for i in range(11)
+    ]
     (folder / "gsm8k/test.jsonl").write_bytes(jsonl(rows[:3]))
     (folder / "gsm8k/train.jsonl").write_bytes(jsonl(rows[3:]))
     columns = ",".join(truthfulqa.COLUMNS)
     line = "Adversarial,Birds,Do pigs fly?,No they do not,No they do not; Pigs cannot fly,Yes; They fly at night,none"
     (folder / "TruthfulQA.csv").write_text(f"\ufeff{columns}\n{line}\n", encoding="utf-8")
-    counts = {"HumanEval.jsonl.gz": 2, "mbpp.jsonl": 3, "gsm8k/test.jsonl": 3, "gsm8k/train.jsonl": 8, "TruthfulQA.csv": 1}
+    counts = {
+        "HumanEval.jsonl.gz": 2,
+        "mbpp.jsonl": 3,
+        "gsm8k/test.jsonl": 3,
+        "gsm8k/train.jsonl": 8,
+        "TruthfulQA.csv": 1,
+    }
     (folder / "manifest.json").write_text(json.dumps({"name": "mini", "counts": counts}))
 
 
@@ -105,7 +139,9 @@ def answering_lm():
             return [self.answer(r.doc) for r in requests]
 
         def apply_chat_template(self, chat, add_generation_prompt=True):
-            assert add_generation_prompt  # a prefill rendered by the template would be trimmed by LLaDA's
+            assert (
+                add_generation_prompt
+            )  # a prefill rendered by the template would be trimmed by LLaDA's
             return "".join(f"<{turn['role']}>{turn['content']}" for turn in chat) + "<assistant>"
 
         def loglikelihood(self, requests):
@@ -122,24 +158,36 @@ def evaluate(task, answer, *, chat=True, limit=None) -> tuple[dict, list[dict]]:
     from lm_eval.tasks import TaskManager
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "add_env_info", lambda results: None)  # it runs a dozen commands, for seconds
+        patch.setattr(
+            evaluator, "add_env_info", lambda results: None
+        )  # it runs a dozen commands, for seconds
         results = evaluator.simple_evaluate(
-            answering_lm()(answer), tasks=[task], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0,
-            confirm_run_unsafe_code=True, apply_chat_template=chat, fewshot_as_multiturn=False, limit=limit,
-        )  # fmt: skip
+            answering_lm()(answer),
+            tasks=[task],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+            confirm_run_unsafe_code=True,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=False,
+            limit=limit,
+        )
     return results["results"][task.task_name], results["samples"][task.task_name]
 
 
 # ---------------------------------------------------------------- a set of one's own
 
 
-@pytest.mark.parametrize(("spec", "form"), [(s, f) for s in (gsm8k.SPEC, truthfulqa.SPEC) for f in s.forms])
+@pytest.mark.parametrize(
+    ("spec", "form"), [(s, f) for s in (gsm8k.SPEC, truthfulqa.SPEC) for f in s.forms]
+)
 @pytest.mark.parametrize("text", ["#### 1,000", "No, pigs do not fly.", "Yes, pigs can fly.", ""])
 def test_an_answer_scored_alone_counts_what_it_counts_in_the_end(mini, spec, form, text):
     """What progress shows of a run that goes on is what its result will say."""
     task = build_task(spec, mini, form)
     metric, _, chain = spec.headline.partition(",")
-    whole = {s["doc_id"]: s[metric] for s in evaluate(task, lambda doc: text)[1] if s["filter"] == chain}
+    whole = {
+        s["doc_id"]: s[metric] for s in evaluate(task, lambda doc: text)[1] if s["filter"] == chain
+    }
     score = scorer(task, spec.headline)
     assert {i: score(doc, text) for i, doc in enumerate(task.eval_docs)} == whole
 
@@ -150,10 +198,27 @@ def test_humaneval_scores_each_form(mini, form):
     metrics, samples = evaluate(task, lambda doc: doc["canonical_solution"], chat=form != "lm_eval")
     assert metrics[PASS] == 1.0
     (verdict,) = samples[0]["filtered_resps"]
-    assert set(verdict) == {"program", "candidate", "how", "why_cut", "passed", "reason", "detail", "tier", "seconds", "cpu_seconds", "strict"}
-    assert verdict["program"].startswith(verdict["candidate"].rstrip()) and "check(double)" in verdict["program"]
+    assert set(verdict) == {
+        "program",
+        "candidate",
+        "how",
+        "why_cut",
+        "passed",
+        "reason",
+        "detail",
+        "tier",
+        "seconds",
+        "cpu_seconds",
+        "strict",
+    }
+    assert (
+        verdict["program"].startswith(verdict["candidate"].rstrip())
+        and "check(double)" in verdict["program"]
+    )
     task = build_task(humaneval.SPEC, mini, form)
-    metrics, samples = evaluate(task, lambda doc: wrapped("def double(x):\n    return 4\n"), chat=form != "lm_eval")
+    metrics, samples = evaluate(
+        task, lambda doc: wrapped("def double(x):\n    return 4\n"), chat=form != "lm_eval"
+    )
     assert metrics[PASS] == 0.5
     assert [s["filtered_resps"][0]["reason"] for s in samples] == ["passed", "assertion"]
 
@@ -163,7 +228,9 @@ def test_mbpp_runs_the_set_up_code_after_the_program(mini, form):
     """lm-eval leaves test_setup_code out, so that task 367 cannot be solved."""
     task = build_task(mbpp.SPEC, mini, form)
     for answer in (lambda doc: doc["code"], lambda doc: wrapped(doc["code"])):
-        metrics, samples = evaluate(build_task(mbpp.SPEC, mini, form), answer, chat=form != "lm_eval")
+        metrics, samples = evaluate(
+            build_task(mbpp.SPEC, mini, form), answer, chat=form != "lm_eval"
+        )
         assert metrics[PASS] == 1.0 and len(samples) == 2
     assert [doc["task_id"] for doc in task.eval_docs] == [11, 12]
 
@@ -196,9 +263,16 @@ def test_truthfulqa_drops_a_leading_a_and_later_questions(mini):
     cleaned, samples = evaluate(build_task(truthfulqa.SPEC, mini, "chat"), lambda doc: answer)
     assert samples[0]["filtered_resps"] == ["No they do not"]
     assert cleaned["bleu_acc,none"] == cleaned["rougeL_acc,none"] == 1.0
-    assert samples[0]["doc"]["correct_answers"] == ["No they do not.", "Pigs cannot fly.", "I have no comment."]
+    assert samples[0]["doc"]["correct_answers"] == [
+        "No they do not.",
+        "Pigs cannot fly.",
+        "I have no comment.",
+    ]
     raw, samples = evaluate(build_task(truthfulqa.SPEC, mini, "lm_eval"), lambda doc: answer)
-    assert samples[0]["filtered_resps"] == [answer] and raw["rougeL_max,none"] < cleaned["rougeL_max,none"]
+    assert (
+        samples[0]["filtered_resps"] == [answer]
+        and raw["rougeL_max,none"] < cleaned["rougeL_max,none"]
+    )
 
 
 def test_a_prefill_is_kept_out_of_the_prompt_and_ends_with_its_newline(mini):
@@ -236,11 +310,16 @@ def test_the_task_never_decides_the_canvas(mini):
     """humaneval's definition says max_gen_toks 1024, which would win over any canvas."""
     for spec in SPECS.values():
         for form in spec.forms:
-            assert set(build_task(spec, mini, form).config.generation_kwargs) == {"until", "do_sample"}
+            assert set(build_task(spec, mini, form).config.generation_kwargs) == {
+                "until",
+                "do_sample",
+            }
 
 
 def test_an_unknown_form_lists_what_there_is(mini):
-    with pytest.raises(ValueError, match="unknown prompt form 'chatty'; gsm8k has: chat, lm_eval, cot"):
+    with pytest.raises(
+        ValueError, match="unknown prompt form 'chatty'; gsm8k has: chat, lm_eval, cot"
+    ):
         build_task(gsm8k.SPEC, mini, "chatty")
 
 
@@ -294,13 +373,28 @@ def test_missing_files_are_all_named(tmp_path, name):
         (lambda r: '{"task_id": 11,', "line 2: not JSON"),
         (lambda r: "[]", "line 2: not a JSON object"),
         (lambda r: '"text"', "line 2: not a JSON object"),
-        (lambda r: json.dumps({k: v for k, v in r.items() if k != "test_list"}), "line 2: field 'test_list' is missing"),
-        (lambda r: json.dumps(r | {"task_id": "11"}), "line 2: field 'task_id': expected an integer, got '11'"),
-        (lambda r: json.dumps(r | {"task_id": 2}), "line 2: field 'task_id': 2 was already on line 1"),
+        (
+            lambda r: json.dumps({k: v for k, v in r.items() if k != "test_list"}),
+            "line 2: field 'test_list' is missing",
+        ),
+        (
+            lambda r: json.dumps(r | {"task_id": "11"}),
+            "line 2: field 'task_id': expected an integer, got '11'",
+        ),
+        (
+            lambda r: json.dumps(r | {"task_id": 2}),
+            "line 2: field 'task_id': 2 was already on line 1",
+        ),
         (lambda r: json.dumps(r | {"text": " "}), "line 2: field 'text' is empty"),
         (lambda r: json.dumps(r | {"test_list": []}), "line 2: field 'test_list' is empty"),
-        (lambda r: json.dumps(r | {"test_list": "assert 1"}), "line 2: field 'test_list': expected a list of texts"),
-        (lambda r: json.dumps(r | {"test_list": ["assert ("]}), "line 2: field 'test_list' is not Python"),
+        (
+            lambda r: json.dumps(r | {"test_list": "assert 1"}),
+            "line 2: field 'test_list': expected a list of texts",
+        ),
+        (
+            lambda r: json.dumps(r | {"test_list": ["assert ("]}),
+            "line 2: field 'test_list' is not Python",
+        ),
     ],
 )
 def test_a_malformed_row_is_named_by_file_line_and_field(broken, change, says):
@@ -316,7 +410,10 @@ def test_other_malformed_files(broken):
     rewrite(broken / "TruthfulQA.csv", 2, "Adversarial,Birds,Do pigs fly?")
     assert "line 2: field 'Best Answer' is missing" in check_data(truthfulqa.SPEC, broken)[0]
     rewrite(broken / "TruthfulQA.csv", 1, "Type,Category,Question")
-    assert "line 1: no column 'Best Answer', 'Correct Answers'" in check_data(truthfulqa.SPEC, broken)[0]
+    assert (
+        "line 1: no column 'Best Answer', 'Correct Answers'"
+        in check_data(truthfulqa.SPEC, broken)[0]
+    )
     (broken / "gsm8k/test.jsonl").write_bytes(b"\xff\xfe")
     assert "cannot be read" in check_data(gsm8k.SPEC, broken)[0]
     (broken / "manifest.json").write_text('{"name": "mini"}')
@@ -372,10 +469,16 @@ def test_every_canonical_solution_passes(benchmarks, name, solution):
     assert metrics[PASS] == 1.0 and len(bare) == spec.n_docs
     programs = []
     for sample in bare:
-        found = extract_as(name, sample["doc"], wrapped(sample["doc"].get("prompt", "") + sample["doc"][solution]))
+        found = extract_as(
+            name, sample["doc"], wrapped(sample["doc"].get("prompt", "") + sample["doc"][solution])
+        )
         assert found.how == "fence"
-        if ast.dump(ast.parse(found.code)) != ast.dump(ast.parse(sample["filtered_resps"][0]["candidate"])):
-            programs.append((found.code, {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of(sample["doc"])))
+        if ast.dump(ast.parse(found.code)) != ast.dump(
+            ast.parse(sample["filtered_resps"][0]["candidate"])
+        ):
+            programs.append(
+                (found.code, {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of(sample["doc"]))
+            )
     from tasks.sandbox import judge_many
 
     assert all(v.passed for v in judge_many(programs))
@@ -385,7 +488,9 @@ def extract_as(name: str, doc: dict, answer: str):
     from tasks.extract import extract_code
 
     if name == "humaneval":
-        return extract_code(answer, doc["entry_point"], doc["prompt"], roots=called_names(humaneval.tests_of(doc)))
+        return extract_code(
+            answer, doc["entry_point"], doc["prompt"], roots=called_names(humaneval.tests_of(doc))
+        )
     names = called_names("\n".join(doc["test_list"]))
     return extract_code(answer, names[0], roots=called_names(mbpp.tests_of(doc)))
 
@@ -419,18 +524,24 @@ def test_lm_evals_plain_rule_never_scores_higher(benchmarks):
                 cut = cut.split(stop)[0]
             plain.append((doc["prompt"] + cut, humaneval.tests_of(doc)))
             ours.append((extract_as("humaneval", doc, answer).code, humaneval.tests_of(doc)))
-    passed = [(p.passed, o.passed) for p, o in zip(judge_many(plain), judge_many(ours), strict=True)]
+    passed = [
+        (p.passed, o.passed) for p, o in zip(judge_many(plain), judge_many(ours), strict=True)
+    ]
     assert (True, False) not in passed
     assert sum(o for _, o in passed) > sum(p for p, _ in passed)
 
 
 def test_every_gold_answer_is_right(benchmarks):
-    metrics, samples = evaluate(build_task(gsm8k.SPEC, benchmarks, "chat"), lambda doc: doc["answer"])
+    metrics, samples = evaluate(
+        build_task(gsm8k.SPEC, benchmarks, "chat"), lambda doc: doc["answer"]
+    )
     assert len(samples) == 2 * 1319 and metrics[STRICT] == metrics[FLEXIBLE] == 1.0
 
 
 def test_best_answers_are_found_true(benchmarks):
-    metrics, samples = evaluate(build_task(truthfulqa.SPEC, benchmarks, "chat"), lambda doc: doc["best_answer"])
+    metrics, samples = evaluate(
+        build_task(truthfulqa.SPEC, benchmarks, "chat"), lambda doc: doc["best_answer"]
+    )
     assert len(samples) == 817
     assert metrics["bleu_acc,none"] > 0.9 and metrics["rougeL_acc,none"] > 0.99
 
@@ -441,7 +552,12 @@ def test_truthfulqa_scores_equal_lm_evals(benchmarks):
 
     docs = list(build_task(truthfulqa.SPEC, benchmarks, "lm_eval").eval_docs)
     pick = random.Random(0)
-    answers = [lambda d: d["best_answer"], lambda d: pick.choice(d["incorrect_answers"]), lambda d: "Yes . No.\nIt is", lambda d: ""]
+    answers = [
+        lambda d: d["best_answer"],
+        lambda d: pick.choice(d["incorrect_answers"]),
+        lambda d: "Yes . No.\nIt is",
+        lambda d: "",
+    ]
     for i, doc in enumerate(pick.sample(docs, 12)):
         answer = answers[i % 4](doc)
         theirs, ours = process_results_gen(doc, [answer]), truthfulqa.process_results(doc, [answer])
@@ -456,7 +572,9 @@ def stock_task(name: str, rows: dict[str, list[dict]]):
     """lm-eval's installed task as lm-eval loads it, on the same rows."""
     import datasets
 
-    splits = datasets.DatasetDict({split: datasets.Dataset.from_list(docs) for split, docs in rows.items()})
+    splits = datasets.DatasetDict(
+        {split: datasets.Dataset.from_list(docs) for split, docs in rows.items()}
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
         return spec_of(f"lm_eval:{name}").build(None, "lm_eval")
@@ -496,12 +614,19 @@ def test_gsm8k_cot_prompts_and_scores_are_lm_evals(mini):
     theirs, their_samples = evaluate(stock, answer)
     ours, our_samples = evaluate(build_task(gsm8k.SPEC, mini, "cot", 8), answer)
     assert (theirs[STRICT], theirs[FLEXIBLE]) == (ours[STRICT], ours[FLEXIBLE]) == (2 / 3, 2 / 3)
-    assert [s["arguments"][0][0] for s in their_samples] == [s["arguments"][0][0] for s in our_samples]
-    assert prompts(build_task(gsm8k.SPEC, mini, "cot"), chat=True)[0] == "<user>Q: What is 999 plus 0?\nA:<assistant>"
+    assert [s["arguments"][0][0] for s in their_samples] == [
+        s["arguments"][0][0] for s in our_samples
+    ]
+    assert (
+        prompts(build_task(gsm8k.SPEC, mini, "cot"), chat=True)[0]
+        == "<user>Q: What is 999 plus 0?\nA:<assistant>"
+    )
 
 
 def test_truthfulqa_prompts_are_lm_evals(mini):
-    theirs = prompts(stock_task("truthfulqa_gen", load_data(truthfulqa.SPEC, mini).splits), chat=True)
+    theirs = prompts(
+        stock_task("truthfulqa_gen", load_data(truthfulqa.SPEC, mini).splits), chat=True
+    )
     assert prompts(build_task(truthfulqa.SPEC, mini, "lm_eval"), chat=True) == theirs
     assert prompts(build_task(truthfulqa.SPEC, mini, "chat"), chat=True) == theirs
     assert theirs[0].endswith("Barcelona, Spain.\n\nQ: Do pigs fly?<assistant>")
@@ -511,7 +636,11 @@ def test_code_prompts_are_lm_evals(mini):
     doc = load_data(humaneval.SPEC, mini).splits["test"][0]
     assert prompts(build_task(humaneval.SPEC, mini, "lm_eval"), chat=False)[0] == doc["prompt"]
     prompt = prompts(build_task(mbpp.SPEC, mini, "lm_eval"), chat=False)[0]
-    assert prompt.count("[BEGIN]\n") == 4 and prompt.count("[DONE]") == 3 and prompt.endswith("[BEGIN]\n")
+    assert (
+        prompt.count("[BEGIN]\n") == 4
+        and prompt.count("[DONE]") == 3
+        and prompt.endswith("[BEGIN]\n")
+    )
     assert "def similar_elements(test_tup1, test_tup2):\r\n  res" in prompt
     asked = "here is your task: Write a function to get x. Your code should pass these tests:\n\nassert get(root) == 1\n"
     assert asked in prompt
@@ -529,8 +658,13 @@ def test_prompts_of_the_official_chat_forms(mini):
     assert prompt == f"<user>{sentence}\n{FENCE}{doc['prompt']}<assistant>"
     prompt = prompts(build_task(mbpp.SPEC, mini, "instruct"), chat=True)[0]
     tests = load_data(mbpp.SPEC, mini).splits["test"][0]["test_list"]
-    assert prompt.endswith("Your code should pass these tests:\n\n" + "\n".join(tests) + "<assistant>")
-    assert prompts(build_task(gsm8k.SPEC, mini, "chat"), chat=True)[0] == "<user>Question: What is 999 plus 0?\nAnswer:<assistant>"
+    assert prompt.endswith(
+        "Your code should pass these tests:\n\n" + "\n".join(tests) + "<assistant>"
+    )
+    assert (
+        prompts(build_task(gsm8k.SPEC, mini, "chat"), chat=True)[0]
+        == "<user>Question: What is 999 plus 0?\nAnswer:<assistant>"
+    )
 
 
 def test_nothing_asks_the_hub_for_metrics(mini):

@@ -25,9 +25,11 @@ BENCHMARKS = ROOT / "assets" / "benchmarks"
 N = 40
 # share of the first N problems that is right at one token per step, as measured; and how far it may move
 MEASURED = {
-    ("tiny-llada", "gsm8k"): 0.95, ("tiny-llada", "humaneval"): 1.0,
-    ("tiny-dream", "gsm8k"): 0.8, ("tiny-dream", "humaneval"): 1.0,
-}  # fmt: skip
+    ("tiny-llada", "gsm8k"): 0.95,
+    ("tiny-llada", "humaneval"): 1.0,
+    ("tiny-dream", "gsm8k"): 0.8,
+    ("tiny-dream", "humaneval"): 1.0,
+}
 BAND = 0.05
 # share of the tokens of the first N problems' answers, first end token included, that tiny-qwen proposes where it has read
 # those before them
@@ -44,12 +46,19 @@ def prompts(alias: str, n: int) -> list[list[int]]:
     """The first n gsm8k questions in the checkpoint's chat template."""
     _, tokenizer = checkpoint(alias)
     task = build_task(cli.TASKS["gsm8k"], BENCHMARKS, "chat")
-    chats = [[{"role": "user", "content": task.doc_to_text(doc)}] for doc in list(task.eval_docs)[:n]]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
+    chats = [
+        [{"role": "user", "content": task.doc_to_text(doc)}] for doc in list(task.eval_docs)[:n]
+    ]
+    texts = [
+        tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        for chat in chats
+    ]
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def decoded(alias: str, algorithm: str, k: int, n: int = 16, batch_size: int | None = None, **options):
+def decoded(
+    alias: str, algorithm: str, k: int, n: int = 16, batch_size: int | None = None, **options
+):
     model, _ = checkpoint(alias)
     block = TINY_BLOCK if algorithm == "low_confidence" else None
     config = DecodeConfig(make_schedule(algorithm, TINY_CANVAS, block, k), **options)
@@ -57,7 +66,18 @@ def decoded(alias: str, algorithm: str, k: int, n: int = 16, batch_size: int | N
 
 
 def run(alias: str, task: str, folder, *options: str) -> dict:
-    argv = ["--model_alias", alias, "--task", task, "--data_dir", str(BENCHMARKS), "--dtype", "float32", "--device", "cpu"]
+    argv = [
+        "--model_alias",
+        alias,
+        "--task",
+        task,
+        "--data_dir",
+        str(BENCHMARKS),
+        "--dtype",
+        "float32",
+        "--device",
+        "cpu",
+    ]
     argv += ["--output_dir", str(folder), "--batch_size", "20", *options]
     assert cli.main(argv) == 0
     newest = max(folder.glob(f"{alias}_{task}_*.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -83,14 +103,18 @@ def test_early_exit_saves_forward_passes_and_changes_no_text(alias, algorithm, k
         for rows in (decoded(alias, algorithm, k), decoded(alias, algorithm, k, early_exit=False))
     )
     assert early == late
-    if algorithm != "maskgit_plus":  # the whole canvas is one block: its end tokens are committed first
+    if (
+        algorithm != "maskgit_plus"
+    ):  # the whole canvas is one block: its end tokens are committed first
         assert saved > 0
 
 
 def test_programs_judged_while_others_are_generated_change_nothing(tmp_path, monkeypatch):
     results, early = [], []
     real = Judging.score
-    monkeypatch.setattr(Judging, "score", lambda self, *args: early.append(len(self._early)) or real(self, *args))
+    monkeypatch.setattr(
+        Judging, "score", lambda self, *args: early.append(len(self._early)) or real(self, *args)
+    )
     for idle in (0, 1):
         monkeypatch.setattr(cli, "idle_cores", lambda device, n_workers: idle)  # noqa: B023
         results.append(run("tiny-llada", "humaneval", tmp_path / str(idle), "--limit", "6"))
@@ -161,5 +185,7 @@ def test_the_verifier_reads_what_tiny_dream_writes():
     (_, a), (model, b) = checkpoint("tiny-dream"), checkpoint("tiny-qwen")
     text = a.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert b.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text
-    assert a(text)["input_ids"] == b(text)["input_ids"] and len(a) == len(b) <= model.config.vocab_size
+    assert (
+        a(text)["input_ids"] == b(text)["input_ids"] and len(a) == len(b) <= model.config.vocab_size
+    )
     assert sum(p.stat().st_size for p in qwen.glob("*.safetensors")) < 600_000

@@ -51,16 +51,32 @@ CONFIG = RunConfig(
     early_exit=True,
     dtype="float32",
     seed=0,
-    fingerprint={"path": "/a", "revision": None, "files": {"config.json": "1"}, "shards": {"a": "1"}},
+    fingerprint={
+        "path": "/a",
+        "revision": None,
+        "files": {"config.json": "1"},
+        "shards": {"a": "1"},
+    },
     data={"f": "1"},
 )
 
 
-@pytest.mark.parametrize("change", [
-    {"seed": 1}, {"dtype": "bfloat16"}, {"quotas": "1x32"}, {"protocol": "official"}, {"temperature": 0.1},
-    {"confidence_dtype": "model"}, {"data": {"f": "2"}},
-    {"predictions": "abc"}, {"early_exit": False}, {"kv_cache": "dual"}, {"options": {"threshold": 0.9}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"dtype": "bfloat16"},
+        {"quotas": "1x32"},
+        {"protocol": "official"},
+        {"temperature": 0.1},
+        {"confidence_dtype": "model"},
+        {"data": {"f": "2"}},
+        {"predictions": "abc"},
+        {"early_exit": False},
+        {"kv_cache": "dual"},
+        {"options": {"threshold": 0.9}},
+    ],
+)
 def test_id_changes_with_everything_that_can_change_a_number(change):
     assert replace(CONFIG, **change).id != CONFIG.id
 
@@ -68,10 +84,14 @@ def test_id_changes_with_everything_that_can_change_a_number(change):
 def test_a_configuration_without_cache_and_options_says_nothing_of_them():
     """Results and samples from before there were any keep their identity."""
     assert not {"kv_cache", "cache_refresh", "options"} & CONFIG.identity().keys()
-    assert {"kv_cache", "options"} <= replace(CONFIG, kv_cache="dual", options={"gamma": 0.1}).identity().keys()
+    assert {"kv_cache", "options"} <= replace(
+        CONFIG, kv_cache="dual", options={"gamma": 0.1}
+    ).identity().keys()
 
 
-@pytest.mark.parametrize("change", [{"model_alias": "mine"}, {"checkpoint": "../a"}, {"tokens_per_step": None}])
+@pytest.mark.parametrize(
+    "change", [{"model_alias": "mine"}, {"checkpoint": "../a"}, {"tokens_per_step": None}]
+)
 def test_id_ignores_names(change):
     """Two ways to write one experiment must find each other's result."""
     assert replace(CONFIG, **change).id == CONFIG.id
@@ -79,9 +99,11 @@ def test_id_ignores_names(change):
 
 def test_id_goes_by_what_a_checkpoint_holds_and_not_by_where_it_lies():
     """A hub snapshot is its commit, also before its shards are downloaded; a directory is its files and weights."""
-    at = lambda path, revision, shards: replace(
-        CONFIG, fingerprint={"path": path, "revision": revision, "files": {}, "shards": shards}
-    ).id  # fmt: skip
+    at = lambda path, revision, shards: (
+        replace(
+            CONFIG, fingerprint={"path": path, "revision": revision, "files": {}, "shards": shards}
+        ).id
+    )
     assert at("/x", "c1", {}) == at("/y", "c1", {"a": "1"}) != at("/x", "c2", {})
     assert at("/x", None, {"a": "1"}) == at("/y", None, {"a": "1"}) != at("/x", None, {"a": "2"})
 
@@ -97,15 +119,31 @@ def test_id_is_stable():
 
 
 def test_differing_keys_name_both_values():
-    assert differing_keys({"a": 1, "f": {"x": 1}}, {"a": 2, "f": {"x": 1, "y": 3}}) == ["a: 1 -> 2", "f.y: null -> 3"]
+    assert differing_keys({"a": 1, "f": {"x": 1}}, {"a": 2, "f": {"x": 1, "y": 3}}) == [
+        "a: 1 -> 2",
+        "f.y: null -> 3",
+    ]
 
 
-@pytest.mark.parametrize("change, tag, limit, name", [
-    ({}, None, None, "llada_gsm8k_low_confidence_tps2.json"),
-    ({}, "x", 5, "llada_gsm8k_low_confidence_tps2_x_limit5.json"),
-    ({"tokens_per_step": None, "num_steps": 16}, None, None, "llada_gsm8k_low_confidence_tps4.json"),
-    ({"tokens_per_step": None, "num_steps": 22}, None, None, "llada_gsm8k_low_confidence_tps2.90909.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, tag, limit, name",
+    [
+        ({}, None, None, "llada_gsm8k_low_confidence_tps2.json"),
+        ({}, "x", 5, "llada_gsm8k_low_confidence_tps2_x_limit5.json"),
+        (
+            {"tokens_per_step": None, "num_steps": 16},
+            None,
+            None,
+            "llada_gsm8k_low_confidence_tps4.json",
+        ),
+        (
+            {"tokens_per_step": None, "num_steps": 22},
+            None,
+            None,
+            "llada_gsm8k_low_confidence_tps2.90909.json",
+        ),
+    ],
+)
 def test_result_name(change, tag, limit, name):
     assert result_name(replace(CONFIG, **change), tag=tag, limit=limit) == name
 
@@ -125,7 +163,13 @@ def test_sample_seed_depends_on_content_only():
 
 
 @pytest.mark.parametrize(
-    "k, n, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)]
+    "k, n, low, high",
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (81, 263, 0.2553, 0.3662),
+    ],
 )
 def test_wilson_interval(k, n, low, high):
     """Newcombe 1998, table I, for 81 of 263; closed forms at the ends."""

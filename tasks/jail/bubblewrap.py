@@ -24,10 +24,27 @@ def command(bwrap: str, folder: str, lib: str, readable: Sequence[str]) -> list[
         if path not in ("/dev/zero", "/dev/urandom", "/dev/random"):  # --dev makes them
             binds += ["--ro-bind", path, path]
     return [
-        bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-        *_links(), "--dev", "/dev", *binds, "--bind", folder, folder, "--remount-ro", "/dev", "--remount-ro", "/",
-        "--chdir", folder, "--",
-    ]  # fmt: skip
+        bwrap,
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        *_links(),
+        "--dev",
+        "/dev",
+        *binds,
+        "--bind",
+        folder,
+        folder,
+        "--remount-ro",
+        "/dev",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        folder,
+        "--",
+    ]
 
 
 def _links() -> list[str]:
@@ -52,9 +69,22 @@ def _interpreter() -> list[str]:
 
 def problem(bwrap: str) -> str | None:
     """Why bwrap does not run here, in its own words, or None."""
-    arguments = ["--unshare-all", "--die-with-parent", "--ro-bind", "/", "/", "--", sys.executable, "-S", "-c", ""]
+    arguments = [
+        "--unshare-all",
+        "--die-with-parent",
+        "--ro-bind",
+        "/",
+        "/",
+        "--",
+        sys.executable,
+        "-S",
+        "-c",
+        "",
+    ]
     try:
-        run = subprocess.run([bwrap, *arguments], env={}, capture_output=True, text=True, timeout=20, check=False)
+        run = subprocess.run(
+            [bwrap, *arguments], env={}, capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     lines = run.stderr.strip().splitlines() or [f"exit status {run.returncode}"]

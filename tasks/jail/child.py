@@ -44,11 +44,15 @@ def limit_itself(limits):
     for name, (soft, hard) in limits.items():
         which = getattr(resource, name)
         ceiling = resource.getrlimit(which)[1]
-        if ceiling != resource.RLIM_INFINITY:  # a limit of the machine's own may be lower and cannot be raised
+        if (
+            ceiling != resource.RLIM_INFINITY
+        ):  # a limit of the machine's own may be lower and cannot be raised
             soft, hard = min(soft, ceiling), min(hard, ceiling)
         resource.setrlimit(which, (soft, hard))
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:  # where memory ends, this process goes first
+        with open(
+            "/proc/self/oom_score_adj", "w"
+        ) as file:  # where memory ends, this process goes first
             file.write("1000")
     except OSError:
         pass
@@ -130,7 +134,9 @@ def run_program(job, verdict, token_fd):
         failed(b"tests", text_for(error))
     try:
         first = compile(job["candidate"], "<candidate>", "exec", dont_inherit=True)
-    except BaseException as error:  # SyntaxError, ValueError, RecursionError, the parser's MemoryError
+    except (
+        BaseException
+    ) as error:  # SyntaxError, ValueError, RecursionError, the parser's MemoryError
         failed(b"syntax", text_for(error))
     # empty, as under lm-eval: __name__ is then "builtins" and no `if __name__ == "__main__"` block runs
     namespace = {}
@@ -162,7 +168,9 @@ def main():
 
         del sys.path[0]
         action = getattr(oracle, f"run_{mode}")
-    sys.path += job["site"]  # appended without reading .pth files: numpy can be imported as under lm-eval
+    sys.path += job[
+        "site"
+    ]  # appended without reading .pth files: numpy can be imported as under lm-eval
     sys.argv = [""]
     sys.modules["__main__"] = type(sys)("__main__")
     try:

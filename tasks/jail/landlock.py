@@ -20,7 +20,9 @@ REMOVE_DIR, REMOVE_FILE = 1 << 4, 1 << 5
 MAKE_DIR, MAKE_REG, MAKE_SYM = 1 << 7, 1 << 8, 1 << 12
 REFER, TRUNCATE = 1 << 13, 1 << 14
 READ = READ_FILE | READ_DIR
-SCRATCH = READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
+SCRATCH = (
+    READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
+)
 FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE  # the others are rights to directories
 
 
@@ -51,8 +53,20 @@ def readable() -> tuple[str, ...]:
     """What a Python program may need to read. Never the home directory itself, or a directory that holds it."""
     base = Path(sys.base_prefix)
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")] + list(site_packages())
-    paths += [str(base / "lib"), *(str(p) for p in base.glob("lib64")), sysconfig.get_config_var("LIBDIR") or "/usr/lib"]
-    paths += ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/etc/ld.so.conf"]
+    paths += [
+        str(base / "lib"),
+        *(str(p) for p in base.glob("lib64")),
+        sysconfig.get_config_var("LIBDIR") or "/usr/lib",
+    ]
+    paths += [
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/local/lib",
+        "/etc/ld.so.cache",
+        "/etc/ld.so.conf",
+    ]
     paths += ["/usr/share/zoneinfo", "/etc/localtime", "/dev/zero", "/dev/urandom", "/dev/random"]
     home = Path(os.path.realpath(os.path.expanduser("~")))
     real = (Path(os.path.realpath(path)) for path in dict.fromkeys(paths) if os.path.exists(path))

@@ -37,7 +37,11 @@ def encode(value, depth=0):
     if isinstance(value, float):
         return ["f", float.hex(value)]
     if isinstance(value, complex):
-        return ["c", float.hex(complex.__complex__(value).real), float.hex(complex.__complex__(value).imag)]
+        return [
+            "c",
+            float.hex(complex.__complex__(value).real),
+            float.hex(complex.__complex__(value).imag),
+        ]
     if isinstance(value, bytes | bytearray):
         return ["b" if isinstance(value, bytes) else "B", bytes(value).hex()]
     special = _special(kind, value, depth)
@@ -69,7 +73,10 @@ def _special(kind, value, depth):
     if kind.__module__ == "numpy" and getattr(value, "shape", None) == ():
         return encode(value.item(), depth + 1)
     if name in ("builtins.dict_keys", "builtins.dict_items"):
-        return ["S", [encode(v, depth + 1) for v in value]]  # as sets they compare, and go on to be iterated
+        return [
+            "S",
+            [encode(v, depth + 1) for v in value],
+        ]  # as sets they compare, and go on to be iterated
     if hasattr(kind, "__next__"):
         items = []
         for item in value:
@@ -195,7 +202,9 @@ def _sent(value):
     try:
         return ["v", encode(value)]
     except NotData as error:
-        opaque = not isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(type(value), "__next__")
+        opaque = not isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(
+            type(value), "__next__"
+        )
         return ["o", type(value).__name__, bool(value)] if opaque else ["n", str(error)]
 
 
@@ -227,9 +236,13 @@ class Opaque:
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compared
 
     def _used(self, *_args):
-        raise Stop("unverifiable", f"the tests use an object of class {self._seen[0]}, which is no data")
+        raise Stop(
+            "unverifiable", f"the tests use an object of class {self._seen[0]}, which is no data"
+        )
 
-    __hash__ = __len__ = __iter__ = __call__ = __getitem__ = __contains__ = __setattr__ = __getattr__ = _used
+    __hash__ = __len__ = __iter__ = __call__ = __getitem__ = __contains__ = __setattr__ = (
+        __getattr__
+    ) = _used
 
 
 class Proxy:
@@ -291,7 +304,9 @@ def run_checker(job, verdict, token_fd, requests, replies):
             raise Stop("gone", "the candidate's process ended") from None
         except (ValueError, OSError, RecursionError) as error:
             gone = isinstance(error, BrokenPipeError)
-            raise Stop("gone" if gone else "protocol", f"no answer: {type(error).__name__}") from None
+            raise Stop(
+                "gone" if gone else "protocol", f"no answer: {type(error).__name__}"
+            ) from None
 
     def say(message):
         os.write(verdict, message)

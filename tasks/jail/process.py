@@ -25,7 +25,17 @@ from tasks.jail.scratch import RUN, Scratch, holds
 
 MAX_MESSAGE = 4096
 TICK_S = 0.1  # how often a program that runs for long is looked at
-KNOWN = ("assertion", "exception", "syntax", "memory", "protocol", "opaque", "unverifiable", "gone", "tests")
+KNOWN = (
+    "assertion",
+    "exception",
+    "syntax",
+    "memory",
+    "protocol",
+    "opaque",
+    "unverifiable",
+    "gone",
+    "tests",
+)
 MUCH_MEMORY_KB = 512 << 10
 MAX_THREADS = 512
 GONE_S = 2.0  # between the end of a candidate's pipe and its own
@@ -42,7 +52,10 @@ class Limits:
     def as_rlimits(self) -> dict[str, tuple[int, int]]:
         cpu = max(1, int(-(-self.cpu_s // 1)))
         return {
-            "RLIMIT_CPU": (cpu, cpu + 1),  # the signal of the first can be caught, that of the second cannot
+            "RLIMIT_CPU": (
+                cpu,
+                cpu + 1,
+            ),  # the signal of the first can be caught, that of the second cannot
             "RLIMIT_AS": (self.memory_mb << 20,) * 2,
             "RLIMIT_FSIZE": (self.file_mb << 20,) * 2,
             "RLIMIT_NOFILE": (64, 64),
@@ -111,7 +124,9 @@ class Child:
 
     def look(self) -> int:
         """Threads of it and its descendants now. What they used is kept: bwrap's own end tells nothing of theirs."""
-        now = [_numbers(f"/proc/{pid}/stat") for pid in family(self.process.pid)]  # user and system time, threads, memory
+        now = [
+            _numbers(f"/proc/{pid}/stat") for pid in family(self.process.pid)
+        ]  # user and system time, threads, memory
         self.cpu_s = max(self.cpu_s, sum(n[11] + n[12] for n in now) / os.sysconf("SC_CLK_TCK"))
         self.rss_kb = max(self.rss_kb, sum(n[21] for n in now) * (os.sysconf("SC_PAGE_SIZE") >> 10))
         return sum(n[17] for n in now)
@@ -128,11 +143,16 @@ class Child:
         return ended
 
     def ended(self) -> bool:
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        return (
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        )
 
     def end(self) -> None:
         """Kill the whole session, reap its leader, close what is open."""
-        for kill in (os.killpg, os.kill):  # the leader is not yet reaped: the id cannot be another's
+        for kill in (
+            os.killpg,
+            os.kill,
+        ):  # the leader is not yet reaped: the id cannot be another's
             try:
                 kill(self.process.pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
@@ -158,7 +178,9 @@ def environment(folder: str) -> dict[str, str]:
     """Everything a program finds in its environment; also that of the bwrap process, whose own is readable inside."""
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
     paths = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin"}
-    return {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "TZ": "UTC"} | threads | paths
+    return (
+        {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "PYTHONUTF8": "1", "TZ": "UTC"} | threads | paths
+    )
 
 
 _FILTER = seccomp.build()
@@ -178,21 +200,50 @@ def _job(mechanism: Mechanism, limits: Limits, folder: str, more: dict) -> dict:
     } | more
 
 
-def start(mechanism: Mechanism, limits: Limits, folder: str, mode: str, more: dict, pipes: tuple[int, ...] = ()) -> Child:
+def start(
+    mechanism: Mechanism,
+    limits: Limits,
+    folder: str,
+    mode: str,
+    more: dict,
+    pipes: tuple[int, ...] = (),
+) -> Child:
     """Start an interpreter in `folder`. Raises OSError where that is not possible."""
     token = secrets.token_bytes(16)
     job = marshal.dumps(_job(mechanism, limits, folder, more))
     read_fd, write_fd = os.pipe()
     try:
-        safe_path = ["-P"] if sys.version_info >= (3, 11) else []  # child.py does the same below 3.11
+        safe_path = (
+            ["-P"] if sys.version_info >= (3, 11) else []
+        )  # child.py does the same below 3.11
         program = f"{RUN.lib()}/child.pyc"
-        command = [sys.executable, "-S", "-s", "-B", *safe_path, program, str(write_fd), mode, *map(str, pipes)]
+        command = [
+            sys.executable,
+            "-S",
+            "-s",
+            "-B",
+            *safe_path,
+            program,
+            str(write_fd),
+            mode,
+            *map(str, pipes),
+        ]
         if mechanism.bwrap:
-            command = bubblewrap.command(mechanism.bwrap, folder, RUN.lib(), landlock.readable()) + command
+            command = (
+                bubblewrap.command(mechanism.bwrap, folder, RUN.lib(), landlock.readable())
+                + command
+            )
         process = subprocess.Popen(
-            command, env=environment(folder), cwd=folder, start_new_session=True, pass_fds=(write_fd, *pipes),
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, bufsize=0,
-        )  # fmt: skip
+            command,
+            env=environment(folder),
+            cwd=folder,
+            start_new_session=True,
+            pass_fds=(write_fd, *pipes),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+        )
     except BaseException:
         os.close(read_fd)
         raise
@@ -209,7 +260,9 @@ def start(mechanism: Mechanism, limits: Limits, folder: str, mode: str, more: di
     return child
 
 
-def listen(children: list[Child], limits: Limits, folders: list[str], cancel: threading.Event | None) -> None:
+def listen(
+    children: list[Child], limits: Limits, folders: list[str], cancel: threading.Event | None
+) -> None:
     """Until the last of the children ends, or must be ended: then its .cut says why."""
     last, began = children[-1], time.monotonic()
     looked, deadline = began, began + limits.wall_s
@@ -268,13 +321,20 @@ def _numbers(file: str) -> list[int]:
     """The numbers in a file of /proc, without the name of the program; zeros where they cannot be had."""
     try:
         with open(file) as opened:
-            return [int(word) if word.isdigit() else 0 for word in opened.read().rpartition(")")[2].split()]
+            return [
+                int(word) if word.isdigit() else 0
+                for word in opened.read().rpartition(")")[2].split()
+            ]
     except OSError:
         return [0] * 52
 
 
 def run_program(
-    candidate: str, tests: str, limits: Limits, mechanism: Mechanism, cancel: threading.Event | None = None
+    candidate: str,
+    tests: str,
+    limits: Limits,
+    mechanism: Mechanism,
+    cancel: threading.Event | None = None,
 ) -> Outcome | str:
     """Candidate and tests in one interpreter; a text is why there is no verdict."""
     began = time.monotonic()
@@ -289,9 +349,14 @@ def run_program(
 
 
 def run_strict(
-    candidate: str, tests: str, helpers: str, names: tuple[str, ...], limits: Limits, mechanism: Mechanism,
+    candidate: str,
+    tests: str,
+    helpers: str,
+    names: tuple[str, ...],
+    limits: Limits,
+    mechanism: Mechanism,
     cancel: threading.Event | None = None,
-) -> Outcome | str:  # fmt: skip
+) -> Outcome | str:
     """The candidate in one interpreter, the tests in another; a text is why there is no verdict."""
     began = time.monotonic()
     with ExitStack() as stack:
@@ -301,9 +366,13 @@ def run_strict(
         children: list[Child] = []
         try:
             job = {"candidate": _source(candidate)}
-            children.append(start(mechanism, limits, folders[0], "oracle", job, (questions[0], answers[1])))
+            children.append(
+                start(mechanism, limits, folders[0], "oracle", job, (questions[0], answers[1]))
+            )
             job = {"tests": _source(tests), "helpers": _source(helpers), "names": tuple(names)}
-            children.append(start(mechanism, limits, folders[1], "checker", job, (questions[1], answers[0])))
+            children.append(
+                start(mechanism, limits, folders[1], "checker", job, (questions[1], answers[0]))
+            )
             while ours:
                 os.close(ours.pop())  # each end is now held by its process alone
             listen(children, limits, folders, cancel)
@@ -342,11 +411,17 @@ def outcome(child: Child, limits: Limits, mechanism: Mechanism, seconds: float) 
     if child.cut == "cancelled":
         return "cancelled"
     if not message.startswith(b"S"):
-        return message[1:].decode("utf-8", "replace") or f"the interpreter ended before the program, status {status}"
+        return (
+            message[1:].decode("utf-8", "replace")
+            or f"the interpreter ended before the program, status {status}"
+        )
     if child.cut == "wall":
         return failed("wall", f"still running after {seconds:.0f} s")
     if child.cut == "files":
-        return failed("files", f"more than {limits.scratch_mb} MiB, too many files or too deep a tree in its directory")
+        return failed(
+            "files",
+            f"more than {limits.scratch_mb} MiB, too many files or too deep a tree in its directory",
+        )
     if child.cut == "threads":
         return failed("threads", f"more than {MAX_THREADS} threads")
     if child.cut == "closed":
@@ -358,11 +433,19 @@ def outcome(child: Child, limits: Limits, mechanism: Mechanism, seconds: float) 
     if said.startswith(b"F") and status == 0 and reason.decode("ascii", "replace") in KNOWN:
         return failed(reason.decode(), detail.decode("utf-8", "backslashreplace"))
     if said:
-        return failed("protocol", f"something else than a verdict in the verdict's pipe, exit status {status}")
+        return failed(
+            "protocol", f"something else than a verdict in the verdict's pipe, exit status {status}"
+        )
     # the kernel counts for the limit in ticks: its signal may come a little before cpu_s reaches it
-    if status == -signal.SIGXCPU or status == -signal.SIGKILL and max(cpu_s, seconds * bool(mechanism.bwrap)) >= limits.cpu_s:
+    if (
+        status == -signal.SIGXCPU
+        or status == -signal.SIGKILL
+        and max(cpu_s, seconds * bool(mechanism.bwrap)) >= limits.cpu_s
+    ):
         return failed("cpu", f"over {limits.cpu_s:g} s of CPU time")
-    if status == -signal.SIGKILL and mechanism.seccomp:  # the filter keeps a program from sending it to itself
+    if (
+        status == -signal.SIGKILL and mechanism.seccomp
+    ):  # the filter keeps a program from sending it to itself
         if child.rss_kb > MUCH_MEMORY_KB:
             return failed("memory", f"killed by the system while it held {child.rss_kb >> 10} MiB")
         return "the interpreter was killed from outside"

@@ -31,8 +31,15 @@ ROOM_BYTES = 1 << 30
 
 def roots() -> list[str]:
     """Where runs may be kept, the best first: shared memory, the user's runtime directory, what TMPDIR says."""
-    found = (path for path in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR") or "") if path and os.path.isdir(path))
-    return [*(path for path in found if os.access(path, os.R_OK | os.W_OK | os.X_OK)), tempfile.gettempdir()]
+    found = (
+        path
+        for path in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR") or "")
+        if path and os.path.isdir(path)
+    )
+    return [
+        *(path for path in found if os.access(path, os.R_OK | os.W_OK | os.X_OK)),
+        tempfile.gettempdir(),
+    ]
 
 
 def root() -> str:
@@ -57,7 +64,9 @@ class Run:
     def path(self) -> str:
         with self._guard:
             gone = self._path is None or not os.path.isdir(f"{self._path}/lib")
-            if gone or self._pid != os.getpid():  # a fork has to make its own: the lock is its parent's
+            if (
+                gone or self._pid != os.getpid()
+            ):  # a fork has to make its own: the lock is its parent's
                 self._make()
             return self._path
 
@@ -72,8 +81,12 @@ class Run:
         self._lock = os.open(f"{self._path}/lock", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.mkdir(f"{self._path}/lib")
-        for name in MODULES:  # an interpreter starts faster from compiled code, and __pycache__ may be read-only
-            py_compile.compile(str(HERE / f"{name}.py"), f"{self._path}/lib/{name}.pyc", doraise=True)
+        for name in (
+            MODULES
+        ):  # an interpreter starts faster from compiled code, and __pycache__ may be read-only
+            py_compile.compile(
+                str(HERE / f"{name}.py"), f"{self._path}/lib/{name}.pyc", doraise=True
+            )
 
     def close(self) -> None:
         """Remove the directory, at the end of the process."""
@@ -131,7 +144,9 @@ def _empty(path: str) -> None:
             for entry in list(os.scandir(folder)):
                 with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
-                        os.chmod(entry.path, 0o700)  # moving a directory writes to it: its ".." changes
+                        os.chmod(
+                            entry.path, 0o700
+                        )  # moving a directory writes to it: its ".." changes
                         moved = f"{path}/{secrets.token_hex(8)}"
                         os.rename(entry.path, moved)
                         waiting.append(moved)

@@ -49,9 +49,14 @@ SPECIAL = """
 clone 56 220|clone3 435 435|openat2 437 437|kill 62 129|tgkill 234 131|prctl 157 167|prlimit64 302 261|fcntl 72 25|
 ioctl 16 29|sendto 44 206|open 2 -|openat 257 56
 """
-LAST_KNOWN = 469  # a call with a higher number is newer than this table: ENOSYS, and libraries fall back
+LAST_KNOWN = (
+    469  # a call with a higher number is newer than this table: ENOSYS, and libraries fall back
+)
 
-ARCHITECTURES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # AUDIT_ARCH_*, column of the tables
+ARCHITECTURES = {
+    "x86_64": (0xC000003E, 1),
+    "aarch64": (0xC00000B7, 2),
+}  # AUDIT_ARCH_*, column of the tables
 
 LOAD, JUMP, JUMP_EQ, JUMP_GE, JUMP_SET, AND, RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
@@ -100,13 +105,17 @@ def _one_of(index: int, values: tuple[int, ...]) -> list[Instruction]:
 
 def _null(index: int) -> list[Instruction]:
     """EPERM where the pointer is not null."""
-    return _unless([_argument(index), (JUMP_EQ, 0, 2, 0), _argument(index, high=True), (JUMP_EQ, 1, 0, 0)])
+    return _unless(
+        [_argument(index), (JUMP_EQ, 0, 2, 0), _argument(index, high=True), (JUMP_EQ, 1, 0, 0)]
+    )
 
 
 def _to_itself(signal_index: int) -> list[Instruction]:
     """A signal to this process, but SIGKILL: an end by SIGKILL must have come from outside, see process.py. (A POSIX
     timer would send it too: timer_create is denied.)"""
-    return _unless([_argument(0), (JUMP_EQ, 0, 2, PID), _argument(signal_index), (JUMP_EQ, 0, 1, 9)])
+    return _unless(
+        [_argument(0), (JUMP_EQ, 0, 2, PID), _argument(signal_index), (JUMP_EQ, 0, 1, 9)]
+    )
 
 
 def _no_truncating_read(flags_index: int) -> list[Instruction]:
@@ -120,14 +129,20 @@ def _by_arguments() -> dict[str, list[Instruction]]:
     clone_thread = 0x10000
     return {
         "clone": _unless([_argument(0), (JUMP_SET, 1, 0, clone_thread)]),
-        "clone3": [(RETURN, 0, 0, ENOSYS)],  # its flags are behind a pointer; the C library then calls clone
+        "clone3": [
+            (RETURN, 0, 0, ENOSYS)
+        ],  # its flags are behind a pointer; the C library then calls clone
         "openat2": [(RETURN, 0, 0, ENOSYS)],
         "kill": _to_itself(1),
         "tgkill": _to_itself(2),
         "prctl": _one_of(0, (1, 4, 35, 36)),  # PDEATHSIG, DUMPABLE, MM, CHILD_SUBREAPER
         "prlimit64": _null(2),  # a new limit; reading one is allowed
-        "fcntl": _one_of(1, (8, 10, 15)),  # SETOWN, SETSIG, SETOWN_EX: the kernel would send the signal
-        "ioctl": _one_of(1, (0x5412, 0x541C, 0x8901, 0x8902)),  # TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP
+        "fcntl": _one_of(
+            1, (8, 10, 15)
+        ),  # SETOWN, SETSIG, SETOWN_EX: the kernel would send the signal
+        "ioctl": _one_of(
+            1, (0x5412, 0x541C, 0x8901, 0x8902)
+        ),  # TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP
         "sendto": _null(4),  # an address; a socketpair needs none
         "open": _no_truncating_read(1),
         "openat": _no_truncating_read(2),

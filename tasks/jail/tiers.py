@@ -1,9 +1,9 @@
 """Which of the mechanisms have an effect on this machine, found out with small hostile programs, once per process.
 
-    A    Landlock + seccomp + rlimits      everything that is tried is blocked
-    A'   bubblewrap + seccomp + rlimits    the same, where Landlock is missing
-    B    seccomp + rlimits                 files are open                      only with --unsafe_exec fs
-    C    rlimits                           only memory and time are limited    only with --unsafe_exec all
+A    Landlock + seccomp + rlimits      everything that is tried is blocked
+A'   bubblewrap + seccomp + rlimits    the same, where Landlock is missing
+B    seccomp + rlimits                 files are open                      only with --unsafe_exec fs
+C    rlimits                           only memory and time are limited    only with --unsafe_exec all
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from tasks.jail.scratch import Scratch
 PROBE_LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=1024)
 FILES = ("read", "write", "env")
 EFFECTS = ("read", "write", "net", "fork", "kill", "env")
-FLOOR = {"A": (), "A'": (), "B": ("fs", "all"), "C": ("all",)}  # tier -> values of --unsafe_exec that accept it
+FLOOR = {
+    "A": (),
+    "A'": (),
+    "B": ("fs", "all"),
+    "C": ("all",),
+}  # tier -> values of --unsafe_exec that accept it
 
 # each passes where what it tries is impossible; {..} are filled in
 PROBES = {
@@ -65,7 +70,13 @@ class Tier:
     @property
     def line(self) -> str:
         """What is announced and stored."""
-        first = f"landlock abi {self.abi} + " if self.abi else "bubblewrap + " if self.mechanism.bwrap else ""
+        first = (
+            f"landlock abi {self.abi} + "
+            if self.abi
+            else "bubblewrap + "
+            if self.mechanism.bwrap
+            else ""
+        )
         parts = f"{first}seccomp + rlimits" if self.mechanism.seccomp else f"{first}rlimits"
         effects = " ".join(f"{e}:{'OPEN' if e in self.open else 'blocked'}" for e in EFFECTS)
         memory = f"{Limits.memory_mb >> 10}GiB" if "memory" not in self.open else "OPEN"
@@ -80,7 +91,11 @@ class Tier:
         keep = "--no_exec runs none and keeps them for another machine"
         if self.name == "-":
             return f"{self.line}; no program runs here: {keep}"
-        can = "CAN READ AND WRITE your files" if self.name == "B" else "COULD DO EVERYTHING that you can do"
+        can = (
+            "CAN READ AND WRITE your files"
+            if self.name == "B"
+            else "COULD DO EVERYTHING that you can do"
+        )
         value = "fs" if self.name == "B" else "all"
         return f"{self.line}; generated code {can} here: --unsafe_exec {value} accepts that, {keep}"
 
@@ -140,9 +155,12 @@ def probe(mechanism: Mechanism) -> tuple[str, ...] | str:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         filled = {
-            "secret": str(secret), "new": str(new), "pid": os.getpid(), "port": listener.getsockname()[1],
+            "secret": str(secret),
+            "new": str(new),
+            "pid": os.getpid(),
+            "port": listener.getsockname()[1],
             "names": set(process.environment("")),
-        }  # fmt: skip
+        }
         fill: Callable[[str], str] = lambda text: text.format(**filled)  # noqa: E731
 
         def run(name: str) -> Outcome | str:

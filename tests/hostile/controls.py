@@ -26,16 +26,35 @@ ENDLESS_S, PATIENCE_S = 1.0, 120.0  # the second for controls that end by themse
 def run_all(chosen: list[dict], alone: bool) -> dict[str, list[str]]:
     """What each control shows. Bare ones one after the other, each in a harness that it may kill; the others together."""
     harmless = [c for c in chosen if c["control"]["how"] != "bare"]
-    with ThreadPoolExecutor(4) as pool:  # the endless ones, and those that sleep, hold up few others
-        seen = dict(zip((c["id"] for c in harmless), pool.map(lambda c: sorted(naive(c)), harmless), strict=True))
+    with ThreadPoolExecutor(
+        4
+    ) as pool:  # the endless ones, and those that sleep, hold up few others
+        seen = dict(
+            zip(
+                (c["id"] for c in harmless),
+                pool.map(lambda c: sorted(naive(c)), harmless),
+                strict=True,
+            )
+        )
     rest = [c["id"] for c in chosen if c["id"] not in seen]
     while rest:
-        command = [sys.executable, str(HERE / "programme.py"), "inner", *["--alone"] * alone, "--cases", ",".join(rest)]
+        command = [
+            sys.executable,
+            str(HERE / "programme.py"),
+            "inner",
+            *["--alone"] * alone,
+            "--cases",
+            ",".join(rest),
+        ]
         inner = subprocess.run(command, capture_output=True, text=True, check=False)
         seen |= dict(json.loads(line) for line in inner.stdout.splitlines())
         if inner.returncode != 0:
             dead = next(name for name in rest if name not in seen)
-            seen[dead] = ["harness_died"] if inner.returncode < 0 else [f"control failed: {inner.stderr[-300:]}"]
+            seen[dead] = (
+                ["harness_died"]
+                if inner.returncode < 0
+                else [f"control failed: {inner.stderr[-300:]}"]
+            )
         rest = [name for name in rest if name not in seen]
     return seen
 
@@ -76,7 +95,9 @@ def naive(case: dict) -> set[str]:
     file = stage.home / "program"
     try:
         file.write_text(
-            f"{stage.source(case)}{SEPARATOR}{case.get('tests', TESTS)}", encoding="utf-8", newline=""
+            f"{stage.source(case)}{SEPARATOR}{case.get('tests', TESTS)}",
+            encoding="utf-8",
+            newline="",
         )
         return _naive(case, how, folder, str(file)) | stage.effects()
     except UnicodeEncodeError:
@@ -88,9 +109,14 @@ def naive(case: dict) -> set[str]:
 def _naive(case: dict, how: str, folder: str, file: str) -> set[str]:
     read_fd, write_fd = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "naive.py"), how, file, str(write_fd)], cwd=folder, start_new_session=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=(write_fd,),
-    )  # fmt: skip
+        [sys.executable, str(HERE / "naive.py"), how, file, str(write_fd)],
+        cwd=folder,
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=(write_fd,),
+    )
     os.close(write_fd)
     printed: list[bytes] = []
     reader = threading.Thread(target=lambda: printed.append(process.stdout.read()), daemon=True)
@@ -113,7 +139,12 @@ def _naive(case: dict, how: str, folder: str, file: str) -> set[str]:
     seen = {"endless"} if endless else _verdict(how, process.returncode, text, heard)
     seen |= {"output"} if len(text) > 10_000_000 else set()
     seen |= {"memory"} if usage.ru_maxrss >> 10 > LIMITS.memory_mb else set()
-    return seen | _files(folder) | _cleaned(how, folder) | told(text[-2000:].decode("utf-8", "replace"))
+    return (
+        seen
+        | _files(folder)
+        | _cleaned(how, folder)
+        | told(text[-2000:].decode("utf-8", "replace"))
+    )
 
 
 def _runs(pid: int) -> bool:
@@ -122,9 +153,11 @@ def _runs(pid: int) -> bool:
 
 def _verdict(how: str, code: int, printed: bytes, heard: bytes) -> set[str]:
     passes = {
-        "any_byte": bool(heard), "silence": not heard, "stdout": b"passed" in printed,
+        "any_byte": bool(heard),
+        "silence": not heard,
+        "stdout": b"passed" in printed,
         "in_process": code == 0 and b"FAIL" not in printed,
-    }.get(how, code == 0)  # fmt: skip
+    }.get(how, code == 0)
     return ({"passed"} if passes else set()) | ({"crashed"} if code not in (0, 3) else set())
 
 
@@ -133,7 +166,9 @@ def _files(folder: str) -> set[str]:
         sizes = [entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)]
     except OSError:
         return set()
-    return ({"big_file"} if sum(sizes) > 60_000_000 else set()) | ({"many_files"} if len(sizes) >= 5000 else set())
+    return ({"big_file"} if sum(sizes) > 60_000_000 else set()) | (
+        {"many_files"} if len(sizes) >= 5000 else set()
+    )
 
 
 def _cleaned(how: str, folder: str) -> set[str]:
@@ -153,5 +188,7 @@ def _cleaned(how: str, folder: str) -> set[str]:
     except OSError:
         return {"scratch_left"}
     finally:
-        subprocess.run(["rm", "-rf", folder], check=False)  # shutil's recursion ends before the deepest of them
+        subprocess.run(
+            ["rm", "-rf", folder], check=False
+        )  # shutil's recursion ends before the deepest of them
     return set()

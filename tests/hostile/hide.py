@@ -12,7 +12,9 @@ import struct
 import sys
 
 X86 = os.uname().machine == "x86_64"
-UNSHARE, CLONE, CLONE3, PRCTL, SECCOMP = (272, 56, 435, 157, 317) if X86 else (97, 220, 435, 167, 277)
+UNSHARE, CLONE, CLONE3, PRCTL, SECCOMP = (
+    (272, 56, 435, 157, 317) if X86 else (97, 220, 435, 167, 277)
+)
 NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 LOAD, EQUAL, ANY_OF, RETURN, ALLOW = 0x20, 0x15, 0x45, 0x06, 0x7FFF0000
 
@@ -24,22 +26,31 @@ def fails(number: int, code: int) -> list:
 def fails_if(number: int, test: tuple, code: int) -> list:
     """Where the first argument passes the test; the number is loaded again for what follows."""
     return [
-        (EQUAL, 0, 4, number), (LOAD, 0, 0, 16), (*test[:1], 0, 1, *test[1:]), (RETURN, 0, 0, 0x50000 | code), (LOAD, 0, 0, 0),
-    ]  # fmt: skip
+        (EQUAL, 0, 4, number),
+        (LOAD, 0, 0, 16),
+        (*test[:1], 0, 1, *test[1:]),
+        (RETURN, 0, 0, 0x50000 | code),
+        (LOAD, 0, 0, 0),
+    ]
 
 
 HIDDEN = {
     "landlock": [step for number in (444, 445, 446) for step in fails(number, errno.ENOSYS)],
     "namespaces": [
-        *fails_if(UNSHARE, (ANY_OF, NAMESPACES), errno.EPERM), *fails_if(CLONE, (ANY_OF, NAMESPACES), errno.EPERM),
+        *fails_if(UNSHARE, (ANY_OF, NAMESPACES), errno.EPERM),
+        *fails_if(CLONE, (ANY_OF, NAMESPACES), errno.EPERM),
         *fails(CLONE3, errno.ENOSYS),
     ],
     "seccomp": [*fails_if(PRCTL, (EQUAL, 22), errno.EINVAL), *fails(SECCOMP, errno.EINVAL)],
-}  # fmt: skip
+}
 
 
 def hide(features: list[str]) -> None:
-    program = [(LOAD, 0, 0, 0), *(step for name in features for step in HIDDEN[name]), (RETURN, 0, 0, ALLOW)]
+    program = [
+        (LOAD, 0, 0, 0),
+        *(step for name in features for step in HIDDEN[name]),
+        (RETURN, 0, 0, ALLOW),
+    ]
     code = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *step) for step in program))
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(38, 1, 0, 0, 0)

@@ -25,7 +25,12 @@ from tasks import sandbox
 from tasks.jail.scratch import RUN, root, sweep
 
 FEW = ("inf_loop", "sleep_forever")
-STOPS = {"A": ("files", "calls"), "A'": ("files", "calls"), "B": ("calls",), "C": ()}  # tier -> what it claims to stop
+STOPS = {
+    "A": ("files", "calls"),
+    "A'": ("files", "calls"),
+    "B": ("calls",),
+    "C": (),
+}  # tier -> what it claims to stop
 
 
 def protected(stage: Stage, chosen: list[dict], strict: bool) -> dict:
@@ -39,17 +44,25 @@ def protected(stage: Stage, chosen: list[dict], strict: bool) -> dict:
             verdict = sandbox._judge(program, strict, LIMITS, None)
             return {key: getattr(verdict, key) for key in ("passed", "reason", "detail", "cpu_s")}
         except Exception as error:  # an infrastructure error is what no program may cause
-            return {"passed": None, "reason": "infrastructure", "detail": f"{type(error).__name__}: {error}"}
+            return {
+                "passed": None,
+                "reason": "infrastructure",
+                "detail": f"{type(error).__name__}: {error}",
+            }
 
     with ThreadPoolExecutor(3) as pool:  # one of three usually sleeps
         verdicts = dict(zip((c["id"] for c in chosen), pool.map(run, chosen), strict=True))
     said = {name: sorted(told(verdict["detail"])) for name, verdict in verdicts.items()}
     return {
-        "tier": found.name, "line": found.line, "verdicts": verdicts,
-        "effects": {name: seen for name, seen in said.items() if seen} | {"": sorted(stage.effects(wait_s=0.3))},
+        "tier": found.name,
+        "line": found.line,
+        "verdicts": verdicts,
+        "effects": {name: seen for name, seen in said.items() if seen}
+        | {"": sorted(stage.effects(wait_s=0.3))},
         "memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
-        "survivors": stage.survivors(), "scratch_left": [n for n in os.listdir(RUN.path()) if n not in ("lock", "lib")],
-    }  # fmt: skip
+        "survivors": stage.survivors(),
+        "scratch_left": [n for n in os.listdir(RUN.path()) if n not in ("lock", "lib")],
+    }
 
 
 def choose(args: argparse.Namespace) -> list[dict]:
@@ -69,14 +82,18 @@ def main() -> None:
     for flag in ("--strict", "--few", "--alone"):
         parser.add_argument(flag, action="store_true")
     args = parser.parse_args()
-    if os.environ.get("HF_TOKEN") != TOKEN:  # /proc/<pid>/environ shows what a process was started with
+    if (
+        os.environ.get("HF_TOKEN") != TOKEN
+    ):  # /proc/<pid>/environ shows what a process was started with
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"HF_TOKEN": TOKEN})
     loopback_up()
     if args.mode == "inner":
         controls.inner(args.cases, args.alone)
         return
     chosen = choose(args)
-    with tempfile.TemporaryDirectory(prefix="hostile-", dir=root()) as folder:  # beside the scratch: for hard links
+    with tempfile.TemporaryDirectory(
+        prefix="hostile-", dir=root()
+    ) as folder:  # beside the scratch: for hard links
         os.environ["HOSTILE_DIR"] = folder
         if args.mode == "controls":
             report = {"controls": controls.run_all(chosen, args.alone)}

@@ -43,16 +43,21 @@ class Stage:
         (self.home / "name-sentinel").write_text("")
         (self.home / "victim").write_text("x" * 100)
         self.victim = subprocess.Popen(
-            ["sleep", "600"], start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            ["sleep", "600"],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         self.before = self._state()
         self.abstract = f"{ABSTRACT}{self.victim.pid}"
         self.sockets = {
             "tcp": _socket(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
             "udp": _socket(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
             "unix": _socket(socket.AF_UNIX, socket.SOCK_STREAM, str(self.home / "agent")),
-            "unix datagram": _socket(socket.AF_UNIX, socket.SOCK_DGRAM, str(self.home / "datagram")),
+            "unix datagram": _socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM, str(self.home / "datagram")
+            ),
             "unix abstract": _socket(socket.AF_UNIX, socket.SOCK_STREAM, f"\0{self.abstract}"),
         }
 
@@ -63,9 +68,12 @@ class Stage:
         if text is None:
             text = (HERE / "programs" / f"{case['id']}.txt").read_text(encoding="utf-8")
         filled = {
-            "HOME": self.home, "VICTIM": self.victim.pid, "ABSTRACT": self.abstract,
-            "TCP": self.sockets["tcp"].getsockname()[1], "UDP": self.sockets["udp"].getsockname()[1],
-        }  # fmt: skip
+            "HOME": self.home,
+            "VICTIM": self.victim.pid,
+            "ABSTRACT": self.abstract,
+            "TCP": self.sockets["tcp"].getsockname()[1],
+            "UDP": self.sockets["udp"].getsockname()[1],
+        }
         for name, value in filled.items():
             text = text.replace(f"@{name}@", str(value))
         return text
@@ -100,7 +108,11 @@ class Stage:
 
     def strangers(self) -> list[int]:
         """Processes that a program left, or could have left; not those that are dead already."""
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_strange(pid)]
+        return [
+            pid
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if self._is_strange(pid)
+        ]
 
     def _is_strange(self, pid: int) -> bool:
         if pid in (1, os.getpid(), os.getppid(), self.victim.pid):
@@ -131,7 +143,9 @@ class Stage:
 
 def told(detail: str) -> set[str]:
     """What a program's own words say that it has reached."""
-    found = {word.split(":", 1)[1].strip("'\"") for word in detail.split() if word.startswith("EFFECT:")}
+    found = {
+        word.split(":", 1)[1].strip("'\"") for word in detail.split() if word.startswith("EFFECT:")
+    }
     found |= {"leak"} if SECRET in detail or TOKEN in detail else set()
     found |= {"listed"} if "name-sentinel" in detail else set()
     return found | ({"huge_detail"} if len(detail) > 2000 else set())
@@ -141,7 +155,9 @@ def loopback_up() -> None:
     """A network namespace begins with its loopback down."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            fcntl.ioctl(probe, 0x8914, struct.pack("16sH14s", b"lo", 0x41, b""))  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
+            fcntl.ioctl(
+                probe, 0x8914, struct.pack("16sH14s", b"lo", 0x41, b"")
+            )  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
         except OSError:
             pass  # not in a namespace: it is up already
 
