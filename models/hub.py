@@ -47,8 +47,8 @@ def _download(repo: str, revision: str | None, weights: bool) -> Path:
         GatedRepoError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
-    from huggingface_hub.errors import RevisionNotFoundError
 
     patterns = [*SMALL, *(["*.safetensors"] if weights else [])]
     try:

@@ -35,11 +35,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from make_benchmarks import Problem, problems, word_problem  # noqa: E402
+from tiny_checkpoint import copy_tokenizer, write_config, write_tokenizer, write_weights  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from make_benchmarks import Problem, problems, word_problem  # noqa: E402
 from models import ModelConfig, Transformer, load_tokenizer, read_config  # noqa: E402
-from tiny_checkpoint import copy_tokenizer, write_config, write_tokenizer, write_weights  # noqa: E402
 
 LARGER = {"n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_ff": 352}
 SHAPES = {

@@ -129,10 +129,9 @@ def import_everything() -> None:
     Were that a run's, its harness and its model would stay for ever.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # what packages say of each other is nothing for the terminal
-        import experiment.lmeval
+        # what packages say of each other is nothing for the terminal
+        warnings.simplefilter("ignore")
+        import experiment.lmeval  # noqa: F401
         import harness  # noqa: F401
 
 

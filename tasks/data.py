@@ -12,8 +12,8 @@ import gzip
 import hashlib
 import json
 import os
-import zlib
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path

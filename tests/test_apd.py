@@ -1,11 +1,11 @@
 """APD and what goes with it: drafts, the verifier's cache, windows and lookahead, against plain loops without them."""
 
 import numpy as np
+import oracle
 import pytest
 import torch
-
-import oracle
 from causal import causal_twin, decoded
+
 from decoding.algorithms import ALGORITHMS, apd
 from decoding.apd import PAPER, RELEASED
 from decoding.engine import decode

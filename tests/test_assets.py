@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))  # behind bench/, which has a script of its name
 
 import make_benchmarks as mini  # noqa: E402
+
 from eval import TASKS  # noqa: E402
 from tasks import build_task, check_data  # noqa: E402
 
@@ -131,6 +132,7 @@ def test_a_question_s_best_answer_is_among_the_true_ones_only():
 def test_the_trainer_learns_and_writes_a_checkpoint_that_loads(family, tmp_path, capsys):
     """Sixty steps of sixteen problems: the running mean of the loss falls; a second call has nothing left to do and writes the same weights."""
     import train_tiny
+
     from models import check_checkpoint, load_model
 
     argv = [

@@ -5,10 +5,9 @@ import re
 
 import pytest
 import torch
-
 from checkpoint_files import INDEX, SHARDS, edit, edit_tensors, refused
-from models import CheckpointError, check_checkpoint, load_model, load_tokenizer
 
+from models import CheckpointError, check_checkpoint, load_model, load_tokenizer
 
 # ---- config.json
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import INDEX, SHARDS, edit, edit_tensors, refused
 from safetensors.torch import load_file, save_file
 
-from checkpoint_files import INDEX, SHARDS, edit, edit_tensors, refused
 from models import (
     CheckpointError,
     check_checkpoint,

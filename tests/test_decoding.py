@@ -1,16 +1,16 @@
 """Schedules, algorithms, sampling and the engine, held against plain loops and literal values."""
 
 import numpy as np
+import oracle
 import pytest
 import torch
+from causal import decoded
 
 from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
 from decoding.engine import decode
 from decoding.sampling import Rules, draw, filtered, propose, uniforms
 from decoding.schedule import DecodeConfig, ScheduleError, floor_quotas, make_schedule
 from models import load_model
-import oracle
-from causal import decoded
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ import eval as cli
 import models
 from decoding.rows import Completion
 from decoding.schedule import DecodeConfig, make_schedule
-from harness import DreamHarness, LladaHarness
 from experiment.ledger import Ledger
 from experiment.predictions import Predictions
 from experiment.result import VOLATILE, Record, load_result, profile
 from experiment.stops import first_stop, stops_of, text_is_final
+from harness import DreamHarness, LladaHarness
 from store import Store
 from utils import BadDataError, UsageError, sample_seed, sha256
 
@@ -259,7 +259,11 @@ def test_prompt_that_does_not_fit_is_reported_before_the_model_loads():
 def test_model_loads_for_the_first_sample_that_needs_it(tmp_path):
     """Scoring anew what is kept already must not read 16 GB."""
     loads = []
-    load = lambda: loads.append(1) or models.load_model(LLADA, device="cpu", dtype="float32")[0]
+
+    def load():
+        loads.append(1)
+        return models.load_model(LLADA, device="cpu", dtype="float32")[0]
+
     with Store.open(tmp_path, {}, "f" * 64) as store:
         texts = harness_of("llada", ledger=Ledger("f" * 64, store)).generate_until(
             [request("a")], disable_tqdm=True
@@ -523,9 +527,11 @@ def test_batch_size_changes_nothing_and_limit_is_a_prefix(tmp_path, mini, option
 
 
 def test_seed_changes_samples_only_where_something_is_drawn(tmp_path, mini):
-    ids = lambda *more: [
-        s["token_ids"] for s in run(tmp_path / "-".join(map(str, more)), *mini, *more)["samples"]
-    ]
+
+    def ids(*more):
+        result = run(tmp_path / "-".join(map(str, more)), *mini, *more)
+        return [s["token_ids"] for s in result["samples"]]
+
     assert ids("--seed", 1) == ids("--seed", 2)
     assert ids("--seed", 1, "--temperature", 1) != ids("--seed", 2, "--temperature", 1)
 

@@ -3,18 +3,18 @@
 import re
 
 import numpy as np
+import oracle
 import pytest
 import torch
-
-import oracle
 from causal import decoded
+from mini import ROOT
+
 from decoding import adaptive
 from decoding.algorithms import ALGORITHMS, CONFIDENCE, OPTIONS, algorithms_of
 from decoding.engine import decode
 from decoding.schedule import DecodeConfig, make_schedule
 from decoding.spans import CACHES, SpanView
 from decoding.view import Algorithm, Observation, StepView, top_k
-from mini import ROOT
 from models import load_model
 
 LENGTH, BLOCK = 16, 8

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import edit, edit_tensors, refused
 from safetensors.torch import load_file
 
-from checkpoint_files import edit, edit_tensors, refused
 from models import (
     KVCache,
     Span,

@@ -472,9 +472,10 @@ def test_faults_of_the_machine_stop_a_run_and_score_nothing(monkeypatch, tmp_pat
     """An infrastructure error in a score would be a model's failure that is none."""
     sandbox.tier()
     real = process.run_program
-    broken = lambda candidate, *rest: (
-        "no memory" if "broken" in candidate else real(candidate, *rest)
-    )  # noqa: E731
+
+    def broken(candidate, *rest):
+        return "no memory" if "broken" in candidate else real(candidate, *rest)
+
     monkeypatch.setattr(sandbox, "run_program", broken)
     with pytest.raises(SandboxError, match="tried 3 times: no memory"):
         judge_many([(GOOD, TESTS), ("broken = 1\n" + GOOD, TESTS), (GOOD, TESTS)] * 3, 2)

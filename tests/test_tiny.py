@@ -11,9 +11,10 @@ from mini import ROOT
 
 sys.path.append(str(ROOT / "scripts"))  # behind bench/, which has a script of its name
 
-import eval as cli  # noqa: E402
 import make_benchmarks  # noqa: E402
 import train_tiny  # noqa: E402
+
+import eval as cli  # noqa: E402
 from decoding.engine import decode  # noqa: E402
 from decoding.schedule import DecodeConfig, make_schedule  # noqa: E402
 from models import check_checkpoint, load_model, tokenizer_disagreement  # noqa: E402

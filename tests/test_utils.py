@@ -99,11 +99,11 @@ def test_id_ignores_names(change):
 
 def test_id_goes_by_what_a_checkpoint_holds_and_not_by_where_it_lies():
     """A hub snapshot is its commit, also before its shards are downloaded; a directory is its files and weights."""
-    at = lambda path, revision, shards: (
-        replace(
-            CONFIG, fingerprint={"path": path, "revision": revision, "files": {}, "shards": shards}
-        ).id
-    )
+
+    def at(path, revision, shards):
+        found = {"path": path, "revision": revision, "files": {}, "shards": shards}
+        return replace(CONFIG, fingerprint=found).id
+
     assert at("/x", "c1", {}) == at("/y", "c1", {"a": "1"}) != at("/x", "c2", {})
     assert at("/x", None, {"a": "1"}) == at("/y", None, {"a": "1"}) != at("/x", None, {"a": "2"})
 
