@@ -2,7 +2,7 @@
 
     python eval.py --model_alias llada --task gsm8k --tokens_per_step 2
 
-This file checks, calls lm-eval through harness.py and writes the result. What the arguments mean is in options/,
+This file checks, calls lm-eval through harness.py and writes the result. What the arguments mean is in experiment/,
 what surrounds the model in experiment/. Nothing heavy is imported until every cheap check has passed.
 """
 
@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+import sandbox
+from experiment.arguments import parse
 from experiment.checks import (
     check_inputs,
     choose_device,
@@ -36,13 +38,13 @@ from experiment.checks import (
     say,
     uncollected,
 )
-from experiment.ledger import Ledger, ShareDone
+from experiment.resolve import Job, resolve
 from experiment.result import UNPUBLISHED, build_result, published, table
+from experiment.sample_cache import Ledger, ShareDone
 from experiment.signals import Interrupted, Signalled, signals_raise
+from experiment.store import Store
 from experiment.workers import Crew, Place, place_of
-from options import Job, parse, resolve
-from store import Store
-from tasks import DataError, PromptForm, TaskSpec, build_task, sandbox
+from tasks import DataError, PromptForm, TaskSpec, build_task
 from tasks.gsm8k import SPEC as GSM8K
 from tasks.humaneval import SPEC as HUMANEVAL
 from tasks.installed import NOTE as OTHER_TASK_NOTE

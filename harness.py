@@ -20,12 +20,12 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from decoding.engine import decode
-from decoding.rows import Completion
+from decoding.row_state import Completion
 from decoding.schedule import DecodeConfig
-from experiment.ledger import Ledger
 from experiment.lmeval import quiet
 from experiment.progress import Failure, Progress
 from experiment.result import Record, profile
+from experiment.sample_cache import Ledger
 from experiment.stops import BROKEN_TAIL, first_stop, stops_of, text_is_final
 from models.cost import fitting_rows
 from utils import BadDataError, DllmexpError, UsageError, sample_seed

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from decoding.view import Observation, StepView, top_k
+from decoding.step_view import Observation, StepView, top_k
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from decoding import adaptive
 from decoding.apd import PAPER, RELEASED
-from decoding.view import Algorithm, Option, StepView, Verification, top_k
+from decoding.step_view import Algorithm, Option, StepView, Verification, top_k
 
 if TYPE_CHECKING:
     from torch import Tensor

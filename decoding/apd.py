@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from decoding.view import Verification
+from decoding.step_view import Verification
 
 if TYPE_CHECKING:
     from torch import Tensor

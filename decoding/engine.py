@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from decoding.algorithms import ALGORITHMS
-from decoding.rows import Completion, Row
+from decoding.kv_cache import CACHES, Span, SpanView
+from decoding.row_state import Completion, Row
 from decoding.sampling import Proposal, Rules, propose, there, uniforms, without
 from decoding.schedule import DecodeConfig
-from decoding.spans import CACHES, Span, SpanView
+from decoding.step_view import Algorithm, StepView
 from decoding.verifier import Draft, Verifier
-from decoding.view import Algorithm, StepView
 
 if TYPE_CHECKING:
     from models import ModelConfig

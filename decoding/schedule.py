@@ -14,7 +14,7 @@ from math import ceil
 import numpy as np
 
 from decoding.algorithms import ALGORITHMS, OPTIONS
-from decoding.spans import CACHES
+from decoding.kv_cache import CACHES
 
 # Far above every model's positions: a typing error must not allocate gigabytes.
 MAX_LENGTH = 1 << 20

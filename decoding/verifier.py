@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from decoding.sampling import Rules, chunks, scrambled, there
-from decoding.view import Verification
+from decoding.step_view import Verification
 
 if TYPE_CHECKING:
     from decoding.engine import Model

@@ -1,6 +1,6 @@
 """What progress shows of each sample, in a line beside its shard: a store of megabytes need not be read for it.
 
-    shard-<host>-<pid>-<n>.jsonl     the samples (store.py)
+    shard-<host>-<pid>-<n>.jsonl     the samples (experiment/store.py)
     brief-<host>-<pid>-<n>.jsonl     [end, key, document, tokens returned, forward passes, seconds, score] for each of them,
                                      [end, key] for one that failed
 

@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import sandbox
+from experiment.arguments import Models
+from experiment.resolve import Job
 from experiment.result import load_result, read_predictions
+from experiment.store import Store
 from experiment.workers import Place, announce, await_leader
-from options import Job
-from options.arguments import Models
-from store import Store
-from tasks import TaskSpec, check_data, data_checksums, load_data, sandbox
+from tasks import TaskSpec, check_data, data_checksums, load_data
 from utils import (
     BadDataError,
     DllmexpError,

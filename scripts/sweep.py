@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from experiment.signals import Signalled, signals_raise  # noqa: E402
-from suite.claims import read_claims  # noqa: E402
+from suite.lease import read_claims  # noqa: E402
 from suite.matrix import SUITES, Selection, experiments, select  # noqa: E402
 from suite.state import Watcher, forget_identities, standings  # noqa: E402
 from suite.table import plan, progress_table  # noqa: E402

@@ -1,6 +1,6 @@
 """The engine of a SLURM cluster: an array job through submitit, each of whose tasks is a suite on the node that it gets.
 
-The tasks share one run (suite/claims.py): each takes one experiment after the other, of the model that it has loaded where
+The tasks share one run (suite/lease.py): each takes one experiment after the other, of the model that it has loaded where
 there is one, until nothing is left that nobody has. What a task is killed in the middle of goes on where it was, in the
 task itself once it is requeued or in another one: every sample is in the store. So nothing has to be saved when SLURM
 takes a node away, and a task is the same command each time, `sweep.py share`, in its first life and in any later one.
@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from suite.claims import Claim, busy, holders
+from suite.lease import Claim, busy, holders
 from suite.matrix import Experiment, experiments
 from suite.run import run_suite
 from suite.state import Watcher, standings

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from suite.claims import Claim
+from suite.lease import Claim
 from suite.matrix import Experiment
 from suite.state import Standing, Watcher, write_note
 from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_USAGE

@@ -12,7 +12,8 @@ from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithms_of
 from eval import MODEL_DEFAULTS, TASKS
-from options import Job, parse, resolve
+from experiment.arguments import parse
+from experiment.resolve import Job, resolve
 from tasks import DataError, TaskSpec, load_data
 from tasks.installed import spec_of
 from utils import UsageError, nearest

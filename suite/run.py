@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiment.signals import Signalled
-from suite.claims import Claim
+from suite.lease import Claim
 from suite.local import LocalEngine, make_workers
 from suite.matrix import Experiment
 from suite.state import Watcher, standings

@@ -24,7 +24,7 @@ from suite.tally import Sums, Tally
 from tasks import data_checksums
 from utils import atomic_write_json
 
-HOST = re.sub(r"[^A-Za-z0-9.-]", "_", os.uname().nodename)  # as store.py writes it
+HOST = re.sub(r"[^A-Za-z0-9.-]", "_", os.uname().nodename)  # as experiment/store.py writes it
 HOLDER = re.compile(
     r"pid (\d+) on (\S+) since \S+ \(process start (\d+)\)"
 )  # the text of a store's LOCK

@@ -1,7 +1,7 @@
 """What a sample store holds, counted without decoding its JSON: from the lines that a run writes beside its shards
 (experiment/briefs.py), and what those do not cover from the shards themselves, 63,000 lines of 6 kB in a second.
 
-A line of a shard is canonical JSON (store.py), so its fields lie in a known order: those of `meta` in front of the
+A line of a shard is canonical JSON (experiment/store.py), so its fields lie in a known order: those of `meta` in front of the
 canvas, `nfe` and the status behind it. A line that does not look so is decoded. Checksums are not looked at: this
 counts, and a run that goes on checks every line.
 """

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import eval as cli
-from experiment.ledger import Ledger, ShareDone
+from experiment.sample_cache import Ledger, ShareDone
 from utils import DllmexpError
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from tasks import sandbox
-from tasks.extract import Extracted
-from tasks.sandbox import Program, Verdict, judge_many
+import sandbox
+from sandbox import Program, Verdict, judge_many
+from tasks.programs import Extracted
 
 FILTER = "create_test"
 METRIC, STRICT = "pass@1", "pass@1_strict"

@@ -4,18 +4,18 @@ A row: {"task_id": "HumanEval/0", "prompt": "def f(...):\\n    \\"\\"\\"...", "e
         "canonical_solution": "    return ...", "test": "def check(candidate): ..."}
 
 Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every chat answer
-as a syntax error; here the program is taken out of the answer first (tasks/extract.py).
+as a syntax error; here the program is taken out of the answer first (tasks/programs.py).
 """
 
 from __future__ import annotations
 
 import ast
 
+from sandbox import Program
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.code import HEADLINE, Judging, scoring
 from tasks.data import Data, Source
-from tasks.extract import Extracted, called_names, extract_code
-from tasks.sandbox import Program
+from tasks.programs import Extracted, called_names, extract_code
 
 FILE = "HumanEval.jsonl.gz"
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"

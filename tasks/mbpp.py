@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import builtins
 
+from sandbox import Program, defined_names, free_names
 from tasks.base import PromptForm, TaskSpec, installed_config, installed_constant, make_task
 from tasks.code import HEADLINE, Judging, scoring
 from tasks.data import Data, Source
-from tasks.extract import Extracted, called_names, extract_code
-from tasks.sandbox import Program, defined_names, free_names
+from tasks.programs import Extracted, called_names, extract_code
 
 FILE = "mbpp.jsonl"
 SHA256 = "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f"

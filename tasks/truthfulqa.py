@@ -13,7 +13,7 @@ from functools import cache
 
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.data import Data, Source
-from tasks.extract import clean_answer
+from tasks.programs import clean_answer
 
 FILE = "TruthfulQA.csv"
 SHA256 = "99d6ae7755e3b435eade956068c9de7c0c474770344237aeb66b56519ba4b697"

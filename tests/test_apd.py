@@ -9,11 +9,11 @@ from causal import causal_twin, decoded
 from decoding.algorithms import ALGORITHMS, apd
 from decoding.apd import PAPER, RELEASED
 from decoding.engine import decode
+from decoding.kv_cache import SpanView, window
 from decoding.sampling import Rules
 from decoding.schedule import DecodeConfig, make_schedule
-from decoding.spans import SpanView, window
+from decoding.step_view import StepView
 from decoding.verifier import gumbels
-from decoding.view import StepView
 from models import load_model
 
 LENGTH = 20

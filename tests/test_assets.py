@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "scripts"))  # behind bench/, which has a script of its name
+sys.path.append(str(ROOT / "dev"))
 
 import make_benchmarks as mini  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""eval.py and options/: what the arguments mean, what is refused and how, what is written."""
+"""eval.py: what the arguments mean, what is refused and how, what is written."""
 
 import json
 import os

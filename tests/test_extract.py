@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.extract import called_names, clean_answer, extract_code
+from tasks.programs import called_names, clean_answer, extract_code
 
 FENCE = "```"
 GOOD = "def f(xs):\n    return sum(xs)\n"

@@ -13,14 +13,14 @@ from mini import DREAM, LLADA, REAL, gsm8k_dir, real_data
 
 import eval as cli
 import models
-from decoding.rows import Completion
+from decoding.row_state import Completion
 from decoding.schedule import DecodeConfig, make_schedule
-from experiment.ledger import Ledger
 from experiment.predictions import Predictions
 from experiment.result import VOLATILE, Record, load_result, profile
+from experiment.sample_cache import Ledger
 from experiment.stops import first_stop, stops_of, text_is_final
+from experiment.store import Store
 from harness import DreamHarness, LladaHarness
-from store import Store
 from utils import BadDataError, UsageError, sample_seed, sha256
 
 

@@ -69,7 +69,7 @@ def programme(isolation: list[str], *arguments: str, hidden: str = "") -> dict:
 
 
 def tier_here(hidden: str) -> str:
-    code = "from tasks.jail import tiers; found = tiers.find(); print(found.name, found.line)"
+    code = "from sandbox import tiers; found = tiers.find(); print(found.name, found.line)"
     command = [sys.executable, str(HERE / "hide.py"), hidden, sys.executable, "-c", code]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=True, cwd=HERE.parent.parent

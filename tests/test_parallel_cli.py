@@ -9,7 +9,7 @@ from mini import LLADA, gsm8k_dir
 
 import eval as cli
 from decoding.algorithms import ALGORITHMS, OPTIONS
-from decoding.spans import CACHES
+from decoding.kv_cache import CACHES
 from reporting.data import curve_labels, curves, read_all
 from reporting.plots import Line, _caption
 from reporting.tables import comparisons

@@ -235,7 +235,7 @@ def test_out_of_memory_with_one_sample_in_flight_is_a_status(data, tmp_path, mon
 
 
 def test_a_second_process_exits_75_and_says_who_has_it(data, tmp_path, capsys):
-    from store import Store
+    from experiment.store import Store
 
     job_id = run(data, tmp_path / "a")[1]["id"]
     drop_result(tmp_path / "a")
@@ -395,8 +395,8 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_pat
 
 
 def test_kill_test_small(capsys):
-    """SIGKILL at random moments, each resumed: scripts/kill_test.py in small."""
-    from scripts.kill_test import main
+    """SIGKILL at random moments, each resumed: dev/kill_test.py in small."""
+    from dev.kill_test import main
 
     assert main(["--kills", "2", "--samples", "12", "--seed", "1"]) == 0
     assert "lost 0, differing bytes 0" in capsys.readouterr().out

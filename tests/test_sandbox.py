@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from tasks import sandbox
-from tasks.jail import tiers
-from tasks.jail.scratch import RUN
-from tasks.sandbox import SandboxError, judge, judge_many
+import sandbox
+from sandbox import SandboxError, judge, judge_many, tiers
+from sandbox.scratch import RUN
 
 GOOD = "def f(x):\n    return x + 1\n"
 BAD = "def f(x):\n    return x\n"

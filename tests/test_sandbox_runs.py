@@ -25,13 +25,13 @@ import pytest
 from mini import REAL, ROOT, real_data
 
 import eval as command
+import sandbox
 from experiment.code_scores import code_lines
-from tasks import code, humaneval, load_data, mbpp, sandbox
+from sandbox import Program, SandboxError, judge, judge_many, process, scratch, tiers
+from sandbox.scratch import RUN
+from tasks import code, humaneval, load_data, mbpp
 from tasks.code import Judging
-from tasks.extract import Extracted
-from tasks.jail import process, scratch, tiers
-from tasks.jail.scratch import RUN
-from tasks.sandbox import Program, SandboxError, judge, judge_many
+from tasks.programs import Extracted
 
 PARITY = int(os.environ.get("DLLMEXP_PARITY") or 60)
 SOAK = int(os.environ.get("DLLMEXP_SOAK") or 2000)
@@ -252,11 +252,11 @@ def test_programs_beside_an_interrupted_run_are_ended_at_once():
 
 # ---------------------------------------------------------------- nothing stays
 
-PLACE = "from tasks.jail import scratch\nscratch.roots = lambda: [{folder!r}]\n"  # where no other run sweeps
+PLACE = "from sandbox import scratch\nscratch.roots = lambda: [{folder!r}]\n"  # where no other run sweeps
 HARNESS = """
 import sys
-from tasks import sandbox
-from tasks.jail.scratch import RUN
+import sandbox
+from sandbox.scratch import RUN
 sandbox.accept("all")
 if {probed}:
     sandbox.tier()
@@ -324,7 +324,7 @@ def test_nothing_survives_a_killed_harness(moment, request, monkeypatch):
         harness.stdout.close()
     assert within(20, lambda: not holding(run)), holding(run)
     assert os.path.isdir(run)
-    sweeper = f"{place}from tasks import sandbox\nsandbox.accept('all')\nsandbox.judge('', '')"
+    sweeper = f"{place}import sandbox\nsandbox.accept('all')\nsandbox.judge('', '')"
     subprocess.run([sys.executable, "-c", sweeper], cwd=ROOT, check=True)
     assert not os.listdir(folder)
 

@@ -16,8 +16,8 @@ from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 from experiment.result import VOLATILE
 from scripts.sweep import main
-from suite.claims import read_claims
 from suite.cluster import DEFAULT_TIME, Request
+from suite.lease import read_claims
 from suite.matrix import Selection, select
 from suite.state import Watcher, config_id
 from utils import UsageError

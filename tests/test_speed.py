@@ -20,17 +20,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import decoding.sampling as sampling
 import eval as cli
 import models.packing as packing
-from bench import rounds
-from bench.presets import PRESETS, Preset, _shape, random_model
-from bench.reference import Plain
 from decoding.engine import decode
 from decoding.sampling import Rules, propose, shortlisted, uniforms
 from decoding.schedule import DecodeConfig, make_schedule
+from dev.bench import __main__ as bench
+from dev.bench import rounds
+from dev.bench.presets import PRESETS, Preset, _shape, random_model
+from dev.bench.reference import Plain
 from models import Span, first_layer, load_model
 from models.acceleration import Acceleration, Graphs, capturing
 from models.cost import batch_rows, matmul_flops, moved_bytes, row_bytes
 from models.layers import rms_norm
-from scripts import bench
 
 V = 5000
 

@@ -16,8 +16,8 @@ from unittest.mock import Mock
 
 import pytest
 
-import store as store_module
-from store import Store, StoreBusy, StoreError, StoreFull, sample_key
+from experiment import store as store_module
+from experiment.store import Store, StoreBusy, StoreError, StoreFull, sample_key
 from utils import OutputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ ID = "0123456789abcdef" * 4
 # Puts samples first..last that are not there, says each one's number once it is put, and then waits for its input to end.
 WORKER = """
 import fcntl, os, sys
-from store import Store, StoreBusy, sample_key
+from experiment.store import Store, StoreBusy, sample_key
 root, config_id, first, last, size, *flags = sys.argv[1:]
 def no_flock(*_): raise OSError(37, "No locks available")
 if "no_flock" in flags: fcntl.flock = no_flock

@@ -18,10 +18,10 @@ from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
 from experiment.briefs import brief_path
-from experiment.ledger import Ledger
+from experiment.sample_cache import Ledger
+from experiment.store import Store
 from scripts.sweep import main
-from store import Store
-from suite.claims import Claim, read_claims
+from suite.lease import Claim, read_claims
 from suite.local import LocalEngine, Task, Worker, make_workers
 from suite.matrix import Selection, arguments, experiments, select
 from suite.run import Bar
@@ -456,7 +456,7 @@ def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(
     first.path.rename(first.path.with_name("sweep-node7-1.json"))
     there = first.path.with_name("sweep-node7-1.json")
     there.write_text(there.read_text().replace(f'"host": "{HOST}"', '"host": "node7"'))
-    monkeypatch.setattr("suite.claims.FRESH_S", 1.5)
+    monkeypatch.setattr("suite.lease.FRESH_S", 1.5)
     assert Claim(tmp_path / "out", experiment, workers=1).mine == experiment and not there.exists()
     assert "whether the suite on node7 lives" in capsys.readouterr().err
 

@@ -28,8 +28,8 @@ from tasks import (
     truthfulqa,
 )
 from tasks.base import installed_config
-from tasks.extract import called_names
 from tasks.installed import spec_of
+from tasks.programs import called_names
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's own code
 SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
@@ -479,13 +479,13 @@ def test_every_canonical_solution_passes(benchmarks, name, solution):
             programs.append(
                 (found.code, {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of(sample["doc"]))
             )
-    from tasks.sandbox import judge_many
+    from sandbox import judge_many
 
     assert all(v.passed for v in judge_many(programs))
 
 
 def extract_as(name: str, doc: dict, answer: str):
-    from tasks.extract import extract_code
+    from tasks.programs import extract_code
 
     if name == "humaneval":
         return extract_code(
@@ -504,7 +504,7 @@ def test_the_function_that_mbpps_tests_ask_for_is_known(benchmarks):
 
 def test_lm_evals_plain_rule_never_scores_higher(benchmarks):
     """prompt + answer, cut at lm-eval's stop strings, in the same sandbox: what passes there passes here."""
-    from tasks.sandbox import judge_many
+    from sandbox import judge_many
 
     docs = load_data(humaneval.SPEC, benchmarks).splits["test"][::8]
     until = installed_config(humaneval.YAML)["generation_kwargs"]["until"]

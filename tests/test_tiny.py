@@ -9,7 +9,7 @@ import pytest
 import torch
 from mini import ROOT
 
-sys.path.append(str(ROOT / "scripts"))  # behind bench/, which has a script of its name
+sys.path.append(str(ROOT / "dev"))
 
 import make_benchmarks  # noqa: E402
 import train_tiny  # noqa: E402

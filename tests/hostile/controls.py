@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from naive import SEPARATOR
 from stage import HERE, LIMITS, TESTS, Stage, cases, told
 
-from tasks import sandbox
-from tasks.jail import tiers
-from tasks.jail.process import Mechanism
+import sandbox
+from sandbox import tiers
+from sandbox.process import Mechanism
 
 ENDLESS_S, PATIENCE_S = 1.0, 120.0  # the second for controls that end by themselves
 

@@ -21,8 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 import controls
 from stage import LIMITS, TESTS, TOKEN, Stage, cases, loopback_up, told
 
-from tasks import sandbox
-from tasks.jail.scratch import RUN, root, sweep
+import sandbox
+from sandbox.scratch import RUN, root, sweep
 
 FEW = ("inf_loop", "sleep_forever")
 STOPS = {

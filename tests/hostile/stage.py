@@ -16,8 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE)]
 
-from tasks.jail.process import Limits  # noqa: E402
-from tasks.jail.scratch import RUN  # noqa: E402
+from sandbox.process import Limits  # noqa: E402
+from sandbox.scratch import RUN  # noqa: E402
 
 TESTS = "assert f(1) == 2\nassert f(-1) == 0\nassert f(41) == 42"
 SECRET, TOKEN, ABSTRACT = "PRIVATE-KEY-SENTINEL", "hf_SENTINELtoken", "dllmexp-agent"

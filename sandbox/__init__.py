@@ -4,10 +4,19 @@
     judge(candidate, tests, strict=True)  the tests in a process that never executes candidate code
     judge_many(programs)                  the same for a list, on every core
 
-A fresh interpreter per program, confined as tasks/jail/ says; which tier of confinement this machine has is tried
+A fresh interpreter per program, confined as below; which tier of confinement this machine has is tried
 out once (`tier()`), and below the floor nothing runs unless `accept()` was told so. A pass is a message with a
 one-time token after the last test; exit codes and printed text count for nothing. Three outcomes: a pass, a failure
 with its reason, and SandboxError: the machine's fault or the tests', never a failed sample.
+
+landlock.py    which files a program may reach: the rule set of a kernel's Landlock
+seccomp.py     which system calls it may make: the filter, as BPF
+bubblewrap.py  the same for files where Landlock is missing, through bwrap
+scratch.py     the directory it may write to, and the sweeping of dead runs
+process.py     starts one interpreter, talks to it, ends it: what came of it
+tiers.py       which of these mechanisms have an effect here, found out by trying
+child.py       the program of that interpreter: confines itself, then runs candidate and tests
+oracle.py      its other program: the strict re-check, in two interpreters that exchange data only
 
 Not covered: faults of the kernel, side channels, what stat() shows of files, and in the default mode a program that
 searches its own process for the token or returns objects that equal everything. The strict mode refuses those two.
@@ -24,10 +33,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tasks.jail import tiers
-from tasks.jail.process import Limits, Outcome, run_program, run_strict
-from tasks.jail.scratch import RUN
-from tasks.jail.tiers import Tier
+from sandbox import tiers
+from sandbox.process import Limits, Outcome, run_program, run_strict
+from sandbox.scratch import RUN
+from sandbox.tiers import Tier
 
 TIMEOUT_S = Limits.cpu_s  # CPU; MBPP's slowest reference solution takes 1.6 s
 WALL_S = Limits.wall_s

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How much sooner the engine has the same tokens: the official loop against it, in turns, on random weights.
 
-    python scripts/bench.py --preset cpu-small
-    python scripts/bench.py --preset llada-8b --device cuda
+    python -m dev.bench --preset cpu-small
+    python -m dev.bench --preset llada-8b --device cuda
 
 Each round runs the faithful reference (official algorithm written plainly: all logits, float64 confidence, no early
 exit, batch 1), the engine in every regime, and the reference again, which shows the noise. Tokens are compared: a
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from utils import atomic_write_json, environment, output_problem  # noqa: E402
 
@@ -97,9 +97,9 @@ def main(argv: list[str] | None = None) -> int:
     import torch
     from tqdm import tqdm
 
-    from bench.presets import PRESETS, Regime, random_model, random_prompts
-    from bench.reference import Plain
-    from bench.rounds import Line, run_round, sampler_round
+    from dev.bench.presets import PRESETS, Regime, random_model, random_prompts
+    from dev.bench.reference import Plain
+    from dev.bench.rounds import Line, run_round, sampler_round
 
     if problems := problems_of(args, PRESETS):
         print("\n".join(f"error: {p}" for p in problems), file=sys.stderr)

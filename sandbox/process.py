@@ -20,8 +20,8 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from tasks.jail import bubblewrap, landlock, seccomp
-from tasks.jail.scratch import RUN, Scratch, holds
+from sandbox import bubblewrap, landlock, seccomp
+from sandbox.scratch import RUN, Scratch, holds
 
 MAX_MESSAGE = 4096
 TICK_S = 0.1  # how often a program that runs for long is looked at

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding.algorithms import ALGORITHMS, OPTIONS, algorithms_of
+from decoding.kv_cache import CACHES
 from decoding.schedule import (
     CONFIDENCE_DTYPES,
     DecodeConfig,
@@ -17,8 +18,7 @@ from decoding.schedule import (
     ScheduleError,
     make_schedule,
 )
-from decoding.spans import CACHES
-from options.arguments import BLOCK_LENGTH, KV_WINDOW, Models, verified
+from experiment.arguments import BLOCK_LENGTH, KV_WINDOW, Models, verified
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import RunConfig, UsageError, nearest, result_name, run_lengths
 

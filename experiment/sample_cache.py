@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from experiment.briefs import Briefs
+from experiment.store import Store, sample_key
 from experiment.workers import Place
-from store import Store, sample_key
 from utils import canonical_json
 
 J = TypeVar("J")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kill an experiment with SIGKILL at random moments, resume it until it is done, compare with an uninterrupted run.
 
-    python scripts/kill_test.py --kills 100
+    python dev/kill_test.py --kills 100
 
 Runs on the tiny checkpoint of the tests and on word problems of its own, offline, on the CPU. Every second kill falls
 anywhere from the start of the process on, the others while samples are being written. Printed at the end: kills,
@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from store import Store  # noqa: E402
+from experiment.store import Store  # noqa: E402
 from utils import canonical_json  # noqa: E402
 
 START_S = 6.0  # what a process needs to its first sample, about

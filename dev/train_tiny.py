@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Train a tiny masked-diffusion or causal model on the mini benchmarks' training problems; write it in the hub's layout.
 
-    python scripts/train_tiny.py --family llada --out assets/tiny-llada
-    python scripts/train_tiny.py --family dream --out assets/tiny-dream
-    python scripts/train_tiny.py --family qwen2 --out assets/tiny-qwen
+    python dev/train_tiny.py --family llada --out assets/tiny-llada
+    python dev/train_tiny.py --family dream --out assets/tiny-dream
+    python dev/train_tiny.py --family qwen2 --out assets/tiny-qwen
 
 Every problem comes from make_benchmarks.problems(task, "train", seed), which never yields a key of the test set, and is
 rendered as eval.py asks it: the task's "chat" form in the checkpoint's chat template. The answer follows, then the
