@@ -40,10 +40,10 @@ from experiment.checks import (
 )
 from experiment.resolve import Job, resolve
 from experiment.result import UNPUBLISHED, build_result, published, table
-from experiment.sample_cache import Ledger, ShareDone
+from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.store import Store
-from experiment.workers import Crew, Place, place_of
+from experiment.workers import WorkerInfo, WorkerPool, worker_info
 from tasks import DataError, PromptForm, TaskSpec, build_task
 from tasks.gsm8k import SPEC as GSM8K
 from tasks.humaneval import SPEC as HUMANEVAL
@@ -127,7 +127,7 @@ class Parts:
     """
 
     load: Callable[[str, str, str], Transformer]
-    ledger: type[Ledger] = Ledger
+    ledger: type[SampleCache] = SampleCache
 
 
 def _load(checkpoint: str, device: str, dtype: str) -> Transformer:
@@ -141,7 +141,7 @@ MOST_JUDGES = 4  # more programs than these get through a GPU does not write
 
 
 def get_model(
-    job: Job, device: str, task, ledger: Ledger, load=_load, score=None, ahead=None
+    job: Job, device: str, task, ledger: SampleCache, load=_load, score=None, ahead=None
 ) -> _ProfilingHarness:
     """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them.
 
@@ -239,7 +239,7 @@ def execute(
     spec: TaskSpec,
     texts: dict[int, str] | None,
     device: str,
-    place: Place,
+    place: WorkerInfo,
     argv: list[str],
     parts: Parts = USUAL,
 ) -> dict[str, Any] | None:
@@ -250,7 +250,7 @@ def execute(
             if texts is None:
                 store = stack.enter_context(open_store(job, place))
             crew = (
-                stack.enter_context(Crew(argv, job.devices, place))
+                stack.enter_context(WorkerPool(argv, job.devices, place))
                 if len(job.devices) > 1
                 else None
             )
@@ -270,9 +270,9 @@ def _execute(
     spec: TaskSpec,
     texts: dict[int, str] | None,
     device: str,
-    place: Place,
+    place: WorkerInfo,
     store: Store | None,
-    crew: Crew | None,
+    crew: WorkerPool | None,
     parts: Parts,
 ) -> dict[str, Any]:
     started = time.time()
@@ -376,7 +376,7 @@ def run(argv: list[str] | None, parts: Parts = USUAL) -> int:
     if args.print_output_path:
         print(job.path)
         return EXIT_COMPLETE
-    place = place_of(os.environ)
+    place = worker_info(os.environ)
     if place.size > 1 and job.devices:
         raise UsageError(
             f"--devices is for a run of its own: here a launcher has started {place.size} processes already"

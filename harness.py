@@ -25,7 +25,7 @@ from decoding.schedule import DecodeConfig
 from experiment.lmeval import quiet
 from experiment.progress import Failure, Progress
 from experiment.result import Record, profile
-from experiment.sample_cache import Ledger
+from experiment.sample_cache import SampleCache
 from experiment.stops import BROKEN_TAIL, first_stop, stops_of, text_is_final
 from models.cost import fitting_rows
 from utils import BadDataError, DllmexpError, UsageError, sample_seed
@@ -83,7 +83,7 @@ class _ProfilingHarness(HFLM):
         device: str,
         batch_size: int | str = 1,
         seed: int = 0,
-        ledger: Ledger | None = None,
+        ledger: SampleCache | None = None,
         prefill: Callable[[dict], str] = lambda doc: "",
         score: Callable[[dict, str], float] | None = None,
         ahead: Callable[[dict, str], None] | None = None,
@@ -105,7 +105,7 @@ class _ProfilingHarness(HFLM):
                 add_bos_token=False,
             )
         self.model_config, self.decode_config = config, decode_config
-        self.seed, self.ledger, self.prefill = seed, ledger or Ledger(config_id=""), prefill
+        self.seed, self.ledger, self.prefill = seed, ledger or SampleCache(config_id=""), prefill
         self.score, self.ahead = score, ahead
         self.records: list[Record] = []
         self.rows_in_flight = batch_size  # "auto" until the first batch says what fits

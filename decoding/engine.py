@@ -20,7 +20,7 @@ from torch import Tensor
 from decoding.algorithms import ALGORITHMS
 from decoding.kv_cache import CACHES, Span, SpanView
 from decoding.row_state import Completion, Row
-from decoding.sampling import Proposal, Rules, propose, there, uniforms, without
+from decoding.sampling import Proposal, Rules, mask_tokens, propose, to_device, uniforms
 from decoding.schedule import DecodeConfig
 from decoding.step_view import Algorithm, StepView
 from decoding.verifier import Draft, Verifier
@@ -180,7 +180,7 @@ class _Decoder:
         noise = self._noise(rows)
         queried = self._in_sight(rows)
         proposal, observed = self._propose(rows, queried, noise)
-        at = there(torch.from_numpy(queried), self.model.device)
+        at = to_device(torch.from_numpy(queried), self.model.device)
         found = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
         scores = {
             name: at.to(score.dtype).masked_scatter(at, score) for name, score in found.items()
@@ -193,7 +193,7 @@ class _Decoder:
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
             if row.memory:
-                kept = there(
+                kept = to_device(
                     torch.from_numpy(np.flatnonzero(~now_committed[was_open])), self.model.device
                 )
                 row.memory = {name: held[kept] for name, held in row.memory.items()}
@@ -235,17 +235,23 @@ class _Decoder:
         steps, reads = [row.step for row in rows], self.algorithm.reads
         more = dict(scores or {})
         if "step" in reads:
-            more["step"] = there(torch.tensor(steps), device)
+            more["step"] = to_device(torch.tensor(steps), device)
         if "canvas" in reads:
-            more["canvas"] = there(torch.from_numpy(np.stack([row.open for row in rows])), device)
-            more["start"] = there(torch.tensor([self._block(row).start for row in rows]), device)
+            more["canvas"] = to_device(
+                torch.from_numpy(np.stack([row.open for row in rows])), device
+            )
+            more["start"] = to_device(
+                torch.tensor([self._block(row).start for row in rows]), device
+            )
         return StepView(
-            masked=there(torch.from_numpy(in_sight), device),
-            quota=there(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
-            rate=there(
+            masked=to_device(torch.from_numpy(in_sight), device),
+            quota=to_device(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
+            rate=to_device(
                 torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device
             ),
-            noise=there(noise[1], device) if noise is not None and self.algorithm.noisy else None,
+            noise=to_device(noise[1], device)
+            if noise is not None and self.algorithm.noisy
+            else None,
             alg_temp=self.config.alg_temp or 0.0,
             options=self.config.options,
             **more,
@@ -311,7 +317,7 @@ class _Decoder:
         if self.algorithm.observe is not None:
             logits, observed = self._observe(rows, logits, queried.sum(axis=1).tolist())
         drawn = (
-            there(noise[0][torch.from_numpy(queried)], logits.device)
+            to_device(noise[0][torch.from_numpy(queried)], logits.device)
             if self.config.temperature > 0
             else None
         )
@@ -322,7 +328,7 @@ class _Decoder:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Each row's logits through the algorithm's memory of the block: (logits [R, V], its score if it gives one)."""
         logits = logits.to(self.rules.dtype or logits.dtype)
-        logits, seen = without(logits, self.rules.never), []
+        logits, seen = mask_tokens(logits, self.rules.never), []
         for row, part in zip(rows, logits.split(counts)):
             seen.append(self.algorithm.observe(part, row.memory, self.config.options))
             row.memory = seen[-1].memory

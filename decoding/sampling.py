@@ -74,7 +74,7 @@ def propose(
         :, 0
     ]  # a wait for the device: one for all groups
     for some in rest.split(groups[0].stop) if len(rest) else ():
-        exact = _drawn(without(logits[some], rules.never), rules, reads, noise[some])
+        exact = _drawn(mask_tokens(logits[some], rules.never), rules, reads, noise[some])
         for name in ("tokens", *reads):
             getattr(proposal, name)[some] = getattr(exact, name)
     return proposal
@@ -99,7 +99,7 @@ def _propose(
     logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None
 ) -> tuple[Proposal, Tensor | None]:
     """A proposal, and [R] where it is sound; None where it is everywhere."""
-    logits = without(logits, rules.never)
+    logits = mask_tokens(logits, rules.never)
     if rules.temperature == 0:
         return _scored(logits, rules, reads, _likeliest(logits), None), None
     narrow = (rules.top_p or 1) < 1 or (rules.top_k or SHORTLIST) < SHORTLIST
@@ -119,7 +119,7 @@ def _likeliest(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
-def without(logits: Tensor, tokens: tuple[int, ...]) -> Tensor:
+def mask_tokens(logits: Tensor, tokens: tuple[int, ...]) -> Tensor:
     """The logits with these tokens at -inf: a copy where there are any."""
     logits = logits.clone() if tokens else logits
     for token in tokens:
@@ -152,7 +152,7 @@ def _scored(
         return Proposal(tokens)
     dtype = logits.dtype if rules.dtype is None else rules.dtype
     if probs is None or not rules.scores_the_draw:
-        probs, at = without(logits, rules.last).to(dtype).softmax(dim=-1), tokens
+        probs, at = mask_tokens(logits, rules.last).to(dtype).softmax(dim=-1), tokens
     return Proposal(tokens, **_scores(probs.to(dtype), at, reads))
 
 
@@ -235,7 +235,7 @@ def draw(probs: Tensor, noise: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, at, right=True)[:, 0]
 
 
-def there(x: Tensor, device: torch.device) -> Tensor:
+def to_device(x: Tensor, device: torch.device) -> Tensor:
     """A host tensor on the device, in a transfer that nothing waits for."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 

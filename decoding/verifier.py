@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding.sampling import Rules, chunks, scrambled, there
+from decoding.sampling import Rules, chunks, scrambled, to_device
 from decoding.step_view import Verification
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Verifier:
             return agreed
         drafted = iter(np.split(tokens.cpu().numpy(), begins[1:]))
         said = self._expected(flight, [None if row is None else next(drafted) for row in flight])
-        at = there(torch.from_numpy(later.nonzero()[0]), logits.device)
+        at = to_device(torch.from_numpy(later.nonzero()[0]), logits.device)
         kept = None if keys is None else [key for key, is_later in zip(keys, later) if is_later]
         logits = logits[at]
         parts = [
@@ -134,7 +134,7 @@ class Verifier:
 
 def gumbels(keys: Sequence[int], n_tokens: int, device: torch.device) -> Tensor:
     """[R, n_tokens] float64, standard Gumbel noise: a function of a row's 64-bit key and the token alone."""
-    z = there(torch.tensor([_signed(k) for k in keys]), device)[:, None]
+    z = to_device(torch.tensor([_signed(k) for k in keys]), device)[:, None]
     # splitmix64 of the key: int64 products wrap, and shifts to the right are made logical
     z = z + torch.arange(1, n_tokens + 1, device=device) * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

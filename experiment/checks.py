@@ -17,7 +17,7 @@ from experiment.arguments import Models
 from experiment.resolve import Job
 from experiment.result import load_result, read_predictions
 from experiment.store import Store
-from experiment.workers import Place, announce, await_leader
+from experiment.workers import WorkerInfo, announce, await_leader
 from tasks import TaskSpec, check_data, data_checksums, load_data
 from utils import (
     BadDataError,
@@ -201,7 +201,7 @@ def finished_result(job: Job) -> dict[str, Any] | None:
     )
 
 
-def choose_device(requested: str | None, place: Place) -> str:
+def choose_device(requested: str | None, place: WorkerInfo) -> str:
     """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there.
 
     Under a launcher "cuda" is the device of the process's local rank.
@@ -233,7 +233,7 @@ def choose_device(requested: str | None, place: Place) -> str:
     return requested
 
 
-def open_store(job: Job, place: Place) -> Store:
+def open_store(job: Job, place: WorkerInfo) -> Store:
     """The store of a job's samples. The leader takes the lock and lets its workers in; a worker waits for that."""
     root, identity = job.output_dir / "cache", job.config.identity()
     if not place.leads:

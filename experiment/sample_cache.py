@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from experiment.briefs import Briefs
 from experiment.store import Store, sample_key
-from experiment.workers import Place
+from experiment.workers import WorkerInfo
 from utils import canonical_json
 
 J = TypeVar("J")
@@ -28,7 +28,7 @@ class ShareDone(Exception):
 
 
 @dataclass
-class Ledger:
+class SampleCache:
     """The samples of one run.
 
     store:      where they are kept; None keeps nothing (a run whose answers are given).
@@ -40,7 +40,7 @@ class Ledger:
 
     config_id: str
     store: Store | None = None
-    place: Place = Place()
+    place: WorkerInfo = WorkerInfo()
     provenance: dict[str, Any] = field(default_factory=dict)
     alive: Callable[[], bool] = lambda: True
     sources: Counter[str] = field(default_factory=Counter)

@@ -31,7 +31,7 @@ class LeaderGone(DllmexpError):
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerInfo:
     """A process among the workers of a run.
 
     session: the same for all of them, and for no other run.
@@ -56,7 +56,7 @@ class Place:
             )
 
 
-def place_of(environ: Mapping[str, str]) -> Place:
+def worker_info(environ: Mapping[str, str]) -> WorkerInfo:
     """This process's place, from what torchrun, accelerate or a leader has put into the environment."""
     try:
         rank, size = int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
@@ -77,17 +77,17 @@ def place_of(environ: Mapping[str, str]) -> Place:
     told = environ.get("DLLMEXP_SESSION") or (
         f"{os.getppid()}-{environ.get('MASTER_PORT', '')}" if size > 1 else ""
     )
-    return Place(rank, size, local, told or uuid.uuid4().hex, parent)
+    return WorkerInfo(rank, size, local, told or uuid.uuid4().hex, parent)
 
 
-def announce(directory: Path, place: Place) -> None:
+def announce(directory: Path, place: WorkerInfo) -> None:
     """Let the workers of this run in: the leader has the store, and what --overwrite sets aside is set aside."""
     path = directory / SESSION_FILE
     path.with_suffix(f".{os.getpid()}").write_text(place.session)
     path.with_suffix(f".{os.getpid()}").replace(path)
 
 
-def await_leader(directory: Path, place: Place, timeout_s: float = LEADER_TIMEOUT_S) -> None:
+def await_leader(directory: Path, place: WorkerInfo, timeout_s: float = LEADER_TIMEOUT_S) -> None:
     """Wait until the leader of this run has announced itself. Raises LeaderGone."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
@@ -103,10 +103,10 @@ def await_leader(directory: Path, place: Place, timeout_s: float = LEADER_TIMEOU
     )
 
 
-class Crew:
+class WorkerPool:
     """Workers 1 to n-1 of this process's run, each with its device. A context: leaving it ends those still running."""
 
-    def __init__(self, argv: Sequence[str], devices: Sequence[str], place: Place):
+    def __init__(self, argv: Sequence[str], devices: Sequence[str], place: WorkerInfo):
         """argv: this run's own arguments, as the workers get them. devices: of all workers, the first is the leader's."""
         self.processes = []
         threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
@@ -137,7 +137,7 @@ class Crew:
         """Whether a worker is still at its share."""
         return any(process.poll() is None for process in self.processes)
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from experiment.signals import Signalled, signals_raise  # noqa: E402
 from suite.lease import read_claims  # noqa: E402
 from suite.matrix import SUITES, Selection, experiments, select  # noqa: E402
-from suite.state import Watcher, forget_identities, standings  # noqa: E402
+from suite.state import Watcher, forget_identities, statuses  # noqa: E402
 from suite.table import plan, progress_table  # noqa: E402
 from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
 
@@ -188,7 +188,7 @@ def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
 def show_progress(args: argparse.Namespace) -> int:
     watchers, workers = watched(args)
     while True:
-        text = progress_table(standings(watchers), workers)
+        text = progress_table(statuses(watchers), workers)
         if args.watch is None:
             print(text)
             return EXIT_COMPLETE
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
 
                 return share(args.plan, args.parent)
             if args.command == "plan":
-                print(plan(standings([Watcher(e) for e in select(selection_of(args))])))
+                print(plan(statuses([Watcher(e) for e in select(selection_of(args))])))
                 return EXIT_COMPLETE
             return show_progress(args) if args.command == "progress" else run(args)
     except DllmexpError as error:

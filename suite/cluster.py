@@ -26,10 +26,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from suite.lease import Claim, busy, holders
+from suite.lease import Lease, busy, holders
 from suite.matrix import Experiment, experiments
 from suite.run import run_suite
-from suite.state import Watcher, standings
+from suite.state import Watcher, statuses
 from suite.worker import die_with_parent
 from utils import BadDataError, EnvironmentProblem, UsageError, atomic_write_json
 
@@ -222,7 +222,7 @@ def submit(chosen: Sequence[Experiment], out: Path, n_workers: int | None, reque
     parameters = request.parameters()
     check_cluster()
     taken = holders(out)
-    rows = [(e, s) for e, s in standings([Watcher(e) for e in chosen]) if s.state != "done"]
+    rows = [(e, s) for e, s in statuses([Watcher(e) for e in chosen]) if s.state != "done"]
     todo = [e for e, _ in rows if str(e.job.path.resolve()) not in taken]
     if not rows:
         return f"all {len(chosen)} experiments are done"
@@ -245,7 +245,7 @@ def submit(chosen: Sequence[Experiment], out: Path, n_workers: int | None, reque
     job = _sbatch(
         folder, parameters, [sys.executable, str(COMMAND), "share", "--plan", str(plan)], n
     )
-    Claim(
+    Lease(
         out, todo, 0, run
     ).release()  # so that progress shows them while the job waits in the queue
     left = (

@@ -86,7 +86,7 @@ def see_who_is_silent(output_dir: Path, wanted: set[str]) -> bool:
     return bool(doubtful.keys() - holders(output_dir).keys())
 
 
-class Claim:
+class Lease:
     """The experiments that this suite has, from construction to release().
 
     run:  None: all at once; `elsewhere` are those that another living suite has. Raises BusyError where there are some to

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from suite.lease import Claim
+from suite.lease import Lease
 from suite.matrix import Experiment
-from suite.state import Standing, Watcher, write_note
+from suite.state import Status, Watcher, write_note
 from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_USAGE
 
 RETRIES = 2
@@ -167,8 +167,8 @@ class LocalEngine:
 
     def __init__(
         self,
-        claim: Claim,
-        todo: Sequence[tuple[Experiment, Standing]],
+        claim: Lease,
+        todo: Sequence[tuple[Experiment, Status]],
         workers: Sequence[Worker],
         say: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
@@ -294,7 +294,7 @@ class LocalEngine:
                 write_note(task.experiment, "stopped", task.attempts)
 
 
-def _task(experiment: Experiment, standing: Standing) -> Task:
+def _task(experiment: Experiment, standing: Status) -> Task:
     """Where only scoring is left no device is needed."""
     generated = bool(experiment.job.predictions) or (
         standing.state == "partial" and standing.n == standing.of

@@ -14,17 +14,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from experiment.signals import Signalled
-from suite.lease import Claim
+from suite.lease import Lease
 from suite.local import LocalEngine, make_workers
 from suite.matrix import Experiment
-from suite.state import Watcher, standings
+from suite.state import Watcher, statuses
 from suite.table import outcomes, progress_table, summary_line
 from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_INCOMPLETE
 
 REPORT = Path(__file__).resolve().parent.parent / "scripts" / "report.py"
 
 
-class Diary:
+class SuiteLog:
     """What the suite says, on the terminal and in results/logs/sweep.log. who: stands before each line, "" for nobody."""
 
     def __init__(self, output_dir: Path, who: str = ""):
@@ -47,7 +47,7 @@ class Bar:
 
     def __init__(self, chosen: Sequence[Experiment]):
         self._watchers = [Watcher(e) for e in chosen] if sys.stderr.isatty() else []
-        known = [standing.of for _, standing in standings(self._watchers)]
+        known = [standing.of for _, standing in statuses(self._watchers)]
         total = None if None in known else sum(known)
         self._bar = tqdm(
             total=total,
@@ -59,7 +59,7 @@ class Bar:
         self._at = time.monotonic()
 
     def _n(self) -> int:
-        return sum(standing.n for _, standing in standings(self._watchers))
+        return sum(standing.n for _, standing in statuses(self._watchers))
 
     def __call__(self) -> None:
         if self._watchers and time.monotonic() >= self._at + 1:
@@ -79,13 +79,13 @@ def run_suite(
     run: str | None = None,
     who: str = "",
 ) -> int:
-    """The exit code of the suite. run: the name of a run that several suites share; see Claim. Raises BusyError."""
+    """The exit code of the suite. run: the name of a run that several suites share; see Lease. Raises BusyError."""
     workers = make_workers(n_workers)
-    claim = Claim(out, chosen, len(workers), run)
+    claim = Lease(out, chosen, len(workers), run)
     counts = {"elsewhere": len(claim.elsewhere)}
-    say = Diary(out, who)
+    say = SuiteLog(out, who)
     try:
-        rows = standings([Watcher(e) for e in chosen if e not in claim.elsewhere])
+        rows = statuses([Watcher(e) for e in chosen if e not in claim.elsewhere])
         say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {summary_line(rows, len(workers))}")
         if claim.elsewhere:
             say(f"{len(claim.elsewhere)} more are with another suite")
@@ -109,7 +109,7 @@ def run_suite(
     if last and (
         run is None or tasks
     ):  # of several that share a run, the last one that had something to do
-        say(progress_table(standings([Watcher(e) for e in chosen]), len(workers)))
+        say(progress_table(statuses([Watcher(e) for e in chosen]), len(workers)))
     say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} ended: {outcomes(ended)}")
     if last and (run is None or tasks):
         report(out, say)
@@ -118,7 +118,7 @@ def run_suite(
     )
 
 
-def report(out: Path, say: Diary) -> None:
+def report(out: Path, say: SuiteLog) -> None:
     """Tables and plots. That they fail is said, and nothing more."""
     made = subprocess.run(
         [sys.executable, str(REPORT), str(out), "--out", str(out / "report")],

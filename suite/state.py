@@ -34,7 +34,7 @@ TAIL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Standing:
+class Status:
     """Where an experiment stands.
 
     state:    done | partial | failed | waiting | running.
@@ -118,7 +118,7 @@ def write_note(
 ) -> None:
     """Keep beside the log what became of an experiment.
 
-    phase: generating | scoring | done | failed | elsewhere | stopped. sweep: the process that it is with, see Claim.told.
+    phase: generating | scoring | done | failed | elsewhere | stopped. sweep: the process that it is with, see Lease.told.
     """
     told = {
         "phase": phase,
@@ -213,14 +213,14 @@ class Watcher:
     def __init__(self, experiment: Experiment, known_id: str | None = None):
         self.experiment, self._id = experiment, known_id
         self._tally: Tally | None = None
-        self._summary: tuple[tuple[int, int], Standing] | None = None
+        self._summary: tuple[tuple[int, int], Status] | None = None
 
     @property
     def id(self) -> str | None:
         self._id = self._id or config_id(self.experiment)
         return self._id
 
-    def standing(self) -> Standing:
+    def standing(self) -> Status:
         return self._of_result() or self._of_store()
 
     def finished(self) -> bool:
@@ -228,7 +228,7 @@ class Watcher:
         standing = self._of_result()
         return standing is not None and standing.state == "done"
 
-    def _of_result(self) -> Standing | None:
+    def _of_result(self) -> Status | None:
         """Of the result file, where there is one that is final."""
         path = self.experiment.job.path
         try:
@@ -242,7 +242,7 @@ class Watcher:
         # one that is not final may be on its way to become so
         return found if found.state == "done" or not self._active() else None
 
-    def _read_result(self, path: Path) -> Standing:
+    def _read_result(self, path: Path) -> Status:
         of = self.experiment.n
         try:
             told = read_summary(path)
@@ -256,7 +256,7 @@ class Watcher:
                 int(told["n_failed"]),
             )
             if self.experiment.job.predictions is None and self.id and told["id"] != self.id:
-                return Standing(
+                return Status(
                     "failed",
                     0,
                     of,
@@ -266,12 +266,12 @@ class Watcher:
             scores = told["headline"] or (told["score_on_completed"] or {}).get(key)
             score = (scores["value"], *scores["ci95"], scores["n"]) if scores else None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            return Standing(
+            return Status(
                 "failed", 0, of, note=f"{path} is no result of this program ({error}): move it away"
             )
         if told["status"] == "complete":
-            return Standing("done", sums.n, int(told["n_samples"]), sums, score)
-        return Standing(
+            return Status("done", sums.n, int(told["n_samples"]), sums, score)
+        return Status(
             "failed", sums.n, int(told["n_samples"]), sums, score, f"{sums.failed} samples failed"
         )
 
@@ -287,7 +287,7 @@ class Watcher:
     def directory(self) -> Path:
         return self.experiment.job.output_dir / "cache" / (self.id or "unknown")[:16]
 
-    def _of_store(self) -> Standing:
+    def _of_store(self) -> Status:
         of, sums = self.experiment.n, Sums()
         if self.id:
             self._tally = self._tally or Tally(self.directory)
@@ -296,12 +296,12 @@ class Watcher:
         told, active = read_note(self.experiment), self._active()
         score = self._score_so_far(sums.scores)
         if active:
-            return Standing("running", sums.n, of, sums, score, active)
+            return Status("running", sums.n, of, sums, score, active)
         if told.get("phase") == "failed":
-            return Standing(
+            return Status(
                 "failed", sums.n, of, sums, score, str(told.get("error") or "see its log")
             )
-        return Standing("partial" if sums.n else "waiting", sums.n, of, sums, score)
+        return Status("partial" if sums.n else "waiting", sums.n, of, sums, score)
 
     def _score_so_far(
         self, scores: Sequence[float]
@@ -315,5 +315,5 @@ class Watcher:
         return found.value, found.low, found.high, found.n
 
 
-def standings(watchers: Sequence[Watcher]) -> list[tuple[Experiment, Standing]]:
+def statuses(watchers: Sequence[Watcher]) -> list[tuple[Experiment, Status]]:
     return [(watcher.experiment, watcher.standing()) for watcher in watchers]

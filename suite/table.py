@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from suite.matrix import Experiment
-from suite.state import Standing
+from suite.state import Status
 
-Rows = Sequence[tuple[Experiment, Standing]]
+Rows = Sequence[tuple[Experiment, Status]]
 
 
 class Estimator:
@@ -32,7 +32,7 @@ class Estimator:
         model, task = experiment.model, experiment.job.config.task
         return [(model, task), (model, None), (None, task), (None, None)]
 
-    def left_s(self, experiment: Experiment, standing: Standing) -> float | None:
+    def left_s(self, experiment: Experiment, standing: Status) -> float | None:
         """None where nothing is known yet; 0 where nothing is left to do."""
         if standing.state == "done" or experiment.job.predictions:
             return 0.0
@@ -59,7 +59,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _score(standing: Standing) -> str:
+def _score(standing: Status) -> str:
     if standing.score is None:
         return "-"
     value, low, high, n = standing.score

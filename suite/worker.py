@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import eval as cli
-from experiment.sample_cache import Ledger, ShareDone
+from experiment.sample_cache import SampleCache, ShareDone
 from utils import DllmexpError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass
-class Generating(Ledger):
+class Generating(SampleCache):
     """Leaves once every sample is kept, unless one failed."""
 
     n_failed: int = 0
@@ -106,7 +106,7 @@ def written_to(path: str):
 
 def obey(order: dict[str, Any], kept: KeptModel) -> int:
     """The exit code with which eval.py would have ended."""
-    argv, ledger = order["argv"], Ledger if order["score"] else Generating
+    argv, ledger = order["argv"], SampleCache if order["score"] else Generating
     sys.argv = ["eval.py", *argv]  # a result says how it was made
     load = refuse if order["score"] else kept.load
     with written_to(order["log"]):

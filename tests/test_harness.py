@@ -17,7 +17,7 @@ from decoding.row_state import Completion
 from decoding.schedule import DecodeConfig, make_schedule
 from experiment.predictions import Predictions
 from experiment.result import VOLATILE, Record, load_result, profile
-from experiment.sample_cache import Ledger
+from experiment.sample_cache import SampleCache
 from experiment.stops import first_stop, stops_of, text_is_final
 from experiment.store import Store
 from harness import DreamHarness, LladaHarness
@@ -265,10 +265,10 @@ def test_model_loads_for_the_first_sample_that_needs_it(tmp_path):
         return models.load_model(LLADA, device="cpu", dtype="float32")[0]
 
     with Store.open(tmp_path, {}, "f" * 64) as store:
-        texts = harness_of("llada", ledger=Ledger("f" * 64, store)).generate_until(
+        texts = harness_of("llada", ledger=SampleCache("f" * 64, store)).generate_until(
             [request("a")], disable_tqdm=True
         )
-        harness = harness_of("llada", load=load, ledger=Ledger("f" * 64, store))
+        harness = harness_of("llada", load=load, ledger=SampleCache("f" * 64, store))
         assert harness.generate_until([request("a")], disable_tqdm=True) == texts and loads == []
         harness.generate_until([request("a"), request("b", 1)], disable_tqdm=True)
         harness.generate_until([request("c")], disable_tqdm=True)

@@ -17,7 +17,7 @@ import eval as cli
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
-from experiment.workers import Crew, LeaderGone, Place, await_leader, place_of
+from experiment.workers import LeaderGone, WorkerInfo, WorkerPool, await_leader, worker_info
 
 N = 6
 
@@ -276,8 +276,8 @@ def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
 
 
 def test_place_of_a_process():
-    assert place_of({}).leads and place_of({}).size == 1
-    place = place_of({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500"})
+    assert worker_info({}).leads and worker_info({}).size == 1
+    place = worker_info({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500"})
     assert (place.rank, place.size, place.local_rank, place.leads) == (3, 4, 1, False)
     assert place.session == f"{os.getppid()}-29500"
 
@@ -314,24 +314,24 @@ def test_what_a_dead_worker_leaves_is_decoded_by_the_leader(data, tmp_path, monk
     """A worker that cannot start, say for want of memory on its device, costs time and no sample."""
     _, whole = run(data, tmp_path / "a")
 
-    class Stillborn(Crew):
+    class Stillborn(WorkerPool):
         def __init__(self, argv, devices, place):
             self.processes = [subprocess.Popen([sys.executable, "-c", "raise SystemExit(4)"])]
 
-    monkeypatch.setattr(cli, "Crew", Stillborn)
+    monkeypatch.setattr(cli, "WorkerPool", Stillborn)
     assert cli.main(arguments(data, tmp_path / "b", "--devices", "cpu,cpu")) == 0
     [path] = (tmp_path / "b").glob("*.json")
     assert json.loads(path.read_text())["content_sha256"] == whole["content_sha256"]
 
 
 def test_a_worker_does_not_outlive_its_leader(tmp_path):
-    place = Place(
+    place = WorkerInfo(
         rank=1, size=2, session="s", parent=os.getpid()
     )  # nobody is its own parent; a container's first process is 1
     with pytest.raises(LeaderGone, match="what it decoded is kept"):
         place.check()
     with pytest.raises(LeaderGone, match=r"waited 0\.1 s for rank 0"):
-        await_leader(tmp_path, Place(rank=1, size=2, session="s"), timeout_s=0.1)
+        await_leader(tmp_path, WorkerInfo(rank=1, size=2, session="s"), timeout_s=0.1)
 
 
 def test_device_and_devices_are_not_given_together(data, tmp_path, capsys):

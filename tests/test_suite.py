@@ -18,14 +18,14 @@ from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
 from experiment.briefs import brief_path
-from experiment.sample_cache import Ledger
+from experiment.sample_cache import SampleCache
 from experiment.store import Store
 from scripts.sweep import main
-from suite.lease import Claim, read_claims
+from suite.lease import Lease, read_claims
 from suite.local import LocalEngine, Task, Worker, make_workers
 from suite.matrix import Selection, arguments, experiments, select
 from suite.run import Bar
-from suite.state import HOST, Standing, Watcher, config_id, read_summary, write_note
+from suite.state import HOST, Status, Watcher, config_id, read_summary, write_note
 from suite.table import Estimator, duration, progress_table
 from suite.tally import Sums, Tally
 from suite.worker import KeptModel, import_everything, obey
@@ -212,7 +212,7 @@ def test_a_tally_is_what_the_store_says(tmp_path):
 def briefed(folder: Path, n: int) -> tuple[Store, Path]:
     """A store of n samples and one failure, written through the ledger, which is left open; its one shard."""
     store = Store.open(folder, {}, "a" * 64)
-    ledger = Ledger("a" * 64, store)
+    ledger = SampleCache("a" * 64, store)
     for i in range(n):
         meta = {"cost_seconds": 0.5, "doc_id": i, "seconds": 1.0, "tokens_returned": 10 + i}
         ledger.remember(
@@ -265,7 +265,7 @@ def test_lines_beside_a_shard_cannot_end_a_run(tmp_path):
     """A disk that is full for them, say: what follows would have a gap, so nothing follows."""
     store, shard = briefed(tmp_path, 2)
     with store:
-        ledger = Ledger("a" * 64, store)
+        ledger = SampleCache("a" * 64, store)
         brief_path(shard).unlink()
         brief_path(shard).mkdir()
         meta = {"cost_seconds": 0.5, "doc_id": 7, "seconds": 1.0, "tokens_returned": 1}
@@ -280,7 +280,7 @@ def test_states_from_the_first_sample_to_the_result(tmp_path):
     [experiment] = chosen(tmp_path)
     [limited] = chosen(tmp_path, extra=("--limit", "2"))
     watcher = Watcher(experiment)
-    assert watcher.standing() == Standing("waiting", 0, 6)
+    assert watcher.standing() == Status("waiting", 0, 6)
     result = run_here(limited)
     assert watcher.id == result["id"] and Watcher(limited).standing().state == "done"
     standing = watcher.standing()
@@ -359,7 +359,7 @@ def test_the_summary_of_a_result_is_the_result_without_its_samples(tmp_path):
 
 def test_time_left_goes_by_the_nearest_relative(tmp_path):
     one, two, other = chosen(tmp_path, tps=(1, 2)) + chosen(tmp_path, models=("dream",), tps=(1,))
-    fresh, begun = Standing("waiting", 0, 6), Standing("partial", 2, 6, Sums(2, 40, 64, 4.0))
+    fresh, begun = Status("waiting", 0, 6), Status("partial", 2, 6, Sums(2, 40, 64, 4.0))
     assert Estimator([(one, fresh)]).left_s(one, fresh) is None
     estimator = Estimator([(one, begun), (two, fresh), (other, fresh)])
     assert estimator.left_s(one, begun) == 8.0
@@ -393,7 +393,7 @@ def test_progress_over_48_stores_of_1319_samples_is_quick(tmp_path, briefs, limi
     ids = list(range(100_000, 100_512))
     meta = {"cost_seconds": 1.5, "seconds": 12.0, "tokens_returned": 200}
     with Store.open(tmp_path / "one", {}, "a" * 64) as store:
-        ledger = Ledger("a" * 64, store, provenance={"device_name": "x" * 300})
+        ledger = SampleCache("a" * 64, store, provenance={"device_name": "x" * 300})
         for i in range(1319):
             ledger.remember(
                 f"{i:064x}",
@@ -408,7 +408,7 @@ def test_progress_over_48_stores_of_1319_samples_is_quick(tmp_path, briefs, limi
         os.link(shard, folder / shard.name)
         if briefs:
             os.link(brief_path(shard), folder / brief_path(shard).name)
-    Claim(out, found, workers=4).release()
+    Lease(out, found, workers=4).release()
     before = os.times()
     code = "import sys; from scripts.sweep import main; main(sys.argv[1:]); assert not {'torch', 'lm_eval'} & sys.modules.keys()"
     run = subprocess.run(
@@ -434,17 +434,17 @@ def test_progress_over_48_stores_of_1319_samples_is_quick(tmp_path, briefs, limi
 def test_a_claimed_experiment_is_not_taken_by_a_second_suite(tmp_path):
     one, two = chosen(tmp_path, tps=(1, 2))
     out = tmp_path / "out"
-    first = Claim(out, [one], workers=1)
+    first = Lease(out, [one], workers=1)
     living = first.path.with_name("sweep-here-1.json")  # as if of another process of this host
     first.path.rename(living)
-    second = Claim(out, [one, two], workers=1)
+    second = Lease(out, [one, two], workers=1)
     assert (second.mine, second.elsewhere) == ([two], [one])
     with pytest.raises(BusyError, match=f"with the suite of pid {os.getpid()}"):
-        Claim(out, [one], workers=1)
+        Lease(out, [one], workers=1)
     first.path = living
     first.release()
     assert [c["alive"] for c in read_claims(out)] == [False, True]
-    assert Claim(out, [one], workers=1).mine == [one] and not living.exists()
+    assert Lease(out, [one], workers=1).mine == [one] and not living.exists()
 
 
 def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(
@@ -452,12 +452,12 @@ def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(
 ):
     """A job that is killed and requeued starts on another node at once; what its first life claimed is its own."""
     experiment = chosen(tmp_path)
-    first = Claim(tmp_path / "out", experiment, workers=1)
+    first = Lease(tmp_path / "out", experiment, workers=1)
     first.path.rename(first.path.with_name("sweep-node7-1.json"))
     there = first.path.with_name("sweep-node7-1.json")
     there.write_text(there.read_text().replace(f'"host": "{HOST}"', '"host": "node7"'))
     monkeypatch.setattr("suite.lease.FRESH_S", 1.5)
-    assert Claim(tmp_path / "out", experiment, workers=1).mine == experiment and not there.exists()
+    assert Lease(tmp_path / "out", experiment, workers=1).mine == experiment and not there.exists()
     assert "whether the suite on node7 lives" in capsys.readouterr().err
 
 
@@ -465,7 +465,7 @@ def test_suites_that_share_a_run_take_one_experiment_after_the_other(tmp_path):
     """An idle worker takes more of its model, else of one that nobody is at; what has failed in the run stays so."""
     found = chosen(tmp_path, models=("llada", "dream"), tps=(1, 2))
     out, worker = tmp_path / "out", Worker("cpu", {})
-    one = Claim(out, found, workers=1, run="r")
+    one = Lease(out, found, workers=1, run="r")
     one.path = one.path.rename(
         one.path.with_name("sweep-here-1.json")
     )  # as if of another process of this host
@@ -473,7 +473,7 @@ def test_suites_that_share_a_run_take_one_experiment_after_the_other(tmp_path):
     engine = LocalEngine(one, [], [worker], print)
     worker.task = engine._next(worker)
     assert worker.task.experiment == found[0]
-    two = Claim(out, found, workers=1, run="r")
+    two = Lease(out, found, workers=1, run="r")
     other = Worker("cpu", {})
     second = LocalEngine(two, [], [other], print)
     other.task = second._next(other)
@@ -492,12 +492,12 @@ def test_suites_that_share_a_run_take_one_experiment_after_the_other(tmp_path):
     assert [c["mine"] for c in read_claims(out)] == [
         [str(e.job.path) for e in some] for some in (found[:2], found[2:3])
     ]
-    again = Claim(out, found, workers=1, run="r")
+    again = Lease(out, found, workers=1, run="r")
     assert again.more(lambda free, at_it: free[-1]) == found[1]  # not finished, and free again
     again.release()
-    assert Claim(out, found, workers=1, run="s").more(lambda free, at_it: free[-1]) == found[3]
+    assert Lease(out, found, workers=1, run="s").more(lambda free, at_it: free[-1]) == found[3]
     with pytest.raises(BusyError, match="already"):
-        Claim(out, [found[3]], workers=1)
+        Lease(out, [found[3]], workers=1)
 
 
 def test_devices_as_they_are_told(monkeypatch):
@@ -510,11 +510,11 @@ def test_devices_as_they_are_told(monkeypatch):
 
 def test_a_worker_stays_with_its_model_and_no_device_idles(tmp_path):
     """Four models of three experiments on two workers: each model is loaded by one worker, until only one is left."""
-    claim = Claim(tmp_path, [], workers=2)
+    claim = Lease(tmp_path, [], workers=2)
     found = select(Selection(tasks=("gsm8k",)))
     engine = LocalEngine(
         claim,
-        [(e, Standing("waiting", 0, 1319)) for e in found],
+        [(e, Status("waiting", 0, 1319)) for e in found],
         [Worker("cpu", {}), Worker("cpu", {})],
         print,
     )
@@ -544,8 +544,8 @@ def test_what_an_exit_code_leads_to(tmp_path, codes, outcome, attempts):
     """A crash is tried twice more, a bad configuration never, a busy store later; a failed scoring generates again."""
     found = chosen(tmp_path)
     engine = LocalEngine(
-        Claim(tmp_path / "out", found, workers=1),
-        [(found[0], Standing("waiting", 0, 6))],
+        Lease(tmp_path / "out", found, workers=1),
+        [(found[0], Status("waiting", 0, 6))],
         [Worker("cpu", {})],
         print,
     )
@@ -605,13 +605,13 @@ def test_the_device_memory_of_a_run_is_told_by_the_process_that_scores_it(tmp_pa
     [experiment] = chosen(tmp_path)
     run_here(experiment)
     experiment.job.path.unlink()
-    recall = Ledger.recall
+    recall = SampleCache.recall
 
     def with_peak(self, key):
         kept = recall(self, key)
         return kept | {"meta": kept["meta"] | {"peak_bytes": 123}}
 
-    monkeypatch.setattr(Ledger, "recall", with_peak)
+    monkeypatch.setattr(SampleCache, "recall", with_peak)
     assert run_here(experiment)["profile"]["peak_memory_bytes"]["device"] == 123
 
 
@@ -627,7 +627,7 @@ def test_a_sweep_of_two_workers_one_failure_and_a_second_start(tmp_path, capfd):
         tps=(2,),
         extra=("--diffucoder_ckpt", str(tmp_path / "absent")),
     )
-    claim = Claim(tmp_path / "out", [*good, bad], workers=2)
+    claim = Lease(tmp_path / "out", [*good, bad], workers=2)
     rows = [(e, Watcher(e).standing()) for e in claim.mine]
     workers = [
         Worker("cpu", {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}) for _ in range(2)
@@ -755,7 +755,7 @@ def test_a_terminal_gets_a_bar_over_all_samples(monkeypatch, terminal, shown):
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr("suite.run.Watcher", lambda experiment: experiment)
     monkeypatch.setattr(
-        "suite.run.standings", lambda watchers: [(w, Standing("partial", 3, 10)) for w in watchers]
+        "suite.run.statuses", lambda watchers: [(w, Status("partial", 3, 10)) for w in watchers]
     )
     Bar(["one", "two"]).close()
     assert shown in stream.getvalue() and bool(stream.getvalue()) == terminal
