@@ -32,12 +32,12 @@ from experiment.checks import (
     check_inputs,
     choose_device,
     finished_result,
-    identified,
     input_problems,
     open_store,
     say,
     uncollected,
 )
+from experiment.identity import identified, is_known
 from experiment.resolve import Job, resolve
 from experiment.result import UNPUBLISHED, build_result, published, table
 from experiment.sample_cache import SampleCache, ShareDone
@@ -204,11 +204,9 @@ def describe(job: Job) -> str:
         "config:",
         *(f"  {key:24}{value}" for key, value in config.as_dict().items() if key not in INPUTS),
     ]
-    weighed = config.fingerprint is not None and (config.verifier is None) == (
-        config.verifier_fingerprint is None
+    lines.append(
+        f"  {'id':24}{config.id if is_known(job) else 'known once checkpoint and data are here'}"
     )
-    known = config.data is not None and (weighed or config.predictions is not None)
-    lines.append(f"  {'id':24}{config.id if known else 'known once checkpoint and data are here'}")
     if schedule.adaptive and not job.config.predictions:
         lines.append(
             f"schedule: {schedule.algorithm} decides, in {schedule.n_blocks} block(s) of {schedule.block_length}: at "

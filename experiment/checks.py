@@ -14,11 +14,12 @@ from typing import Any
 
 import sandbox
 from experiment.arguments import Models
+from experiment.identity import data_identity
 from experiment.resolve import Job
 from experiment.result import load_result, read_predictions
 from experiment.store import Store
 from experiment.workers import WorkerInfo, announce, await_leader
-from tasks import TaskSpec, check_data, data_checksums, load_data
+from tasks import TaskSpec, check_data, load_data
 from utils import (
     BadDataError,
     DllmexpError,
@@ -57,7 +58,7 @@ def check_inputs(
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
     else:
-        config = replace(config, data=_data_identity(job, spec))
+        config = replace(config, data=data_identity(spec, job.data_dir))
         if job.data_dir and not spec.foreign:
             data = load_data(spec, job.data_dir)
             n_docs = len(data.splits[spec.eval_split])
@@ -146,11 +147,6 @@ def input_problems(
     return errors
 
 
-def _data_identity(job: Job, spec: TaskSpec) -> dict[str, str]:
-    """sha256 of each benchmark file, or the hub's data set."""
-    return data_checksums(spec, job.data_dir) or {"hub": "/".join(filter(None, spec.hub))}
-
-
 def _sandbox_errors(job: Job) -> list[DllmexpError]:
     """Why generated code could not be run here, found before hours are spent on generating it; what it runs in is said."""
     try:
@@ -166,22 +162,6 @@ def _file_sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
-
-
-def identified(job: Job, spec: TaskSpec) -> Job:
-    """The job with the identity of its inputs, as far as they are local files; nothing is fetched or checked."""
-    from models import fingerprint
-
-    config = job.config
-    if job.predictions is None and Path(config.checkpoint).is_dir():
-        config = replace(config, fingerprint=fingerprint(config.checkpoint))
-    if config.verifier is not None and Path(config.verifier).is_dir():
-        config = replace(config, verifier_fingerprint=fingerprint(config.verifier))
-    if job.predictions is not None and job.predictions.is_file():
-        config = replace(config, predictions=_file_sha256(job.predictions))
-    if job.data_dir is None or job.data_dir.is_dir():
-        config = replace(config, data=_data_identity(job, spec))
-    return replace(job, config=config)
 
 
 def finished_result(job: Job) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ _HOME = {
     "CheckpointError": "config",
     "ModelConfig": "config",
     "Span": "config",
+    "cached_revision": "hub",
     "check_checkpoint": "files",
     "fingerprint": "files",
     "read_config": "files",

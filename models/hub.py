@@ -35,6 +35,17 @@ def is_repo_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name) is not None
 
 
+def cached_revision(repo: str, revision: str | None = None) -> str | None:
+    """The commit of a hub id that lies in the local cache, None where none does. Nothing is fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True)).name
+    except LocalEntryNotFoundError:
+        return None
+
+
 def offline() -> bool:
     from huggingface_hub import constants
 

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiment.identity import forget  # noqa: E402
 from experiment.signals import Signalled, signals_raise  # noqa: E402
 from suite.lease import read_claims  # noqa: E402
 from suite.matrix import SUITES, Selection, experiments, select  # noqa: E402
-from suite.state import Watcher, forget_identities, statuses  # noqa: E402
+from suite.state import Watcher, statuses  # noqa: E402
 from suite.table import plan, progress_table  # noqa: E402
 from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
 
@@ -198,7 +199,7 @@ def show_progress(args: argparse.Namespace) -> int:
             flush=True,
         )
         time.sleep(max(0.2, args.watch))
-        forget_identities()
+        forget()
         fresh, workers = watched(args)
         if [w.experiment.argv for w in fresh] != [w.experiment.argv for w in watchers]:
             watchers = fresh

@@ -22,8 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from experiment.identity import known_id
 from suite.matrix import Experiment
-from suite.state import HOST, Watcher, alive, config_id, read_note, started
+from suite.state import HOST, Watcher, alive, read_note, started
 from utils import BusyError, atomic_write_json
 
 TOUCH_S, FRESH_S = 20.0, 120.0
@@ -130,7 +131,7 @@ class Lease:
                 if not other["alive"]:
                     other["path"].unlink(missing_ok=True)
             sets = [
-                {"argv": list(e.argv), "id": config_id(e), "path": self._where[e.name]}
+                {"argv": list(e.argv), "id": known_id(e.job, e.spec), "path": self._where[e.name]}
                 for e in experiments
             ]
             self._text = self.told | {"since": time.time(), "workers": workers, "experiments": sets}

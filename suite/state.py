@@ -11,17 +11,15 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiment.identity import known_id
 from experiment.result import is_proportion
 from experiment.statistics import estimate
-from models import CheckpointError, fingerprint
-from suite.matrix import Experiment, spec_named
+from suite.matrix import Experiment
 from suite.tally import Sums, Tally
-from tasks import data_checksums
 from utils import atomic_write_json
 
 HOST = re.sub(r"[^A-Za-z0-9.-]", "_", os.uname().nodename)  # as experiment/store.py writes it
@@ -50,56 +48,6 @@ class Status:
     sums: Sums = Sums()
     score: tuple[float, float | None, float | None, int] | None = None
     note: str = ""
-
-
-# ---------------------------------------------------------------- what identifies an experiment
-
-
-@lru_cache
-def _weights(checkpoint: str) -> dict[str, Any] | None:
-    """Fingerprint of a checkpoint that is on this machine; of a cached hub id its commit. None: not here."""
-    with suppress(CheckpointError, OSError, ValueError):
-        if Path(checkpoint).expanduser().is_dir():
-            return fingerprint(checkpoint)
-        home = os.environ.get("HF_HOME") or Path(
-            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
-        )
-        cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-        commit = (
-            (cache / f"models--{checkpoint.replace('/', '--')}" / "refs" / "main")
-            .read_text()
-            .strip()
-        )
-        return {"revision": commit} if commit else None
-    return None
-
-
-@lru_cache
-def _data(task: str, data_dir: Path | None) -> dict[str, str]:
-    spec = spec_named(task)
-    return data_checksums(spec, data_dir) or {"hub": "/".join(filter(None, spec.hub))}
-
-
-def config_id(experiment: Experiment) -> str | None:
-    """The id under which the experiment's samples are kept, None while its checkpoints are not on this machine.
-
-    Nothing is fetched. Costs a look at the checkpoints' files, once for each checkpoint.
-    """
-    job = experiment.job
-    weights = None if job.predictions else _weights(job.config.checkpoint)
-    verifier = None if job.config.verifier is None else _weights(job.config.verifier)
-    if weights is None or (verifier is None) != (job.config.verifier is None):
-        return None
-    try:
-        data = _data(job.config.task, job.data_dir)
-    except OSError:
-        return None
-    return replace(job.config, fingerprint=weights, verifier_fingerprint=verifier, data=data).id
-
-
-def forget_identities() -> None:
-    """Look again: a checkpoint may have arrived."""
-    _weights.cache_clear()
 
 
 # ---------------------------------------------------------------- what the suite notes
@@ -217,7 +165,7 @@ class Watcher:
 
     @property
     def id(self) -> str | None:
-        self._id = self._id or config_id(self.experiment)
+        self._id = self._id or known_id(self.experiment.job, self.experiment.spec)
         return self._id
 
     def standing(self) -> Status:

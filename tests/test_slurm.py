@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
+from experiment.identity import known_id
 from experiment.result import VOLATILE
 from scripts.sweep import main
 from suite.cluster import DEFAULT_TIME, Request
 from suite.lease import read_claims
 from suite.matrix import Selection, select
-from suite.state import Watcher, config_id
+from suite.state import Watcher
 from utils import UsageError
 
 PROGRAMS = (
@@ -227,7 +228,7 @@ def test_twelve_experiments_over_two_nodes_that_are_both_taken_away(cluster, tmp
     assert [w.standing().state for w in watchers] == ["done"] * 12
     states = told("scontrol", "show", "job", job)
     assert states.count("JobState=COMPLETED") == 2 and states.count("Restarts=1") == 2, states
-    stores = [tmp_path / "cluster" / "cache" / config_id(e)[:16] for e in found]
+    stores = [tmp_path / "cluster" / "cache" / known_id(e.job, e.spec)[:16] for e in found]
     assert [
         sum(len(p.read_bytes().splitlines()) - 1 for p in s.glob("shard-*")) for s in stores
     ] == [N] * 12

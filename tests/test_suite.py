@@ -18,6 +18,7 @@ from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
 from experiment.briefs import brief_path
+from experiment.identity import known_id
 from experiment.sample_cache import SampleCache
 from experiment.store import Store
 from scripts.sweep import main
@@ -25,7 +26,7 @@ from suite.lease import Lease, read_claims
 from suite.local import LocalEngine, Task, Worker, make_workers
 from suite.matrix import Selection, arguments, experiments, select
 from suite.run import Bar
-from suite.state import HOST, Status, Watcher, config_id, read_summary, write_note
+from suite.state import HOST, Status, Watcher, read_summary, write_note
 from suite.table import Estimator, duration, progress_table
 from suite.tally import Sums, Tally
 from suite.worker import KeptModel, import_everything, obey
@@ -312,7 +313,7 @@ def test_states_from_the_first_sample_to_the_result(tmp_path):
 
 def test_a_holder_that_was_killed_is_not_running(tmp_path):
     [experiment] = chosen(tmp_path)
-    folder = tmp_path / "out" / "cache" / config_id(experiment)[:16]
+    folder = tmp_path / "out" / "cache" / known_id(experiment.job, experiment.spec)[:16]
     folder.mkdir(parents=True)
     (folder / "LOCK").write_text(
         f"pid 1 on {os.uname().nodename} since 2026-01-01T00:00:00+0000 (process start 99)"
@@ -403,7 +404,7 @@ def test_progress_over_48_stores_of_1319_samples_is_quick(tmp_path, briefs, limi
             )
         shard = store.shard
     for experiment in found:
-        folder = out / "cache" / config_id(experiment)[:16]
+        folder = out / "cache" / known_id(experiment.job, experiment.spec)[:16]
         folder.mkdir(parents=True)
         os.link(shard, folder / shard.name)
         if briefs:
