@@ -10,19 +10,21 @@ import hashlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
 from importlib import metadata
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
-ENGINE_VERSION = 1  # raised with every change of decoding that can change a token: stored samples are then made anew
+SCHEMA_VERSION = 2  # of the result file
+ENGINE_VERSION = (
+    2  # raised with a change of decoding that can change a token: kept samples are then made anew
+)
+SCORING_VERSION = (
+    1  # raised with a change of scoring: results are then scored anew from the kept samples
+)
 
 
 # ---------------------------------------------------------------- errors and exit codes
@@ -127,133 +129,6 @@ def sample_seed(seed: int, prompt: str, repeat: int) -> int:
     return int(sha256([seed, prompt, repeat])[:16], 16) >> 1
 
 
-def run_lengths(values: Sequence[int]) -> str:
-    """(0, 1, 1, 1, 2) -> "0,1x3,2": a schedule short enough to read and to compare."""
-    runs = ((value, sum(1 for _ in run)) for value, run in groupby(values))
-    return ",".join(f"{value}x{n}" if n > 1 else str(value) for value, n in runs)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One experiment, normalised: what is left when defaults, protocol and flags are resolved.
-
-    quotas:      positions that each step of a block commits, as run lengths: the schedule itself.
-    tokens_per_step: as requested, None where num_steps decided; a name only, `quotas` is what counts.
-    top_p, top_k: None where they have no effect (temperature 0).
-    fingerprint: of the checkpoint (files, sizes, hashes, revision); None where it is not known or not used.
-    data:        sha256 of each benchmark file, or the hub data set; None where not known.
-    predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
-    kv_cache, cache_refresh, kv_window, max_lookahead: see DecodeConfig.
-    options:     the algorithm's own, None where it has none.
-    verifier, verifier_fingerprint: as checkpoint and fingerprint, of the model that checks drafts; None without one.
-    compile:     layers go through torch.compile, which rounds otherwise.
-    """
-
-    model_alias: str
-    family: str
-    checkpoint: str
-    task: str
-    protocol: str
-    prompt_form: str
-    num_fewshot: int
-    chat_template: bool
-    system: str | None
-    algorithm: str
-    gen_length: int
-    block_length: int
-    num_steps: int
-    tokens_per_step: int | None
-    quotas: str
-    temperature: float
-    top_p: float | None
-    top_k: int | None
-    alg_temp: float | None
-    logits_eos_inf: bool
-    confidence_eos_eot_inf: bool
-    confidence_dtype: str
-    early_exit: bool
-    dtype: str
-    seed: int
-    fingerprint: dict[str, Any] | None = None
-    data: dict[str, Any] | None = None
-    predictions: str | None = None
-    kv_cache: str = "none"
-    cache_refresh: int | None = None
-    options: dict[str, float] | None = None
-    compile: bool = False
-    kv_window: int | None = None
-    max_lookahead: int | None = None
-    verifier: str | None = None
-    verifier_fingerprint: dict[str, Any] | None = None
-
-    # names of things that `fingerprint` and `quotas` state exactly
-    LABELS = ("model_alias", "checkpoint", "verifier", "tokens_per_step")
-    # what scored predictions have nothing to do with
-    GENERATION = (
-        "checkpoint",
-        "fingerprint",
-        "algorithm",
-        "gen_length",
-        "block_length",
-        "num_steps",
-        "tokens_per_step",
-        "quotas",
-        "temperature",
-        "top_p",
-        "top_k",
-        "alg_temp",
-        "logits_eos_inf",
-        "confidence_eos_eot_inf",
-        "confidence_dtype",
-        "early_exit",
-        "dtype",
-        "seed",
-        "kv_cache",
-        "cache_refresh",
-        "options",
-        "compile",
-        "kv_window",
-        "max_lookahead",
-        "verifier",
-        "verifier_fingerprint",
-    )
-    # left out where they say nothing: a configuration from before they were there is the same one
-    SILENT = {
-        "kv_cache": "none",
-        "cache_refresh": None,
-        "options": None,
-        "compile": False,
-        "kv_window": None,
-        "max_lookahead": None,
-        "verifier": None,
-        "verifier_fingerprint": None,
-    }
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every field that applies, ready for JSON."""
-        without = {name for name, silent in self.SILENT.items() if getattr(self, name) == silent}
-        without |= set(self.GENERATION if self.predictions else ())
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
-
-    def identity(self) -> dict[str, Any]:
-        """The part that can change a number, and nothing else: not batch size, limit, device or file names."""
-        kept = {k: v for k, v in self.as_dict().items() if k not in self.LABELS}
-        for name in ("fingerprint", "verifier_fingerprint"):
-            if found := kept.get(name):
-                # a commit of the hub says it all, before its shards are downloaded too; a directory is what it holds
-                kept[name] = (
-                    {"revision": found["revision"]}
-                    if found["revision"]
-                    else {k: found[k] for k in ("files", "shards")}
-                )
-        return kept | {"schema_version": SCHEMA_VERSION, "engine_version": ENGINE_VERSION}
-
-    @property
-    def id(self) -> str:
-        """sha256 of the canonical JSON of `identity()`."""
-        return sha256(self.identity())
-
-
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for each key on which two configurations differ, nested keys joined by dots."""
     lines = []
@@ -269,36 +144,6 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def method_parts(config: RunConfig) -> list[str]:
-    """What tells two runs of one algorithm apart: its options, the cache. For a file name."""
-    parts = [f"{name}{value:g}" for name, value in (config.options or {}).items()]
-    parts += [] if config.kv_cache == "none" else [f"{config.kv_cache}{config.kv_window or ''}"]
-    more = {"refresh": config.cache_refresh, "lookahead": config.max_lookahead}
-    return parts + [f"{name}{value}" for name, value in more.items() if value is not None]
-
-
-def result_name(
-    config: RunConfig,
-    *,
-    predictions: bool = False,
-    tag: str | None = None,
-    limit: int | None = None,
-) -> str:
-    """File name of a result: `<alias>_<task>_<alg>[_<method>...]_tps<K>[_<tag>][_limit<N>].json`.
-
-    <method> is what `method_parts` gives. K is the requested tokens per step where the schedule has it, else the realised one. Scored predictions have no
-    schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
-    """
-    k = config.tokens_per_step
-    tps = f"{config.gen_length / config.num_steps:g}" if k is None else str(k)
-    parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
-    parts += (
-        ["predictions"] if predictions else [config.algorithm, *method_parts(config), f"tps{tps}"]
-    )
-    parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
-    return "_".join(parts) + ".json"
 
 
 # ---------------------------------------------------------------- environment

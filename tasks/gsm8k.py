@@ -48,5 +48,4 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline="exact_match,flexible-extract",
     kind="math",
-    doc_fields=FIELDS,
 )

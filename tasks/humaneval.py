@@ -101,5 +101,5 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline=HEADLINE,
     kind="code",
-    doc_fields=FIELDS,
+    gen_length=512,
 )

@@ -116,5 +116,5 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline="bleu_acc,none",
     kind="qa",
-    doc_fields=FIELDS,
+    gen_length=128,
 )
