@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 
-from models import load_tokenizer
+from models import FAMILIES, load_tokenizer
 from models.config import ModelConfig
-from models.files import family_named
 
 # transformers' Qwen2 splits text like this; LLaDA's file says it in its own pre-tokenizer
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -222,12 +221,11 @@ def write_weights(
     """model.safetensors in bfloat16, under the family's names."""
     from safetensors.torch import save_file
 
-    name, prefix = (
-        family_named(config.family).checkpoint_name,
-        family_named(config.family).dropped_prefix,
-    )
+    family = FAMILIES[config.family]
     tensors = {
-        prefix + name(k): v.detach().to("cpu", torch.bfloat16).contiguous()
+        family.dropped_prefix + family.checkpoint_name(k): v.detach()
+        .to("cpu", torch.bfloat16)
+        .contiguous()
         for k, v in parameters.items()
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

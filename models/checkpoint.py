@@ -18,7 +18,6 @@ def load_model(
     *,
     device: str | torch.device,
     dtype: str | torch.dtype,
-    revision: str | None = None,
 ):
     """(model, tokenizer) of a local directory or hub id, in eval mode and without gradients.
 
@@ -27,7 +26,7 @@ def load_model(
     model itself, nothing beside it where the model is on another device.
     """
     dtype = _dtype(dtype)
-    folder = resolve(path_or_repo, revision, weights=True)
+    folder = resolve(path_or_repo, weights=True)
     config = config_in(folder)
     tokenizer = tokenizer_in(folder, config, name=str(path_or_repo))
     return load_weights(folder, config, torch.device(device), dtype), tokenizer

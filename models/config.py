@@ -4,17 +4,15 @@ A Family says in data how one line of checkpoints writes the same things: the fi
 config.json, the names of its tensors, its special tokens and its tokenizer files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from utils import BadDataError
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used. `.problems` has one sentence for each thing wrong."""
 
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+class CheckpointError(BadDataError):
+    """A checkpoint cannot be used. `.problems` has one sentence for each fault."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class ModelConfig:
     rope_in_float32: q and k are rotated in float32 and cast back (LLaDA); otherwise cos and
                 sin are cast to the model's dtype and q and k are rotated in it (Dream).
     dtype_on_disk: e.g. "bfloat16"; None where the checkpoint does not say.
+    scores_the_draw, end_token_flags, skip_special_tokens: see Family.
     """
 
     family: str
@@ -51,6 +50,9 @@ class ModelConfig:
     tie_embeddings: bool
     dtype_on_disk: str | None = None
     causal: bool = False
+    scores_the_draw: bool = False
+    end_token_flags: tuple[str, ...] = ()
+    skip_special_tokens: bool = False
 
     @property
     def model_type(self) -> str:
@@ -77,6 +79,12 @@ class Family:
               is looked at.
     layer, outer: our module name -> the checkpoint's, within a layer ("{i}") and outside.
     dropped_prefix: accepted in front of every tensor name, and needed in front of none.
+    algorithm: the default decoding algorithm; None for a causal family, which decodes nothing.
+    blocks:   block length under the uniform protocol; None decodes the whole canvas as one block.
+    scores_the_draw: confidence is the probability under the distribution that a token is drawn
+              from, after temperature, top_p and top_k (Dream); otherwise under the plain softmax.
+    end_token_flags: the options for end tokens that the family's own decoding code has.
+    skip_special_tokens: special tokens inside an answer are removed from its text.
     """
 
     name: str
@@ -92,6 +100,17 @@ class Family:
     end_tokens: tuple[str, ...]
     optional_end_tokens: tuple[str, ...]
     tokenizer_files: tuple[str, ...]
+    algorithm: str | None = None
+    blocks: int | None = None
+    scores_the_draw: bool = False
+    end_token_flags: tuple[str, ...] = ()
+    skip_special_tokens: bool = False
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """The ModelConfig fields that every checkpoint of the family shares."""
+        names = ("scores_the_draw", "end_token_flags", "skip_special_tokens")
+        return {"family": self.name, **self.fixed, **{n: getattr(self, n) for n in names}}
 
     def checkpoint_name(self, name: str) -> str:
         """The checkpoint's name of our parameter `name`, e.g. "layers.3.q.weight"."""

@@ -12,13 +12,10 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from models.config import CheckpointError, Family, ModelConfig, parameter_shapes
-from models.dream import DREAM
+from models.families import FAMILIES
 from models.hub import SMALL, offline, resolve
-from models.llada import LLADA
-from models.qwen2 import QWEN2
 from models.safetensors_header import TensorEntry, content_digest, not_the_file, read_header
 
-FAMILIES = (LLADA, DREAM, QWEN2)
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _N_LISTED = 20
 
@@ -26,12 +23,12 @@ _N_LISTED = 20
 # -- what it says -----------------------------------------------------------------------------
 
 
-def read_config(path_or_repo: str | Path, revision: str | None = None) -> ModelConfig:
+def read_config(path_or_repo: str | Path) -> ModelConfig:
     """The checkpoint's ModelConfig, from config.json and the tokenizer's special tokens.
 
     Reads no weights and imports no torch. Raises CheckpointError with every problem found.
     """
-    return config_in(resolve(path_or_repo, revision, weights=False))
+    return config_in(resolve(path_or_repo, weights=False))
 
 
 def config_in(folder: Path) -> ModelConfig:
@@ -53,16 +50,16 @@ def config_in(folder: Path) -> ModelConfig:
         raise CheckpointError(problems)
     texts = family.end_tokens + family.optional_end_tokens
     ends = dict.fromkeys([values["eos_id"], *(ids[text] for text in texts if text in ids)])
-    config = ModelConfig(family=family.name, end_ids=tuple(ends), **family.fixed, **values)
+    config = ModelConfig(end_ids=tuple(ends), **family.constants, **values)
     return replace(config, dtype_on_disk=_dtype_on_disk(folder, raw))
 
 
 def _family_in(folder: Path) -> tuple[Family, dict]:
     raw = read_json(folder / "config.json")
-    for family in FAMILIES:
+    for family in FAMILIES.values():
         if str(raw.get("model_type")).lower() == family.model_type.lower():
             return family, raw
-    known = ", ".join(family.model_type for family in FAMILIES)
+    known = ", ".join(family.model_type for family in FAMILIES.values())
     raise CheckpointError(
         [f"config.json: model_type is {raw.get('model_type')!r}; supported: {known}"]
     )
@@ -70,10 +67,6 @@ def _family_in(folder: Path) -> tuple[Family, dict]:
 
 def _computed(value: object, allowed: tuple) -> bool:
     return all(one in allowed for one in (value if isinstance(value, list) else [value]))
-
-
-def family_named(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
 
 
 def _values(family: Family, raw: dict, problems: list[str]) -> dict:
@@ -173,8 +166,6 @@ def special_ids(folder: Path, family: Family) -> dict[str, int]:
             for token in read_json(folder / "tokenizer.json").get("added_tokens", []):
                 found.append(("tokenizer.json", token["content"], int(token["id"])))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(
             [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
         ) from None
@@ -234,7 +225,7 @@ def tensor_plan(
 
     Raises CheckpointError that lists the missing, unexpected, repeated and wrongly shaped tensors.
     """
-    family = family_named(config.family)
+    family = FAMILIES[config.family]
     shapes = parameter_shapes(config)
     ours = {family.checkpoint_name(name): name for name in shapes}
     plan: dict[Path, dict[str, str]] = {path: {} for path in headers}
@@ -282,14 +273,14 @@ def _dtype_on_disk(folder: Path, raw: dict) -> str | None:
 # -- all of it ------------------------------------------------------------------------------------
 
 
-def check_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> list[str]:
+def check_checkpoint(path_or_repo: str | Path) -> list[str]:
     """Every problem that can be seen without loading weights, one sentence each; empty means good.
 
     A hub id that is not cached has its small files fetched and checked; its shards are looked at
     where they are cached, and are a problem where they are not only when offline.
     """
     try:
-        folder = resolve(path_or_repo, revision, weights=False)
+        folder = resolve(path_or_repo, weights=False)
     except CheckpointError as error:
         return error.problems
     config, problems = None, []
@@ -315,7 +306,7 @@ def check_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> l
 def vocabulary_problems(folder: Path, config: ModelConfig) -> list[str]:
     """Whether the ordinary tokens are readable and have rows in the embedding."""
     try:
-        file, vocab, _ = _vocabulary(folder, family_named(config.family))
+        file, vocab, _ = _vocabulary(folder, FAMILIES[config.family])
     except CheckpointError as error:
         return error.problems
     largest = max(vocab.values())
@@ -348,8 +339,6 @@ def _vocabulary(folder: Path, family: Family) -> tuple[str, dict[str, int], list
             raise ValueError(f"{file} has no tokens, or ids that are not numbers")
         return file, vocab, merges
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(
             [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
         ) from None
@@ -393,9 +382,9 @@ def tokenizer_disagreement(a: str | Path, b: str | Path) -> list[str]:
     return told
 
 
-def fingerprint(path_or_repo: str | Path, revision: str | None = None) -> dict:
+def fingerprint(path_or_repo: str | Path) -> dict:
     """What identifies a checkpoint: path, hub revision, sha256 of its small files, content_digest of its shards."""
-    folder = resolve(path_or_repo, revision, weights=False)
+    folder = resolve(path_or_repo, weights=False)
     small = sorted({p for pattern in SMALL for p in folder.glob(pattern) if p.is_file()})
     return {
         "path": str(folder),
@@ -419,8 +408,6 @@ def read_json(path: Path) -> dict:
         raise CheckpointError([f"{path.name} not found in {path.parent}"]) from None
     except OSError as error:
         raise CheckpointError([f"{path.name}: cannot be read: {error.strerror}"]) from None
-    except CheckpointError:
-        raise
     except (ValueError, RecursionError) as error:
         raise CheckpointError([f"{path.name}: not valid JSON: {error}"]) from None
     if not isinstance(value, dict):

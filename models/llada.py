@@ -62,4 +62,8 @@ LLADA = Family(
     end_tokens=("<|endoftext|>", "<|eot_id|>"),
     optional_end_tokens=(),
     tokenizer_files=("tokenizer.json", "tokenizer_config.json"),
+    algorithm="low_confidence",
+    blocks=32,
+    end_token_flags=("logits_eos_inf", "confidence_eos_eot_inf"),
+    skip_special_tokens=True,  # as LLaDA's evaluation does: OpenCompass, models/dllm.py
 )

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from models.config import CheckpointError, ModelConfig
-from models.files import config_in, family_named, read_json, special_ids, vocabulary_problems
+from models.families import FAMILIES
+from models.files import config_in, read_json, special_ids, vocabulary_problems
 from models.hub import resolve
 
 _TOKEN_KEYS = (
@@ -27,13 +28,13 @@ _QWEN2_TOKENS = dict.fromkeys(
 _QWEN2_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def load_tokenizer(path_or_repo: str | Path, revision: str | None = None):
+def load_tokenizer(path_or_repo: str | Path):
     """The checkpoint's tokenizer (a transformers PreTrainedTokenizerFast), special tokens verified.
 
     Raises CheckpointError where files are missing or malformed, or the ids come out otherwise
     than the files say.
     """
-    folder = resolve(path_or_repo, revision, weights=False)
+    folder = resolve(path_or_repo, weights=False)
     return tokenizer_in(folder, config_in(folder), name=str(path_or_repo))
 
 
@@ -41,7 +42,7 @@ def tokenizer_in(folder: Path, config: ModelConfig, *, name: str):
     """`load_tokenizer` for a directory whose config has been read."""
     from transformers import PreTrainedTokenizerFast
 
-    family = family_named(config.family)
+    family = FAMILIES[config.family]
     if problems := vocabulary_problems(folder, config):
         raise CheckpointError(problems)
     settings = read_json(folder / "tokenizer_config.json")

@@ -8,7 +8,6 @@ The arithmetic within a layer is in layers.py.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from models.acceleration import Acceleration
 from models.attention import Packed, attend, varlen_options
 from models.config import ModelConfig, Span
-from models.first_layer import FirstLayer
 from models.layers import Parts, parts_of, rms_norm
 from models.packing import Inputs, Plan, padded, plan, to_device
 
@@ -92,13 +90,12 @@ class Layer(nn.Module):
         packed: Packed,
         kv: list[Tensor] | None,
         asked: Tensor | None,
-        project: Callable | None = None,
     ) -> Tensor:
         """x: [T, D] -> [T, D], or [A, D] for the rows `asked` [A]. kv: this layer's [2, length, K, E] of each
-        sequence, or None. project: in place of that of `parts`."""
+        sequence, or None."""
         given = (x, cos, sin, self.attn_norm.weight, self.qkv.weight, self.qkv.bias)
         if asked is None:
-            q, k, v = (project or self.parts.project)(*given)
+            q, k, v = self.parts.project(*given)
         else:
             q, k, v = self.parts.project_asked(*given, asked)
             x = x[asked]
@@ -122,7 +119,6 @@ class Transformer(nn.Module):
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._rope: tuple[Tensor, Tensor] | None = None
         self.acceleration = Acceleration()
-        self._first = FirstLayer()
 
     @property
     def device(self) -> torch.device:
@@ -187,13 +183,7 @@ class Transformer(nn.Module):
             inputs = Inputs(
                 *to_device(self.device, tokens, asked.positions, asked.asked, asked.back)
             )
-            project = None
-            if cache is None and self.device.type == "cpu" and not self.acceleration.told:
-                parts = self.layers[0].parts
-                project = partial(
-                    self._first.project, parts.project, self.embed.weight, tokens, asked.positions
-                )
-            out = self.answer(inputs, *self._packed(asked), cache, project)
+            out = self.answer(inputs, *self._packed(asked), cache)
         if cache is not None:
             cache.ends = [cache.after(i, s) for i, s in enumerate(spans)]
         return out[: asked.n_rows]
@@ -214,11 +204,10 @@ class Transformer(nn.Module):
         packed: Packed,
         last: Packed,
         cache: KVCache | None,
-        project: Callable | None = None,
     ) -> Tensor:
         """Logits [R', V] of the rows inputs.back, on tensors of the device alone. packed, last: of all layers but the
-        last, and of the last. project: the first layer's, in place of its own."""
-        out = self._head(self._trunk(inputs, packed, last, cache, project))
+        last, and of the last."""
+        out = self._head(self._trunk(inputs, packed, last, cache))
         if self.config.mask_id is not None:
             out[:, self.config.mask_id] = -torch.inf
         return out
@@ -253,7 +242,6 @@ class Transformer(nn.Module):
         packed: Packed,
         last: Packed | None,
         cache: KVCache | None,
-        project: Callable | None = None,
     ) -> Tensor:
         """Hidden states before the last norm: of the rows inputs.back, or [T', D] of all columns where `last` is None."""
         cos, sin = (t[inputs.positions] for t in self._rope)
@@ -261,7 +249,7 @@ class Transformer(nn.Module):
         for i, layer in enumerate(self.layers):
             kv = None if cache is None else [slot[i] for slot in cache.slots]
             if last is None or i < len(self.layers) - 1:
-                x = layer(x, cos, sin, packed, kv, None, None if i else project)
+                x = layer(x, cos, sin, packed, kv, None)
             else:
                 x = layer(x, cos, sin, last, kv, inputs.asked)[inputs.back]
         return x

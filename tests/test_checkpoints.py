@@ -190,8 +190,13 @@ def test_a_hub_id_offline_and_not_cached():
     )
 
 
-def test_a_revision_of_a_local_directory_is_not_ignored(llada):
-    assert "revision 'main' given" in check_checkpoint(llada, "main")[0]
+def test_a_directory_whose_name_has_an_at_sign_is_a_directory(llada, tmp_path, monkeypatch):
+    (tmp_path / "owner").mkdir()
+    shutil.copytree(llada, tmp_path / "owner" / "tiny@main")
+    monkeypatch.chdir(tmp_path)
+    assert check_checkpoint("owner/tiny@main") == []
+    assert fingerprint("owner/tiny@main")["revision"] is None
+    assert "does not exist" in check_checkpoint(llada / "x@main")[0]
 
 
 def in_cache(folder: Path, home: Path, commit: str = "1" * 40) -> None:

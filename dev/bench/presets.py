@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from decoding.schedule import DecodeConfig, make_schedule
-from models.config import ModelConfig
-from models.transformer import Transformer
+from models import FAMILIES, ModelConfig, Transformer
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,8 @@ class Preset:
             if family == "llada"
             else dict(norm_eps=1e-6, rope_theta=1e6)
         )
-        dream = family == "dream"
         return ModelConfig(
-            **self.shape,
-            **rest,
-            qkv_bias=dream,
-            shift=dream,
-            rope_in_float32=not dream,
+            **{"qkv_bias": False} | FAMILIES[family].constants | self.shape | rest,
             max_length=4096,
             mask_id=V - 1,
             eos_id=V - 2,
