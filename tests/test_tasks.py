@@ -28,8 +28,10 @@ from tasks import (
     truthfulqa,
 )
 from tasks.base import installed_config
+from tasks.code import add_strict
 from tasks.installed import spec_of
 from tasks.programs import called_names
+from utils import UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's own code
 SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
@@ -209,7 +211,6 @@ def test_humaneval_scores_each_form(mini, form):
         "tier",
         "seconds",
         "cpu_seconds",
-        "strict",
     }
     assert (
         verdict["program"].startswith(verdict["candidate"].rstrip())
@@ -221,6 +222,19 @@ def test_humaneval_scores_each_form(mini, form):
     )
     assert metrics[PASS] == 0.5
     assert [s["filtered_resps"][0]["reason"] for s in samples] == ["passed", "assertion"]
+
+
+def test_the_strict_metric_is_there_only_where_it_was_asked_for(mini):
+    forged = "class Equal:\n    __eq__ = lambda *_: True\ndef double(x):\n    return Equal()\n"
+    plain, _ = evaluate(build_task(humaneval.SPEC, mini, "chat"), lambda doc: forged)
+    strict, samples = evaluate(
+        add_strict(build_task(humaneval.SPEC, mini, "chat")), lambda doc: forged
+    )
+    assert plain[PASS] == strict[PASS] == 1.0 and strict["pass@1_strict,create_test"] == 0.0
+    assert [s["filtered_resps"][0]["strict"]["reason"] for s in samples] == ["opaque", "opaque"]
+    assert not any("strict" in key for key in plain)
+    with pytest.raises(UsageError, match="--strict_exec: gsm8k runs no programs"):
+        add_strict(build_task(gsm8k.SPEC, mini, "chat"))
 
 
 @pytest.mark.parametrize("form", mbpp.FORMS)
