@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING
 
 from decoding import adaptive
 from decoding.apd import PAPER, RELEASED
-from decoding.step_view import Algorithm, Option, StepView, Verification, top_k
+from decoding.option import Option
+from decoding.step_view import Algorithm, StepView, Verification, top_k
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FAMILIES = ("llada", "dream")
+
+class _EveryFamily(tuple):
+    """Contains the name of every model family, also of one that is added later."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+FAMILIES = _EveryFamily()
 
 
 def _drawn(score: Tensor, view: StepView) -> Tensor:
@@ -223,11 +232,11 @@ ALGORITHMS: dict[str, Algorithm] = {
     "apd_released": _apd(RELEASED),
 }
 
-# every option that some algorithm takes, and which ones take it
-OPTIONS: dict[str, list[str]] = {
-    name: [a for a in ALGORITHMS if name in ALGORITHMS[a].options]
-    for name in dict.fromkeys(name for a in ALGORITHMS.values() for name in a.options)
-}
+
+def algorithm_options() -> dict[str, list[str]]:
+    """Every option that some algorithm takes -> the names of these algorithms."""
+    names = dict.fromkeys(name for algorithm in ALGORITHMS.values() for name in algorithm.options)
+    return {name: [a for a in ALGORITHMS if name in ALGORITHMS[a].options] for name in names}
 
 
 def algorithms_of(family: str) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from decoding.option import Option
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -81,34 +83,6 @@ class Verification:
 
     draft: Callable[[Tensor, Rules, Tensor | None], Tensor]
     target: Callable[[Tensor, Tensor, Rules, Mapping[str, float], Tensor | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Option:
-    """A number that an algorithm takes.
-
-    default: its value where none is given. help: what it does, for the flag's description.
-    low, high: the range that it may be in, both ends included. whole: whether it is a count.
-    """
-
-    default: float
-    help: str
-    low: float = 0.0
-    high: float = float("inf")
-    whole: bool = False
-
-    def problem(self, value: float) -> str | None:
-        """Why `value` cannot be, or None."""
-        whole = "a whole number, " if self.whole else ""
-        if (
-            self.low <= value <= self.high
-            and value < float("inf")
-            and not (self.whole and value % 1)
-        ):
-            return None
-        return f"must be {whole}at least {self.low:g}" + (
-            "" if self.high == float("inf") else f" and at most {self.high:g}"
-        )
 
 
 @dataclass(frozen=True)

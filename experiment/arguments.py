@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.config import DecodeConfig
 from decoding.option import Option, options_in
-
-from decoding.algorithms import ALGORITHMS, algorithm_options
 from decoding.schedule import Schedule
 from experiment.config import EVALUATED, RunConfig, Settings
 from models import FAMILIES
@@ -27,13 +26,12 @@ ENTRY = NEEDED | {
     "official",
 }  # what an entry of MODEL_DEFAULTS may have
 ALGORITHM = "options of single algorithms"
-ORDER = (
-    EVALUATED,
-    "decoding",
-)  # groups of --help that come first; the others follow as they are met
-PROTOCOL_RULE = (
-    "Where a flag is not given, the protocol decides; a flag always wins, and the result lists it."
-)
+# groups of --help that come first, and what holds for all of their flags; the other groups follow
+RULES = {
+    EVALUATED: "A checkpoint is a directory in the hub's layout, a hub id, or org/name@REVISION.",
+    "decoding": "Where a flag is not given, the protocol decides; a flag always wins, and the result "
+    "lists it.",
+}
 EPILOG = """examples:
   python eval.py --model_alias llada --task gsm8k --tokens_per_step 2 --batch_size 8
   python eval.py --model_alias dream --task humaneval --alg entropy --limit 10 --tag try
@@ -55,19 +53,28 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(re.sub(r"^argument (--\w+)(/--\w+)*: ", r"\1: ", message))
 
 
+def described(known: Option) -> str:
+    """The help of an option with its words and its default, where it does not come from elsewhere."""
+    parts = [known.help]
+    if known.choices:
+        parts.append(f"One of {', '.join(known.choices)}.")
+    if known.default not in (None, False, True) and not known.protocol:
+        parts.append(f"Default: {known.default}.")
+    return " ".join(parts)
+
+
 class _Flags:
     """Adds flags to a parser, by group, and collects bad values instead of stopping at the first one."""
 
     def __init__(self, parser: argparse.ArgumentParser):
         self.parser, self.problems = parser, []
         self._groups: dict[str, Any] = {}
-        for title in ORDER:
+        for title in RULES:
             self.group(title)
 
     def group(self, title: str):
         if title not in self._groups:
-            rule = PROTOCOL_RULE if title == "decoding" else None
-            self._groups[title] = self.parser.add_argument_group(title, rule)
+            self._groups[title] = self.parser.add_argument_group(title, RULES.get(title))
         return self._groups[title]
 
     def add(
@@ -77,7 +84,7 @@ class _Flags:
         group = self.group(group or known.group)
         flags = known.flags or ((f"no_{name}" if known.negated else name),)
         for flag in flags:
-            text_of = text or known.help
+            text_of = text or described(known)
             if flag != flags[0]:
                 text_of = (
                     f"Another name for --{flags[0]}. Give either, or both with the same value."
@@ -88,7 +95,7 @@ class _Flags:
             more = {"nargs": "?", "const": True} if known.truth else {}
             group.add_argument(
                 f"--{flag}",
-                metavar=known.metavar,
+                metavar=known.value_name,
                 help=text_of,
                 type=self._reader(flag, known),
                 **more,
@@ -122,7 +129,8 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
     flags = _Flags(parser)
     _evaluated(flags, models, tasks)
     for name, known in options_in(Schedule).items():
-        flags.add(name, known)
+        table = f" {_by_family()}." if name == "algorithm" else ""
+        flags.add(name, known, text=known.help + table)
     for name, known in options_in(DecodeConfig).items():
         flags.add(name, known)
     for name, users in algorithm_options().items():
@@ -139,7 +147,7 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
     flags.word(
         ALGORITHM,
         "verifier_ckpt",
-        "DIR_OR_HUB_ID",
+        "CHECKPOINT",
         f"Autoregressive model that checks the drafts of {checked}: a checkpoint of Qwen2's layout with the model's own "
         f"tokenizer. Default: {own}.",
     )
@@ -176,13 +184,8 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         default="uniform",
     )
     for alias, entry in models.items():
-        flags.word(
-            EVALUATED,
-            entry["flag"],
-            "DIR_OR_HUB_ID",
-            f"Checkpoint of {alias}: a directory in the hub's layout, a hub id, or a hub id at a revision, "
-            f"org/name@REVISION. Default: {entry['checkpoint']}.",
-        )
+        text = f"Checkpoint of {alias}. Default: {_shown(entry['checkpoint'])}."
+        flags.word(EVALUATED, entry["flag"], "CHECKPOINT", text)
     flags.word(
         EVALUATED,
         "plugin",
@@ -191,6 +194,14 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         "docs/extending.md.",
         action="append",
         default=[],
+    )
+
+
+def _shown(checkpoint: str) -> str:
+    """A checkpoint of the checkout is shown from the checkout."""
+    root = Path(__file__).resolve().parent.parent
+    return (
+        str(Path(checkpoint).relative_to(root)) if checkpoint.startswith(str(root)) else checkpoint
     )
 
 
@@ -217,6 +228,11 @@ def _leaving(flags: _Flags) -> None:
     group.add_argument(
         "--debug", action="store_true", help="Print tracebacks where something fails."
     )
+
+
+def _by_family() -> str:
+    names = [name for name, family in FAMILIES.items() if family.algorithm]
+    return "; ".join(f"{name} family: {', '.join(algorithms_of(name))}" for name in names)
 
 
 def verified() -> list[str]:

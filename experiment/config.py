@@ -15,13 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from decoding.config import DecodeConfig, name_parts
-from decoding.option import option, options_in
-
+from decoding.option import Option, option, options_in
 from utils import ENGINE_VERSION, SCHEMA_VERSION, SCORING_VERSION, sha256
 
 DTYPES = ("bfloat16", "float16", "float32")
 PRECISION, RUNNING, OUTPUT = "precision and seed", "running", "output"
 EVALUATED = "what is evaluated"
+
+STRICT = Option(
+    False,
+    "Run each program that passes a second time with its tests out of its reach, and report pass@1_strict too. A "
+    "finished result is judged again without decoding.",
+    switch=True,
+    group=RUNNING,
+)
 
 # what a field of RunConfig is for; a field without a role is part of both ids
 NAME = {"role": "name"}  # a name for what other fields state exactly: part of no id
@@ -76,7 +83,7 @@ class RunConfig:
     verifier: str | None = field(default=None, metadata=NAME)
     verifier_fingerprint: dict[str, Any] | None = None
     plugins: tuple[dict[str, str], ...] = ()
-    strict_exec: bool = field(default=False, metadata=SCORING)
+    strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting that says something, flat, ready for JSON: a field that is at an empty default is left out."""
@@ -90,14 +97,7 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that can change a token, and nothing else: not the scoring, not batch size, limit or device."""
-        without = {f.name for f in fields(self) if "role" in f.metadata} | {"tokens_per_step"}
-        kept = {name: value for name, value in self.as_dict().items() if name not in without}
-        for name in ("fingerprint", "verifier_fingerprint"):
-            if name in kept:
-                kept[name] = _content(kept[name])
-        if self.plugins:
-            kept["plugins"] = sorted(plugin["sha256"] for plugin in self.plugins)
-        return kept | {"engine_version": ENGINE_VERSION}
+        return identity_of(self.as_dict()) | {"engine_version": ENGINE_VERSION}
 
     @cached_property
     def generation_id(self) -> str:
@@ -107,13 +107,34 @@ class RunConfig:
     @cached_property
     def result_id(self) -> str:
         """sha256 of the generation id and of everything that scoring reads."""
-        scoring = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata == SCORING}
+        scoring = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.metadata.get("role") == "scoring"
+        }
         versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
         return sha256({"generation_id": self.generation_id} | scoring | versions)
 
 
 def _is_silent(setting, config: RunConfig) -> bool:
-    return setting.default in (None, False, ()) and getattr(config, setting.name) == setting.default
+    return _is_empty(setting.default) and getattr(config, setting.name) == setting.default
+
+
+def _is_empty(default: Any) -> bool:
+    """Whether a default says nothing: an option that is off or not set."""
+    return default is None or default is False or default in ((), "none")
+
+
+def identity_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a flat configuration that can change a token."""
+    without = {f.name for f in fields(RunConfig) if "role" in f.metadata} | {"tokens_per_step"}
+    kept = {name: value for name, value in settings.items() if name not in without}
+    for name in ("fingerprint", "verifier_fingerprint"):
+        if name in kept:
+            kept[name] = _content(kept[name])
+    if "plugins" in kept:
+        kept["plugins"] = sorted(plugin["sha256"] for plugin in kept["plugins"])
+    return kept
 
 
 def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +157,7 @@ def decode_settings(decode: DecodeConfig) -> dict[str, Any]:
     }
     for name, known in options_in(DecodeConfig).items():
         value = getattr(decode, name)
-        if value != known.default or known.default not in (None, False, "none"):
+        if value != known.default or not _is_empty(known.default):
             settings[name] = value
     return settings | ({"options": decode.options} if decode.options else {})
 
@@ -206,13 +227,6 @@ class Settings:
         False,
         "Run no generated code: the result keeps the programs and is not complete. Score it on another machine with "
         "--predictions RESULT.json, or here by the same command without --no_exec.",
-        switch=True,
-        group=RUNNING,
-    )
-    strict_exec: bool = option(
-        False,
-        "Run each program that passes a second time with its tests out of its reach, and report pass@1_strict too. A "
-        "finished result is judged again without decoding.",
         switch=True,
         group=RUNNING,
     )

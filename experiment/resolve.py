@@ -9,10 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.config import DecodeConfig
 from decoding.option import options_in
-
-from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.schedule import Schedule, ScheduleError, make_schedule
 from experiment import plugins
 from experiment.arguments import Models, verified

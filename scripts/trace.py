@@ -30,7 +30,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from decoding.algorithms import ALGORITHMS, OPTIONS  # noqa: E402
-from decoding.schedule import DecodeConfig, ScheduleError, make_schedule  # noqa: E402
+from decoding.config import DecodeConfig
+from decoding.schedule import ScheduleError, make_schedule  # noqa: E402
 
 SCHEDULE_PARAMS = ("gen_length", "block_length", "tokens_per_step", "num_steps")
 OPTION_PARAMS = (

@@ -7,9 +7,10 @@ import torch
 from causal import decoded
 
 from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
+from decoding.config import DecodeConfig
 from decoding.engine import decode
 from decoding.sampling import Rules, draw, filtered, propose, uniforms
-from decoding.schedule import DecodeConfig, ScheduleError, floor_quotas, make_schedule
+from decoding.schedule import ScheduleError, floor_quotas, make_schedule
 from models import load_model
 
 

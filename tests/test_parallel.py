@@ -11,9 +11,10 @@ from mini import ROOT
 
 from decoding import adaptive
 from decoding.algorithms import ALGORITHMS, CONFIDENCE, OPTIONS, algorithms_of
+from decoding.config import DecodeConfig
 from decoding.engine import decode
 from decoding.kv_cache import CACHES, SpanView
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.schedule import make_schedule
 from decoding.step_view import Algorithm, Observation, StepView, top_k
 from models import load_model
 

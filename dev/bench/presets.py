@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.config import DecodeConfig
+from decoding.schedule import make_schedule
 from models import FAMILIES, ModelConfig, Transformer
 
 
