@@ -241,6 +241,6 @@ def test_checking_imports_neither_torch_nor_transformers(conformance_dir):
         f"p = {str(conformance_dir / 'dream-tiny')!r}\n"
         "assert check_checkpoint(p) == [] and read_config(p) and fingerprint(p)\n"
         "assert check_checkpoint('owner/name')\n"
-        "print([m for m in ('torch', 'transformers', 'tokenizers', 'numpy') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'tokenizers') if m in sys.modules])"
     )
     assert offline_python(code, ROOT) == "[]"
