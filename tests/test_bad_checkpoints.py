@@ -111,33 +111,31 @@ def test_json_files_that_are_something_else(llada, file, content, pattern):
 
 # ---- weights
 
+BROKEN = r"its \d+ bytes are not a whole safetensors file: .*; download it again"
+
 
 @pytest.mark.parametrize(
     ("damage", "pattern"),
     [
-        (
-            lambda data: data[: len(data) // 2],
-            r"truncated: \d+\.\d+ of \d+\.\d+ (MB|kB) of tensor data",
-        ),
-        (lambda data: data[:-1], "truncated"),
-        (lambda data: data[:100], "truncated: .* of the header alone"),
-        (lambda data: data[:5], "not a safetensors file: 5 bytes"),
+        (lambda data: data[: len(data) // 2], BROKEN),
+        (lambda data: data[:-1], BROKEN),
+        (lambda data: data[:100], BROKEN),
+        (lambda data: data[:5], BROKEN),
         (lambda data: b"", "is empty"),
-        (lambda data: data + b"\0\0", "2 bytes more than its header describes"),
+        (lambda data: data + b"\0\0", BROKEN),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"),
         (lambda data: b"\n<html><body>404</body></html>", "HTML page"),
-        (lambda data: b"\xff" * 8 + data[8:], "not a safetensors file"),
-        (lambda data: data[:8] + b"x" + data[9:], "bad safetensors header"),
-        (lambda data: data[:8] + b"\xff" + data[9:], "bad safetensors header"),
+        (lambda data: b"\xff" * 8 + data[8:], BROKEN),
+        (lambda data: data[:8] + b"x" + data[9:], BROKEN),
+        (lambda data: data[:8] + b"\xff" + data[9:], BROKEN),
         (
             lambda data: data.replace(b'"F32"', b'"I32"', 1),
             "dtype I32; supported: F64, F32, F16, BF16",
         ),
-        (
-            lambda data: data.replace(b'"shape":[64', b'"shape":[65', 1),
-            "bad safetensors header: tensor",
-        ),
-        (lambda data: data.replace(b'"shape":[64', b'"shape":"64', 1), "bad safetensors header"),
+        (lambda data: data.replace(b'"F32"', b'"BF16"', 1), BROKEN),
+        (lambda data: data.replace(b'"shape":[64', b'"shape":[65', 1), BROKEN),
+        (lambda data: data.replace(b'"shape":[64', b'"shape":"64', 1), BROKEN),
+        (lambda data: data.replace(b'"shape":[64', b'"shape":[-1', 1), BROKEN),
     ],
 )
 @pytest.mark.parametrize("file", SHARDS)

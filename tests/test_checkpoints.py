@@ -20,6 +20,7 @@ from models import (
     load_tokenizer,
     read_config,
 )
+from models.hub import hub_id
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -199,16 +200,16 @@ def test_a_directory_whose_name_has_an_at_sign_is_a_directory(llada, tmp_path, m
     assert "does not exist" in check_checkpoint(llada / "x@main")[0]
 
 
-def in_cache(folder: Path, home: Path, commit: str = "1" * 40) -> None:
-    """Lay the checkpoint out as the hub's cache has it."""
-    repo = home / "hub" / "models--owner--tiny"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(commit)
-    shutil.copytree(folder, repo / "snapshots" / commit, copy_function=shutil.copyfile)
+def in_cache(folder: Path, hub: Path, commit: str = "1" * 40, ref: str = "main") -> Path:
+    """Lay the checkpoint out as the hub's cache has it; returns the snapshot's directory."""
+    repo = hub / "models--owner--tiny"
+    (repo / "refs").mkdir(parents=True, exist_ok=True)
+    (repo / "refs" / ref).write_text(commit)
+    return Path(shutil.copytree(folder, repo / "snapshots" / commit, copy_function=shutil.copyfile))
 
 
-def offline_python(code: str, home: Path) -> str:
-    env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+def offline_python(code: str, home: Path, **more: str) -> str:
+    env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"} | more
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
     )
@@ -219,18 +220,83 @@ def offline_python(code: str, home: Path) -> str:
 def test_a_cached_hub_id_loads_offline(llada, tmp_path):
     """HF_HOME is honoured; the snapshot's commit is the revision; a shard that is not cached is missed."""
     home = tmp_path / "home"
-    in_cache(llada, home)
+    snapshot = in_cache(llada, home / "hub")
     code = (
         "from models import check_checkpoint, fingerprint, load_model\n"
         "print(check_checkpoint('owner/tiny'), fingerprint('owner/tiny')['revision'][:4])\n"
         "print(load_model('owner/tiny', device='cpu', dtype='float32')[1].name_or_path)"
     )
     assert offline_python(code, home).split("\n") == ["[] 1111", "owner/tiny"]
-    (home / "hub/models--owner--tiny/snapshots" / ("1" * 40) / SHARDS[1]).unlink()
-    told = offline_python(
+    (snapshot / SHARDS[1]).unlink()
+    problems = offline_python(
         "from models import check_checkpoint; print(check_checkpoint('owner/tiny'))", home
     )
-    assert f"{SHARDS[1]} is named in {INDEX} but missing" in told
+    assert f"{SHARDS[1]} is named in {INDEX} but missing" in problems
+
+
+def test_a_revision_of_a_hub_id_is_pinned(llada, tmp_path):
+    """A tag, a branch and a commit; every reader takes the pinned snapshot, not the default one."""
+    home = tmp_path / "home"
+    in_cache(llada, home / "hub")
+    edit(llada / "config.json", max_sequence_length=128)
+    in_cache(llada, home / "hub", "2" * 40, "v1.0")
+    in_cache(llada, home / "hub", "3" * 40, "a-branch")
+    code = (
+        "from models import check_checkpoint, fingerprint, load_model, load_tokenizer, read_config\n"
+        "for pin in ('', '@v1.0', '@a-branch', '@' + '3' * 40):\n"
+        "    name = 'owner/tiny' + pin\n"
+        "    length = load_model(name, device='cpu', dtype='float32')[0].config.max_length\n"
+        "    assert read_config(name).max_length == length and not check_checkpoint(name)\n"
+        "    assert load_tokenizer(name).name_or_path == name\n"
+        "    print(length, fingerprint(name)['revision'][:4])\n"
+        "print(check_checkpoint('owner/tiny@v2')[0])"
+    )
+    *found, refusal = offline_python(code, home).split("\n")
+    assert found == ["4096 1111", "128 2222", "128 3333", "128 3333"]
+    assert refusal.startswith("owner/tiny@v2: ") and "not in the local cache" in refusal
+
+
+def test_the_commit_of_a_cached_hub_id(llada, tmp_path):
+    """Nothing is downloaded; a snapshot without its weights has a commit; HF_HUB_CACHE is honoured."""
+    hub = tmp_path / "elsewhere"
+    in_cache(llada, hub)
+    partial = in_cache(llada, hub, "2" * 40, "v1.0")
+    for path in partial.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    (hub / "models--owner--tiny" / "refs" / "lost").write_text("4" * 40)  # no snapshot of it
+    names = ["owner/tiny", "owner/tiny@v1.0", f"owner/tiny@{'2' * 40}", "owner/tiny@lost"]
+    names += ["owner/tiny@v2", "owner/never-seen", "a--b/c", "no hub id", str(llada)]
+    code = (
+        "from models import cached_revision\n"
+        f"print(*(str(cached_revision(name))[:4] for name in {names}))"
+    )
+    found = offline_python(code, tmp_path / "home", HF_HUB_CACHE=str(hub)).split()
+    assert found == ["1111", "2222", "2222", *["None"] * 6]
+    assert offline_python(code, tmp_path / "home").split() == ["None"] * 9
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/na.me-1_x@v1.0", ("owner/na.me-1_x", "v1.0")),
+        ("owner/name@refs/pr/3", ("owner/name", "refs/pr/3")),
+        ("owner/name@", None),
+        ("owner/name@../../x", None),
+        ("owner@v1/name", None),
+        ("/owner/name", None),
+        ("./owner/name", None),
+        ("name", None),
+    ],
+)
+def test_hub_ids(name, parts):
+    assert hub_id(name) == parts
+
+
+def test_a_name_that_the_hub_does_not_allow_is_refused():
+    [problem] = check_checkpoint("a--b/c")
+    assert problem.startswith("a--b/c: no such directory here and no name of a model on the hub")
 
 
 def test_checking_imports_neither_torch_nor_transformers(conformance_dir):
@@ -241,6 +307,6 @@ def test_checking_imports_neither_torch_nor_transformers(conformance_dir):
         f"p = {str(conformance_dir / 'dream-tiny')!r}\n"
         "assert check_checkpoint(p) == [] and read_config(p) and fingerprint(p)\n"
         "assert check_checkpoint('owner/name')\n"
-        "print([m for m in ('torch', 'transformers', 'tokenizers', 'numpy') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'tokenizers') if m in sys.modules])"
     )
     assert offline_python(code, ROOT) == "[]"
