@@ -1,5 +1,7 @@
-"""What every part leans on: errors and exit codes, the frozen run configuration, environment, safe writes.
+"""How answers are read, and what every part uses: errors and exit codes, the run configuration, environment, files.
 
+To change how the answers of a benchmark are read, change "answer patterns" below: one function or pattern per
+benchmark, from what a model wrote to what is scored.
 No torch. Everything here is cheap to import, so that `--help` and bad input answer at once.
 """
 
@@ -13,10 +15,151 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+# ---------------------------------------------------------------- answer patterns
+
+# chat end tokens that a text may have written out
+END_TOKEN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|dlm_pad|start_header_id)\|>")
+# group 1: the language of an opening fence
+CODE_FENCE = re.compile(r"```(?:([\w+-]*)[ \t]*(?=\n|$))?")
+CODE_BEGIN, CODE_END = "[BEGIN]", "[DONE]"  # around the code in MBPP's worked examples
+# gsm8k: lm-eval's "flexible-extract", where the last number in the answer counts. Its "strict-match" wants the
+# closing phrase of the worked examples ("#### 18"). tasks/gsm8k.py hands both to lm-eval's own filters.
+GSM8K_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A program found in an answer.
+
+    code:    the source, "" for an empty answer.
+    how:     "fence" | "text" | "body" (completed with the prompt) | "none": no program was found, code is raw text.
+    why_cut: what was left out of the answer and why, "" if nothing; reasons are joined with "; ".
+    """
+
+    code: str
+    how: str
+    why_cut: str
+
+
+def humaneval_program(
+    answer: str, doc: Mapping[str, Any], *, tests: str, prefill: str = ""
+) -> Extracted:
+    """The program in an answer to HumanEval: the function asked for, with what it and the tests need.
+
+    doc: the row, with "prompt" and "entry_point". tests: source of the tests. prefill: the beginning of the
+    answer, where the prompt form gives one; answer continues it.
+    """
+    from tasks.programs import called_names
+
+    roots = called_names(tests)
+    return extract_code(answer, doc["entry_point"], doc["prompt"], roots=roots, prefill=prefill)
+
+
+def mbpp_program(
+    answer: str, doc: Mapping[str, Any], *, tests: str, prefill: str = ""
+) -> Extracted:
+    """The same for MBPP. The function asked for is the first one that the asserts call.
+
+    doc: the row, with "test_list". tests: set-up code and asserts.
+    """
+    from tasks.programs import called_names
+
+    asked = called_names("\n".join(doc["test_list"]))
+    entry_point = asked[0] if asked else None
+    return extract_code(answer, entry_point, roots=called_names(tests), prefill=prefill)
+
+
+def truthfulqa_answer(answer: str) -> str:
+    """The answer to a TruthfulQA question: without a leading "A:", up to a blank line or the next question."""
+    text, _ = _before_end_token(answer)
+    text = re.sub(r"^\s*(?:A:)?\s*", "", text)
+    return re.split(r"\n\s*\n|\nQ:", text)[0].strip()
+
+
+def extract_code(
+    answer: str,
+    entry_point: str | None = None,
+    prompt: str = "",
+    *,
+    roots: Iterable[str] = (),
+    prefill: str = "",
+) -> Extracted:
+    """The program in an answer. See tasks/programs.py for how it is found.
+
+    Chat models wrap code in prose and fences, restate the function or give only its body, add examples that run at
+    import, and end with chat tokens.
+    entry_point: the function asked for; None: the first piece that defines anything is taken whole.
+    prompt: source that the answer may continue (HumanEval), "" if there is none.
+    roots: further names that the tests use and that must be kept.
+    prefill: the beginning of the answer, which the prompt gave; answer continues it.
+    """
+    from tasks.programs import find_program
+
+    answer, cuts = code_part(answer)
+    if not answer.strip():
+        return Extracted("", "none", "; ".join([*cuts, "empty answer"]))
+    text = unix_lines(prefill) + answer
+    code, how = find_program(
+        text, code_blocks(text), entry_point, unix_lines(prompt), frozenset(roots)
+    )
+    if how != "none":
+        kept = {"", *(line.strip() for line in code.split("\n"))}
+        lines = (line.strip() for line in answer.split("\n") if "```" not in line)
+        cuts += ["text outside the program"] if any(line not in kept for line in lines) else []
+    return Extracted(code, how, "; ".join(cuts))
+
+
+def code_part(answer: str) -> tuple[str, list[str]]:
+    """The part of an answer that may hold code, and why the rest was cut.
+
+    That is the text before a chat end token, between [BEGIN] and [DONE], without the quotes that MBPP's worked
+    examples have in OpenCompass's form.
+    """
+    text, token = _before_end_token(answer)
+    cuts = [f"end token {token}"] if token else []
+    marked = CODE_BEGIN in text or CODE_END in text
+    text = text.split(CODE_BEGIN, 1)[-1]
+    if CODE_END in text:
+        text = text.split(CODE_END, 1)[0]
+        cuts.append(CODE_END)
+    quoted = text.strip()
+    # a stop string may have removed [DONE]: then code must follow the quote
+    marked = marked or re.match(r"\s*(?:import|from|def|class|@)\b", quoted[1:]) is not None
+    one_quote = len(quoted) > 1 and quoted[0] in "'\"" and quoted[:3] != quoted[0] * 3
+    if marked and one_quote and quoted[-1] == quoted[0]:
+        text = quoted[1:-1]
+    return text, cuts
+
+
+def code_blocks(text: str) -> list[str]:
+    """Contents of the fenced blocks. A fence with a language opens a block even inside another; the last may be open."""
+    blocks: list[str] = []
+    start: int | None = None
+    for fence in CODE_FENCE.finditer(text):
+        if start is not None:
+            blocks.append(text[start : fence.start()])
+        start = fence.end() if start is None or fence.group(1) else None
+    if start is not None:
+        blocks.append(text[start:])
+    return [b for b in blocks if b.strip()]
+
+
+def unix_lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _before_end_token(answer: str) -> tuple[str, str | None]:
+    """(text before the first chat end token, that token or None)."""
+    text = unix_lines(answer)
+    end = END_TOKEN.search(text)
+    return (text[: end.start()], end.group()) if end else (text, None)
+
 
 SCHEMA_VERSION = 2  # of the result file
 ENGINE_VERSION = (

@@ -24,7 +24,6 @@ searches its own process for the token or returns objects that equal everything.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import os
 import threading
@@ -34,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sandbox import tiers
+from sandbox.names import defined_names, free_names
 from sandbox.process import Limits, Outcome, run_program, run_strict
 from sandbox.scratch import RUN
 from sandbox.tiers import Tier
@@ -199,41 +199,3 @@ def _run(
 def close() -> None:
     """Remove this process's scratch directory; it is made again on use, and the next run sweeps what is left."""
     RUN.close()
-
-
-# ---------------------------------------------------------------- names
-
-
-def free_names(source: str) -> set[str]:
-    """Names that a source reads at any depth and does not bind itself. Of what does not parse: none."""
-    tree = _parsed(source)
-    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return read - _bound(tree)
-
-
-def defined_names(source: str) -> set[str]:
-    """Names that a source binds at any depth."""
-    return _bound(_parsed(source))
-
-
-def _parsed(source: str) -> ast.AST:
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ast.Module([], [])
-
-
-def _bound(tree: ast.AST) -> set[str]:
-    bound: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            bound.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
-    return bound

@@ -5,7 +5,7 @@ those that were judged while the model was still generating (Judging.beside).
 The filter puts one dict per document into `filtered_resps`:
     program    source that was executed, tests included
     candidate  the part of it that comes from the answer (and the prompt)
-    how        how the candidate was found, see programs.Extracted
+    how        how the candidate was found, see utils.Extracted
     why_cut    what was left out of the answer, and why
     passed, reason, detail, tier, seconds, cpu_seconds    see sandbox.Verdict; passed is None under --no_exec
     strict     only with add_strict: {passed, reason, detail} of the strict re-check of a pass, else None
@@ -20,8 +20,7 @@ from contextlib import contextmanager
 
 import sandbox
 from sandbox import Program, judge_many
-from tasks.programs import Extracted
-from utils import UsageError
+from utils import Extracted, UsageError
 
 FILTER = "create_test"
 METRIC, STRICT = "pass@1", "pass@1_strict"

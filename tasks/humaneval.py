@@ -4,7 +4,7 @@ A row: {"task_id": "HumanEval/0", "prompt": "def f(...):\\n    \\"\\"\\"...", "e
         "canonical_solution": "    return ...", "test": "def check(candidate): ..."}
 
 Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every chat answer
-as a syntax error; here the program is taken out of the answer first (tasks/programs.py).
+as a syntax error; here the program is taken out of the answer first (utils.humaneval_program).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sandbox import Program
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.code import HEADLINE, Judging, scoring
 from tasks.data import Data, Source
-from tasks.programs import Extracted, called_names, extract_code
+from utils import Extracted, humaneval_program
 
 FILE = "HumanEval.jsonl.gz"
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
@@ -61,7 +61,7 @@ def tests_of(doc: dict) -> str:
 
 
 def program_of(doc: dict, candidate: str) -> Program:
-    """The tests of some tasks use functions that the prompt defines: the strict mode takes the prompt's own."""
+    """The program of a candidate. Strict mode takes functions that the tests use and the prompt defines from the prompt."""
     try:
         prompt = ast.parse(doc["prompt"].rstrip() + "\n    pass\n")
     except SyntaxError:
@@ -76,13 +76,7 @@ def build(data: Data, form_name: str):
     form = FORMS[form_name]
 
     def extract(doc: dict, answer: str) -> Extracted:
-        return extract_code(
-            answer,
-            doc["entry_point"],
-            doc["prompt"],
-            roots=called_names(tests_of(doc)),
-            prefill=task.prefill(doc),
-        )
+        return humaneval_program(answer, doc, tests=tests_of(doc), prefill=task.prefill(doc))
 
     judging = Judging(extract, program_of)
     config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(judging)

@@ -31,7 +31,7 @@ from sandbox import Program, SandboxError, judge, judge_many, process, scratch, 
 from sandbox.scratch import RUN
 from tasks import code, humaneval, load_data, mbpp
 from tasks.code import Judging
-from tasks.programs import Extracted
+from utils import Extracted
 
 PARITY = int(os.environ.get("DLLMEXP_PARITY") or 60)
 SOAK = int(os.environ.get("DLLMEXP_SOAK") or 2000)

@@ -31,7 +31,7 @@ from tasks.base import installed_config
 from tasks.code import add_strict
 from tasks.installed import spec_of
 from tasks.programs import called_names
-from utils import UsageError
+from utils import GSM8K_NUMBER, UsageError, humaneval_program, mbpp_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's own code
 SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
@@ -263,6 +263,17 @@ def test_gsm8k_reads_the_last_number(mini, text, strict, flexible):
     task = build_task(gsm8k.SPEC, mini, "chat")
     metrics, _ = evaluate(task, lambda doc: text, limit=1)
     assert (metrics[STRICT], metrics[FLEXIBLE]) == (strict, flexible)
+
+
+@pytest.mark.parametrize("form", gsm8k.FORMS)
+def test_gsm8k_numbers_are_read_by_lm_evals_pattern(form):
+    """With another pattern a score is no longer comparable with published ones."""
+    (chain,) = [
+        chain
+        for chain in installed_config(gsm8k.FORMS[form].yaml)["filter_list"]
+        if chain["name"] == "flexible-extract"
+    ]
+    assert chain["filter"][0]["regex_pattern"] == GSM8K_NUMBER
 
 
 @pytest.mark.parametrize("text", ["#### 1,000", "#### 1000", "#### $1,000", "#### 1000."])
@@ -499,14 +510,9 @@ def test_every_canonical_solution_passes(benchmarks, name, solution):
 
 
 def extract_as(name: str, doc: dict, answer: str):
-    from tasks.programs import extract_code
-
     if name == "humaneval":
-        return extract_code(
-            answer, doc["entry_point"], doc["prompt"], roots=called_names(humaneval.tests_of(doc))
-        )
-    names = called_names("\n".join(doc["test_list"]))
-    return extract_code(answer, names[0], roots=called_names(mbpp.tests_of(doc)))
+        return humaneval_program(answer, doc, tests=humaneval.tests_of(doc))
+    return mbpp_program(answer, doc, tests=mbpp.tests_of(doc))
 
 
 def test_the_function_that_mbpps_tests_ask_for_is_known(benchmarks):
