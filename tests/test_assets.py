@@ -128,6 +128,7 @@ def test_a_question_s_best_answer_is_among_the_true_ones_only():
             assert row["Best Answer"] in true and not set(true) & set(false)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada", "dream", "qwen2"])
 def test_the_trainer_learns_and_writes_a_checkpoint_that_loads(family, tmp_path, capsys):
     """Sixty steps of sixteen problems: the running mean of the loss falls; a second call has nothing left to do and writes the same weights."""

@@ -217,6 +217,7 @@ def offline_python(code: str, home: Path, **more: str) -> str:
     return run.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_cached_hub_id_loads_offline(llada, tmp_path):
     """HF_HOME is honoured; the snapshot's commit is the revision; a shard that is not cached is missed."""
     home = tmp_path / "home"

@@ -13,6 +13,8 @@ from decoding.schedule import make_schedule
 from models import load_model
 from scripts.trace import case_config, commits, main, replay
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models(conformance_dir):
@@ -45,7 +47,11 @@ def recorded(case: dict) -> list[dict[int, int]]:
 
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
 @pytest.mark.parametrize(
-    ("batch_size", "early_exit"), [(1, False), (3, False), (8, False), (1, True), (3, True)]
+    ("batch_size", "early_exit"),
+    [
+        (8, False),
+        *(pytest.param(*p, marks=SLOW) for p in ((1, False), (3, False), (1, True), (3, True))),
+    ],
 )
 def test_official_tokens(models, cases, name, early_exit, batch_size):
     """Every recorded case, alone and among prompts of other lengths, with early exit on and off."""
@@ -71,6 +77,7 @@ def test_official_tokens(models, cases, name, early_exit, batch_size):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
 def test_forward_passes_are_those_of_the_schedule(models, cases, name):
     """Without early exit a sample costs exactly the steps that commit something, never an idle one."""

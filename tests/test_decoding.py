@@ -381,7 +381,13 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
     return configs
 
 
-@pytest.mark.parametrize("family, config", every_config())
+@pytest.mark.parametrize(
+    "family, config",
+    [
+        pytest.param(f, c, marks=[pytest.mark.slow] * (c.temperature == 0))
+        for f, c in every_config()
+    ],
+)
 def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
     """A generator shared by the batch, a batch mean or a padded neighbour would show here."""
     prompts = prompts_for(9)

@@ -514,6 +514,7 @@ def chromium(tmp_path, *arguments):
     ).stdout
 
 
+@pytest.mark.slow
 def test_a_click_opens_a_sample(suite, tmp_path):
     """The fragment makes the page click a result and a sample, far below those that are listed at first."""
     url = (suite[1] / "report.html").as_uri()

@@ -247,6 +247,7 @@ def test_a_second_process_exits_75_and_says_who_has_it(data, tmp_path, capsys):
     assert f"pid {os.getpid()}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
     """Pre-emption: exit 128+n within seconds, nothing finished is lost, no result pretends to be final."""
@@ -292,6 +293,7 @@ def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, c
     assert "which is no place among workers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["devices", "torchrun"])
 def test_two_processes_give_the_result_of_one(data, tmp_path, how):
     _, whole = run(data, tmp_path / "a", "--temperature", "0.7")
@@ -342,6 +344,7 @@ def test_device_and_devices_are_not_given_together(data, tmp_path, capsys):
 # ---- determinism of every algorithm, through the command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_path, family):
     """temperature 0 and 0.7; batch sizes 1, 3, 8; half of it resumed."""
@@ -394,6 +397,7 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_pat
             assert len(seen) == 1, (algorithm, temperature)
 
 
+@pytest.mark.slow
 def test_kill_test_small(capsys):
     """SIGKILL at random moments, each resumed: dev/kill_test.py in small."""
     from dev.kill_test import main

@@ -80,7 +80,10 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("name", FAILURES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "stops itself" else n for n in FAILURES],
+)
 def test_a_failure_is_told_by_its_reason(name):
     candidate, reason = FAILURES[name]
     verdict = judge(candidate, TESTS, wall_s=3 if reason == "wall" else 30)
@@ -98,10 +101,11 @@ def test_a_failure_is_told_by_its_reason(name):
             "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
             "cpu",
         ),
-        (
+        pytest.param(
             "ignores signals",
             "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass",
             "cpu",
+            marks=pytest.mark.slow,
         ),
         ("loops in C", "import itertools\nsum(itertools.repeat(0))", "cpu"),
         ("sleeps", "import time\ntime.sleep(10**6)", "wall"),

@@ -119,6 +119,7 @@ def mutants(n: int) -> list[tuple[str, str]]:
     return [(prompt + changed(solution, rng), tests) for prompt, solution, tests in chosen]
 
 
+@pytest.mark.slow
 @real_data
 @pytest.mark.filterwarnings("ignore:invalid escape")
 def test_changed_solutions_get_the_standard_executors_verdict():
@@ -144,6 +145,7 @@ def test_changed_solutions_get_the_standard_executors_verdict():
 # ---------------------------------------------------------------- many good ones
 
 
+@pytest.mark.slow
 def test_good_programs_never_fail():
     """One spurious failure in thousands is a wrong score that nobody can reproduce."""
     began = time.monotonic()
@@ -423,6 +425,7 @@ def test_a_program_that_is_killed_from_outside_runs_again(little_memory_is_much)
     assert verdict.passed and killed
 
 
+@pytest.mark.slow
 def test_a_program_that_is_killed_while_it_holds_much_memory_ran_out_of_it(little_memory_is_much):
     verdict, killed = judged_and_killed(
         "import time\nx = bytearray(200 << 20)\nx[::4096] = b'1' * 51200\ntime.sleep(20)\n" + GOOD,

@@ -176,6 +176,7 @@ def content(path: Path) -> dict:
     return {k: v for k, v in json.loads(path.read_text()).items() if k not in VOLATILE}
 
 
+@pytest.mark.slow
 def test_twelve_experiments_over_two_nodes_that_are_both_taken_away(cluster, tmp_path, capfd):
     """One task is requeued, the other gets the warning of a time limit; both go on, and nothing is lost or done twice."""
     words, found = twelve(tmp_path, "cluster")
@@ -236,6 +237,7 @@ def test_twelve_experiments_over_two_nodes_that_are_both_taken_away(cluster, tmp
     assert (tmp_path / "cluster" / "report" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_what_sbatch_refuses_is_one_line(cluster, tmp_path, capsys):
     words, _ = twelve(tmp_path, "out")
     slurm = ["run", "--engine", "slurm", *words]

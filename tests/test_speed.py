@@ -373,6 +373,7 @@ def test_a_failed_compilation_is_said_and_the_plain_path_runs(tiny, monkeypatch)
     tiny.accelerate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_layers_are_near_the_plain_ones(conformance_dir, monkeypatch, backend):
     """One compilation serves every layer and every length. inductor, which users get, takes minutes on a busy CPU."""
@@ -425,6 +426,7 @@ def test_a_cache_needs_memory_and_is_filled_by_more_samples():
     assert batch_rows(config, 712, 32, 2, 4 << 30, "cuda", True) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "heads", "kv_heads", "d_ff"), [("llada", 8, 8, 3072), ("dream", 7, 1, 4736)]
 )

@@ -277,6 +277,7 @@ def test_two_values_for_a_sample_are_a_failure_of_determinism_and_the_older_one_
         assert "not deterministic" in reader.report.notes[-1]
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path):
     """30 kills, while it starts and while it writes. Lines of 100 kB among short ones: the kernel can stop within these."""
     rng, n, size, acknowledged = random.Random(7), 4000, 100_000, set()

@@ -619,6 +619,7 @@ def test_the_device_memory_of_a_run_is_told_by_the_process_that_scores_it(tmp_pa
 # ---- whole runs
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_workers_one_failure_and_a_second_start(tmp_path, capfd):
     """One model is not there: its experiments fail at once, the others are done, no worker loads a model twice."""
     good = chosen(tmp_path, models=("llada", "dream"), tps=(2, 4))
@@ -682,6 +683,7 @@ def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(tmp_path):
     [experiment] = chosen(
         tmp_path, n=60, extra=("--gen_length", "96", "--block_length", "32"), tps=(1,)
