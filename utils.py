@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -162,12 +163,10 @@ def _before_end_token(answer: str) -> tuple[str, str | None]:
 
 
 SCHEMA_VERSION = 2  # of the result file
-ENGINE_VERSION = (
-    2  # raised with a change of decoding that can change a token: kept samples are then made anew
-)
-SCORING_VERSION = (
-    1  # raised with a change of scoring: results are then scored anew from the kept samples
-)
+# raised with a change of decoding that can change a token: kept samples are then made anew
+ENGINE_VERSION = 2
+# raised with a change of scoring: results are then scored anew from the kept samples
+SCORING_VERSION = 1
 
 
 # ---------------------------------------------------------------- errors and exit codes
