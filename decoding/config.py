@@ -164,7 +164,7 @@ class DecodeConfig:
             *(
                 (
                     getattr(self, flag) and flag not in end_token_flags,
-                    f"{flag} is no rule of the {family} family",
+                    f"{flag} is no rule of the {family} family; leave it out",
                 )
                 for flag in ("logits_eos_inf", "confidence_eos_eot_inf")
             ),

@@ -71,7 +71,7 @@ class Option:
         if self.truth:
             return "true or false"
         if not self.is_number:
-            return "a value"
+            return "a path"
         text = f"{'a whole' if self.whole else 'a'} number "
         text += f"{'above' if self.above else 'of at least'} {self.low:g}"
         text += "" if self.high == math.inf else f" and at most {self.high:g}"
@@ -101,6 +101,8 @@ class Option:
         if self.is_number:
             value = int(text) if self.whole else float(text)
         elif isinstance(self.default, Path) or self.metavar in ("DIR", "FILE.jsonl"):
+            if not text:
+                raise ValueError
             value = Path(text)
         if self.problem(value):
             raise ValueError

@@ -178,8 +178,6 @@ def _setting_problems(args: Namespace) -> list[str]:
     ]
     if args.device is not None and args.devices is not None:
         problems.append(f"--device {args.device} and --devices {args.devices}: give one of them")
-    if args.output_dir is not None and not str(args.output_dir):
-        problems.append("--output_dir '': a directory is needed; leave it out for results")
     return problems
 
 
