@@ -19,9 +19,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from decoding.config import DecodeConfig
 from decoding.engine import decode
 from decoding.row_state import Completion
-from decoding.schedule import DecodeConfig
 from experiment.lmeval import quiet
 from experiment.progress import Failure, Progress
 from experiment.result import Record, profile

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING
 
 from decoding import adaptive
 from decoding.apd import PAPER, RELEASED
-from decoding.step_view import Algorithm, Option, StepView, Verification, top_k
+from decoding.option import Option
+from decoding.step_view import Algorithm, StepView, Verification, top_k
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FAMILIES = ("llada", "dream")
+
+class _EveryFamily:
+    """Contains the name of every model family, those that are registered later too."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str)
+
+
+FAMILIES = _EveryFamily()
 
 
 def _drawn(score: Tensor, view: StepView) -> Tensor:
@@ -223,13 +232,16 @@ ALGORITHMS: dict[str, Algorithm] = {
     "apd_released": _apd(RELEASED),
 }
 
-# every option that some algorithm takes, and which ones take it
-OPTIONS: dict[str, list[str]] = {
-    name: [a for a in ALGORITHMS if name in ALGORITHMS[a].options]
-    for name in dict.fromkeys(name for a in ALGORITHMS.values() for name in a.options)
-}
-
 
 def algorithms_of(family: str) -> list[str]:
     """Names of the algorithms that are defined for a model family."""
     return [name for name, algorithm in ALGORITHMS.items() if family in algorithm.families]
+
+
+def algorithm_options() -> dict[str, list[str]]:
+    """Every option that an algorithm of the table takes now, with the names of the algorithms that take it."""
+    users: dict[str, list[str]] = {}
+    for name, algorithm in ALGORITHMS.items():
+        for option in algorithm.options:
+            users.setdefault(option, []).append(name)
+    return users

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from decoding.algorithms import ALGORITHMS
+from decoding.config import DecodeConfig
 from decoding.kv_cache import CACHES, Span, SpanView
 from decoding.row_state import Completion, Row
 from decoding.sampling import Proposal, Rules, mask_tokens, propose, to_device, uniforms
-from decoding.schedule import DecodeConfig
 from decoding.step_view import Algorithm, StepView
 from decoding.verifier import Draft, Verifier
 
@@ -49,7 +49,7 @@ def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
         dtype={"float64": torch.float64, "float32": torch.float32, "model": None}[
             config.confidence_dtype
         ],
-        scores_the_draw=model.family == "dream",
+        scores_the_draw=model.scores_the_draw,
         never=(model.eos_id,) if config.logits_eos_inf else (),
         last=tuple(model.end_ids) if config.confidence_eos_eot_inf else (),
     )
@@ -77,7 +77,7 @@ def decode(
     verifier:   the autoregressive model of an algorithm that has one; its tokenizer must be the model's.
     Raises ValueError where the configuration is not one of the model's family, or prompts and seeds disagree.
     """
-    problems = config.problems(model.config.family)
+    problems = config.problems(model.config.family, model.config.end_token_flags)
     if len(seeds) != len(prompts):
         problems.append(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
     if batch_size is not None and batch_size < 1:

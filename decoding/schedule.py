@@ -7,18 +7,17 @@ num_steps decides. An adaptive algorithm decides itself; K is the least that it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import MISSING, dataclass
+from functools import lru_cache
 from math import ceil
 
 import numpy as np
 
-from decoding.algorithms import ALGORITHMS, OPTIONS
-from decoding.kv_cache import CACHES
+from decoding.algorithms import ALGORITHMS
+from decoding.option import option, options_in
 
 # Far above every model's positions: a typing error must not allocate gigabytes.
 MAX_LENGTH = 1 << 20
-CONFIDENCE_DTYPES = ("float64", "float32", "model")
 
 
 class ScheduleError(ValueError):
@@ -40,11 +39,54 @@ class Schedule:
     note:    what a user should be told about it, or None.
     """
 
-    algorithm: str
-    gen_length: int
-    block_length: int
-    num_steps: int
-    tokens_per_step: int | None
+    algorithm: str = option(
+        MISSING,
+        "The decoding algorithm: which open positions each step commits. --remasking is LLaDA's name for it.",
+        choices=ALGORITHMS,
+        metavar="NAME",
+        flags=("alg", "remasking"),
+        group="decoding",
+        protocol=True,
+    )
+    gen_length: int = option(
+        MISSING,
+        "Length of the canvas in tokens, the longest that an answer can be. --max_new_tokens is Dream's name for it.",
+        low=1,
+        high=MAX_LENGTH,
+        whole=True,
+        flags=("gen_length", "max_new_tokens"),
+        group="decoding",
+        protocol=True,
+    )
+    block_length: int = option(
+        MISSING,
+        "Decode the canvas in blocks of this many tokens, left to right. It must divide --gen_length.",
+        low=1,
+        high=MAX_LENGTH,
+        whole=True,
+        group="decoding",
+        protocol=True,
+    )
+    num_steps: int = option(
+        MISSING,
+        "Decoding steps per sample: --tokens_per_step seen from the other side. It decides if both are given; if they "
+        "disagree, the run prints and stores the realised tokens per step. Default: from --tokens_per_step.",
+        low=1,
+        high=MAX_LENGTH,
+        whole=True,
+        group="decoding",
+    )
+    tokens_per_step: int | None = option(
+        MISSING,
+        "Tokens committed per step; more is faster and usually worse. In blocks a sample takes (gen_length / "
+        "block_length) * ceil(block_length / K) steps, else ceil(gen_length / K). Adaptive algorithms commit at least K "
+        "per step. Default: 1.",
+        low=1,
+        high=MAX_LENGTH,
+        whole=True,
+        metavar="K",
+        group="decoding",
+    )
     quotas: tuple[int, ...]
     rates: tuple[float, ...]
     note: str | None = None
@@ -119,15 +161,17 @@ def floor_quotas(n: int, steps: int) -> tuple[int, ...]:
 def _problems(
     algorithm: str, gen_length: int, block_length: int, k: int | None, num_steps: int | None
 ) -> list[str]:
+    given = {
+        "gen_length": gen_length,
+        "block_length": block_length,
+        "tokens_per_step": k,
+        "num_steps": num_steps,
+    }
+    known = options_in(Schedule)
     problems = [
-        f"{name} {value} must be at least 1 and at most {MAX_LENGTH}"
-        for name, value in (
-            ("gen_length", gen_length),
-            ("block_length", block_length),
-            ("tokens_per_step", k),
-            ("num_steps", num_steps),
-        )
-        if value is not None and not 1 <= value <= MAX_LENGTH
+        f"{name} {value} {problem}"
+        for name, value in given.items()
+        if (problem := known[name].problem(value))
     ]
     if problems:
         return problems
@@ -171,11 +215,9 @@ def make_schedule(
     if problems:
         raise ScheduleError(problems)
     n_blocks = gen_length // block_length
-    k = (
-        tokens_per_step
-        if tokens_per_step is not None
-        else (1 if num_steps is None else ceil(gen_length / num_steps))
-    )
+    if tokens_per_step is None and num_steps is None:
+        tokens_per_step = 1
+    k = ceil(gen_length / num_steps) if tokens_per_step is None else tokens_per_step
     implied = n_blocks * ceil(block_length / k)
     steps = implied if num_steps is None else num_steps
     kind = ALGORITHMS[algorithm].schedule
@@ -208,149 +250,3 @@ def make_schedule(
         floor_rates(steps // n_blocks) if by_chance else (1.0,) * len(quotas),
         note,
     )
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """How one sample is decoded: everything besides model, prompt and seed that can change a token.
-
-    temperature:      0 takes the likeliest token; above 0 one is drawn.
-    top_p, top_k:     nucleus and top-k filter of the draw; inactive at temperature 0.
-    alg_temp:         Dream: draw the order of commits from softmax(score / alg_temp) instead of taking the best.
-    confidence_dtype: precision of softmax and scores; "model" is the logits' own.
-    logits_eos_inf:   LLaDA: the end token is never proposed (the end of turn still can be).
-    confidence_eos_eot_inf: LLaDA: both end tokens keep no confidence, so they are committed last.
-    early_exit:       a row leaves once no later commit can change its text.
-    kv_cache:         of CACHES: which columns a forward pass computes anew.
-    cache_refresh:    with a cache: every how many forward passes of a block all columns are computed; None: at the
-                      block's first alone. 1 is no cache at all, at a cache's memory.
-    kv_window:        with kv_cache "window": columns computed again left of what was committed last, itself included.
-    max_lookahead:    left to right: the canvas reaches this many positions beyond the first open one; None: to its end.
-    given:            the algorithm's own options that were given, as (name, value), by name.
-    """
-
-    schedule: Schedule
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    alg_temp: float | None = None
-    confidence_dtype: str = "float64"
-    logits_eos_inf: bool = False
-    confidence_eos_eot_inf: bool = False
-    early_exit: bool = True
-    kv_cache: str = "none"
-    cache_refresh: int | None = None
-    kv_window: int | None = None
-    max_lookahead: int | None = None
-    given: tuple[tuple[str, float], ...] = ()
-
-    @cached_property
-    def options(self) -> dict[str, float]:
-        """The algorithm's own options, defaults included; counts are int, all others float."""
-        given = dict(self.given)
-        own = ALGORITHMS[self.schedule.algorithm].options
-        return {
-            name: (int if o.whole else float)(given.get(name, o.default)) for name, o in own.items()
-        }
-
-    def problems(self, family: str) -> list[str]:
-        """One sentence for each option that is out of range, or that the family or the algorithm lacks."""
-        name = self.schedule.algorithm
-        algorithm = ALGORITHMS[name]
-        checks = [
-            (
-                family not in algorithm.families,
-                f"algorithm {name!r} is not defined for {family}; it has: {', '.join(a for a in ALGORITHMS if family in ALGORITHMS[a].families)}",
-            ),
-            (
-                not 0 <= self.temperature < float("inf"),
-                f"temperature {self.temperature:g} must be 0 or more",
-            ),
-            (
-                self.top_p is not None and not 0 < self.top_p <= 1,
-                f"top_p {self.top_p} must be above 0 and at most 1",
-            ),
-            (self.top_k is not None and self.top_k < 1, f"top_k {self.top_k} must be at least 1"),
-            (
-                self.alg_temp is not None and not 0 <= self.alg_temp < float("inf"),
-                f"alg_temp {self.alg_temp} must be 0 or more",
-            ),
-            (
-                bool(self.alg_temp) and not algorithm.draws_order,
-                f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: "
-                + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order),
-            ),
-            (
-                self.confidence_dtype not in CONFIDENCE_DTYPES,
-                f"confidence_dtype {self.confidence_dtype!r} must be one of {', '.join(CONFIDENCE_DTYPES)}",
-            ),
-            (
-                family != "llada" and self.logits_eos_inf,
-                f"logits_eos_inf is a rule of the llada family; {family} lacks it",
-            ),
-            (
-                family != "llada" and self.confidence_eos_eot_inf,
-                f"confidence_eos_eot_inf is a rule of the llada family; {family} lacks it",
-            ),
-            (
-                self.kv_cache not in CACHES,
-                f"kv_cache {self.kv_cache!r} must be one of {', '.join(CACHES)}",
-            ),
-            (
-                self.cache_refresh is not None and self.kv_cache == "none",
-                f"cache_refresh {self.cache_refresh}: there is no cache to refresh; give kv_cache prefix or dual",
-            ),
-            (
-                self.cache_refresh is not None and self.cache_refresh < 1,
-                f"cache_refresh {self.cache_refresh} must be at least 1",
-            ),
-        ]
-        return (
-            [text for wrong, text in checks if wrong]
-            + self._sight_problems()
-            + self._option_problems()
-        )
-
-    def _sight_problems(self) -> list[str]:
-        """What is wrong with how far the algorithm looks to the left and to the right."""
-        name, window, ahead = self.schedule.algorithm, self.kv_window, self.max_lookahead
-        only = "left to right go " + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].left_to_right)
-        strays, cached = not ALGORITHMS[name].left_to_right, self.kv_cache == "window"
-        most = max(self.schedule.quotas)
-        checks = [
-            (cached and strays, f"kv_cache window: {name} may commit anywhere; {only}"),
-            (cached and window is None, "kv_cache window needs a kv_window"),
-            (
-                window is not None and not cached,
-                f"kv_window {window} is of kv_cache window, not of {self.kv_cache}",
-            ),
-            (window is not None and window < 1, f"kv_window {window} must be at least 1"),
-            (
-                ahead is not None and strays,
-                f"max_lookahead {ahead}: {name} may commit anywhere; {only}",
-            ),
-            (
-                ahead is not None and self.kv_cache in ("prefix", "dual"),
-                f"max_lookahead {ahead}: kv_cache {self.kv_cache} keeps what lies ahead; take none or window",
-            ),
-            (ahead is not None and ahead < 1, f"max_lookahead {ahead} must be at least 1"),
-            (
-                ahead is not None and 1 <= ahead < most and not strays,
-                f"max_lookahead {ahead} is less than the {most} positions that a step commits",
-            ),
-        ]
-        return [text for wrong, text in checks if wrong]
-
-    def _option_problems(self) -> list[str]:
-        name = self.schedule.algorithm
-        problems = []
-        for option, value in self.given:
-            known = ALGORITHMS[name].options.get(option)
-            if known is None:
-                having = ", ".join(OPTIONS.get(option, ["none"]))
-                problems.append(
-                    f"{option} {value:g}: {name} has no such option; these have: {having}"
-                )
-            elif problem := known.problem(value):
-                problems.append(f"{option} {value:g} {problem}")
-        return problems

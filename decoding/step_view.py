@@ -6,9 +6,11 @@ canvas, R open positions of one row's block, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from decoding.option import Option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,34 +86,6 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Option:
-    """A number that an algorithm takes.
-
-    default: its value where none is given. help: what it does, for the flag's description.
-    low, high: the range that it may be in, both ends included. whole: whether it is a count.
-    """
-
-    default: float
-    help: str
-    low: float = 0.0
-    high: float = float("inf")
-    whole: bool = False
-
-    def problem(self, value: float) -> str | None:
-        """Why `value` cannot be, or None."""
-        whole = "a whole number, " if self.whole else ""
-        if (
-            self.low <= value <= self.high
-            and value < float("inf")
-            and not (self.whole and value % 1)
-        ):
-            return None
-        return f"must be {whole}at least {self.low:g}" + (
-            "" if self.high == float("inf") else f" and at most {self.high:g}"
-        )
-
-
-@dataclass(frozen=True)
 class Algorithm:
     """An entry of the table.
 
@@ -136,7 +110,7 @@ class Algorithm:
     """
 
     select: Callable[[StepView], Tensor]
-    families: tuple[str, ...]
+    families: Container[str]
     schedule: str
     blocks: bool = False
     reads: frozenset[str] = frozenset()

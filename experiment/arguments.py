@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from decoding.algorithms import ALGORITHMS, FAMILIES, OPTIONS, algorithms_of
+from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.kv_cache import CACHES
 from utils import UsageError, nearest
 
@@ -115,7 +115,7 @@ def build_parser(models: Models, tasks: Sequence[str], values: _Values) -> argpa
     )
     _what(_Group(parser, values, "what is evaluated"), models, tasks)
     rule = "Where a flag is not given, the protocol decides; a flag always wins, and the result says so."
-    _steps(_Group(parser, values, "decoding", rule))
+    _steps(_Group(parser, values, "decoding", rule), models)
     _parallel(_Group(parser, values, "options of single algorithms, and the KV cache"))
     left = [name for name, algorithm in ALGORITHMS.items() if algorithm.left_to_right]
     _left_to_right(
@@ -158,8 +158,9 @@ def _what(group: _Group, models: Models, tasks: Sequence[str]) -> None:
     )
 
 
-def _steps(group: _Group) -> None:
-    table = "; ".join(f"{family} family: {', '.join(algorithms_of(family))}" for family in FAMILIES)
+def _steps(group: _Group, models: Models) -> None:
+    families = dict.fromkeys(entry["family"] for entry in models.values())
+    table = "; ".join(f"{family} family: {', '.join(algorithms_of(family))}" for family in families)
     group.add(
         "alg",
         "NAME",
@@ -206,7 +207,7 @@ def _steps(group: _Group) -> None:
 
 
 def _parallel(group: _Group) -> None:
-    for name, algorithms in OPTIONS.items():
+    for name, algorithms in algorithm_options().items():
         uses: dict[str, list[str]] = {}
         for algorithm in algorithms:
             option = ALGORITHMS[algorithm].options[name]

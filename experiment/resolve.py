@@ -9,16 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from decoding.algorithms import ALGORITHMS, OPTIONS, algorithms_of
+from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
+from decoding.config import CONFIDENCE_DTYPES, DecodeConfig
 from decoding.kv_cache import CACHES
-from decoding.schedule import (
-    CONFIDENCE_DTYPES,
-    DecodeConfig,
-    Schedule,
-    ScheduleError,
-    make_schedule,
-)
+from decoding.schedule import Schedule, ScheduleError, make_schedule
 from experiment.arguments import BLOCK_LENGTH, KV_WINDOW, Models, verified
+from models.files import family_named
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import RunConfig, UsageError, nearest, result_name, run_lengths
 
@@ -55,7 +51,6 @@ GENERATION_FLAGS = (
     "kv_window",
     "max_lookahead",
     "verifier_ckpt",
-    *OPTIONS,
 )
 
 
@@ -268,10 +263,13 @@ def _decode_config(
         elif value["block_length"] is None:
             value["block_length"] = min(BLOCK_LENGTH, value["gen_length"])
             source = f"the default of {value['algorithm']}"
-    k = args.tokens_per_step if args.tokens_per_step or args.num_steps else 1
     try:
         schedule = make_schedule(
-            value["algorithm"], value["gen_length"], value["block_length"], k, args.num_steps
+            value["algorithm"],
+            value["gen_length"],
+            value["block_length"],
+            args.tokens_per_step,
+            args.num_steps,
         )
     except ScheduleError as error:
         from_protocol = given["block_length"] is None and value["block_length"] is not None
@@ -297,17 +295,23 @@ def _decode_config(
         kv_window=window if cache in CACHES else None,
         max_lookahead=args.max_lookahead,
         given=tuple(
-            (name, getattr(args, name)) for name in OPTIONS if getattr(args, name) is not None
+            (name, getattr(args, name))
+            for name in algorithm_options()
+            if getattr(args, name) is not None
         ),
     )
-    problems += [f"--{text}" for text in config.problems(family)]
+    problems += [
+        f"--{text}"
+        for text in config.problems(family, family_named(family).fixed["end_token_flags"])
+    ]
     return config
 
 
 def _notes(args: Namespace, config: DecodeConfig) -> tuple[str, ...]:
     """What the user should be told about flags that act otherwise than they look."""
     if args.predictions:
-        given = ", ".join(f"--{n}" for n in GENERATION_FLAGS if getattr(args, n) is not None)
+        flags = (*GENERATION_FLAGS, *algorithm_options())
+        given = ", ".join(f"--{n}" for n in flags if getattr(args, n) is not None)
         return (f"texts are scored, not generated: {given} have no effect",) if given else ()
     notes = [config.schedule.note] if config.schedule.note else []
     if config.temperature == 0:

@@ -8,10 +8,11 @@ from causal import causal_twin, decoded
 
 from decoding.algorithms import ALGORITHMS, apd
 from decoding.apd import PAPER, RELEASED
+from decoding.config import DecodeConfig
 from decoding.engine import decode
 from decoding.kv_cache import SpanView, window
 from decoding.sampling import Rules
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.schedule import make_schedule
 from decoding.step_view import StepView
 from decoding.verifier import gumbels
 from models import load_model

@@ -295,7 +295,7 @@ def test_help_has_every_flag_with_its_default(capsys):
         ),
         (
             "--model_alias dream --task gsm8k --logits_eos_inf",
-            ["logits_eos_inf is a rule of the llada family; dream lacks it"],
+            ["logits_eos_inf: the dream family has no such rule; leave it out"],
         ),
         (
             "--model_alias llada --task gsm8k --alg_temp 0.3",

@@ -169,7 +169,7 @@ def test_trace_script_names_what_is_wrong_with_a_case(
 
 def test_commits_lists_every_forward_pass(models):
     schedule = make_schedule("leftright", 5, tokens_per_step=2)
-    from decoding.schedule import DecodeConfig
+    from decoding.config import DecodeConfig
 
     [done] = decode(
         models["dream-tiny"], [[5, 6, 7]], DecodeConfig(schedule, early_exit=False), [0]

@@ -7,9 +7,10 @@ import torch
 from causal import decoded
 
 from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
+from decoding.config import END_TOKEN_FLAGS, DecodeConfig
 from decoding.engine import decode
 from decoding.sampling import Rules, draw, filtered, propose, uniforms
-from decoding.schedule import DecodeConfig, ScheduleError, floor_quotas, make_schedule
+from decoding.schedule import ScheduleError, floor_quotas, make_schedule
 from models import load_model
 
 
@@ -410,7 +411,14 @@ class Scripted:
 
         self.answer, self.device, self.vocabulary = answer, torch.device("cpu"), vocabulary
         self.order = order or list(range(len(answer)))
-        self.config = SimpleNamespace(family=family, mask_id=11, eos_id=10, end_ids=(10, 9))
+        self.config = SimpleNamespace(
+            family=family,
+            mask_id=11,
+            eos_id=10,
+            end_ids=(10, 9),
+            scores_the_draw=family == "dream",
+            end_token_flags=END_TOKEN_FLAGS if family == "llada" else (),
+        )
         self.forwards = 0
 
     def predict(self, tokens, spans, rows, cache=None):
@@ -517,7 +525,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
             "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold, ",
         ),
         ("dream", dict(), "'low_confidence' is not defined for dream"),
-        ("llada", dict(temperature=-1.0), "temperature -1 must be 0 or more"),
+        ("llada", dict(temperature=-1.0), "temperature -1 must be at least 0"),
         ("llada", dict(top_p=1.5), "top_p 1.5"),
         ("llada", dict(top_k=0), "top_k 0"),
         (
@@ -533,7 +541,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
         (
             "dream",
             dict(algorithm="entropy", block=None, logits_eos_inf=True),
-            "logits_eos_inf is a rule of the llada family",
+            "logits_eos_inf: the dream family has no such rule",
         ),
     ],
 )

@@ -13,8 +13,9 @@ from mini import DREAM, LLADA, REAL, gsm8k_dir, real_data
 
 import eval as cli
 import models
+from decoding.config import DecodeConfig
 from decoding.row_state import Completion
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.schedule import make_schedule
 from experiment.predictions import Predictions
 from experiment.result import VOLATILE, Record, load_result, profile
 from experiment.sample_cache import SampleCache

@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT))
 from mini import DREAM, LLADA, write_lines  # noqa: E402
 
 import models  # noqa: E402
-from decoding.schedule import DecodeConfig, make_schedule  # noqa: E402
+from decoding.config import DecodeConfig  # noqa: E402
+from decoding.schedule import make_schedule  # noqa: E402
 from eval import TASKS  # noqa: E402
 from experiment.lmeval import evaluate  # noqa: E402
 from harness import DreamHarness, LladaHarness  # noqa: E402

@@ -20,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import decoding.sampling as sampling
 import eval as cli
 import models.packing as packing
+from decoding.config import DecodeConfig
 from decoding.engine import decode
 from decoding.sampling import Rules, propose, shortlisted, uniforms
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.schedule import make_schedule
 from dev.bench import __main__ as bench
 from dev.bench import rounds
 from dev.bench.presets import PRESETS, Preset, _shape, random_model

@@ -15,8 +15,9 @@ import make_benchmarks  # noqa: E402
 import train_tiny  # noqa: E402
 
 import eval as cli  # noqa: E402
+from decoding.config import DecodeConfig  # noqa: E402
 from decoding.engine import decode  # noqa: E402
-from decoding.schedule import DecodeConfig, make_schedule  # noqa: E402
+from decoding.schedule import make_schedule  # noqa: E402
 from models import check_checkpoint, load_model, tokenizer_disagreement  # noqa: E402
 from tasks import build_task  # noqa: E402
 from tasks.code import Judging  # noqa: E402

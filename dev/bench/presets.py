@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.config import DecodeConfig
+from decoding.schedule import make_schedule
 from models.config import ModelConfig
 from models.transformer import Transformer
 
@@ -74,6 +75,7 @@ class Preset:
             eos_id=V - 2,
             end_ids=(V - 2,),
             tie_embeddings=False,
+            scores_the_draw=dream,
         )
 
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decoding.config import DecodeConfig
 from decoding.sampling import uniforms
-from decoding.schedule import DecodeConfig
 from models.transformer import Transformer
 
 
