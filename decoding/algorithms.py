@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class _EveryFamily(tuple):
-    """Contains the name of every model family, also of one that is added later."""
+class _EveryFamily:
+    """Contains the name of every model family, those that are registered later too."""
 
     def __contains__(self, name: object) -> bool:
-        return True
+        return isinstance(name, str)
 
 
 FAMILIES = _EveryFamily()
@@ -233,12 +233,15 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def algorithm_options() -> dict[str, list[str]]:
-    """Every option that some algorithm takes -> the names of these algorithms."""
-    names = dict.fromkeys(name for algorithm in ALGORITHMS.values() for name in algorithm.options)
-    return {name: [a for a in ALGORITHMS if name in ALGORITHMS[a].options] for name in names}
-
-
 def algorithms_of(family: str) -> list[str]:
     """Names of the algorithms that are defined for a model family."""
     return [name for name, algorithm in ALGORITHMS.items() if family in algorithm.families]
+
+
+def algorithm_options() -> dict[str, list[str]]:
+    """Every option that an algorithm of the table takes now, with the names of the algorithms that take it."""
+    users: dict[str, list[str]] = {}
+    for name, algorithm in ALGORITHMS.items():
+        for option in algorithm.options:
+            users.setdefault(option, []).append(name)
+    return users

@@ -1,204 +1,215 @@
-"""How one sample is decoded: every option of the loop, each in one place."""
+"""How one sample is decoded: DecodeConfig, its checks, and its parts of file names and labels. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from decoding.algorithms import ALGORITHMS, algorithm_options
+from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.kv_cache import CACHES
-from decoding.option import option, options_in
+from decoding.option import option, options_in, written
 from decoding.schedule import Schedule
 
 CONFIDENCE_DTYPES = ("float64", "float32", "model")
-SAMPLING, PRECISION = "sampling", "precision and seed"
-CACHE, LEFT_TO_RIGHT = "KV cache", "algorithms that go left to right"
-END = "Default: the protocol's."
+# options that exist for some families only; the family's `end_token_flags` lists those that it has
+END_TOKEN_FLAGS = ("logits_eos_inf", "confidence_eos_eot_inf")
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How one sample is decoded: everything besides model, prompt and seed that can change a token.
+    """How one sample is decoded: everything that can change a token, except model, prompt and seed.
 
-    early_exit: a row leaves once no later commit can change its text.
-    given:      the algorithm's own options that were given, as (name, value), by name.
-    The other fields are described by their options.
+    Each field declares its Option. `given` holds the values of the algorithm's own options that were given, as
+    (name, value) pairs.
     """
 
     schedule: Schedule
     temperature: float = option(
         0.0,
-        "0 takes the likeliest token at every position; above 0 tokens are drawn, from a generator seeded per sample. "
-        f"{END}",
-        group=SAMPLING,
+        "0 takes the likeliest token at every position. Above 0 tokens are drawn, from a generator seeded per sample.",
+        metavar="T",
+        group="sampling",
         protocol=True,
     )
     top_p: float | None = option(
         None,
-        "Draw only from the likeliest tokens that together have probability P. It has no effect at temperature 0, and "
-        f"the run says so. {END}",
+        "Draw only from the likeliest tokens that together have probability P. It has no effect at temperature 0; the "
+        "run then says so.",
         above=True,
         high=1.0,
-        group=SAMPLING,
+        metavar="P",
+        group="sampling",
         protocol=True,
     )
     top_k: int | None = option(
         None,
-        f"Draw only from the N likeliest tokens. It has no effect at temperature 0, and the run says so. {END}",
+        "Draw only from the N likeliest tokens. It has no effect at temperature 0; the run then says so.",
         low=1,
         whole=True,
-        group=SAMPLING,
+        group="sampling",
         protocol=True,
     )
     alg_temp: float | None = option(
         None,
-        "Above 0 the positions to commit are drawn too, by softmax(score / T); for algorithms of the Dream family. "
-        f"{END}",
-        group=SAMPLING,
+        "Dream's algorithms: above 0 the positions to commit are drawn by softmax(score / T); at 0 the best ones are "
+        "taken.",
+        metavar="T",
+        group="sampling",
         protocol=True,
     )
     confidence_dtype: str = option(
         "float64",
-        "Precision of probabilities and scores. model is the precision of the logits, which in bfloat16 gives most "
-        "confident positions the same score.",
+        "Precision in which probabilities and scores are computed. 'model' is the precision of the logits; in bfloat16 "
+        "most confident positions then tie.",
         choices=CONFIDENCE_DTYPES,
-        group=PRECISION,
+        metavar="NAME",
+        group="sampling",
     )
     logits_eos_inf: bool = option(
         False,
-        f"LLaDA family: never propose the end-of-text token; the end-of-turn token still can be proposed. {END}",
+        "LLaDA: never propose the end-of-text token. The end-of-turn token can still be proposed. Without a value it "
+        "means true.",
         truth=True,
-        group=SAMPLING,
+        metavar="true|false",
+        group="sampling",
         protocol=True,
     )
     confidence_eos_eot_inf: bool = option(
         False,
-        f"LLaDA family: end tokens get no confidence, so they are committed last. {END}",
+        "LLaDA: give end tokens no confidence, so that they are committed last. Without a value it means true.",
         truth=True,
-        group=SAMPLING,
+        metavar="true|false",
+        group="sampling",
         protocol=True,
     )
     early_exit: bool = option(
         True,
-        "Fill the whole canvas even where the answer can no longer change. Answers are the same either way; the result "
-        "says how many forward passes the early exit saved. leftright and apd always end at the end token, which is part "
-        "of these algorithms.",
+        "Decode every canvas to its end, even after the answer can no longer change. Answers stay the same; the result "
+        "reports how many forward passes early exit saved.",
         switch=True,
         negated=True,
         group="decoding",
     )
     kv_cache: str = option(
         "none",
-        "Reuse keys and values of earlier forward passes: prefix those left of the block, dual those right of it too, "
-        "window those left of --kv_window. Faster and not exact: reused keys and values do not reflect what was "
+        "Reuse keys and values of earlier forward passes: 'prefix' those to the left of the block, 'dual' those to its "
+        "right too, 'window' those further left than --kv_window. Faster but not exact: reused values do not see tokens "
         "committed since.",
-        choices=tuple(CACHES),
-        group=CACHE,
+        choices=CACHES,
+        metavar="NAME",
+        group="KV cache",
+        name="",
+    )
+    kv_window: int | None = option(
+        None,
+        "With --kv_cache window: recompute the last W committed columns before the first one that the last step "
+        "committed, that one included, and reuse all columns further left.",
+        low=1,
+        whole=True,
+        metavar="W",
+        group="KV cache",
         name="",
     )
     cache_refresh: int | None = option(
         None,
-        "With a cache, compute all columns on every Nth forward pass of a block, the first included. 1 gives the tokens "
-        "of no cache. Default: on the first alone.",
+        "With a KV cache: compute all columns on every Nth forward pass of a block, starting with the first. 1 gives the "
+        "tokens of no cache. If not given, only the first pass of a block computes all columns.",
         low=1,
         whole=True,
-        group=CACHE,
+        group="KV cache",
         name="refresh",
-    )
-    kv_window: int | None = option(
-        None,
-        "Recompute the columns that the last step committed and enough before them that they are W; reuse the columns "
-        "further left. Implies --kv_cache window, whose default is 16.",
-        low=1,
-        whole=True,
-        group=LEFT_TO_RIGHT,
-        name="",
     )
     max_lookahead: int | None = option(
         None,
-        "The model sees, and a step may commit, at most M positions from the first open one on. Default: all that are "
-        "left.",
+        "Left-to-right algorithms: the model sees at most M positions from the first open one on, and a step commits "
+        "only among these. If not given, it sees all that are left.",
         low=1,
         whole=True,
-        group=LEFT_TO_RIGHT,
+        metavar="M",
+        group="decoding",
         name="lookahead",
     )
-    given: tuple[tuple[str, float], ...] = ()
+    given: tuple[tuple[str, Any], ...] = ()
 
     @cached_property
-    def options(self) -> dict[str, float]:
-        """The algorithm's own options, defaults included; counts are int, all others float."""
-        given = dict(self.given)
-        own = ALGORITHMS[self.schedule.algorithm].options
-        return {n: (int if o.whole else float)(given.get(n, o.default)) for n, o in own.items()}
+    def options(self) -> dict[str, Any]:
+        """The algorithm's own options, defaults included; counts are int, other numbers float."""
+        given, own = dict(self.given), ALGORITHMS[self.schedule.algorithm].options
+        return {name: o.stored(given.get(name, o.default)) for name, o in own.items()}
 
     def at_its_temperature(self) -> DecodeConfig:
-        """The same without the filters of the draw where nothing is drawn."""
+        """The same, without top_p and top_k if nothing is drawn."""
         return replace(self, top_p=None, top_k=None) if self.temperature == 0 else self
 
     def problems(self, family: str, end_token_flags: Sequence[str]) -> list[str]:
-        """One sentence for each option that is out of range, or that the family or the algorithm lacks.
+        """One sentence for each value that is out of range or does not fit the family, the algorithm or another value.
 
-        end_token_flags: the family's, models.Family.end_token_flags.
+        end_token_flags: the names among END_TOKEN_FLAGS that the family has.
         """
         name = self.schedule.algorithm
         algorithm = ALGORITHMS[name]
-        ranges = [
-            f"{field} {getattr(self, field)} {problem}"
-            for field, known in options_in(DecodeConfig).items()
-            if (problem := known.problem(getattr(self, field)))
-        ]
-        having = ", ".join(a for a in ALGORITHMS if family in ALGORITHMS[a].families)
-        drawing = ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order)
         checks = [
             (
                 family not in algorithm.families,
-                f"algorithm {name!r} is not defined for {family}; it has: {having}",
+                f"algorithm {name!r} is not defined for {family}; it has: "
+                + ", ".join(algorithms_of(family)),
             ),
             (
                 bool(self.alg_temp) and not algorithm.draws_order,
-                f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: {drawing}",
-            ),
-            *(
-                (
-                    getattr(self, flag) and flag not in end_token_flags,
-                    f"{flag} is no rule of the {family} family; leave it out",
-                )
-                for flag in ("logits_eos_inf", "confidence_eos_eot_inf")
+                f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: "
+                + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order),
             ),
             (
                 self.cache_refresh is not None and self.kv_cache == "none",
-                f"cache_refresh {self.cache_refresh}: there is no cache to refresh; give kv_cache prefix or dual",
+                f"cache_refresh {self.cache_refresh}: there is no cache to refresh; "
+                "give kv_cache prefix or dual",
             ),
         ]
-        rules = [text for wrong, text in checks if wrong]
-        return ranges + rules + self._sight_problems() + self._option_problems()
+        checks += [
+            (
+                getattr(self, flag) and flag not in end_token_flags,
+                f"{flag}: the {family} family has no such rule; leave it out",
+            )
+            for flag in END_TOKEN_FLAGS
+        ]
+        out_of_range = [
+            f"{name} {repr(value) if isinstance(value, str) else written(value)} {problem}"
+            for name, declared in options_in(DecodeConfig).items()
+            if (problem := declared.problem(value := getattr(self, name)))
+        ]
+        return (
+            out_of_range
+            + [text for wrong, text in checks if wrong]
+            + self._sight_problems()
+            + self._option_problems()
+        )
 
     def _sight_problems(self) -> list[str]:
-        """What is wrong with how far the algorithm looks to the left and to the right."""
+        """Problems with how far the algorithm looks to the left and to the right."""
         name, window, ahead = self.schedule.algorithm, self.kv_window, self.max_lookahead
         only = "left to right go " + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].left_to_right)
-        strays, cached = not ALGORITHMS[name].left_to_right, self.kv_cache == "window"
+        anywhere, cached = not ALGORITHMS[name].left_to_right, self.kv_cache == "window"
         most = max(self.schedule.quotas)
         checks = [
-            (cached and strays, f"kv_cache window: {name} may commit anywhere; {only}"),
+            (cached and anywhere, f"kv_cache window: {name} may commit anywhere; {only}"),
             (cached and window is None, "kv_cache window needs a kv_window"),
             (
                 window is not None and not cached,
                 f"kv_window {window} is of kv_cache window, not of {self.kv_cache}",
             ),
             (
-                ahead is not None and strays,
+                ahead is not None and anywhere,
                 f"max_lookahead {ahead}: {name} may commit anywhere; {only}",
             ),
             (
                 ahead is not None and self.kv_cache in ("prefix", "dual"),
-                f"max_lookahead {ahead}: kv_cache {self.kv_cache} keeps what lies ahead; take none or window",
+                f"max_lookahead {ahead}: kv_cache {self.kv_cache} keeps what lies ahead; "
+                "take none or window",
             ),
             (
-                ahead is not None and 1 <= ahead < most and not strays,
+                ahead is not None and 1 <= ahead < most and not anywhere,
                 f"max_lookahead {ahead} is less than the {most} positions that a step commits",
             ),
         ]
@@ -207,34 +218,45 @@ class DecodeConfig:
     def _option_problems(self) -> list[str]:
         name = self.schedule.algorithm
         problems = []
-        for own, value in self.given:
-            known = ALGORITHMS[name].options.get(own)
+        for option_name, value in self.given:
+            known = ALGORITHMS[name].options.get(option_name)
             if known is None:
-                having = ", ".join(algorithm_options().get(own, ["none"]))
-                problems.append(f"{own} {value:g}: {name} has no such option; these have: {having}")
+                users = ", ".join(algorithm_options().get(option_name, ["none"]))
+                problems.append(
+                    f"{option_name} {written(value)}: {name} has no such option; these have: {users}"
+                )
             elif problem := known.problem(value):
-                problems.append(f"{own} {value:g} {problem}")
+                problems.append(f"{option_name} {written(value)} {problem}")
         return problems
 
 
-def named_values(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of what tells two runs of one algorithm apart: its options, its cache, its sight.
-
-    settings: a result's flat configuration. A cache's window is part of its value: "window16".
-    """
-    found = [(name, f"{value:g}") for name, value in (settings.get("options") or {}).items()]
-    cache = settings.get("kv_cache") or "none"
-    if cache != "none":
-        found.append(("", f"{cache}{settings.get('kv_window') or ''}"))
-    for field, known in options_in(DecodeConfig).items():
-        if known.name and settings.get(field) is not None:
-            found.append((known.name, f"{settings[field]:g}"))
-    return found
-
-
 def name_parts(config: DecodeConfig) -> list[str]:
-    """`named_values` as parts of a file name: threshold0.9, window16, refresh4."""
-    settings = {name: getattr(config, name) for name in options_in(DecodeConfig)}
-    return [
-        f"{name}{value}" for name, value in named_values(settings | {"options": config.options})
-    ]
+    """What tells two runs of one algorithm apart in a file name: ["threshold0.9", "window16", "refresh4"]."""
+    parts = [f"{name}{written(value)}" for name, value in config.options.items()]
+    parts += [] if config.kv_cache == "none" else [f"{config.kv_cache}{config.kv_window or ''}"]
+    return parts + [f"{name}{value}" for name, value in _named(vars(config))]
+
+
+def label_parts(config: Mapping[str, Any]) -> list[str]:
+    """The same in words, for a table: ["threshold 0.9", "window cache of 16 refreshed every 4"].
+
+    config: a result's `config`; options that are not in it have their default.
+    """
+    parts = [f"{name} {written(value)}" for name, value in (config.get("options") or {}).items()]
+    named = dict(_named(config))
+    window, refresh = config.get("kv_window"), named.pop("refresh", None)
+    if (cache := config.get("kv_cache", "none")) != "none":
+        parts.append(
+            f"{cache} cache"
+            + (f" of {window}" if window else "")
+            + (f" refreshed every {refresh}" if refresh else "")
+        )
+    return parts + [f"{name} {value}" for name, value in named.items()]
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(name in file names, value) of the options that have such a name and another value than their default."""
+    for field_name, declared in options_in(DecodeConfig).items():
+        value = config.get(field_name, declared.default)
+        if declared.name and value != declared.default:
+            yield declared.name, written(value)

@@ -1,4 +1,4 @@
-"""The loop: prompts in, completions out. Every algorithm, family and batch goes through `decode_each`.
+"""The loop: prompts in, completions out. Every algorithm, every family, every batch goes through `decode`.
 
 A canvas is a prompt and gen_length open positions. Each step of a row asks the model for its open positions,
 proposes a token for each, lets the algorithm choose, and commits. Rows in flight are independent: each has its own
@@ -10,7 +10,7 @@ Shapes: B rows in flight, T columns of the active block, R queried positions, V 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -77,27 +77,6 @@ def decode(
     verifier:   the autoregressive model of an algorithm that has one; its tokenizer must be the model's.
     Raises ValueError where the configuration is not one of the model's family, or prompts and seeds disagree.
     """
-    done: dict[int, Completion] = {}
-    for index, completion in decode_each(
-        model, prompts, config, seeds, batch_size=batch_size, stop=stop, verifier=verifier
-    ):
-        done[index] = completion
-        if on_finish is not None:
-            on_finish(index, completion)
-    return [done[index] for index in range(len(prompts))]
-
-
-def decode_each(
-    model: Model,
-    prompts: Sequence[Sequence[int]],
-    config: DecodeConfig,
-    seeds: Sequence[int],
-    *,
-    batch_size: int | None = None,
-    stop: Callable[[list[int]], bool] | None = None,
-    verifier: Model | None = None,
-) -> Iterator[tuple[int, Completion]]:
-    """(index of the prompt, its completion), each as soon as its row leaves. Otherwise as `decode`."""
     problems = config.problems(model.config.family, model.config.end_token_flags)
     if len(seeds) != len(prompts):
         problems.append(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
@@ -110,12 +89,12 @@ def decode_each(
     if problems:
         raise ValueError("; ".join(problems))
     return _Decoder(model, config, stop, verifier).run(
-        prompts, seeds, batch_size or len(prompts) or 1
+        prompts, seeds, batch_size or len(prompts) or 1, on_finish
     )
 
 
 class _Decoder:
-    """One call of decode_each()."""
+    """One call of decode()."""
 
     def __init__(
         self,
@@ -140,17 +119,20 @@ class _Decoder:
         self.shift = int(self.cache is not None and model.config.shift)
 
     @torch.inference_mode()
-    def run(self, prompts, seeds, batch_size: int) -> Iterator[tuple[int, Completion]]:
+    def run(self, prompts, seeds, batch_size: int, on_finish) -> list[Completion]:
+        done: list[Completion | None] = [None] * len(prompts)
         waiting = iter(range(len(prompts)))
         while True:
             for _, i in zip(range(batch_size - len(self.rows)), waiting):
                 self._admit(i, prompts[i], seeds[i])
             if not self.rows:
-                return
+                return done
             self._step(self.rows)
             for row in [row for row in self.rows if self._final(row)]:
                 self._dismiss(row)
-                yield row.index, self._completion(row)
+                done[row.index] = self._completion(row)
+                if on_finish is not None:
+                    on_finish(row.index, done[row.index])
 
     def _admit(self, index: int, prompt: Sequence[int], seed: int) -> None:
         n = self.schedule.gen_length

@@ -1,48 +1,55 @@
-"""One knob in one place: its flag, its help, its range, its default and its part of a file name.
+"""An option: one value that a user can set, with everything that is known about it. No torch.
 
-A field of a config dataclass carries its Option as metadata; an algorithm lists its own in `Algorithm.options`. Flags,
-checks, overrides, result names and report labels are derived from them. No torch.
+Its declaration is the only place that names it: the flag, the help, the range check, the part of a result's file name
+and the key of a trace case derive from it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable, Collection
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
+from numbers import Real
 from typing import Any
+
+INFINITE = float("inf")
+TRUTH = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
 class Option:
-    """A knob.
+    """A number, a word or a truth value that a configuration or an algorithm takes.
 
-    default:   its value where none is given.
-    help:      what it does, for --help.
-    low, high: range of a number, both ends included. above: `low` itself is excluded.
+    default:   the value if none is given. If it is None, None is a valid value and means "not set".
+    help:      what it does, for the flag's description.
+    low, high: range of a number, both ends included; infinity is never a valid value.
     whole:     the number is a count.
-    choices:   the words allowed; then it is no number. words: words allowed beside the numbers.
-    switch:    a flag without a value. negated: the flag is --no_NAME and turns it off.
-    truth:     true or false; the flag alone means true.
-    metavar:   of the flag's value, in --help.
-    flags:     the names of the flag where they are not the field's.
-    group:     title in --help.
-    protocol:  where the flag is not given, the protocol decides.
-    name:      what stands before the value in a result's file name and in a report's label; None: in neither.
+    above:     `low` itself is not a valid value.
+    choices:   the valid words, if the value is a word. A table may be given: entries added to it later are valid too.
+    words:     words that are valid beside the numbers, e.g. ("auto",).
+    type:      makes the value of a text that is neither a number nor one of a few words, e.g. Path or str.
+    truth:     the value is true or false; the flag takes it as an optional word and means true without it.
+    switch:    the value is true or false; the flag takes no word and turns the value on.
+    negated:   the switch turns the value off; its flag is called no_NAME.
+    metavar:   the value's name in --help; "" means N for a count and X for a number.
+    flags:     the flag's names, if they differ from the field's name, e.g. ("gen_length", "max_new_tokens").
+    group:     title of the --help group that lists the flag.
+    protocol:  the protocol gives the value if the flag is not given.
+    name:      the option's name in a result's file name, e.g. "refresh" for "refresh4"; None if it is not part of it.
     """
 
     default: Any
     help: str
     low: float = 0.0
-    high: float = math.inf
+    high: float = INFINITE
     whole: bool = False
+    _: KW_ONLY
     above: bool = False
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     words: tuple[str, ...] = ()
+    type: Callable[[str], Any] | None = None
+    truth: bool = False
     switch: bool = False
     negated: bool = False
-    truth: bool = False
     metavar: str = ""
     flags: tuple[str, ...] = ()
     group: str = ""
@@ -50,72 +57,89 @@ class Option:
     name: str | None = None
 
     @property
-    def is_number(self) -> bool:
-        """Whether the value is a number: by its range and default, where nothing else is named."""
-        return not (self.choices or self.switch or self.truth or self.metavar)
-
-    @property
-    def value_name(self) -> str:
-        """What stands for the value in --help."""
-        if self.metavar or self.truth:
-            return self.metavar or "true|false"
-        if self.choices:
-            return "NAME"
-        return "N" if self.whole else "X"
+    def numeric(self) -> bool:
+        """Whether the value is a number."""
+        return not (self.choices or self.truth or self.switch or self.type)
 
     @property
     def allowed(self) -> str:
-        """The allowed values in words, after "must be"."""
-        if self.choices:
-            return f"one of {', '.join(self.choices)}"
-        if self.truth:
-            return "true or false"
-        if not self.is_number:
-            return "a path"
-        text = f"{'a whole' if self.whole else 'a'} number "
-        text += f"{'above' if self.above else 'of at least'} {self.low:g}"
-        text += "" if self.high == math.inf else f" and at most {self.high:g}"
-        return ", or ".join([text, *self.words])
+        """The valid values in words, to follow "must be"."""
+        if self.numeric:
+            number = f"a {'whole ' if self.whole else ''}number {self._range('of at least')}"
+            return ", or ".join([number, *self.words])
+        if self.type:
+            return "a text that is not empty"
+        return f"one of {', '.join(self.choices)}" if self.choices else "true or false"
+
+    @property
+    def placeholder(self) -> str:
+        """The value's name in --help."""
+        return self.metavar or ("N" if self.whole else "X")
 
     def problem(self, value: Any) -> str | None:
-        """Why `value` cannot be, or None."""
-        if value is None or value in self.words:
+        """Why `value` is not valid, as a clause that follows the option's name and the value; None if it is valid."""
+        if (value is None and self.default is None) or value in self.words or self.type:
             return None
-        if self.choices:
-            right = value in self.choices
-        elif self.is_number:
-            right = self.low <= value <= self.high and value < math.inf
-            right = right and not (self.above and value == self.low)
-            right = right and not (self.whole and value % 1)
-        else:
-            right = True
-        return None if right else f"must be {self.allowed}"
+        if not self.numeric:
+            valid = value in self.choices if self.choices else isinstance(value, bool)
+            return None if valid else f"must be {self.allowed}"
+        if isinstance(value, bool) or not isinstance(value, Real):
+            return f"must be {self.allowed}"
+        whole = "a whole number, " if self.whole and value % 1 else ""
+        inside = self.low <= value <= self.high and value < INFINITE
+        if inside and not whole and not (self.above and value == self.low):
+            return None
+        return f"must be {whole}{self._range('at least')}"
 
     def read(self, text: str) -> Any:
-        """The value that a flag's text means. Raises ValueError for what is not allowed."""
-        if self.truth:
-            return {"true": True, "false": False}[text]
+        """The value that `text` stands for. Raises ValueError if there is none or it is not valid."""
         if text in self.words:
             return text
-        value: Any = text
-        if self.is_number:
-            value = int(text) if self.whole else float(text)
-        elif isinstance(self.default, Path) or self.metavar in ("DIR", "FILE.jsonl"):
-            if not text:
-                raise ValueError
-            value = Path(text)
-        if self.problem(value):
-            raise ValueError
+        try:
+            if self.type:
+                value = self.type(text) if text else None
+            elif self.numeric:
+                value = int(text) if self.whole else float(text)
+            else:
+                value = text if self.choices else TRUTH[text]
+        except (KeyError, ValueError):
+            raise ValueError(f"must be {self.allowed}") from None
+        problem = self.problem(value) if text else f"must be {self.allowed}"
+        if problem:
+            raise ValueError(problem)
         return value
+
+    def stored(self, value: Any) -> Any:
+        """A valid value as configurations hold it: a count as int, any other number as float."""
+        if value is None or not self.numeric:
+            return value
+        return int(value) if self.whole else float(value)
+
+    def names(self, field_name: str) -> tuple[str, ...]:
+        """The flag's names on the command line, without dashes."""
+        return self.flags or (f"no_{field_name}" if self.negated else field_name,)
+
+    def _range(self, at_least: str) -> str:
+        low = f"{'above' if self.above else at_least} {written(self.low)}"
+        return low if self.high == INFINITE else f"{low} and at most {written(self.high)}"
+
+
+def written(value: Any) -> str:
+    """A value as text, the inverse of `Option.read`: "0.9", "4", "dual", "true"."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field with its Option."""
-    return dataclasses.field(default=default, metadata={"option": Option(default, help, **more)})
+    """A dataclass field that declares an Option; `more` are Option's other arguments.
+
+    With the default dataclasses.MISSING the field must be given, and the Option's default is None.
+    """
+    declared = Option(None if default is MISSING else default, help, **more)
+    return field(default=default, metadata={"option": declared})
 
 
-@lru_cache
 def options_in(cls: type) -> dict[str, Option]:
-    """Field name -> Option, for each field of a dataclass that has one."""
-    found = {f.name: f.metadata.get("option") for f in dataclasses.fields(cls)}
-    return {name: known for name, known in found.items() if known is not None}
+    """The options that a dataclass declares, by field name."""
+    return {f.name: f.metadata["option"] for f in fields(cls) if "option" in f.metadata}

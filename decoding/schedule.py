@@ -7,17 +7,16 @@ num_steps decides. An adaptive algorithm decides itself; K is the least that it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import lru_cache
 from math import ceil
 
 import numpy as np
 
 from decoding.algorithms import ALGORITHMS
-from decoding.option import option
+from decoding.option import option, options_in
 from utils import UsageError
 
-DECODING = "decoding"
 # Far above every model's positions: a typing error must not allocate gigabytes.
 MAX_LENGTH = 1 << 20
 
@@ -38,52 +37,55 @@ class Schedule:
     """
 
     algorithm: str = option(
-        None,
-        "The decoding algorithm: which positions are committed at each step.",
+        MISSING,
+        "The decoding algorithm: which open positions each step commits. --remasking is LLaDA's name for it.",
+        choices=ALGORITHMS,
         metavar="NAME",
         flags=("alg", "remasking"),
-        group=DECODING,
+        group="decoding",
         protocol=True,
     )
     gen_length: int = option(
-        None,
-        "Length of the canvas in tokens, which is the longest possible answer. Default: the protocol's.",
+        MISSING,
+        "Length of the canvas in tokens, the longest that an answer can be. --max_new_tokens is Dream's name for it.",
         low=1,
+        high=MAX_LENGTH,
         whole=True,
         flags=("gen_length", "max_new_tokens"),
-        group=DECODING,
+        group="decoding",
         protocol=True,
     )
     block_length: int = option(
-        None,
-        "Decode the canvas in blocks of this many tokens, left to right; it must divide --gen_length. Default: the "
-        "protocol's for the algorithms that the protocol is about; 32 for others that go in blocks; else the whole "
-        "canvas.",
+        MISSING,
+        "Decode the canvas in blocks of this many tokens, left to right. It must divide --gen_length.",
         low=1,
+        high=MAX_LENGTH,
         whole=True,
-        group=DECODING,
+        group="decoding",
         protocol=True,
     )
     num_steps: int = option(
-        None,
-        "Decoding steps per sample, the same knob as --tokens_per_step from the other side. It decides where both are "
-        "given; if they disagree, the realised tokens per step are printed and stored.",
+        MISSING,
+        "Decoding steps per sample: --tokens_per_step seen from the other side. It decides if both are given; if they "
+        "disagree, the run prints and stores the realised tokens per step. Default: from --tokens_per_step.",
         low=1,
+        high=MAX_LENGTH,
         whole=True,
-        group=DECODING,
+        group="decoding",
     )
     tokens_per_step: int | None = option(
-        None,
-        "Tokens committed per step; more is faster and usually worse. LLaDA takes (gen_length / block_length) * "
-        "ceil(block_length / K) steps, Dream and DiffuCoder ceil(gen_length / K). It is the least that a step commits "
-        "where the algorithm decides itself. Default: 1.",
+        MISSING,
+        "Tokens committed per step; more is faster and usually worse. In blocks a sample takes (gen_length / "
+        "block_length) * ceil(block_length / K) steps, else ceil(gen_length / K). Adaptive algorithms commit at least K "
+        "per step. Default: 1.",
         low=1,
+        high=MAX_LENGTH,
         whole=True,
-        metavar="",
-        group=DECODING,
+        metavar="K",
+        group="decoding",
     )
-    quotas: tuple[int, ...] = ()
-    rates: tuple[float, ...] = ()
+    quotas: tuple[int, ...]
+    rates: tuple[float, ...]
     note: str | None = None
 
     @property
@@ -156,15 +158,17 @@ def floor_quotas(n: int, steps: int) -> tuple[int, ...]:
 def _problems(
     algorithm: str, gen_length: int, block_length: int, k: int | None, num_steps: int | None
 ) -> list[str]:
+    given = {
+        "gen_length": gen_length,
+        "block_length": block_length,
+        "tokens_per_step": k,
+        "num_steps": num_steps,
+    }
+    known = options_in(Schedule)
     problems = [
-        f"{name} {value} must be at least 1 and at most {MAX_LENGTH}"
-        for name, value in (
-            ("gen_length", gen_length),
-            ("block_length", block_length),
-            ("tokens_per_step", k),
-            ("num_steps", num_steps),
-        )
-        if value is not None and not 1 <= value <= MAX_LENGTH
+        f"{name} {value} {problem}"
+        for name, value in given.items()
+        if (problem := known[name].problem(value))
     ]
     if problems:
         return problems
@@ -208,11 +212,9 @@ def make_schedule(
     if problems:
         raise ScheduleError(problems)
     n_blocks = gen_length // block_length
-    k = (
-        tokens_per_step
-        if tokens_per_step is not None
-        else (1 if num_steps is None else ceil(gen_length / num_steps))
-    )
+    if tokens_per_step is None and num_steps is None:
+        tokens_per_step = 1
+    k = ceil(gen_length / num_steps) if tokens_per_step is None else tokens_per_step
     implied = n_blocks * ceil(block_length / k)
     steps = implied if num_steps is None else num_steps
     kind = ALGORITHMS[algorithm].schedule

@@ -6,7 +6,7 @@ canvas, R open positions of one row's block, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -110,7 +110,7 @@ class Algorithm:
     """
 
     select: Callable[[StepView], Tensor]
-    families: tuple[str, ...]
+    families: Container[str]
     schedule: str
     blocks: bool = False
     reads: frozenset[str] = frozenset()

@@ -11,7 +11,7 @@ from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.config import DecodeConfig
-from decoding.option import Option, options_in
+from decoding.option import Option, options_in, written
 from decoding.schedule import Schedule
 from experiment.config import EVALUATED, RunConfig, Settings
 from models import FAMILIES
@@ -58,8 +58,10 @@ def described(known: Option) -> str:
     parts = [known.help]
     if known.choices:
         parts.append(f"One of {', '.join(known.choices)}.")
-    if known.default not in (None, False, True) and not known.protocol:
-        parts.append(f"Default: {known.default}.")
+    if known.protocol:
+        parts.append("Default: the protocol's.")
+    elif not (known.default is None or known.switch):
+        parts.append(f"Default: {written(known.default)}.")
     return " ".join(parts)
 
 
@@ -82,7 +84,7 @@ class _Flags:
     ) -> None:
         """The flags of one option. A flag that is not given is None, a switch False."""
         group = self.group(group or known.group)
-        flags = known.flags or ((f"no_{name}" if known.negated else name),)
+        flags = known.names(name)
         for flag in flags:
             text_of = text or described(known)
             if flag != flags[0]:
@@ -92,14 +94,10 @@ class _Flags:
             if known.switch:
                 group.add_argument(f"--{flag}", action="store_true", help=text_of)
                 continue
-            more = {"nargs": "?", "const": True} if known.truth else {}
-            group.add_argument(
-                f"--{flag}",
-                metavar=known.value_name,
-                help=text_of,
-                type=self._reader(flag, known),
-                **more,
-            )
+            more: dict[str, Any] = {"nargs": "?", "const": True} if known.truth else {}
+            if name != "algorithm":  # `resolve` checks it, by the model's family
+                more["type"] = self._reader(flag, known)
+            group.add_argument(f"--{flag}", metavar=known.placeholder, help=text_of, **more)
 
     def word(self, group: str, name: str, metavar: str, text: str, **more: Any) -> None:
         """A flag whose value is checked later."""

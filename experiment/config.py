@@ -177,6 +177,7 @@ class Settings:
         'Score texts that were made elsewhere instead of generating: one line {"doc_id": n, "text": "..."} for each '
         "document, n counting from 0 in the benchmark's order, or a result file. Texts are cut at the task's stop "
         "strings. No checkpoint is needed, and decoding flags have no effect.",
+        type=Path,
         metavar="FILE.jsonl",
         group=EVALUATED,
     )
@@ -199,6 +200,7 @@ class Settings:
     device: str | None = option(
         None,
         "cuda, cuda:1, ... or cpu. Default: cuda where there is one, else cpu.",
+        type=str,
         metavar="NAME",
         group=RUNNING,
     )
@@ -206,6 +208,7 @@ class Settings:
         None,
         "Share the samples among processes on this node, one for each device of a list such as 0,1,2,3 or cpu,cpu. "
         "The result is that of one process. torchrun and accelerate launch do not need it.",
+        type=str,
         metavar="LIST",
         group=RUNNING,
     )
@@ -234,13 +237,17 @@ class Settings:
         None,
         "Directory with the benchmarks' original files, to run without a network. Default: the environment variable "
         "DLLMEXP_DATA_DIR; without it, data comes from the hub.",
+        type=Path,
         metavar="DIR",
         group=RUNNING,
     )
-    output_dir: Path = option(Path("results"), "Where results go.", metavar="DIR", group=OUTPUT)
+    output_dir: Path = option(
+        Path("results"), "Where results go.", type=Path, metavar="DIR", group=OUTPUT
+    )
     tag: str | None = option(
         None,
         "Becomes part of the result's file name, to keep variants apart. Default: none.",
+        type=str,
         metavar="NAME",
         group=OUTPUT,
     )

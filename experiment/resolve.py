@@ -189,9 +189,9 @@ def _given(args: Namespace, problems: list[str]) -> dict[str, Any]:
     given = {}
     for name, known in (options_in(Schedule) | options_in(DecodeConfig)).items():
         if known.negated:
-            given[name] = False if getattr(args, f"no_{name}") else None
+            given[name] = False if getattr(args, *known.names(name)) else None
             continue
-        values = {f: v for f in known.flags or (name,) if (v := getattr(args, f)) is not None}
+        values = {f: v for f in known.names(name) if (v := getattr(args, f)) is not None}
         if len(set(values.values())) > 1:
             both = " and ".join(f"--{flag} {value}" for flag, value in values.items())
             problems.append(f"{both} are two names for one thing; give one, or the same value")
@@ -299,9 +299,7 @@ def _notes(
 
 def _flags_of(name: str) -> tuple[str, ...]:
     known = (options_in(Schedule) | options_in(DecodeConfig)).get(name)
-    if known is None:
-        return (name,)
-    return known.flags or ((f"no_{name}" if known.negated else name),)
+    return known.names(name) if known else (name,)
 
 
 def _overrides(

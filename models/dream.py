@@ -24,7 +24,13 @@ DREAM = Family(
         "tie_embeddings": "tie_word_embeddings",
     },
     defaults={"head_dim": None, "tie_embeddings": False},
-    fixed={"qkv_bias": True, "shift": True, "rope_in_float32": False},
+    fixed={
+        "qkv_bias": True,
+        "shift": True,
+        "rope_in_float32": False,
+        "scores_the_draw": True,
+        "end_token_flags": (),
+    },
     only={
         "hidden_act": (("silu",), "silu"),
         "rope_scaling": ((None,), None),

@@ -24,7 +24,12 @@ LLADA = Family(
         "tie_embeddings": "weight_tying",
     },
     defaults={"n_kv_heads": "=n_heads", "vocab_size": "=vocab_size", "qkv_bias": False},
-    fixed={"shift": False, "rope_in_float32": True},
+    fixed={
+        "shift": False,
+        "rope_in_float32": True,
+        "scores_the_draw": False,
+        "end_token_flags": ("logits_eos_inf", "confidence_eos_eot_inf"),
+    },
     only={
         "block_type": (("llama",), "sequential"),
         "activation_type": (("silu",), "swiglu"),

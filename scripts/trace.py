@@ -29,26 +29,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from decoding.algorithms import ALGORITHMS, OPTIONS  # noqa: E402
-from decoding.config import DecodeConfig
-from decoding.schedule import ScheduleError, make_schedule  # noqa: E402
+from decoding.algorithms import ALGORITHMS, algorithm_options  # noqa: E402
+from decoding.config import DecodeConfig  # noqa: E402
+from decoding.option import options_in  # noqa: E402
+from decoding.schedule import Schedule, ScheduleError, make_schedule  # noqa: E402
+from models.files import family_named  # noqa: E402
 
-SCHEDULE_PARAMS = ("gen_length", "block_length", "tokens_per_step", "num_steps")
-OPTION_PARAMS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "alg_temp",
-    "confidence_dtype",
-    "logits_eos_inf",
-    "confidence_eos_eot_inf",
-    "kv_cache",
-    "cache_refresh",
-    "kv_window",
-    "max_lookahead",
-)
-# A case may also carry its own seed: an integer, 0 where it is left out.
-PARAMS = (*SCHEDULE_PARAMS, *OPTION_PARAMS, *OPTIONS, "cache", "seed")
+SCHEDULE_PARAMS = tuple(name for name in options_in(Schedule) if name != "algorithm")
+DECODE_PARAMS = tuple(name for name in options_in(DecodeConfig) if name != "early_exit")
+
+
+def known_params() -> tuple[str, ...]:
+    """Names that the params of a case may hold; `seed` is an integer, 0 if it is left out."""
+    return (*SCHEDULE_PARAMS, *DECODE_PARAMS, *algorithm_options(), "cache", "seed")
 
 
 def named_as_here(algorithm: str, params: dict) -> tuple[str, dict]:
@@ -69,9 +62,10 @@ def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
     if not isinstance(case, dict) or not {"algorithm", "prompt_ids", "params"} <= case.keys():
         raise ValueError('must be an object with "algorithm", "prompt_ids" and "params"')
     algorithm, params = named_as_here(case["algorithm"], case["params"])
-    unknown = sorted(case["params"].keys() - set(PARAMS))
+    known = known_params()
+    unknown = sorted(case["params"].keys() - set(known))
     if unknown:
-        raise ValueError(f"unknown params {', '.join(unknown)}; known: {', '.join(PARAMS)}")
+        raise ValueError(f"unknown params {', '.join(unknown)}; known: {', '.join(known)}")
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; there are: {', '.join(ALGORITHMS)}")
     if "gen_length" not in params:
@@ -79,10 +73,10 @@ def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
     if not case["prompt_ids"] or not all(isinstance(i, int) for i in case["prompt_ids"]):
         raise ValueError("prompt_ids must be a list of token ids, not empty")
     schedule = make_schedule(algorithm, **{k: params[k] for k in SCHEDULE_PARAMS if k in params})
-    given = tuple((name, params[name]) for name in OPTIONS if name in params)
-    options = {k: params[k] for k in OPTION_PARAMS if k in params}
+    given = tuple((name, params[name]) for name in algorithm_options() if name in params)
+    options = {k: params[k] for k in DECODE_PARAMS if k in params}
     config = DecodeConfig(schedule, early_exit=early_exit, given=given, **options)
-    problems = config.problems(family)
+    problems = config.problems(family, family_named(family).fixed["end_token_flags"])
     if problems:
         raise ValueError("; ".join(problems))
     return config

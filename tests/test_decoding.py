@@ -7,7 +7,7 @@ import torch
 from causal import decoded
 
 from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
-from decoding.config import DecodeConfig
+from decoding.config import END_TOKEN_FLAGS, DecodeConfig
 from decoding.engine import decode
 from decoding.sampling import Rules, draw, filtered, propose, uniforms
 from decoding.schedule import ScheduleError, floor_quotas, make_schedule
@@ -381,13 +381,7 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
     return configs
 
 
-@pytest.mark.parametrize(
-    "family, config",
-    [
-        pytest.param(f, c, marks=[pytest.mark.slow] * (c.temperature == 0))
-        for f, c in every_config()
-    ],
-)
+@pytest.mark.parametrize("family, config", every_config())
 def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
     """A generator shared by the batch, a batch mean or a padded neighbour would show here."""
     prompts = prompts_for(9)
@@ -417,7 +411,14 @@ class Scripted:
 
         self.answer, self.device, self.vocabulary = answer, torch.device("cpu"), vocabulary
         self.order = order or list(range(len(answer)))
-        self.config = SimpleNamespace(family=family, mask_id=11, eos_id=10, end_ids=(10, 9))
+        self.config = SimpleNamespace(
+            family=family,
+            mask_id=11,
+            eos_id=10,
+            end_ids=(10, 9),
+            scores_the_draw=family == "dream",
+            end_token_flags=END_TOKEN_FLAGS if family == "llada" else (),
+        )
         self.forwards = 0
 
     def predict(self, tokens, spans, rows, cache=None):
@@ -524,7 +525,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
             "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold, ",
         ),
         ("dream", dict(), "'low_confidence' is not defined for dream"),
-        ("llada", dict(temperature=-1.0), "temperature -1 must be 0 or more"),
+        ("llada", dict(temperature=-1.0), "temperature -1 must be at least 0"),
         ("llada", dict(top_p=1.5), "top_p 1.5"),
         ("llada", dict(top_k=0), "top_k 0"),
         (
@@ -540,7 +541,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
         (
             "dream",
             dict(algorithm="entropy", block=None, logits_eos_inf=True),
-            "logits_eos_inf is a rule of the llada family",
+            "logits_eos_inf: the dream family has no such rule",
         ),
     ],
 )

@@ -8,7 +8,7 @@ from crafted import save
 from mini import LLADA, gsm8k_dir
 
 import eval as cli
-from decoding.algorithms import ALGORITHMS, OPTIONS
+from decoding.algorithms import ALGORITHMS, algorithm_options
 from decoding.kv_cache import CACHES
 from reporting.data import curve_labels, curves, read_all
 from reporting.plots import Line, _caption
@@ -129,7 +129,7 @@ def test_every_option_of_an_algorithm_has_a_flag(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(f"--{name} " in out for name in OPTIONS)
+    assert all(f"--{name} " in out for name in algorithm_options())
 
 
 def test_the_report_tells_methods_apart_and_joins_a_threshold_s_points(tmp_path):

@@ -15,7 +15,7 @@ import make_benchmarks  # noqa: E402
 import train_tiny  # noqa: E402
 
 import eval as cli  # noqa: E402
-from decoding.config import DecodeConfig
+from decoding.config import DecodeConfig  # noqa: E402
 from decoding.engine import decode  # noqa: E402
 from decoding.schedule import make_schedule  # noqa: E402
 from models import check_checkpoint, load_model, tokenizer_disagreement  # noqa: E402
@@ -86,10 +86,7 @@ def run(alias: str, task: str, folder, *options: str) -> dict:
     return json.loads(newest.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "alias, task",
-    [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[1] != "gsm8k")) for cell in MEASURED],
-)
+@pytest.mark.parametrize("alias, task", list(MEASURED))
 def test_accuracy_stays_where_it_was_measured(alias, task, tmp_path):
     result = run(alias, task, tmp_path, "--limit", str(N))
     assert abs(result["headline"]["value"] - MEASURED[alias, task]) <= BAND
@@ -98,7 +95,7 @@ def test_accuracy_stays_where_it_was_measured(alias, task, tmp_path):
 
 @pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
 @pytest.mark.parametrize("algorithm", ["protocol", "leftright"])
-@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("k", [1, 3])
 def test_early_exit_saves_forward_passes_and_changes_no_text(alias, algorithm, k):
     _, tokenizer = checkpoint(alias)
     if algorithm == "protocol":
@@ -114,7 +111,6 @@ def test_early_exit_saves_forward_passes_and_changes_no_text(alias, algorithm, k
         assert saved > 0
 
 
-@pytest.mark.slow
 def test_programs_judged_while_others_are_generated_change_nothing(tmp_path, monkeypatch):
     results, early = [], []
     real = Judging.score
@@ -149,7 +145,6 @@ def test_batching_leaves_the_tokens_untouched(alias):
     assert [c.token_ids for c in alone] == [c.token_ids for c in together]
 
 
-@pytest.mark.slow
 def test_resume_leaves_the_samples_untouched(tmp_path):
     """Ten samples, then ten more on top of those kept, against twenty at once."""
     run("tiny-llada", "gsm8k", tmp_path / "begun", "--limit", "10")

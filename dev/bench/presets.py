@@ -8,7 +8,8 @@ import torch
 
 from decoding.config import DecodeConfig
 from decoding.schedule import make_schedule
-from models import FAMILIES, ModelConfig, Transformer
+from models.config import ModelConfig
+from models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,19 @@ class Preset:
             if family == "llada"
             else dict(norm_eps=1e-6, rope_theta=1e6)
         )
+        dream = family == "dream"
         return ModelConfig(
-            **{"qkv_bias": False} | FAMILIES[family].constants | self.shape | rest,
+            **self.shape,
+            **rest,
+            qkv_bias=dream,
+            shift=dream,
+            rope_in_float32=not dream,
             max_length=4096,
             mask_id=V - 1,
             eos_id=V - 2,
             end_ids=(V - 2,),
             tie_embeddings=False,
+            scores_the_draw=dream,
         )
 
 
