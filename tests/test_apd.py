@@ -5,6 +5,7 @@ import oracle
 import pytest
 import torch
 from causal import causal_twin, decoded
+from mini import prompts_for
 
 from decoding.algorithms import ALGORITHMS, apd
 from decoding.apd import PAPER, RELEASED
@@ -28,11 +29,6 @@ def model(conformance_dir):
 @pytest.fixture(scope="module")
 def verifier(model):
     return causal_twin(model)
-
-
-def prompts_for(n: int) -> list[list[int]]:
-    rng = np.random.default_rng(5)
-    return [rng.integers(5, 400, size=int(rng.integers(1, 24))).tolist() for _ in range(n)]
 
 
 def config(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini import DREAM, LLADA, REAL, ROOT, gsm8k_dir, write_lines
+from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
 
 import eval as cli
 from utils import OutputError
@@ -688,12 +688,10 @@ def test_a_full_disk_behind_stdout_is_no_riddle(mini, tmp_path):
     )
 
 
-def test_data_of_the_right_size_and_other_content_is_not_the_published_set(run, tmp_path):
-    if not (REAL / "TruthfulQA.csv").is_file():
-        pytest.skip(
-            f"the benchmarks' original files are not in {REAL}; DLLMEXP_DATA_DIR names them"
-        )
-    shutil.copy(REAL / "TruthfulQA.csv", tmp_path)
+def test_data_of_the_right_size_and_other_content_is_not_the_published_set(
+    run, benchmarks, tmp_path
+):
+    shutil.copy(benchmarks / "TruthfulQA.csv", tmp_path)
     texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": 0, "text": "No."}])
     arguments = f"--model_alias llada --task truthfulqa --data_dir {tmp_path} --limit 1 --predictions {texts}"
     for change, name in (

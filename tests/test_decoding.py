@@ -5,6 +5,7 @@ import oracle
 import pytest
 import torch
 from causal import decoded
+from mini import prompts_for
 
 from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
 from decoding.config import END_TOKEN_FLAGS, DecodeConfig
@@ -21,12 +22,6 @@ def models(conformance_dir):
         f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0]
         for f, n in names.items()
     }
-
-
-def prompts_for(n: int, vocabulary: int = 400) -> list[list[int]]:
-    """n prompts of different lengths."""
-    rng = np.random.default_rng(7)
-    return [rng.integers(5, vocabulary, size=int(rng.integers(3, 40))).tolist() for _ in range(n)]
 
 
 # ---- schedules

@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from mini import DREAM, LLADA, REAL, gsm8k_dir, real_data
+from mini import DREAM, LLADA, gsm8k_dir
 
 import eval as cli
 import models
@@ -433,13 +433,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@real_data
 @pytest.mark.parametrize(
     "alias, flag, checkpoint", [("llada", "--llada_ckpt", LLADA), ("dream", "--dream_ckpt", DREAM)]
 )
 @pytest.mark.parametrize("task", ["humaneval", "mbpp", "gsm8k", "truthfulqa"])
 def test_end_to_end_offline_on_the_real_benchmarks(
-    tmp_path, no_network, capsys, alias, flag, checkpoint, task
+    tmp_path, benchmarks, no_network, capsys, alias, flag, checkpoint, task
 ):
     result = run(
         tmp_path,
@@ -450,7 +449,7 @@ def test_end_to_end_offline_on_the_real_benchmarks(
         "--task",
         task,
         "--data_dir",
-        REAL,
+        benchmarks,
         "--limit",
         2,
         "--gen_length",

@@ -8,7 +8,7 @@ import oracle
 import pytest
 import torch
 from causal import decoded
-from mini import ROOT
+from mini import ROOT, prompts_for
 
 from decoding import adaptive
 from decoding.algorithms import ALGORITHMS, CONFIDENCE, algorithm_options, algorithms_of
@@ -29,11 +29,6 @@ def models(conformance_dir):
         f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0]
         for f, n in names.items()
     }
-
-
-def prompts_for(n: int) -> list[list[int]]:
-    rng = np.random.default_rng(11)
-    return [rng.integers(5, 400, size=int(rng.integers(1, 30))).tolist() for _ in range(n)]
 
 
 def config(

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mini import REAL, ROOT, real_data
+from mini import ROOT
 
 import eval as command
 import sandbox
@@ -104,11 +104,11 @@ def changed(text: str, rng: random.Random) -> str:
     return text[:at] + SWAPS[old] + text[at + len(old) :]
 
 
-def mutants(n: int) -> list[tuple[str, str]]:
+def mutants(n: int, data_dir: Path) -> list[tuple[str, str]]:
     """n changed reference solutions of HumanEval and MBPP with their tests, the same in every run."""
     rng = random.Random(4)
     rows = {
-        spec.name: list(load_data(spec, REAL).splits[spec.eval_split])
+        spec.name: list(load_data(spec, data_dir).splits[spec.eval_split])
         for spec in (humaneval.SPEC, mbpp.SPEC)
     }
     whole = [
@@ -120,11 +120,10 @@ def mutants(n: int) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@real_data
 @pytest.mark.filterwarnings("ignore:invalid escape")
-def test_changed_solutions_get_the_standard_executors_verdict():
+def test_changed_solutions_get_the_standard_executors_verdict(benchmarks):
     """A sandbox that fails right programs, or passes wrong ones, would change every published score."""
-    programs = mutants(PARITY)
+    programs = mutants(PARITY, benchmarks)
     with ThreadPoolExecutor(2) as pool:
         theirs = list(pool.map(standard, programs))
     verdicts = judge_many(programs, 2, timeout_s=CPU_S)

@@ -120,6 +120,27 @@ def test_the_demo_is_the_tiny_models_on_the_mini_benchmarks(folder, words, out, 
     assert call.endswith("--workers 2" + "".join(f" {w}" for w in words if w != "--quick"))
 
 
+@pytest.mark.parametrize(
+    ("words", "venv", "passed_on"),
+    [
+        ([], ".venv", ""),
+        (["--quick"], ".venv", " -m not slow"),
+        (["tests/test_store.py", "--quick"], ".venv", " tests/test_store.py -m not slow"),
+        (["--quick", "--latest", "-k", "store"], ".venv-latest", " -m not slow -k store"),
+    ],
+)
+def test_the_tests_are_all_or_quick_pinned_or_latest(folder, words, venv, passed_on):
+    """Only the expected environment exists, so that another one cannot be used unnoticed."""
+    (folder / ".venv").rename(folder / venv)
+    if venv == ".venv-latest":
+        for copy in (folder / "requirements-latest.txt", folder / venv / "installed.txt"):
+            shutil.copyfile(ROOT / "requirements-latest.txt", copy)
+    done = script(folder, "test.sh", *words)
+    assert done.returncode == 0, done.stderr
+    [call] = calls(folder)
+    assert call.endswith("-m pytest -q -rs" + passed_on)
+
+
 # ---- installing
 
 

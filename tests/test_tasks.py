@@ -1,13 +1,11 @@
 """The four benchmarks through lm-eval: data, prompts and scores.
 
-The tests on the original files take them from DLLMEXP_DATA_DIR, or from ../shared/benchmarks beside the
-repository, and are skipped where neither is there. The others make small sets of their own.
+Tests on the original files use the fixture `benchmarks`; the others make small sets of their own.
 """
 
 import ast
 import gzip
 import json
-import os
 import random
 import socket
 from functools import cache
@@ -53,17 +51,6 @@ def no_network(monkeypatch):
             raise AssertionError(f"connection to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-@pytest.fixture(scope="session")
-def benchmarks() -> Path:
-    here = Path(__file__).resolve().parents[2] / "shared" / "benchmarks"
-    folder = Path(os.environ.get("DLLMEXP_DATA_DIR") or here)
-    if not (folder / "mbpp.jsonl").exists():
-        pytest.skip(
-            f"the original benchmark files are not in {folder}; DLLMEXP_DATA_DIR names their folder"
-        )
-    return folder
 
 
 @pytest.fixture(scope="session")
