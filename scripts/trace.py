@@ -33,7 +33,7 @@ from decoding.algorithms import ALGORITHMS, algorithm_options  # noqa: E402
 from decoding.config import DecodeConfig  # noqa: E402
 from decoding.option import options_in  # noqa: E402
 from decoding.schedule import Schedule, ScheduleError, make_schedule  # noqa: E402
-from models.files import family_named  # noqa: E402
+from models import FAMILIES  # noqa: E402
 
 SCHEDULE_PARAMS = tuple(name for name in options_in(Schedule) if name != "algorithm")
 DECODE_PARAMS = tuple(name for name in options_in(DecodeConfig) if name != "early_exit")
@@ -76,7 +76,7 @@ def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
     given = tuple((name, params[name]) for name in algorithm_options() if name in params)
     options = {k: params[k] for k in DECODE_PARAMS if k in params}
     config = DecodeConfig(schedule, early_exit=early_exit, given=given, **options)
-    problems = config.problems(family, family_named(family).fixed["end_token_flags"])
+    problems = config.problems(family, FAMILIES[family].end_token_flags)
     if problems:
         raise ValueError("; ".join(problems))
     return config
