@@ -274,7 +274,7 @@ class _ProfilingHarness(HFLM):
     @property
     def acceleration(self) -> tuple[str, ...]:
         """What became of --compile and --cuda_graphs; () where no model was needed."""
-        return () if self._transformer is None else self._transformer.acceleration.told
+        return () if self._transformer is None else self._transformer.acceleration.notes
 
     @property
     def _on_cuda(self) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
-from decoding.kv_cache import CACHES, Span, SpanView
+from decoding.kv_cache import CACHES, Columns, SpanView
 from decoding.row_state import Completion, Row
 from decoding.sampling import Proposal, Rules, mask_tokens, propose, to_device, uniforms
 from decoding.step_view import Algorithm, StepView
@@ -257,7 +257,7 @@ class _Decoder:
             **more,
         )
 
-    def _span(self, row: Row) -> Span:
+    def _span(self, row: Row) -> Columns:
         """The columns that the row's next forward pass computes, and those that it attends to."""
         block, refresh = self._block(row), self.config.cache_refresh
         lo, hi, length = (

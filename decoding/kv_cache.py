@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Span = tuple[int, int, int]
+Columns = tuple[int, int, int]  # lo, hi, kv_end: the fields of a models.Span
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,27 @@ class SpanView:
     window: int = 1
 
 
-def none(view: SpanView) -> Span:
+def none(view: SpanView) -> Columns:
     """Everything, always: exact."""
     return 0, view.length, view.length
 
 
-def prefix(view: SpanView) -> Span:
+def prefix(view: SpanView) -> Columns:
     """Keep what is left of the block; compute the block and all that is right of it."""
     return (0 if view.fresh else view.lo), view.length, view.length
 
 
-def dual(view: SpanView) -> Span:
+def dual(view: SpanView) -> Columns:
     """Keep what is left and right of the block; compute the block alone."""
     return none(view) if view.fresh else (view.lo, view.hi, view.length)
 
 
-def window(view: SpanView) -> Span:
+def window(view: SpanView) -> Columns:
     """Left to right: keep what is further left than what was committed last and `window` - 1 columns before it."""
     return (0 if view.fresh else max(0, view.since - view.window + 1)), view.length, view.length
 
 
-CACHES: dict[str, Callable[[SpanView], Span]] = {
+CACHES: dict[str, Callable[[SpanView], Columns]] = {
     "none": none,
     "prefix": prefix,
     "dual": dual,

@@ -26,7 +26,7 @@ def resolve(path_or_repo: str | Path, *, weights: bool) -> Path:
     """The local directory of a checkpoint: `path_or_repo` itself, or the snapshot of a hub id.
 
     path_or_repo: a directory, or owner/name or owner/name@REVISION on the hub. A directory of that
-    name comes first. The snapshot is downloaded if it is not cached; its shards only with `weights`.
+    name comes first. Missing files of the snapshot are downloaded; its shards only with `weights`.
     Honours HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE. Raises CheckpointError where there is no such
     directory and the hub id is neither in the local cache nor on the hub.
     """

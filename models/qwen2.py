@@ -1,4 +1,4 @@
-"""The Qwen2 family (Qwen2.5-0.5B) as data. It is causal: it verifies the drafts of a diffusion model.
+"""The Qwen2 family (Qwen2.5-0.5B) as data: causal models, which verify a diffusion model's drafts.
 
 Source: config.json and model.safetensors of Qwen/Qwen2.5-0.5B. Dream was initialised from a Qwen2
 model and kept its field and tensor names.

@@ -308,7 +308,7 @@ def test_graphs_that_do_not_work_are_said_and_left(replayed, fault):
         len(told) == 1
         and ("not permitted" if fault == "raises" else "do not keep the bits") in told[0]
     )
-    assert model.acceleration.told == (told[0].removeprefix("note: "),), (
+    assert model.acceleration.notes == (told[0].removeprefix("note: "),), (
         "the result would say that they ran"
     )
 
@@ -348,11 +348,11 @@ def test_graphs_are_captured_on_the_models_device_into_one_pool(monkeypatch):
 def test_a_cpu_has_no_graphs_and_says_so(tiny):
     told = []
     tiny.accelerate(cuda_graphs=True, tell=told.append)
-    assert told == ["note: CUDA graphs: none on cpu"] and tiny.acceleration.told == (
+    assert told == ["note: CUDA graphs: none on cpu"] and tiny.acceleration.notes == (
         "CUDA graphs: none on cpu",
     )
     tiny.accelerate()
-    assert tiny.acceleration.told == ()
+    assert tiny.acceleration.notes == ()
 
 
 def test_a_failed_compilation_is_said_and_the_plain_path_runs(tiny, monkeypatch):
@@ -391,7 +391,7 @@ def test_compiled_layers_are_near_the_plain_ones(conformance_dir, monkeypatch, b
     if told:
         pytest.skip(told[0])
     assert (
-        model.acceleration.told == ("compiled",)
+        model.acceleration.notes == ("compiled",)
         and model.layers[0].parts.finish is not eager.finish
     )
     with torch.inference_mode():
@@ -550,7 +550,7 @@ def test_capturing_graphs_is_in_no_figure_of_the_benchmark(monkeypatch):
     """It takes longer than the steps that a short run replays."""
     preset, real, noted = replace(PRESETS["tiny"], gen_length=32), rounds.decode, []
     model = random_model(preset.config, "cpu", "float32")
-    model.acceleration = Acceleration(SimpleNamespace(seconds=0.0, logits=lambda *_: None, told=""))
+    model.acceleration = Acceleration(SimpleNamespace(seconds=0.0, logits=lambda *_: None, note=""))
 
     def decode_and_capture(*args, **options):
         model.acceleration.graphs.seconds += 60
