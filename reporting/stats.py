@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from reporting.data import Run
+    from reporting.data import Result
 
 LEVEL = 0.05
 RESAMPLES, AUP_RESAMPLES = 10_000, 1_000
@@ -114,7 +114,7 @@ def _resample(samples: Sequence, statistic: Callable, n: int) -> tuple:
     return found.bootstrap_distribution, low, high
 
 
-def compare_runs(a: Run, b: Run) -> Paired:
+def compare_results(a: Result, b: Result) -> Paired:
     """Compare two results on the documents that both have.
 
     Raises ValueError if they have different documents or metrics, or no document in common.
@@ -174,7 +174,7 @@ def aup(
 
 
 def aup_interval(
-    curve: Sequence[Run], y_max: float, *, alpha: float = 3.0, drop: float = 5.0
+    curve: Sequence[Result], y_max: float, *, alpha: float = 3.0, drop: float = 5.0
 ) -> tuple[float | None, float | None]:
     """95 % percentile interval of aup() over resampled documents.
 
