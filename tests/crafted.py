@@ -1,4 +1,4 @@
-"""Result files with the accuracies and speeds that a test wants, made by the program's own build_result."""
+"""Result files with chosen scores and speeds, made by the program's own build_result."""
 
 import random
 from pathlib import Path
@@ -51,33 +51,31 @@ def config_of(alias: str, task: str, k: int, protocol: str = "uniform", **change
 
 
 def record_of(config: RunConfig, doc: int, rng: random.Random, prompt: str | None) -> Record:
-    """A sample that fills a part of its canvas, then ends; K positions a forward pass."""
+    """A sample that fills a random part of its canvas, K positions per forward pass."""
     length, k = config.gen_length, config.tokens_per_step or 1
     returned = rng.randint(length // 3, length)
-    order = rng.sample(range(length), length)
-    at = [0] * length
-    for n, position in enumerate(order):
-        at[position] = n // k
+    committed_at = [0] * length
+    for n, position in enumerate(rng.sample(range(length), length)):
+        committed_at[position] = n // k
     nfe, text = -(-length // k), f"Answer to {doc}: <b>{rng.random()}</b> & more"
     return Record(
-        doc,
-        0,
-        prompt or f"<|user|>Question {doc}?\n</script>",
-        text,
-        text + "<|endoftext|>",
-        "end token 2",
-        "end_token",
-        30,
-        length,
-        returned,
-        nfe,
-        0,
-        nfe * length,
-        0.05 * nfe,
-        0.05 * nfe,
-        doc,
-        tuple(rng.randrange(1000) for _ in range(length)),
-        tuple(at),
+        doc_id=doc,
+        repeat=0,
+        prompt=prompt or f"<|user|>Question {doc}?\n</script>",
+        text=text,
+        raw_text=text + "<|endoftext|>",
+        cut="end token 2",
+        finish_reason="end_token",
+        prompt_tokens=30,
+        tokens_committed=length,
+        tokens_returned=returned,
+        nfe=nfe,
+        positions_computed=nfe * length,
+        seconds=0.05 * nfe,
+        cost_seconds=0.05 * nfe,
+        seed=doc,
+        token_ids=tuple(rng.randrange(1000) for _ in range(length)),
+        committed_at=tuple(committed_at),
     )
 
 
@@ -97,11 +95,14 @@ def craft(
     machine="NVIDIA H200",
     **changes,
 ) -> tuple[dict, RunConfig]:
-    """A complete result; a share `right` of n answers is right, or `scores` says which."""
+    """A complete result of n documents.
+
+    scores: value of each document; by default each is correct with probability `right`.
+    """
     config = config_of(alias, task, k, protocol, **changes)
     rng = random.Random(f"{alias} {task} {k}")
     records = [record_of(config, doc, rng, prompt) for doc in range(n)]
-    if config.predictions:  # texts that were made elsewhere have no tokens
+    if config.predictions:  # given texts have no tokens
         records = [Record(r.doc_id, 0, r.prompt, r.text, r.text) for r in records]
     metric, chain = METRIC[task]
     scores = [float(rng.random() < right) for _ in range(n)] if scores is None else scores

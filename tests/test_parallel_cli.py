@@ -11,8 +11,8 @@ import eval as cli
 from decoding.algorithms import ALGORITHMS, algorithm_options
 from decoding.kv_cache import CACHES
 from reporting.data import curve_labels, curves, read_all
-from reporting.plots import Line, _caption
-from reporting.tables import comparisons
+from reporting.plots import Line, caption
+from reporting.tables import comparison_table
 from scripts import sweep
 from suite.matrix import Selection, select
 from utils import UsageError
@@ -150,11 +150,11 @@ def test_the_report_tells_methods_apart_and_joins_a_threshold_s_points(tmp_path)
         "threshold (threshold 0.9, dual cache refreshed every 4)",
     ]
     assert sorted(len(curve) for curve in curves(runs)) == [1, 2]
-    told = _caption([Line("a", curve, {}) for curve in curves(runs)], "tpf")
+    told = caption([Line("a", curve, {}) for curve in curves(runs)], "tpf")
     assert "K = 1." in told and told.endswith(
         "Lines of adaptive algorithms join values of their option."
     )
-    names = [row[:2] for row in comparisons(runs).rows]
+    names = [row[:2] for row in comparison_table(runs).rows]
     assert (
         len(names) == 1
         and "threshold 0.7" in " ".join(names[0])
