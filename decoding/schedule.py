@@ -15,17 +15,14 @@ import numpy as np
 
 from decoding.algorithms import ALGORITHMS
 from decoding.option import option, options_in
+from utils import UsageError
 
 # Far above every model's positions: a typing error must not allocate gigabytes.
 MAX_LENGTH = 1 << 20
 
 
-class ScheduleError(ValueError):
-    """A schedule that cannot be; `.problems` has one sentence for each reason."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__("; ".join(problems))
-        self.problems = problems
+class ScheduleError(UsageError):
+    """There is no such schedule; `.problems` has one sentence for each reason."""
 
 
 @dataclass(frozen=True)
