@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
-from decoding.kv_cache import CACHES, Columns, SpanView
+from decoding.kv_cache import CACHES, CacheView, Columns
+from decoding.model import Model
 from decoding.row_state import Completion, Row
 from decoding.sampling import Proposal, Rules, mask_tokens, propose, to_device, uniforms
 from decoding.step_view import Algorithm, StepView
@@ -27,17 +28,6 @@ from decoding.verifier import Draft, Verifier
 
 if TYPE_CHECKING:
     from models import ModelConfig
-
-
-class Model(Protocol):
-    """What decode() needs of a model: see models.Transformer."""
-
-    config: ModelConfig
-    device: torch.device
-
-    def predict(self, tokens: Tensor, spans: Sequence, rows: Tensor, cache=None) -> Tensor: ...
-
-    def new_cache(self): ...
 
 
 def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
@@ -268,7 +258,7 @@ class _Decoder:
         if self.config.max_lookahead is not None:
             length = min(length, row.frontier + self.config.max_lookahead)
         return CACHES[self.config.kv_cache](
-            SpanView(
+            CacheView(
                 lo=max(0, lo - self.shift * int(row.open[block.start])),
                 hi=hi,
                 length=length,

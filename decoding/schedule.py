@@ -22,7 +22,7 @@ MAX_LENGTH = 1 << 20
 
 
 class ScheduleError(UsageError):
-    """A schedule that cannot be."""
+    """There is no such schedule; `.problems` has one sentence for each reason."""
 
 
 @dataclass(frozen=True)

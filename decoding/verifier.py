@@ -17,7 +17,7 @@ from decoding.sampling import Rules, chunks, scrambled, to_device
 from decoding.step_view import Verification
 
 if TYPE_CHECKING:
-    from decoding.engine import Model
+    from decoding.model import Model
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from decoding.algorithms import ALGORITHMS, apd
 from decoding.apd import PAPER, RELEASED
 from decoding.config import DecodeConfig
 from decoding.engine import decode
-from decoding.kv_cache import SpanView, window
+from decoding.kv_cache import CacheView, window
 from decoding.sampling import Rules
 from decoding.schedule import make_schedule
 from decoding.step_view import StepView
@@ -302,7 +302,9 @@ def test_draft_and_mixture_agree_as_often_as_the_coupling_promises():
     ],
 )
 def test_a_window_reaches_back_from_what_was_committed_last(fresh, since, width, span):
-    assert window(SpanView(lo=10, hi=60, length=50, fresh=fresh, since=since, window=width)) == span
+    assert (
+        window(CacheView(lo=10, hi=60, length=50, fresh=fresh, since=since, window=width)) == span
+    )
 
 
 @pytest.mark.parametrize(

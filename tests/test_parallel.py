@@ -14,7 +14,7 @@ from decoding import adaptive
 from decoding.algorithms import ALGORITHMS, CONFIDENCE, algorithm_options, algorithms_of
 from decoding.config import DecodeConfig
 from decoding.engine import decode
-from decoding.kv_cache import CACHES, SpanView
+from decoding.kv_cache import CACHES, CacheView
 from decoding.schedule import make_schedule
 from decoding.step_view import Algorithm, Observation, StepView, top_k
 from models import load_model
@@ -52,7 +52,7 @@ def config(
     ],
 )
 def test_a_cache_is_three_integers(cache, fresh, span):
-    assert CACHES[cache](SpanView(lo=19, hi=28, length=50, fresh=fresh)) == span
+    assert CACHES[cache](CacheView(lo=19, hi=28, length=50, fresh=fresh)) == span
 
 
 class Recording:
