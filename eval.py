@@ -145,9 +145,9 @@ def get_model(
 ) -> _ProfilingHarness:
     """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them.
 
-    score, ahead: see _ProfilingHarness.
+    score, ahead: see experiment.generation.Generation.
     """
-    from harness import DreamHarness, LladaHarness
+    from harness import HARNESSES, _ProfilingHarness
     from models import load_tokenizer, read_config
 
     checkpoint, checker = job.config.checkpoint, job.config.verifier
@@ -158,27 +158,23 @@ def get_model(
         raise BadDataError(
             f"checkpoint {checkpoint} has no chat template, which the {job.protocol.name} protocol needs"
         )
-    family = {"llada": LladaHarness, "dream": DreamHarness}[job.config.family]
+    kind = HARNESSES.get(config.family, _ProfilingHarness)
 
-    def ready() -> Transformer:
+    def load_models() -> tuple[Transformer, Transformer | None]:
         model = load(checkpoint, device, job.config.dtype)
         model.accelerate(compile=job.config.compile, cuda_graphs=job.cuda_graphs, tell=say)
-        return model
+        return model, None if checker is None else load(checker, device, job.config.dtype)
 
-    def verifier() -> Transformer:
-        return load(checker, device, job.config.dtype)
-
-    return family(
+    return kind(
         tokenizer,
         config,
         job.decode,
-        load=ready,
-        load_verifier=None if checker is None else verifier,
+        load=load_models,
         device=device,
-        batch_size=job.batch_size,
         seed=job.config.seed,
-        ledger=ledger,
         prefill=task.prefill,
+        cache=ledger,
+        batch_size=job.batch_size,
         score=score,
         ahead=ahead,
     )
@@ -277,7 +273,7 @@ def _execute(
     with uncollected():
         import harness  # noqa: F401 - get_model needs it, and here nothing collects garbage meanwhile
         from experiment import lmeval
-        from experiment.predictions import Predictions
+        from experiment.predictions import predictions_lm
     place = replace(place, size=max(place.size, len(job.devices)))
     stamp, on = environment(), lmeval.device_stamp(device)
     ledger = parts.ledger(
@@ -299,7 +295,7 @@ def _execute(
         ):
             ahead = stack.enter_context(task.judging.beside(idle))
         lm = (
-            Predictions(texts)
+            predictions_lm(texts)
             if texts is not None
             else get_model(job, device, task, ledger, parts.load, score, ahead)
         )
@@ -311,9 +307,11 @@ def _execute(
             limit=job.limit,
         )
     form = spec.forms[job.config.prompt_form]
+    generation = getattr(lm, "generation", None)  # scored predictions have none
     return build_result(
         config=job.config.as_dict(),
-        config_id=job.config.id,
+        generation_id=job.config.id,
+        result_id=job.config.id,
         protocol=asdict(job.protocol) | {"form_source": form.source},
         overrides=job.overrides,
         notes=job.notes,
@@ -324,7 +322,7 @@ def _execute(
             "rows_sha256": sha256([dict(doc) for doc in task.eval_docs]),
         },
         limit=job.limit,
-        records=lm.records,
+        samples=lm.samples,
         logged=logged,
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
@@ -333,9 +331,9 @@ def _execute(
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
             "total_seconds": time.time() - started,
             "data_origin": task.data.origin,
-            "batch_size": getattr(lm, "rows_in_flight", job.batch_size),
+            "batch_size": generation.first_batch_size if generation else job.batch_size,
             "acceleration": list(getattr(lm, "acceleration", ())),
-            "batch_sizes_out_of_memory": getattr(lm, "halved", []),
+            "batch_sizes_out_of_memory": generation.halved if generation else [],
             "samples_made": ledger.provenances(),
             "store": {"directory": str(store.directory), "found": str(store.report)}
             if store

@@ -29,6 +29,7 @@ class ModelConfig:
     rope_in_float32: q and k are rotated in float32 and cast back (LLaDA); otherwise cos and
                 sin are cast to the model's dtype and q and k are rotated in it (Dream).
     dtype_on_disk: e.g. "bfloat16"; None where the checkpoint does not say.
+    skip_special_tokens: special tokens inside an answer are dropped from its text.
     """
 
     family: str
@@ -51,6 +52,7 @@ class ModelConfig:
     tie_embeddings: bool
     dtype_on_disk: str | None = None
     causal: bool = False
+    skip_special_tokens: bool = False
 
     @property
     def model_type(self) -> str:

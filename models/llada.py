@@ -24,7 +24,8 @@ LLADA = Family(
         "tie_embeddings": "weight_tying",
     },
     defaults={"n_kv_heads": "=n_heads", "vocab_size": "=vocab_size", "qkv_bias": False},
-    fixed={"shift": False, "rope_in_float32": True},
+    # skip_special_tokens: as the family's own evaluation does (OpenCompass, models/dllm.py)
+    fixed={"shift": False, "rope_in_float32": True, "skip_special_tokens": True},
     only={
         "block_type": (("llama",), "sequential"),
         "activation_type": (("silu",), "swiglu"),

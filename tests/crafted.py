@@ -3,7 +3,9 @@
 import random
 from pathlib import Path
 
-from experiment.result import Record, build_result, profile
+from decoding.row_state import Completion
+from experiment.result import build_result, profile
+from experiment.sample import Request, Sample
 from tasks.protocols import protocol as protocol_of
 from utils import RunConfig, atomic_write_json, result_name
 
@@ -50,7 +52,7 @@ def config_of(alias: str, task: str, k: int, protocol: str = "uniform", **change
     return RunConfig(**(fields | changes))
 
 
-def record_of(config: RunConfig, doc: int, rng: random.Random, prompt: str | None) -> Record:
+def sample_of(config: RunConfig, doc: int, rng: random.Random, prompt: str | None) -> Sample:
     """A sample that fills a part of its canvas, then ends; K positions a forward pass."""
     length, k = config.gen_length, config.tokens_per_step or 1
     returned = rng.randint(length // 3, length)
@@ -59,25 +61,24 @@ def record_of(config: RunConfig, doc: int, rng: random.Random, prompt: str | Non
     for n, position in enumerate(order):
         at[position] = n // k
     nfe, text = -(-length // k), f"Answer to {doc}: <b>{rng.random()}</b> & more"
-    return Record(
-        doc,
-        0,
-        prompt or f"<|user|>Question {doc}?\n</script>",
+    prompt = prompt or f"<|user|>Question {doc}?\n</script>"
+    return Sample(
+        Request({}, doc, prompt=prompt, seed=doc, prompt_ids=(1,) * 30),
+        Completion(
+            token_ids=tuple(rng.randrange(1000) for _ in range(length)),
+            committed_at=tuple(at),
+            nfe=nfe,
+            forwards_saved=0,
+            positions_computed=nfe * length,
+            seconds=0.05 * nfe,
+            finish_reason="end_token",
+        ),
         text,
         text + "<|endoftext|>",
         "end token 2",
         "end_token",
-        30,
-        length,
         returned,
-        nfe,
-        0,
-        nfe * length,
         0.05 * nfe,
-        0.05 * nfe,
-        doc,
-        tuple(rng.randrange(1000) for _ in range(length)),
-        tuple(at),
     )
 
 
@@ -100,9 +101,9 @@ def craft(
     """A complete result; a share `right` of n answers is right, or `scores` says which."""
     config = config_of(alias, task, k, protocol, **changes)
     rng = random.Random(f"{alias} {task} {k}")
-    records = [record_of(config, doc, rng, prompt) for doc in range(n)]
+    samples = [sample_of(config, doc, rng, prompt) for doc in range(n)]
     if config.predictions:  # texts that were made elsewhere have no tokens
-        records = [Record(r.doc_id, 0, r.prompt, r.text, r.text) for r in records]
+        samples = [Sample(s.request, text=s.text, raw_text=s.text) for s in samples]
     metric, chain = METRIC[task]
     scores = [float(rng.random() < right) for _ in range(n)] if scores is None else scores
     logged = [
@@ -118,18 +119,19 @@ def craft(
     cell = protocol_of(protocol, alias, task)
     result = build_result(
         config=config.as_dict(),
-        config_id=config.id,
+        generation_id=config.id,
+        result_id=config.id,
         protocol={"name": protocol, "references": cell.references},
         overrides=({} if k == 1 else {"tokens_per_step": {"protocol": 1, "run": k}})
         | (overrides or {}),
         notes=[],
         data={"name": data, "files": config.data, "n_docs": n, "rows_sha256": data},
         limit=limit,
-        records=records,
+        samples=samples,
         logged=logged,
         headline=f"{metric},{chain}",
         code=False,
-        profile=profile(records, peak_bytes={}),
+        profile=profile(samples, peak_bytes={}),
         meta={
             "started": "2026-01-01T00:00:00+00:00",
             "samples_made": [{"device_name": machine, "cpu": "x"}],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import eval as cli
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
+from experiment.sample import samples_of
+from experiment.store import Store
 from experiment.workers import LeaderGone, WorkerInfo, WorkerPool, await_leader, worker_info
 
 N = 6
@@ -108,11 +111,27 @@ def test_the_text_is_cut_anew_from_what_is_kept(data, tmp_path, monkeypatch):
     """A change of extraction re-scores in seconds: what is kept is the canvas, not the text."""
     run(data, tmp_path / "a")
     drop_result(tmp_path / "a")
-    monkeypatch.setattr(
-        harness._ProfilingHarness, "_text", lambda self, ids, special=False: f"#### {len(ids)}"
-    )
+    monkeypatch.setattr("experiment.text.text_of", lambda _, ids, **__: f"#### {len(ids)}")
     _, again = run(data, tmp_path / "a")
     assert all(s["text"].startswith("#### ") for s in again["samples"])
+
+
+def test_a_result_file_stands_in_for_a_store_that_was_deleted(data, tmp_path, monkeypatch):
+    """A mended scorer must not cost a second generation where the old result is there."""
+    _, first = run(data, tmp_path / "a", "--temperature", "0.7", "--batch_size", "3")
+    [directory] = tmp_path.glob("a/cache/*")
+    config = json.loads((directory / "config.json").read_text())
+    identity = {k: v for k, v in config.items() if k not in ("config_id", "store_version")}
+    shutil.rmtree(directory)
+    drop_result(tmp_path / "a")
+    with Store.open(tmp_path / "a" / "cache", identity, first["generation_id"]) as store:
+        for key, kept in samples_of(first).items():
+            store.put(key, {"status": "ok", **kept})
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    code, again = run(data, tmp_path / "a", "--temperature", "0.7")
+    assert code == 0 and again["content_sha256"] == first["content_sha256"]
+    assert again["meta"]["samples_made"] == first["meta"]["samples_made"]
+    assert again["profile"]["sample_seconds"] == first["profile"]["sample_seconds"]
 
 
 def test_another_configuration_shares_nothing(data, tmp_path):
@@ -140,8 +159,6 @@ def test_overwrite_ignores_what_is_kept_and_says_so(data, tmp_path, caplog):
 
 
 def test_results_deleted_between_runs(data, tmp_path):
-    import shutil
-
     _, first = run(data, tmp_path / "a")
     shutil.rmtree(tmp_path / "a")
     assert run(data, tmp_path / "a")[1]["content_sha256"] == first["content_sha256"]
@@ -167,7 +184,7 @@ def test_a_damaged_sample_alone_is_made_again(data, tmp_path, capsys):
 
 def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypatch):
     _, whole = run(data, tmp_path / "a")
-    real = harness.decode
+    real = harness.decode_each
     bad = whole["samples"][2]["prompt"]
 
     def failing(model, prompts, *more, **options):
@@ -176,7 +193,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
             raise RuntimeError("injected")
         return real(model, prompts, *more, **options)
 
-    monkeypatch.setattr(harness, "decode", failing)
+    monkeypatch.setattr(harness, "decode_each", failing)
     code, result = run(data, tmp_path / "b", "--batch_size", "2")
     assert (
         code == 5
@@ -185,7 +202,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
         and result["headline"] is None
     )
     assert "injected" in result["samples"][2]["error"]
-    monkeypatch.setattr(harness, "decode", real)
+    monkeypatch.setattr(harness, "decode_each", real)
     code, again = run(data, tmp_path / "b")
     assert code == 0 and again["content_sha256"] == whole["content_sha256"]
     assert again["meta"]["samples_made"][0]["samples"] == N - 1, "the others were decoded once"
@@ -235,13 +252,11 @@ def test_out_of_memory_with_one_sample_in_flight_is_a_status(data, tmp_path, mon
 
 
 def test_a_second_process_exits_75_and_says_who_has_it(data, tmp_path, capsys):
-    from experiment.store import Store
-
-    job_id = run(data, tmp_path / "a")[1]["id"]
+    generation_id = run(data, tmp_path / "a")[1]["generation_id"]
     drop_result(tmp_path / "a")
     config = json.loads(next(tmp_path.glob("a/cache/*/config.json")).read_text())
     identity = {k: v for k, v in config.items() if k not in ("config_id", "store_version")}
-    with Store.open(tmp_path / "a" / "cache", identity, job_id):
+    with Store.open(tmp_path / "a" / "cache", identity, generation_id):
         capsys.readouterr()
         assert run(data, tmp_path / "a")[0] == 75
     assert f"pid {os.getpid()}" in capsys.readouterr().err
