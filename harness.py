@@ -131,7 +131,7 @@ class _ProfilingHarness(HFLM):
 
     @property
     def batch_size(self) -> int | str:
-        """Samples in flight: "auto" until `decode` chooses a number, smaller where memory ran out."""
+        """Samples in flight: "auto" until `decode` chooses a number, less once memory ran out."""
         return self.generation.batch_size
 
     # -- what lm-eval asks
@@ -203,7 +203,7 @@ class _ProfilingHarness(HFLM):
     # -- from lm-eval's requests to ours, and back
 
     def requests_of(self, instances: Sequence[Instance]) -> list[Request]:
-        """What lm-eval asks, prompts tokenised. The template has written the start token already."""
+        """Our requests, prompts tokenised. The chat template has written the start token."""
         asked, repeats = [], {}
         for instance in instances:
             context, gen_kwargs = instance.args

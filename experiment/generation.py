@@ -1,8 +1,8 @@
 """How the samples of a run come about: recalled, decoded here, or gathered from the other workers.
 
-A `Generation` takes requests and a `decode` function. It forms the batches, halves them where memory
-runs out, retries what failed one by one, measures time and memory, and keeps each sample as soon as
-it is finished.
+A `Generation` takes requests and a `decode` function. It halves the batch where memory runs out,
+retries one by one what failed, measures time and memory, and keeps each sample as soon as it is
+finished.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger("dllmexp")
 
 
 class LoadFailed(Exception):
-    """The model cannot be loaded; `__cause__` says why. It ends the run, since no sample is at fault."""
+    """The model cannot be loaded, for the reason in `__cause__`. It ends the run."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Failure:
 
 
 class Clock:
-    """Seconds of decoding: wall time with the device synchronised, less what `stopped` and `apart` take.
+    """Seconds of decoding: wall time with the device synchronised, without what is `stopped`.
 
-    apart: seconds so far that belong to no sample, such as loading the model.
+    apart: gives the seconds so far that belong to no sample, such as loading the model.
     """
 
     def __init__(self, device: torch.device, apart: Callable[[], float] = lambda: 0.0):

@@ -1,6 +1,6 @@
-"""Answers that were made elsewhere: read from a file, and given to lm-eval as if a model wrote them.
+"""Answers that were made elsewhere: read from a file, given to lm-eval as the answers of a model.
 
-No lm-eval at the top: the file is checked before anything heavy loads.
+lm-eval is imported inside a function: the file is checked before anything heavy loads.
 """
 
 from __future__ import annotations

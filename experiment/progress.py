@@ -12,7 +12,10 @@ from experiment.sample import Sample
 
 @dataclass
 class Progress:
-    """The one bar: samples, time left; tokens per second and per forward pass of those decoded here."""
+    """The bar shows how many samples are there and the time left.
+
+    Tokens per second and per forward pass are those of the samples that this process decodes.
+    """
 
     bar: tqdm
     tokens: int = 0
@@ -20,7 +23,7 @@ class Progress:
     started: float = field(default_factory=time.perf_counter)
 
     def start(self) -> None:
-        """From here on samples are decoded: those before count neither in the rate nor in the time left."""
+        """Begin to measure. The samples so far were recalled, and count in no rate."""
         self.bar.initial = self.bar.n
         self.bar.unpause()
         self.started = time.perf_counter()

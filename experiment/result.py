@@ -1,6 +1,6 @@
-"""From samples to the result file: profile of a run, metrics, rows, the file's form, the final table.
+"""From samples to the result file: profile, metrics, rows, the form of the file, the final table.
 
-No torch. A result has a part that the configuration alone decides, all that `content_sha256` covers,
+No torch. A result has a part that the configuration alone decides, which `content_sha256` covers,
 and a part that differs from day to day: `profile` (times) and `meta` (host, versions, paths).
 """
 
@@ -19,8 +19,7 @@ from utils import SCHEMA_VERSION, BadDataError, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = (
-    "not set beside a published score: the run, its data or its size departs from the protocol that "
-    "has one"
+    "not compared with the published score: the run, its data or its size departs from the protocol"
 )
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 # metrics that are 0 or 1 for a sample, as are those that end in _acc
@@ -42,7 +41,8 @@ def profile(samples: Iterable[Sample], *, peak_bytes: Mapping[str, int | None]) 
     forwards_saved:    forward passes that the schedule still had when a row left early.
     tpf:               tokens_returned / forward passes.
     tokens_per_second: tokens_returned / seconds.
-    latency_s:         time of a sample in flight, median and 95th percentile; a batch's rows share it.
+    latency_s:         time of a sample in flight, median and 95th percentile; the rows of a batch
+                       share it.
     """
     done = [sample for sample in samples if sample.error is None]
     completions = [sample.completion for sample in done]
@@ -92,8 +92,8 @@ def sample_rows(
 ) -> tuple[list[dict], list[dict]]:
     """One row per sample for the result file, and one with its times, which differ from day to day.
 
-    logged: lm-eval's samples. A row gets from them `extracted` (filter -> the answer that the scorer
-    read out of the text), `metrics`, and for code `verdict` (how the program fared) and `program`.
+    logged: lm-eval's samples. A row gets from them `extracted` (filter -> answer that the scorer
+    found in the text), `metrics`, and for code `verdict` (how the program fared) and `program`.
     """
     scored: dict[int, list[Mapping[str, Any]]] = {}
     for entry in logged:
@@ -238,7 +238,7 @@ def published(reference: Mapping[str, Any]) -> str:
 
 
 def load_result(path: Path) -> dict[str, Any] | None:
-    """The result at `path`, or None. Raises BadDataError where it is not a result of this schema."""
+    """The result at `path`, None without one. Raises BadDataError for a file of another form."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,8 @@
 """The shapes of a sample: Request (what is asked) and Sample (what is kept, scored and reported).
 
-Between the two is `decoding.row_state.Completion`, what the engine returns, which a Sample carries as it is. The store
-keeps `Sample.kept()`, from which the text is cut anew; the result file has `Sample.row()`. No torch.
+Between them is `decoding.row_state.Completion`, what the engine returns; a Sample carries it. The
+store keeps `Sample.kept()`, from which the text is cut anew in every run; the result file has
+`Sample.row()`. No torch.
 """
 
 from __future__ import annotations
@@ -77,11 +78,14 @@ class Sample:
     """A request with its answer, before it is scored.
 
     text:          what is scored: the answer up to its first end token and its first stop string.
-    raw_text:      the committed text up to and including the first end token, special tokens written out.
-    cut:           why `text` ends: "end token <id>", "stop string '<s>'", or None where the canvas was full.
+    raw_text:      the committed text up to and including the first end token, special tokens
+                   written out.
+    cut:           why `text` ends: "end token <id>", "stop string '<s>'", or None where the canvas
+                   was full.
     finish_reason: "end_token", "stop_string" or "length"; None where nothing was decoded.
     tokens_returned: tokens of `text`.
-    cost_seconds:  wall time of decoding since the sample before it was finished. Over a run they add up to the whole.
+    cost_seconds:  wall time of decoding since the sample before was finished; over a run these add
+                   up to the whole.
     error:         traceback of a sample that failed; its text is empty and it is never scored.
     """
 
@@ -126,10 +130,11 @@ def completion_of(kept: Mapping[str, Any]) -> Completion:
 
 
 def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Key -> {"result": ..., "meta": ...} of each sample of a result file that did not fail: what a store keeps of it.
+    """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each good sample of a result.
 
-    For a store that was deleted while the result file stayed. Where the samples were made in several places the file
-    does not say which was made where: their provenance is then empty.
+    For a store that was deleted while the result file stayed: `store.put(key, {"status": "ok",
+    **kept})` restores a sample. Where the samples were made in several places, the result does not
+    have the place of each: `provenance` is then empty.
     """
     made = result["meta"]["samples_made"]
     provenance = {k: v for k, v in made[0].items() if k != "samples"} if len(made) == 1 else {}

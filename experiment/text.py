@@ -1,4 +1,7 @@
-"""The text of an answer: ids cut at the first end token, decoded, cut at the first stop string. No torch."""
+"""The text of an answer: ids cut at the first end token, decoded, cut at the first stop string.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,9 @@ def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
 def text_is_final(text: str, stops: Sequence[str]) -> bool:
     """Whether a committed prefix of an answer already decides where the answer is cut.
 
-    A stop string at i is final once the text reaches i + the longest stop string: until then another one that begins
-    before i may still be completed. The tail that an unfinished UTF-8 sequence decodes to does not count as reached.
+    A stop string at i is final once the text reaches i + the longest stop string: until then
+    another one that begins before i may still be completed. The tail that an unfinished UTF-8
+    sequence decodes to does not count as reached.
     """
     settled = text.rstrip(BROKEN_TAIL)
     found = first_stop(settled, stops)
@@ -39,7 +43,7 @@ def text_is_final(text: str, stops: Sequence[str]) -> bool:
 
 
 def stops_of(gen_kwargs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The stop strings of an lm-eval request, which has them as a list, as a single string or not at all."""
+    """The stop strings of an lm-eval request: a list, a single string or nothing under "until"."""
     until = gen_kwargs.get("until") or ()
     return tuple(s for s in ((until,) if isinstance(until, str) else until) if s)
 
@@ -47,7 +51,10 @@ def stops_of(gen_kwargs: Mapping[str, Any]) -> tuple[str, ...]:
 def text_of(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool = False
 ) -> str:
-    """Text of token ids. A prefix of the ids gives a prefix of the text, less its unfinished UTF-8 tail."""
+    """Text of token ids.
+
+    A prefix of the ids gives a prefix of the text, less the tail of an unfinished UTF-8 sequence.
+    """
     return tokenizer.decode(
         ids,
         skip_special_tokens=skip_special_tokens,
@@ -65,7 +72,7 @@ def read_answer(
 ) -> Sample:
     """The sample that a completion makes of a request.
 
-    config: of the checkpoint; says which ids end an answer, and whether special tokens inside it are dropped.
+    config: of the checkpoint, for its end tokens and `skip_special_tokens`.
     """
     ids, skip = list(completion.token_ids), config.skip_special_tokens
     n_prefix = next((i for i, at in enumerate(completion.committed_at) if at < 0), len(ids))

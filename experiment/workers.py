@@ -63,7 +63,10 @@ class WorkerInfo:
 
 
 def worker_info(environ: Mapping[str, str]) -> WorkerInfo:
-    """This process among the workers, by the variables that torchrun, accelerate or a leader sets."""
+    """This process among the workers, from variables that torchrun, accelerate or a leader sets.
+
+    Raises UsageError where they do not name a rank.
+    """
     try:
         rank, size = int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
         local = int(environ.get("LOCAL_RANK", rank))

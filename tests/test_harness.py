@@ -125,7 +125,7 @@ def test_text_is_final_only_when_no_earlier_stop_can_follow(text, stops, final):
 
 
 def test_a_final_text_never_changes():
-    """The rule behind early exit, on every prefix of many texts: what is cut from it is what is cut from the whole."""
+    """The rule behind early exit, on every prefix of many texts: it is cut where the whole is."""
     rng = random.Random(0)
     for _ in range(3000):
         text = "".join(rng.choice("ab\n") for _ in range(rng.randint(1, 12)))
@@ -148,7 +148,7 @@ def test_stops_of_a_request(until, stops):
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_text_of_a_prefix_is_a_prefix_of_the_text(family):
-    """Stop strings are looked for in prefixes: a tokenizer that cleans spaces would make them lie."""
+    """Stop strings are looked for in prefixes; a tokenizer that cleans spaces would change them."""
     harness = harness_of(family)
     ids = harness.tokenizer.encode(
         "He said : 'do n't' , 3 . 5 \u00e9\u4e16\U0001f600 \n\n end .", add_special_tokens=False
@@ -246,7 +246,10 @@ def test_template_that_refuses_a_message_is_an_error():
     """lm-eval would drop the system message with a warning, and measure another prompt."""
     harness = harness_of("dream")
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Go"}]
-    harness.tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
+    harness.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{% endfor %}"
+    )
     with pytest.raises(BadDataError, match="no system"):
         harness.apply_chat_template(chat)
     harness.tokenizer.chat_template = (
@@ -302,7 +305,7 @@ def test_harness_refuses_the_other_family():
 
 
 def test_repeats_differ_and_requests_keep_their_order():
-    """lm-eval repeats one Instance object; each repeat is a sample of its own, with a seed of its own."""
+    """lm-eval repeats one Instance object; each repeat is a sample with a seed of its own."""
     harness = harness_of("llada", temperature=1.0, gen_length=8)
     a, b = request("one two three", 0), request("x", 1)
     texts = harness.generate_until([a, a, b], disable_tqdm=True)
@@ -339,7 +342,7 @@ def test_one_failing_sample_does_not_take_the_others_with_it(monkeypatch):
 
 
 def test_error_of_the_project_is_no_failed_sample():
-    """A full disk while samples are kept must end the run, not fill the result with failed samples."""
+    """A full disk must end the run, not fill the result with failed samples."""
     harness = harness_of("llada", gen_length=4)
 
     def full(*_):
@@ -360,7 +363,7 @@ def test_error_of_the_project_is_no_failed_sample():
     ],
 )
 def test_early_exit_changes_no_text(family, algorithm, k):
-    """Stop strings of one and several letters, on random weights, which produce every letter soon."""
+    """Stop strings of one and several letters; random weights produce every letter soon."""
     prompts = [f"Question {i}: what?" for i in range(6)]
     for stops in (["e"], ["\n", "th", "e t"], ["1", "ing", " "]):
         outcome = {}

@@ -1,4 +1,4 @@
-"""Nothing is lost and nothing depends on luck: resume, signals, several workers, running out of memory."""
+"""No sample is lost or changed: resume, signals, several workers, lack of memory."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def shards(out: Path) -> list[Path]:
 
 @pytest.mark.parametrize("temperature", ["0", "0.7"])
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(data, tmp_path, temperature):
-    """Other limit, other batch size, in two parts: the same result, and nothing is decoded twice."""
+    """In two parts, with other limits and batch sizes: the same result, nothing decoded twice."""
     more = ("--temperature", temperature)
     _, whole = run(data, tmp_path / "a", *more)
     _, part = run(data, tmp_path / "b", *more, "--limit", "4", "--batch_size", "3")
@@ -219,7 +219,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
     ],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(data, tmp_path, monkeypatch, error):
-    """The samples in flight are decoded again, none is lost, none is scored as wrong, and the result says so."""
+    """The samples in flight are decoded again, none is lost; the result names the batch sizes."""
     _, whole = run(data, tmp_path / "a")
     real = models.Transformer.predict
 
@@ -264,7 +264,7 @@ def test_a_second_process_exits_75_and_says_who_has_it(data, tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
-    """Pre-emption: exit 128+n within seconds, nothing finished is lost, no result pretends to be final."""
+    """Pre-emption: exit 128+n within seconds, no finished sample is lost, no result is written."""
     big = gsm8k_dir(tmp_path / "big", n=200)
     process = start(
         big, tmp_path / "a", "--device", "cpu", "--gen_length", "64", "--tokens_per_step", "1"
@@ -326,7 +326,7 @@ def test_two_processes_give_the_result_of_one(data, tmp_path, how):
 
 
 def test_what_a_dead_worker_leaves_is_decoded_by_the_leader(data, tmp_path, monkeypatch):
-    """A worker that cannot start, say for want of memory on its device, costs time and no sample."""
+    """A worker that cannot start, for lack of memory say, costs time and no sample."""
     _, whole = run(data, tmp_path / "a")
 
     class Stillborn(WorkerPool):
