@@ -193,7 +193,7 @@ def get_model(
 ) -> _ProfilingHarness:
     """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them.
 
-    score, ahead: see _ProfilingHarness.
+    score, ahead: see experiment.generation.Generation.
     """
     from models import load_tokenizer, read_config
 
@@ -207,25 +207,21 @@ def get_model(
             f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} protocol needs"
         )
 
-    def model() -> Transformer:
-        loaded = load(run.checkpoint, device, run.dtype)
-        loaded.accelerate(compile=run.compile, cuda_graphs=job.cuda_graphs, tell=say)
-        return loaded
-
-    def verifier() -> Transformer:
-        return load(run.verifier, device, run.dtype)
+    def load_models() -> tuple[Transformer, Transformer | None]:
+        model = load(run.checkpoint, device, run.dtype)
+        model.accelerate(compile=run.compile, cuda_graphs=job.cuda_graphs, tell=say)
+        return model, run.verifier and load(run.verifier, device, run.dtype)
 
     return harness_of(entry, run.family)(
         tokenizer,
         config,
         run.decode,
-        load=model,
-        load_verifier=None if run.verifier is None else verifier,
+        load=load_models,
         device=device,
-        batch_size=job.batch_size,
         seed=run.seed,
-        ledger=cache,
         prefill=task.prefill,
+        cache=cache,
+        batch_size=job.batch_size,
         score=score,
         ahead=ahead,
     )
@@ -306,7 +302,7 @@ def _execute(
     host: Host,
 ) -> dict[str, Any]:
     from experiment import lmeval
-    from experiment.predictions import Predictions
+    from experiment.predictions import predictions_lm
     from tasks.code import add_strict
 
     started = time.time()
@@ -327,13 +323,14 @@ def _execute(
         if n_judges and spec.kind == "code" and texts is None and sandbox.executes():
             ahead = stack.enter_context(task.judging.beside(n_judges))
         if texts is not None:
-            lm = Predictions(texts)
+            lm = predictions_lm(texts)
         else:
             lm = get_model(job, device, task, cache, host.load, score, ahead)
         logged = lmeval.evaluate(
             lm, task, chat_template=config.chat_template, system=config.system, limit=job.limit
         )
     form = spec.forms[config.prompt_form]
+    generation = getattr(lm, "generation", None)  # scored predictions have none
     return build_result(
         config=config.as_dict(),
         generation_id=config.generation_id,
@@ -348,7 +345,7 @@ def _execute(
             "rows_sha256": sha256([dict(doc) for doc in task.eval_docs]),
         },
         limit=job.limit,
-        records=lm.records,
+        samples=lm.samples,
         logged=logged,
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
@@ -357,9 +354,9 @@ def _execute(
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
             "total_seconds": time.time() - started,
             "data_origin": task.data.origin,
-            "batch_size": getattr(lm, "rows_in_flight", job.batch_size),
+            "batch_size": generation.first_batch_size if generation else job.batch_size,
             "acceleration": list(getattr(lm, "acceleration", ())),
-            "batch_sizes_out_of_memory": getattr(lm, "halved", []),
+            "batch_sizes_out_of_memory": generation.halved if generation else [],
             "samples_made": cache.provenances(),
             "store": {"directory": str(store.directory), "found": str(store.report)}
             if store

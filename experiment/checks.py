@@ -14,8 +14,9 @@ import sandbox
 from experiment.arguments import Models
 from experiment.config import RunConfig
 from experiment.identity import data_identity
+from experiment.predictions import read_predictions
 from experiment.resolve import Job
-from experiment.result import load_result, read_predictions
+from experiment.result import load_result
 from experiment.store import Store
 from experiment.workers import WorkerInfo, announce, await_leader
 from tasks import TaskSpec, check_data, load_data

@@ -1,9 +1,11 @@
-"""Result files with chosen scores and speeds, made by the program's own build_result."""
+"""Result files with the accuracies and speeds that a test wants, made by the program's own build_result."""
 
 import random
 from pathlib import Path
 
-from experiment.result import Record, build_result, profile
+from decoding.row_state import Completion
+from experiment.result import build_result, profile
+from experiment.sample import Request, Sample
 from tasks.protocols import protocol as protocol_of
 from utils import RunConfig, atomic_write_json, result_name
 
@@ -50,32 +52,33 @@ def config_of(alias: str, task: str, k: int, protocol: str = "uniform", **change
     return RunConfig(**(fields | changes))
 
 
-def record_of(config: RunConfig, doc: int, rng: random.Random, prompt: str | None) -> Record:
-    """A sample that fills a random part of its canvas, K positions per forward pass."""
+def sample_of(config: RunConfig, doc: int, rng: random.Random, prompt: str | None) -> Sample:
+    """A sample that fills a part of its canvas, then ends; K positions a forward pass."""
     length, k = config.gen_length, config.tokens_per_step or 1
     returned = rng.randint(length // 3, length)
-    committed_at = [0] * length
-    for n, position in enumerate(rng.sample(range(length), length)):
-        committed_at[position] = n // k
+    order = rng.sample(range(length), length)
+    at = [0] * length
+    for n, position in enumerate(order):
+        at[position] = n // k
     nfe, text = -(-length // k), f"Answer to {doc}: <b>{rng.random()}</b> & more"
-    return Record(
-        doc_id=doc,
-        repeat=0,
-        prompt=prompt or f"<|user|>Question {doc}?\n</script>",
-        text=text,
-        raw_text=text + "<|endoftext|>",
-        cut="end token 2",
-        finish_reason="end_token",
-        prompt_tokens=30,
-        tokens_committed=length,
-        tokens_returned=returned,
-        nfe=nfe,
-        positions_computed=nfe * length,
-        seconds=0.05 * nfe,
-        cost_seconds=0.05 * nfe,
-        seed=doc,
-        token_ids=tuple(rng.randrange(1000) for _ in range(length)),
-        committed_at=tuple(committed_at),
+    prompt = prompt or f"<|user|>Question {doc}?\n</script>"
+    return Sample(
+        Request({}, doc, prompt=prompt, seed=doc, prompt_ids=(1,) * 30),
+        Completion(
+            token_ids=tuple(rng.randrange(1000) for _ in range(length)),
+            committed_at=tuple(at),
+            nfe=nfe,
+            forwards_saved=0,
+            positions_computed=nfe * length,
+            seconds=0.05 * nfe,
+            finish_reason="end_token",
+        ),
+        text,
+        text + "<|endoftext|>",
+        "end token 2",
+        "end_token",
+        returned,
+        0.05 * nfe,
     )
 
 
@@ -95,15 +98,12 @@ def craft(
     machine="NVIDIA H200",
     **changes,
 ) -> tuple[dict, RunConfig]:
-    """A complete result of n documents.
-
-    scores: value of each document; by default each is correct with probability `right`.
-    """
+    """A complete result; a share `right` of n answers is right, or `scores` says which."""
     config = config_of(alias, task, k, protocol, **changes)
     rng = random.Random(f"{alias} {task} {k}")
-    records = [record_of(config, doc, rng, prompt) for doc in range(n)]
-    if config.predictions:  # given texts have no tokens
-        records = [Record(r.doc_id, 0, r.prompt, r.text, r.text) for r in records]
+    samples = [sample_of(config, doc, rng, prompt) for doc in range(n)]
+    if config.predictions:  # texts that were made elsewhere have no tokens
+        samples = [Sample(s.request, text=s.text, raw_text=s.text) for s in samples]
     metric, chain = METRIC[task]
     scores = [float(rng.random() < right) for _ in range(n)] if scores is None else scores
     logged = [
@@ -119,18 +119,19 @@ def craft(
     cell = protocol_of(protocol, alias, task)
     result = build_result(
         config=config.as_dict(),
-        config_id=config.id,
+        generation_id=config.id,
+        result_id=config.id,
         protocol={"name": protocol, "references": cell.references},
         overrides=({} if k == 1 else {"tokens_per_step": {"protocol": 1, "run": k}})
         | (overrides or {}),
         notes=[],
         data={"name": data, "files": config.data, "n_docs": n, "rows_sha256": data},
         limit=limit,
-        records=records,
+        samples=samples,
         logged=logged,
         headline=f"{metric},{chain}",
         code=False,
-        profile=profile(records, peak_bytes={}),
+        profile=profile(samples, peak_bytes={}),
         meta={
             "started": "2026-01-01T00:00:00+00:00",
             "samples_made": [{"device_name": machine, "cpu": "x"}],

@@ -101,17 +101,20 @@ def rendered(data: Path, name: str, alias: str, task: str) -> dict:
         device="cpu",
         prefill=asked.prefill,
     )
-    jobs = []
+    requests_asked = []
 
     def capture(requests, disable_tqdm=False):
-        jobs.extend(harness._jobs(requests))
+        requests_asked.extend(harness.requests_of(requests))
         return ["" for _ in requests]
 
     harness.generate_until = capture
     evaluate(harness, asked, chat_template=cell.chat_template, system=cell.system, limit=None)
-    [job] = jobs
-    harness._tokenize(jobs)
-    return {"prompt": job.prompt, "stops": list(job.stops), "tokens": len(job.ids)}
+    [request] = requests_asked
+    return {
+        "prompt": request.prompt,
+        "stops": list(request.stops),
+        "tokens": len(request.prompt_ids),
+    }
 
 
 @pytest.fixture(scope="module")
