@@ -18,9 +18,9 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from decoding.algorithms import ALGORITHMS
+from decoding.config import DecodeConfig
 from decoding.engine import decode_each
 from decoding.row_state import Completion
-from decoding.config import DecodeConfig
 from experiment.generation import Clock, Generation, LoadFailed
 from experiment.lmeval import quiet
 from experiment.sample import Request, Sample

@@ -18,8 +18,8 @@ from mini import DREAM, LLADA, REAL, ROOT, gsm8k_dir, real_data
 
 import eval as cli
 import models
-from decoding.row_state import Completion
 from decoding.config import DecodeConfig, make_schedule
+from decoding.row_state import Completion
 from experiment.lmeval import evaluate
 from experiment.predictions import predictions_lm
 from experiment.result import VOLATILE, load_result, profile
