@@ -109,7 +109,8 @@ class _Flags:
                 return known.read(text)
             except (ValueError, KeyError):
                 near = nearest(text, known.choices) if known.choices else ""
-                self.problems.append(f"--{flag} {text}: must be {known.allowed}{near}")
+                shown = text or "''"
+                self.problems.append(f"--{flag} {shown}: must be {known.allowed}{near}")
                 return None
 
         return read

@@ -16,6 +16,7 @@ import torch
 from experiment.result import metrics_of
 
 if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
 
 
@@ -88,6 +89,28 @@ def evaluate(
         {k: v for k, v in found["results"][name].items() if "," in k and "_stderr," not in k},
     )
     return samples
+
+
+class _Asked(Exception):
+    """The instances that lm-eval asks for; ends its evaluation before anything is answered."""
+
+
+def instances_of(
+    lm: LM, task, *, chat_template: bool, system: str | None, limit: int | None
+) -> list[Instance]:
+    """What lm-eval asks a model under these settings, prompts rendered."""
+
+    def ask(instances, disable_tqdm: bool = False):
+        raise _Asked(instances)
+
+    lm.generate_until = ask
+    try:
+        evaluate(lm, task, chat_template=chat_template, system=system, limit=limit)
+    except _Asked as asked:
+        return list(asked.args[0])
+    finally:
+        del lm.generate_until
+    return []
 
 
 def scorer(task, headline: str) -> Callable[[dict, str], float]:
