@@ -1,4 +1,4 @@
-"""What every broken checkpoint says before any weights are loaded, and that it never loads."""
+"""Every broken checkpoint is refused with its reason before weights are loaded."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_dream_configs_that_are_not_computed_here(dream, changes, pattern):
     refused(dream, r"config\.json: " + pattern)
 
 
-def test_all_problems_are_told_at_once(llada):
+def test_all_problems_are_reported_at_once(llada):
     edit(llada / "config.json", alibi=True, n_layers=-1, mask_token_id=...)
     (llada / SHARDS[0]).unlink()
     (llada / SHARDS[1]).write_bytes(b"")
@@ -176,7 +176,8 @@ def test_missing_unexpected_repeated_and_misshapen_tensors_are_listed(llada):
         r"^1 tensors missing: model\.transformer\.blocks\.0\.attn_out\.weight$",
         r"^1 tensors unexpected: model\.transformer\.blocks\.9\.extra\.weight$",
         r"^1 tensors repeated: model\.transformer\.ln_f\.weight$",
-        r"^1 tensors wrong shape: model\.transformer\.blocks\.0\.up_proj\.weight \[160, 63\] instead of \[160, 64\]$",
+        r"^1 tensors wrong shape: model\.transformer\.blocks\.0\.up_proj\.weight "
+        r"\[160, 63\] instead of \[160, 64\]$",
     )
     assert len(problems) == 4
 
@@ -216,7 +217,8 @@ def test_tokenizer_files_that_do_not_fit(dream, llada):
     (dream / "added_tokens.json").unlink()
     (dream / "merges.txt").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert check_checkpoint(dream) == [
-        'merges.txt: is a git-LFS pointer (it starts with "version https://git-lfs"); run git lfs pull'
+        'merges.txt: is a git-LFS pointer (it starts with "version https://git-lfs"); '
+        "run git lfs pull"
     ]
     tokenizer = json.loads((llada / "tokenizer.json").read_text())
     del tokenizer["model"]

@@ -1,10 +1,11 @@
-"""Checkpoints: what is accepted, and where it may lie. test_bad_checkpoints.py has the broken ones."""
+"""Valid checkpoints: their forms and their places. test_bad_checkpoints.py has the broken ones."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from checkpoint_files import INDEX, SHARDS, edit, edit_tensors, refused
 from safetensors.torch import load_file, save_file
 
 from models import (
+    FAMILIES,
     CheckpointError,
     check_checkpoint,
     fingerprint,
@@ -25,7 +27,7 @@ from models.hub import hub_id
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# ---- what is accepted
+# ---- accepted forms
 
 
 def test_good_checkpoints_have_no_problems(either):
@@ -128,6 +130,17 @@ def test_added_tokens_from_either_file(dream):
     assert load_tokenizer(dream).decode(expected, skip_special_tokens=True) == "it's   so"
 
 
+def test_a_new_family_is_one_record(dream, monkeypatch):
+    """Nothing in models/ knows a family by its name."""
+    expected = logits_of(dream)
+    record = replace(FAMILIES["dream"], name="mine", model_type="Mine", scores_the_draw=False)
+    monkeypatch.setitem(FAMILIES, "mine", record)
+    edit(dream / "config.json", model_type="mine")
+    assert check_checkpoint(dream) == [] and torch.equal(logits_of(dream), expected)
+    config = read_config(dream)
+    assert (config.family, config.shift, config.scores_the_draw) == ("mine", True, False)
+
+
 def test_a_template_in_its_own_file_wins(either):
     (either / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
     tokenizer = load_tokenizer(either)
@@ -155,7 +168,7 @@ def test_fingerprint_changes_with_the_small_files_and_names_the_shards(llada):
 
 
 def test_fingerprint_sees_other_weights_of_the_same_size(llada):
-    """By name and size alone, a checkpoint trained on would inherit the samples of the one it replaced."""
+    """By name and size alone, a newly trained checkpoint would inherit the old one's samples."""
     before, weights = fingerprint(llada), load_file(llada / SHARDS[1])
     name = sorted(weights)[0]
     weights[name] = weights[name].flip(0).contiguous()
@@ -167,7 +180,7 @@ def test_fingerprint_sees_other_weights_of_the_same_size(llada):
     )
 
 
-# ---- where it is
+# ---- places
 
 
 def test_no_such_directory(tmp_path):
@@ -219,7 +232,7 @@ def offline_python(code: str, home: Path, **more: str) -> str:
 
 @pytest.mark.slow
 def test_a_cached_hub_id_loads_offline(llada, tmp_path):
-    """HF_HOME is honoured; the snapshot's commit is the revision; a shard that is not cached is missed."""
+    """HF_HOME is honoured, the snapshot's commit is the revision, a missing shard is a problem."""
     home = tmp_path / "home"
     snapshot = in_cache(llada, home / "hub")
     code = (
@@ -243,7 +256,8 @@ def test_a_revision_of_a_hub_id_is_pinned(llada, tmp_path):
     in_cache(llada, home / "hub", "2" * 40, "v1.0")
     in_cache(llada, home / "hub", "3" * 40, "a-branch")
     code = (
-        "from models import check_checkpoint, fingerprint, load_model, load_tokenizer, read_config\n"
+        "from models import check_checkpoint, fingerprint, load_model\n"
+        "from models import load_tokenizer, read_config\n"
         "for pin in ('', '@v1.0', '@a-branch', '@' + '3' * 40):\n"
         "    name = 'owner/tiny' + pin\n"
         "    length = load_model(name, device='cpu', dtype='float32')[0].config.max_length\n"
@@ -258,7 +272,7 @@ def test_a_revision_of_a_hub_id_is_pinned(llada, tmp_path):
 
 
 def test_the_commit_of_a_cached_hub_id(llada, tmp_path):
-    """Nothing is downloaded; a snapshot without its weights has a commit; HF_HUB_CACHE is honoured."""
+    """Nothing is downloaded, a partial snapshot has a commit, HF_HUB_CACHE is honoured."""
     hub = tmp_path / "elsewhere"
     in_cache(llada, hub)
     partial = in_cache(llada, hub, "2" * 40, "v1.0")
@@ -301,10 +315,11 @@ def test_a_name_that_the_hub_does_not_allow_is_refused():
 
 
 def test_checking_imports_neither_torch_nor_transformers(conformance_dir):
-    """It runs before anything heavy, so that bad input answers at once."""
+    """It runs before anything heavy is loaded, so that bad input is refused at once."""
     code = (
         "import sys\n"
-        "from models import CheckpointError, ModelConfig, Span, check_checkpoint, fingerprint, read_config\n"
+        "from models import FAMILIES, CheckpointError, ModelConfig, Span, cached_revision\n"
+        "from models import check_checkpoint, fingerprint, load_tokenizer, read_config\n"
         f"p = {str(conformance_dir / 'dream-tiny')!r}\n"
         "assert check_checkpoint(p) == [] and read_config(p) and fingerprint(p)\n"
         "assert check_checkpoint('owner/name')\n"
