@@ -12,8 +12,8 @@ def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The passes that the strict re-check does not confirm; None where there was no re-check.
 
     suspects:     {doc_id, reason, detail, program} of the passes that fail in strict mode.
-    unverifiable: doc_id of the passes on which strict mode has no verdict, because the tests use objects that
-                  cannot be sent as data. Neither counts for pass@1_strict.
+    unverifiable: doc_id of the passes on which strict mode has no verdict, because the tests use
+                  objects that cannot be sent as data. Neither counts for pass@1_strict.
     """
     verdicts = [
         (row, row["verdict"]["strict"]) for row in rows if "strict" in row.get("verdict", ())

@@ -3,8 +3,9 @@
 A row: {"task_id": "HumanEval/0", "prompt": "def f(...):\\n    \\"\\"\\"...", "entry_point": "f",
         "canonical_solution": "    return ...", "test": "def check(candidate): ..."}
 
-Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every chat answer
-as a syntax error; here the program is taken out of the answer first (utils.humaneval_program).
+Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every
+chat answer as a syntax error; here the program is taken out of the answer first
+(utils.humaneval_program).
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """MBPP: short Python programs from one sentence and three asserts. Austin et al., arXiv:2108.07732.
 
-A row: {"task_id": 11, "text": "Write a python function to ...", "code": "def ...", "test_list": ["assert ...", ...],
+A row: {"task_id": 11, "text": "Write a python function to ...", "code": "def ...", "test_list":
+["assert ...", ...],
         "test_setup_code": "", "challenge_test_list": []}
 
-The test set is task_id 11 to 510 (500 tasks); the worked examples are 2, 3 and 4. Metric "pass@1,create_test" (the
-number that lm-eval calls "pass_at_1,none"). `test_setup_code` is run between the program and its tests. lm-eval leaves
-it out, so that its best possible score is 499 of 500 (task 367).
+The test set is task_id 11 to 510 (500 tasks); the worked examples are 2, 3 and 4. Metric
+"pass@1,create_test" (the number that lm-eval calls "pass_at_1,none"). `test_setup_code` is run
+between the program and its tests. lm-eval leaves it out, so that its best possible score is 499 of
+500 (task 367).
 """
 
 from __future__ import annotations

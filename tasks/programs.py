@@ -1,12 +1,13 @@
 """Finds the Python program in a text. Pure functions on syntax trees.
 
-The functions for each benchmark, and the patterns that cut an answer into text and fenced blocks, are in utils.py
-("answer patterns"). They call `find_program`, which
-    1. collects the pieces of valid Python: the fenced blocks, else the parts of the text that compile;
-    2. takes the first piece that defines the entry point with a body, else reads the answer as the body of the
-       prompt's function;
-    3. keeps of it what the entry point reaches, with helpers from other pieces and from the prompt, so that
-       example calls, asserts and stray words are not run.
+The functions for each benchmark, and the patterns that cut an answer into text and fenced blocks,
+are in utils.py ("answer patterns"). They call `find_program`, which
+    1. collects the pieces of valid Python: the fenced blocks, else the parts of the text that
+    compile;
+    2. takes the first piece that defines the entry point with a body, else reads the answer as the
+       body of the prompt's function;
+    3. keeps of it what the entry point reaches, with helpers from other pieces and from the prompt,
+       so that example calls, asserts and stray words are not run.
 The code is never changed, only cut and joined.
 """
 
@@ -54,11 +55,13 @@ def find_program(
 ) -> tuple[str, str]:
     """(code, how) of the program in a text with "\\n" as its only line end.
 
-    blocks: contents of the text's fences. entry_point: the function asked for; None: the first piece that defines
-    anything is taken whole. prompt: source that the text may continue (HumanEval), "" if there is none.
+    blocks: contents of the text's fences. entry_point: the function asked for; None: the first
+    piece that defines
+    anything is taken whole. prompt: source that the text may continue (HumanEval), "" if there is
+    none.
     roots: further names that must be kept.
-    how: "fence" | "text" | "body" (completed with the prompt) | "none": no program was found, code is the first
-    block, else the text.
+    how: "fence" | "text" | "body" (completed with the prompt) | "none": no program was found, code
+    is the first block, else the text.
     """
     try:
         code, how = _find(text, blocks, entry_point, prompt, roots)
@@ -95,8 +98,8 @@ def _find(
 def called_names(tests: str) -> list[str]:
     """Names that the source of some tests calls or reads and does not itself provide; called ones first, in order.
 
-    The first is the entry point of an MBPP task: `assert set(similar(a)) == set(b)` gives ["similar"].
-    Raises SyntaxError where the tests are not Python.
+    The first is the entry point of an MBPP task: `assert set(similar(a)) == set(b)` gives
+    ["similar"]. Raises SyntaxError where the tests are not Python.
     """
     tree = _parse(tests)
     names = names_of(tree)
@@ -226,7 +229,8 @@ def _units(source: str) -> list[_Unit]:
     units = []
     for first, last, nodes in groups:
         names = names_of(ast.Module(nodes, []))
-        # a backslash continues a statement with an empty line; elsewhere that line would not be empty
+        # a backslash continues a statement with an empty line; elsewhere that line would not be
+        # empty
         text = "\n".join(lines[first - 1 : last]).rstrip("\\")
         kind = _kind(nodes[0]) if len(nodes) == 1 else "other"
         units.append(_Unit(text, names.binds, names.uses, kind))
@@ -251,8 +255,9 @@ def _reachable(
 ) -> str:
     """The statements of chosen that the roots need, after those that these need from other pieces and the prompt.
 
-    A statement is needed if it binds a needed name, or if it acts on one (or on a module) and does not use the
-    entry point. Imports are kept. Where nothing is left out, chosen is returned unchanged.
+    A statement is needed if it binds a needed name, or if it acts on one (or on a module) and does
+    not use the entry point. Imports are kept. Where nothing is left out, chosen is returned
+    unchanged.
     """
     units = _units(chosen)
     bound = frozenset().union(*(u.binds for u in units))

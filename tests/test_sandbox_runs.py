@@ -1,6 +1,7 @@
 """Many programs at once: the standard executor's verdicts, no failure without a cause, and nothing left by a kill -9.
 
-Sizes are small by default. DLLMEXP_PARITY: how many changed solutions are compared (60; 1200 is the full size);
+Sizes are small by default. DLLMEXP_PARITY: how many changed solutions are compared (60; 1200 is the
+full size);
 DLLMEXP_SOAK: how many good programs must pass (2000; 20000 is the full size).
 """
 
