@@ -1,7 +1,7 @@
-"""How answers are read, and what every part uses: errors and exit codes, the run configuration, environment, files.
+"""How answers are read; errors and exit codes, the run configuration, environment, safe writes.
 
-To change how the answers of a benchmark are read, change "answer patterns" below: one function or pattern per
-benchmark, from what a model wrote to what is scored.
+To change how the answers of a benchmark are read, change "answer patterns" below: one function or
+pattern per benchmark, from what a model wrote to what is scored.
 No torch. Everything here is cheap to import, so that `--help` and bad input answer at once.
 """
 
@@ -29,8 +29,8 @@ END_TOKEN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|dlm_pad|start_he
 # group 1: the language of an opening fence
 CODE_FENCE = re.compile(r"```(?:([\w+-]*)[ \t]*(?=\n|$))?")
 CODE_BEGIN, CODE_END = "[BEGIN]", "[DONE]"  # around the code in MBPP's worked examples
-# gsm8k: lm-eval's "flexible-extract", where the last number in the answer counts. Its "strict-match" wants the
-# closing phrase of the worked examples ("#### 18"). tasks/gsm8k.py hands both to lm-eval's own filters.
+# The last match is the answer: lm-eval's "flexible-extract". Its "strict-match" wants the closing
+# phrase of the worked examples ("#### 18"). lm-eval's own filters apply both, see tasks/gsm8k.py.
 GSM8K_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
 
 
@@ -39,7 +39,8 @@ class Extracted:
     """A program found in an answer.
 
     code:    the source, "" for an empty answer.
-    how:     "fence" | "text" | "body" (completed with the prompt) | "none": no program was found, code is raw text.
+    how:     "fence" | "text" | "body" (completed with the prompt) | "none": no program was found,
+             code is raw text.
     why_cut: what was left out of the answer and why, "" if nothing; reasons are joined with "; ".
     """
 
@@ -51,10 +52,10 @@ class Extracted:
 def humaneval_program(
     answer: str, doc: Mapping[str, Any], *, tests: str, prefill: str = ""
 ) -> Extracted:
-    """The program in an answer to HumanEval: the function asked for, with what it and the tests need.
+    """The program in an answer to HumanEval: the function asked for, what it and the tests need.
 
-    doc: the row, with "prompt" and "entry_point". tests: source of the tests. prefill: the beginning of the
-    answer, where the prompt form gives one; answer continues it.
+    doc: the row, with "prompt" and "entry_point". tests: source of the tests.
+    prefill: the beginning of the answer, where the prompt form gives one; answer continues it.
     """
     from tasks.programs import called_names
 
@@ -77,7 +78,7 @@ def mbpp_program(
 
 
 def truthfulqa_answer(answer: str) -> str:
-    """The answer to a TruthfulQA question: without a leading "A:", up to a blank line or the next question."""
+    """A TruthfulQA answer without a leading "A:", up to a blank line or the next question."""
     text, _ = _before_end_token(answer)
     text = re.sub(r"^\s*(?:A:)?\s*", "", text)
     return re.split(r"\n\s*\n|\nQ:", text)[0].strip()
@@ -93,12 +94,12 @@ def extract_code(
 ) -> Extracted:
     """The program in an answer. See tasks/programs.py for how it is found.
 
-    Chat models wrap code in prose and fences, restate the function or give only its body, add examples that run at
-    import, and end with chat tokens.
-    entry_point: the function asked for; None: the first piece that defines anything is taken whole.
-    prompt: source that the answer may continue (HumanEval), "" if there is none.
-    roots: further names that the tests use and that must be kept.
-    prefill: the beginning of the answer, which the prompt gave; answer continues it.
+    Chat models wrap code in prose and fences, restate the function or give only its body, add
+    examples that run at import, and end with chat tokens.
+    entry_point: the function asked for; None takes the first piece that defines anything, whole.
+    prompt:      source that the answer may continue (HumanEval), or "".
+    roots:       further names that the tests use and that must be kept.
+    prefill:     the beginning of the answer, which the prompt gave; answer continues it.
     """
     from tasks.programs import find_program
 
@@ -119,8 +120,8 @@ def extract_code(
 def code_part(answer: str) -> tuple[str, list[str]]:
     """The part of an answer that may hold code, and why the rest was cut.
 
-    That is the text before a chat end token, between [BEGIN] and [DONE], without the quotes that MBPP's worked
-    examples have in OpenCompass's form.
+    That is the text before a chat end token, between [BEGIN] and [DONE], without the quotes around
+    the worked examples of OpenCompass's MBPP.
     """
     text, token = _before_end_token(answer)
     cuts = [f"end token {token}"] if token else []
@@ -139,7 +140,10 @@ def code_part(answer: str) -> tuple[str, list[str]]:
 
 
 def code_blocks(text: str) -> list[str]:
-    """Contents of the fenced blocks. A fence with a language opens a block even inside another; the last may be open."""
+    """Contents of the fenced blocks. The last may be open.
+
+    A fence with a language opens a block even where one is open.
+    """
     blocks: list[str] = []
     start: int | None = None
     for fence in CODE_FENCE.finditer(text):

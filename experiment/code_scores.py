@@ -1,4 +1,4 @@
-"""What a code benchmark's result reports besides its score: strict re-check, slow passes, programs not run."""
+"""What a result says of its programs: passes that fail in strict mode, slow ones, none run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """The passes that the strict re-check does not confirm; None where there was no re-check.
 
     suspects:     {doc_id, reason, detail, program} of the passes that fail in strict mode.
-    unverifiable: doc_id of the passes on which strict mode has no verdict, because the tests use objects that
-                  cannot be sent as data. Neither counts for pass@1_strict.
+    unverifiable: doc_id of the passes on which strict mode has no verdict, because the tests use
+                  objects that cannot be sent as data. Neither counts for pass@1_strict.
     """
     verdicts = [
         (row, row["verdict"]["strict"]) for row in rows if "strict" in row.get("verdict", ())
@@ -41,13 +41,15 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
     lines = []
     strict = result.get("strict") or {"suspects": [], "unverifiable": []}
     if suspects := strict["suspects"]:
+        doc_ids = _listed(found["doc_id"] for found in suspects)
         lines.append(
-            f"warning: {len(suspects)} passes fail in strict mode, where the program cannot reach its tests "
-            f"(doc_id {_listed(s['doc_id'] for s in suspects)}); the result lists them under 'strict'"
+            f"warning: {len(suspects)} passes fail in strict mode, where a program cannot reach "
+            f"its tests: doc_id {doc_ids}; see 'strict' in the result"
         )
     if unverifiable := strict["unverifiable"]:
         lines.append(
-            f"{len(unverifiable)} passes cannot be re-checked strictly: doc_id {_listed(unverifiable)}"
+            f"{len(unverifiable)} passes cannot be checked in strict mode: "
+            f"doc_id {_listed(unverifiable)}"
         )
     passed = {
         row["doc_id"] for row in result["samples"] if (row.get("verdict") or {}).get("passed")
@@ -65,8 +67,8 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
         )
     if result["status"] == "unscored":
         lines.append(
-            "no program was run (--no_exec). To score: --predictions with this file on another machine, "
-            "or the same command without --no_exec"
+            "no program was run (--no_exec). To score: --predictions with this file on another "
+            "machine, or the same command without --no_exec"
         )
     return lines
 

@@ -1,7 +1,7 @@
-"""Which names a piece of Python binds in its namespace, and which it looks up there. By Python's scoping rules.
+"""Which names a source binds in its namespace and which it looks up there, by Python's scoping.
 
-Python's own symtable module is not used: since Python 3.12 it lists the variables of a comprehension among the names
-of the module, and leaves out the target of a `:=` inside one.
+Python's own symtable module is not used: since Python 3.12 it lists the variables of a
+comprehension among the names of the module, and leaves out the target of a `:=` inside one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 @dataclass(frozen=True)
 class Names:
-    """binds: names that the source binds in its namespace, also from inside a function (`global`).
-    reads:    every place, at any depth, that looks a name up there or among the builtins; in source order.
+    """The names of a source.
 
+    binds: names that it binds in its namespace, also from inside a function (`global`).
+    reads: every place, at any depth, that looks a name up in the namespace or the builtins; in
+           source order.
     What `from m import *` binds is not known: names that it provides are read and not bound.
     """
 
@@ -32,13 +34,13 @@ class Names:
 
     @property
     def free(self) -> frozenset[str]:
-        """Names that somebody else has to provide."""
+        """Names that have to come from elsewhere."""
         return self.uses - self.binds
 
 
 @dataclass
 class _Scope:
-    """kind: "module" | "class" | "function" | "comprehension". outer: the scope around it, None for the module."""
+    """kind: "module" | "class" | "function" | "comprehension". outer: None for the module."""
 
     kind: str
     outer: _Scope | None
@@ -76,7 +78,7 @@ class _Scope:
 
 
 def names_of(tree: ast.AST) -> Names:
-    """The names of a module's tree. It needs no recursion, so that long expressions do not end it."""
+    """The names of a module's tree. It does not recurse: an expression may be thousands deep."""
     module, reads = _Scope("module", None), []
     todo: list[tuple[ast.AST, _Scope]] = [(tree, module)]
     while todo:
@@ -91,7 +93,7 @@ def names_of(tree: ast.AST) -> Names:
 
 
 def free_names(source: str) -> set[str]:
-    """Names that a source reads and does not bind, builtins included; none where it does not parse."""
+    """Names that a source reads and does not bind, builtins included; none if it does not parse."""
     return set(names_of(_parsed(source)).free)
 
 
@@ -110,7 +112,7 @@ def _parsed(source: str) -> ast.AST:
 
 
 def _parts(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
-    """Bind what the node itself binds; its children, each with the scope in which it is evaluated."""
+    """Bind what the node itself binds; yield its children with the scope of each."""
     match node:
         case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
             scope.bind(name)
@@ -143,7 +145,7 @@ def _parts(node: ast.AST, scope: _Scope) -> Iterator[tuple[ast.AST, _Scope]]:
 
 
 def _type_scope(node: ast.AST, scope: _Scope) -> _Scope:
-    """The scope in which annotations and bases are evaluated: of type parameters where there are any (Python 3.12)."""
+    """The scope of annotations and bases: that of the type parameters (Python 3.12), if any."""
     parameters = getattr(node, "type_params", None)
     if not parameters:
         return scope

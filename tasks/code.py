@@ -1,14 +1,15 @@
-"""Scoring of the code benchmarks: answers become programs, the programs run in the sandbox, pass@1 is the mean.
+"""Scoring of the code benchmarks: answers become programs, which run in the sandbox; pass@1.
 
-lm-eval calls a `custom` filter once, with all answers of a task. That is where the programs run in parallel, except
-those that were judged while the model was still generating (Judging.beside).
+lm-eval calls a `custom` filter once, with all answers of a task. That is where the programs run in
+parallel, except those that were judged while the model was still generating (Judging.beside).
 The filter puts one dict per document into `filtered_resps`:
     program    source that was executed, tests included
     candidate  the part of it that comes from the answer (and the prompt)
     how        how the candidate was found, see utils.Extracted
     why_cut    what was left out of the answer, and why
-    passed, reason, detail, tier, seconds, cpu_seconds    see sandbox.Verdict; passed is None under --no_exec
-    strict     only with add_strict: {passed, reason, detail} of the strict re-check of a pass, else None
+    passed, reason, detail, tier, seconds, cpu_seconds
+               see sandbox.Verdict; passed is None under --no_exec
+    strict     only after add_strict: {passed, reason, detail} of a pass's second run, else None
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Judging:
     """How one task's answers are judged.
 
     extract:    (doc, answer) -> the candidate found in the answer.
-    program_of: (doc, candidate) -> the program to judge: candidate, tests and what strict mode needs.
+    program_of: (doc, candidate) -> the program to judge, with its tests.
     strict:     judge every pass a second time in strict mode; add_strict sets it.
     """
 
@@ -56,8 +57,8 @@ class Judging:
     def beside(self, n: int) -> Iterator[Callable[[dict, str], None]]:
         """Judge answers in n threads while the model generates others.
 
-        Yields a function of (doc, answer) that queues an answer. score() takes the verdicts from here.
-        At exit, programs that still run are ended.
+        Yields a function of (doc, answer) that queues an answer. score() takes the verdicts from
+        here. At exit, programs that still run are ended.
         """
         cancel, pool = threading.Event(), ThreadPoolExecutor(n)
 
@@ -101,7 +102,10 @@ class Judging:
 def verdicts(
     programs: Sequence[Program], *, strict: bool = False, cancel: threading.Event | None = None
 ) -> list[dict]:
-    """One dict per program, as described above. strict: passes are judged again. cancel: see judge_many."""
+    """The part of the dict above that judging gives. strict: judge passes again.
+
+    cancel: see judge_many.
+    """
     if not sandbox.executes():
         return [NOT_RUN | ({"strict": None} if strict else {}) for _ in programs]
     rows = [
@@ -126,7 +130,7 @@ def verdicts(
 
 
 def process_results(doc: dict, results: list[dict]) -> dict[str, float]:
-    """pass@1 of one document, and pass@1_strict where it was asked for; empty if the program was not run."""
+    """pass@1 of one document, and pass@1_strict after add_strict; {} if no program was run."""
     (found,) = results
     if found["passed"] is None:
         return {}
@@ -137,7 +141,7 @@ def process_results(doc: dict, results: list[dict]) -> dict[str, float]:
 
 
 def scoring(judging: Judging) -> dict:
-    """The part of an lm-eval configuration that runs programs here instead of by the hub's code_eval."""
+    """The part of an lm-eval configuration that scores, without the hub's code_eval."""
 
     # lm-eval deep-copies a configuration's objects, but not its functions
     def score(resps: list[list[str]], docs: list[dict]) -> list[dict]:
@@ -151,10 +155,10 @@ def scoring(judging: Judging) -> dict:
 
 
 def add_strict(task):
-    """Make a code task report pass@1_strict beside pass@1: every pass is judged again in strict mode.
+    """Make a code task report pass@1_strict too: every pass is judged again in strict mode.
 
-    task: what build_task returned, before it is evaluated. Returns the task. Raises UsageError where
-    the task runs no programs.
+    task: what build_task returned, before it is evaluated. Returns the task. Raises UsageError
+    where the task runs no programs.
     """
     judging = getattr(task, "judging", None)
     if judging is None:

@@ -1,10 +1,12 @@
-"""HumanEval: complete a Python function from its signature and docstring. Chen et al., arXiv:2107.03374.
+"""HumanEval: complete a Python function from its signature and docstring.
 
+Chen et al., arXiv:2107.03374.
 A row: {"task_id": "HumanEval/0", "prompt": "def f(...):\\n    \\"\\"\\"...", "entry_point": "f",
         "canonical_solution": "    return ...", "test": "def check(candidate): ..."}
 
-Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every chat answer
-as a syntax error; here the program is taken out of the answer first (utils.humaneval_program).
+Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every
+chat answer as a syntax error; here the program is taken out of the answer first
+(utils.humaneval_program).
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ FORMS = {
         source="this project's, for every model alike",
         yaml=YAML,
         doc_to_text=(
-            "Complete the following Python function. Reply with the whole function, with the imports it needs, "
-            "in one Python code block.\n\n```python\n{{prompt.strip()}}\n```"
+            "Complete the following Python function. Reply with the whole function, with the "
+            "imports it needs, in one Python code block.\n\n```python\n{{prompt.strip()}}\n```"
         ),
         until=(),  # a chat answer may begin with an import, a comment or the function itself
     ),
@@ -49,7 +51,8 @@ FORMS = {
         source="humaneval_instruct, version 2 of the lm-eval fork with which Dream reports",
         yaml=YAML,
         doc_to_text=(
-            "Write a solution to the following problem and make sure that it passes the tests:\n```{{prompt}}"
+            "Write a solution to the following problem and make sure that it passes the tests:\n"
+            "```{{prompt}}"
         ),
         prefill="Here is the completed function:\n```python\n{{prompt}}\n",
     ),
@@ -61,7 +64,7 @@ def tests_of(doc: dict) -> str:
 
 
 def program_of(doc: dict, candidate: str) -> Program:
-    """The program of a candidate. Strict mode takes functions that the tests use and the prompt defines from the prompt."""
+    """The program of a candidate. In strict mode helper functions of the prompt are trusted."""
     try:
         prompt = ast.parse(doc["prompt"].rstrip() + "\n    pass\n")
     except SyntaxError:

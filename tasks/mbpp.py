@@ -1,11 +1,13 @@
 """MBPP: short Python programs from one sentence and three asserts. Austin et al., arXiv:2108.07732.
 
-A row: {"task_id": 11, "text": "Write a python function to ...", "code": "def ...", "test_list": ["assert ...", ...],
+A row: {"task_id": 11, "text": "Write a python function to ...", "code": "def ...",
+        "test_list": ["assert ...", ...],
         "test_setup_code": "", "challenge_test_list": []}
 
-The test set is task_id 11 to 510 (500 tasks); the worked examples are 2, 3 and 4. Metric "pass@1,create_test" (the
-number that lm-eval calls "pass_at_1,none"). `test_setup_code` is run between the program and its tests. lm-eval leaves
-it out, so that its best possible score is 499 of 500 (task 367).
+The test set is task_id 11 to 510 (500 tasks); the worked examples are 2, 3 and 4. Metric
+"pass@1,create_test" (the number that lm-eval calls "pass_at_1,none"). `test_setup_code` is run
+between the program and its tests. lm-eval leaves it out, so that its best possible score is 499 of
+500 (task 367).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train
 
 
 def without_begin(installed: str) -> str:
-    """The installed sentence and tests, without the "[BEGIN]" that a chat answer does not continue."""
+    """The installed sentence and tests without "[BEGIN]", which a chat answer does not continue."""
     sentence = installed.removesuffix("\n[BEGIN]\n")
     assert sentence != installed, "lm-eval's mbpp prompt no longer ends with [BEGIN]"
     return sentence
@@ -86,9 +88,9 @@ def tests_of(doc: dict) -> str:
 
 
 def program_of(doc: dict, candidate: str) -> Program:
-    """The program of a candidate. Strict mode takes from it what the reference defines, and no other builtin.
+    """The program of a candidate. In strict mode the candidate provides all names but builtins.
 
-    Task 126 asks for a function called `sum`.
+    A builtin that the reference defines is the candidate's too: task 126 asks for `sum`.
     """
     tests, defined = tests_of(doc), defined_names(doc["code"])
     own = {n for n in free_names(tests) if n in defined or not hasattr(builtins, n)}

@@ -1,12 +1,12 @@
 """Finds the Python program in a text. Pure functions on syntax trees.
 
-The functions for each benchmark, and the patterns that cut an answer into text and fenced blocks, are in utils.py
-("answer patterns"). They call `find_program`, which
-    1. collects the pieces of valid Python: the fenced blocks, else the parts of the text that compile;
-    2. takes the first piece that defines the entry point with a body, else reads the answer as the body of the
-       prompt's function;
-    3. keeps of it what the entry point reaches, with helpers from other pieces and from the prompt, so that
-       example calls, asserts and stray words are not run.
+The functions for each benchmark, and the patterns that cut an answer into text and fenced blocks,
+are in utils.py ("answer patterns"). They call `find_program`, which
+    1. collects the pieces of valid Python: the fenced blocks, else the parts that compile;
+    2. takes the first piece that defines the entry point with a body, else reads the answer as the
+       body of the prompt's function;
+    3. keeps of it what the entry point reaches, with helpers from other pieces and from the prompt,
+       so that example calls, asserts and stray words are not run.
 The code is never changed, only cut and joined.
 """
 
@@ -37,7 +37,7 @@ FAULTS = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 
 @dataclass(frozen=True)
 class _Unit:
-    """Top-level statements that share lines: their text, the names they bind, the global names they use."""
+    """Top-level statements that share lines, with the names that they bind and use."""
 
     text: str
     binds: frozenset[str]
@@ -54,11 +54,12 @@ def find_program(
 ) -> tuple[str, str]:
     """(code, how) of the program in a text with "\\n" as its only line end.
 
-    blocks: contents of the text's fences. entry_point: the function asked for; None: the first piece that defines
-    anything is taken whole. prompt: source that the text may continue (HumanEval), "" if there is none.
-    roots: further names that must be kept.
-    how: "fence" | "text" | "body" (completed with the prompt) | "none": no program was found, code is the first
-    block, else the text.
+    blocks:      contents of the text's fences.
+    entry_point: the function asked for; None takes the first piece that defines anything, whole.
+    prompt:      source that the text may continue (HumanEval), or "".
+    roots:       further names that must be kept.
+    how:         "fence" | "text" | "body" (completed with the prompt) | "none": no program was
+                 found, code is the first block, else the text.
     """
     try:
         code, how = _find(text, blocks, entry_point, prompt, roots)
@@ -93,10 +94,10 @@ def _find(
 
 
 def called_names(tests: str) -> list[str]:
-    """Names that the source of some tests calls or reads and does not itself provide; called ones first, in order.
+    """Names that the source of some tests calls or reads and does not provide, called ones first.
 
-    The first is the entry point of an MBPP task: `assert set(similar(a)) == set(b)` gives ["similar"].
-    Raises SyntaxError where the tests are not Python.
+    The first is the entry point of an MBPP task: `assert set(similar(a)) == set(b)` gives
+    ["similar"]. Raises SyntaxError where the tests are not Python.
     """
     tree = _parse(tests)
     names = names_of(tree)
@@ -112,7 +113,7 @@ def called_names(tests: str) -> list[str]:
 
 
 def _parse(source: str) -> ast.Module:
-    """The tree of a program. Raises one of FAULTS; ast.parse alone accepts a `return` outside a function."""
+    """The tree of a program. Raises one of FAULTS; ast.parse alone accepts a stray `return`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in an answer are no concern of the user
         compile(source, "<answer>", "exec", dont_inherit=True)
@@ -146,7 +147,7 @@ def _longest_prefix(lines: list[str], at_least: int = 1) -> int:
 
 
 def _pieces(text: str) -> list[str]:
-    """The parts of a text that are Python: all of it, or each longest run of lines that compiles."""
+    """The parts of a text that are Python: all of it, or each longest run that compiles."""
     text = textwrap.dedent(text).strip("\n")
     if _compiles(text):
         return [text]
@@ -161,7 +162,7 @@ def _pieces(text: str) -> list[str]:
 
 
 def _first_defining(pieces: list[str], entry_point: str | None) -> str | None:
-    """The first piece that defines the entry point with a body of its own; None if there is none."""
+    """The first piece that defines the entry point with a body of its own, or None."""
     for piece in pieces:
         body = _parse(piece).body
         if entry_point is None:
@@ -185,7 +186,7 @@ def _defines(body: list[ast.stmt], name: str) -> bool:
 
 
 def _is_placeholder(node: ast.stmt) -> bool:
-    """Whether a statement only fills an empty body: pass, ..., a docstring, an import, raise NotImplementedError."""
+    """Whether a statement only fills an empty body: pass, an import, raise NotImplementedError."""
     if isinstance(node, ast.Raise):
         return "NotImplementedError" in ast.unparse(node)
     constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -226,7 +227,7 @@ def _units(source: str) -> list[_Unit]:
     units = []
     for first, last, nodes in groups:
         names = names_of(ast.Module(nodes, []))
-        # a backslash continues a statement with an empty line; elsewhere that line would not be empty
+        # a backslash continues a statement with an empty line; elsewhere another line may follow
         text = "\n".join(lines[first - 1 : last]).rstrip("\\")
         kind = _kind(nodes[0]) if len(nodes) == 1 else "other"
         units.append(_Unit(text, names.binds, names.uses, kind))
@@ -249,10 +250,12 @@ def _kind(node: ast.stmt) -> str:
 def _reachable(
     chosen: str, others: list[str], prompt: str, entry_point: str, roots: set[str]
 ) -> str:
-    """The statements of chosen that the roots need, after those that these need from other pieces and the prompt.
+    """The statements of chosen that the roots need, preceded by what these need from elsewhere.
 
-    A statement is needed if it binds a needed name, or if it acts on one (or on a module) and does not use the
-    entry point. Imports are kept. Where nothing is left out, chosen is returned unchanged.
+    That is from the other pieces and from the prompt.
+    A statement is needed if it binds a needed name, or if it acts on one (or on a module) and does
+    not use the entry point. Imports are kept. Where nothing is left out, chosen is returned
+    unchanged.
     """
     units = _units(chosen)
     bound = frozenset().union(*(u.binds for u in units))

@@ -1,9 +1,9 @@
 """Hostile programs against every tier of the sandbox: tests/hostile/expected.json says what is expected of each.
 
-A verdict that is wrong, something that got out, a process or a directory that stays, a harness that ends: each is a
-failure; and so is an attack that has no effect where nothing stops it. Kernels that lack something are made with
-tests/hostile/hide.py. Programs that only a time limit ends run in tier A's strict mode, two of them elsewhere;
-DLLMEXP_HOSTILE_FULL=1 runs all everywhere.
+A verdict that is wrong, something that got out, a process or a directory that stays, a harness that
+ends: each is a failure; and so is an attack that has no effect where nothing stops it. Kernels that
+lack something are made with tests/hostile/hide.py. Programs that only a time limit ends run in tier
+A's strict mode, two of them elsewhere; DLLMEXP_HOSTILE_FULL=1 runs all everywhere.
 """
 
 import json

@@ -29,7 +29,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # The only imports upwards, inside functions: (room, module).
 UPWARDS = {
-    # the answer patterns are in utils.py, where a user looks for them; finding Python in a text is a task's work
+    # the answer patterns are in utils.py, where a user looks for them; finding Python in a text is
+    # a task's work
     ("utils", "tasks.programs"),
 }
 

@@ -72,7 +72,7 @@ def inner(names: list[str], alone: bool) -> None:
 def bare(stage: Stage, case: dict) -> set[str]:
     known = stage.strangers()
     program = sandbox.Program(stage.source(case), case.get("tests", TESTS))
-    verdict = sandbox._judge(program, False, LIMITS, None)
+    verdict = sandbox.judge_program(program, limits=LIMITS)
     seen = told(verdict.detail) | ({"passed"} if verdict.passed else set())
     seen |= stage.effects(wait_s=5.0 if case["control"]["shows"] == "victim_died" else 0.0)
     left = set(stage.strangers()) - set(known)

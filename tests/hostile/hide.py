@@ -1,8 +1,8 @@
 """Run a command as on a machine that lacks something: hide.py landlock,namespaces,seccomp COMMAND...
 
-A seccomp filter of its own makes the calls fail as they do where a kernel or an administrator refuses them. It is
-inherited by everything below, so that the sandbox has to find out by itself: RHEL 8 (no Landlock), Ubuntu 24.04 (no user
-namespaces), old containers (neither, or no seccomp).
+A seccomp filter of its own makes the calls fail as they do where a kernel or an administrator
+refuses them. It is inherited by everything below, so that the sandbox has to find out by itself:
+RHEL 8 (no Landlock), Ubuntu 24.04 (no user namespaces), old containers (neither, or no seccomp).
 """
 
 import ctypes

@@ -1,6 +1,7 @@
 """How programs are often judged: each way is what one of the hostile programs gets past. naive.py WAY FILE FD
 
-FILE holds candidate and tests with SEPARATOR between them. FD is a pipe, for the ways that have one. Every way is a
+FILE holds candidate and tests with SEPARATOR between them. FD is a pipe, for the ways that have
+one. Every way is a
 positive control: it shows that an attack works where nothing stops it.
 """
 

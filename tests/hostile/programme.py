@@ -1,11 +1,12 @@
 """Runs the cases of expected.json and prints one JSON object: programme.py protected|controls [OPTIONS]
 
-protected: in the sandbox that this machine has: verdicts, and what happened that must not. controls: what each attack
-does where nothing stops it. Options:
+protected: in the sandbox that this machine has: verdicts, and what happened that must not.
+controls: what each attack does where nothing stops it. Options:
     --strict              judge in strict mode
     --tier NAME           leave out what this tier does not claim to stop
     --few                 of the programs that only a time limit ends, two
-    --alone               it runs in namespaces of its own; without it, cases that are dangerous elsewhere are left out
+    --alone               it runs in namespaces of its own; without it, cases that are dangerous
+                      elsewhere are left out
     --cases ID,ID         these only
 See tests/test_hostile.py. `controls` starts it again as `inner`: a control may kill its harness.
 """
@@ -41,7 +42,7 @@ def protected(stage: Stage, chosen: list[dict], strict: bool) -> dict:
     def run(case: dict) -> dict:
         program = sandbox.Program(stage.source(case), case.get("tests", TESTS))
         try:
-            verdict = sandbox._judge(program, strict, LIMITS, None)
+            verdict = sandbox.judge_program(program, strict=strict, limits=LIMITS)
             return {key: getattr(verdict, key) for key in ("passed", "reason", "detail", "cpu_s")}
         except Exception as error:  # an infrastructure error is what no program may cause
             return {

@@ -31,7 +31,8 @@ def cases() -> list[dict]:
 class Stage:
     """In the folder that HOSTILE_DIR names.
 
-    alone: in a process namespace of its own, where every process that nobody here knows is a survivor.
+    alone: in a process namespace of its own, where every process that nobody here knows is a
+    survivor.
     """
 
     def __init__(self, alone: bool) -> None:
