@@ -20,7 +20,7 @@ from utils import SCHEMA_VERSION, BadDataError, RunConfig, UsageError, canonical
 ORIGINALS = ("original", "hub")
 # settings that vary along one curve: tokens per step, and the options of an adaptive algorithm
 SPEED = ("num_steps", "quotas", "options")
-# raised by reading a file whose fields are missing or have the wrong type
+# what reading raises if a field is missing or has the wrong type
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 Interval = tuple[float, float | None, float | None]  # value, low, high; None where n is 1

@@ -438,7 +438,8 @@ def test_the_same_results_make_the_same_report(suite, tmp_path):
 
 def test_it_loads_neither_torch_nor_lm_eval(suite, tmp_path):
     code = (
-        "import sys; sys.path.insert(0, '.'); from scripts import report; report.main(sys.argv[1:]); "
+        "import sys; sys.path.insert(0, '.'); "
+        "from scripts import report; report.main(sys.argv[1:]); "
         "assert not {'torch', 'lm_eval', 'transformers', 'datasets'} & sys.modules.keys()"
     )
     subprocess.run(
