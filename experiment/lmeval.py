@@ -18,6 +18,8 @@ from experiment.result import metrics_of
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+    from experiment.sample import Request
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -88,6 +90,34 @@ def evaluate(
         {k: v for k, v in found["results"][name].items() if "," in k and "_stderr," not in k},
     )
     return samples
+
+
+class _Asked(Exception):
+    """Ends lm-eval's evaluation where it asks for texts; carries what it asks."""
+
+
+def request_of(lm, task, config, doc_id: int) -> Request:
+    """What is asked of a harness for one document, as lm-eval renders it; nothing is decoded.
+
+    config: its `chat_template` and `system` are used.
+    """
+
+    def ask(instances, disable_tqdm=False):
+        raise _Asked(next(i for i in instances if i.doc_id == doc_id))
+
+    lm.generate_until = ask
+    try:
+        evaluate(
+            lm,
+            task,
+            chat_template=config.chat_template,
+            system=config.system,
+            limit=doc_id + 1,
+        )
+    except _Asked as asked:
+        return lm.requests_of(asked.args)[0]
+    finally:
+        del lm.generate_until
 
 
 def scorer(task, headline: str) -> Callable[[dict, str], float]:

@@ -20,7 +20,7 @@ from mini import DREAM, LLADA, write_lines  # noqa: E402
 import models  # noqa: E402
 from decoding.schedule import DecodeConfig, make_schedule  # noqa: E402
 from eval import TASKS  # noqa: E402
-from experiment.lmeval import evaluate  # noqa: E402
+from experiment.lmeval import request_of  # noqa: E402
 from harness import DreamHarness, LladaHarness  # noqa: E402
 from tasks import build_task  # noqa: E402
 from tasks.protocols import FAMILY, PROTOCOLS, protocol  # noqa: E402
@@ -100,15 +100,7 @@ def rendered(data: Path, name: str, alias: str, task: str) -> dict:
         device="cpu",
         prefill=asked.prefill,
     )
-    requests_asked = []
-
-    def capture(requests, disable_tqdm=False):
-        requests_asked.extend(harness.requests_of(requests))
-        return ["" for _ in requests]
-
-    harness.generate_until = capture
-    evaluate(harness, asked, chat_template=cell.chat_template, system=cell.system, limit=None)
-    [request] = requests_asked
+    request = request_of(harness, asked, cell, 0)
     return {
         "prompt": request.prompt,
         "stops": list(request.stops),
