@@ -107,13 +107,8 @@ def request_of(lm, task, config, doc_id: int) -> Request:
 
     lm.generate_until = ask
     try:
-        evaluate(
-            lm,
-            task,
-            chat_template=config.chat_template,
-            system=config.system,
-            limit=doc_id + 1,
-        )
+        chat = {"chat_template": config.chat_template, "system": config.system}
+        evaluate(lm, task, **chat, limit=doc_id + 1)
     except _Asked as asked:
         return lm.requests_of(asked.args)[0]
     finally:
