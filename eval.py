@@ -458,11 +458,7 @@ def shown_prompt(job: Job, doc_id: int) -> str:
             f"--show_prompt {doc_id}: {job.config.task} has documents 0 to {n_docs - 1}"
         )
     lm = get_model(job, "cpu", task, SampleCache(config_id=""))
-    config = job.config
-    instances = lmeval.instances_of(
-        lm, task, chat_template=config.chat_template, system=config.system, limit=doc_id + 1
-    )
-    [request] = lm.requests_of([i for i in instances if i.doc_id == doc_id][:1])
+    request = lmeval.request_of(lm, task, job.config, doc_id)
     form = get_prompt_template(job.config.model_alias, job.config.task, job.config.protocol)
     stops = ", ".join(map(repr, request.stops)) or "none; the answer ends at an end token"
     return "\n".join(

@@ -8,7 +8,6 @@ A harness of one's own is a subclass of `_ProfilingHarness` that overrides `deco
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -80,9 +79,7 @@ class _ProfilingHarness(HFLM):
         self.model_config, self.decode_config = config, decode_config
         self.seed, self.prefill, self._load = seed, prefill, load
         self._models: tuple[Transformer, Transformer | None] | None = None
-        self._load_seconds = 0.0
-        clock = Clock(self.device, apart=lambda: self._seconds_apart)
-        self.generation = Generation(self.decode, self._read, clock, **options)
+        self.generation = Generation(self.decode, self._read, Clock(self.device), **options)
 
     # -- what a subclass overrides
 
@@ -116,7 +113,11 @@ class _ProfilingHarness(HFLM):
             stop=stop if stops else None,
             verifier=self.verifier,
         )
+        captured = model.acceleration.seconds
         for index, completion in completions:
+            # capturing graphs is no sample's cost
+            self.generation.clock.skip(model.acceleration.seconds - captured)
+            captured = model.acceleration.seconds
             yield requests[index], completion
 
     @property
@@ -211,17 +212,11 @@ class _ProfilingHarness(HFLM):
             repeat = repeats[id(instance)] = repeats.get(id(instance), -1) + 1
             prompt = context + self.prefill(instance.doc)
             stops = stops_of(gen_kwargs)
+            key = self.generation.cache.key(prompt, repeat, stops)
+            seed = sample_seed(self.seed, prompt, repeat)
+            ids = tuple(self.tokenizer.encode(prompt, add_special_tokens=False))
             asked.append(
-                Request(
-                    instance.doc,
-                    instance.doc_id,
-                    repeat,
-                    prompt,
-                    stops,
-                    sample_seed(self.seed, prompt, repeat),
-                    self.generation.cache.key(prompt, repeat, stops),
-                    tuple(self.tokenizer.encode(prompt, add_special_tokens=False)),
-                )
+                Request(instance.doc, instance.doc_id, repeat, prompt, stops, seed, key, ids)
             )
         return asked
 
@@ -245,23 +240,14 @@ class _ProfilingHarness(HFLM):
 
     def _loaded(self) -> tuple[Transformer, Transformer | None]:
         if self._models is None:
-            began = time.perf_counter()
             try:
-                self._models = self._load()
+                with self.generation.clock.stopped():
+                    self._models = self._load()
             except Exception as error:
                 raise LoadFailed from error
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-            graphs = self._models[0].acceleration.seconds  # of earlier runs with this model
-            self._load_seconds = time.perf_counter() - began - graphs
         return self._models
-
-    @property
-    def _seconds_apart(self) -> float:
-        """Seconds that belong to no sample: loading the model and capturing its graphs."""
-        if self._models is None:
-            return 0.0
-        return self._load_seconds + self._models[0].acceleration.seconds
 
     @property
     def acceleration(self) -> tuple[str, ...]:

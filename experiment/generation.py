@@ -48,13 +48,10 @@ class Failure:
 
 
 class Clock:
-    """Seconds of decoding: wall time with the device synchronised, without what is `stopped`.
+    """Seconds of decoding: wall time with the device synchronised, without what is skipped."""
 
-    apart: gives the seconds so far that belong to no sample, such as loading the model.
-    """
-
-    def __init__(self, device: torch.device, apart: Callable[[], float] = lambda: 0.0):
-        self.device, self._apart, self._stopped, self._last = device, apart, 0.0, 0.0
+    def __init__(self, device: torch.device):
+        self.device, self._skipped, self._last = device, 0.0, 0.0
 
     @property
     def on_cuda(self) -> bool:
@@ -64,18 +61,20 @@ class Clock:
         """Seconds since the lap before."""
         if self.on_cuda:
             torch.cuda.synchronize(self.device)
-        now = time.perf_counter() - self._apart() - self._stopped
+        now = time.perf_counter() - self._skipped
         seconds, self._last = now - self._last, now
         return seconds
 
+    def skip(self, seconds: float) -> None:
+        """Leave out seconds that belong to no sample."""
+        self._skipped += seconds
+
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """What is done inside is no decoding."""
+        """Leave out the time inside."""
         began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._stopped += time.perf_counter() - began
+        yield
+        self.skip(time.perf_counter() - began)
 
 
 @dataclass
@@ -160,7 +159,7 @@ class Generation:
         """Wait for the samples of other workers; decode here what they leave undone."""
         for request, kept in self.cache.arriving([(r.key, r) for r in requests]):
             if kept is None:
-                self._give_up(request, self.cache.error_of(request.key))
+                self._add(Sample(request, error=self.cache.error_of(request.key)))
             else:
                 self._take(request, kept)
         left = [request for request in requests if request not in self.samples]
@@ -210,7 +209,7 @@ class Generation:
             for request in suspects:
                 if failure := self._attempt([request]):
                     self.cache.failed(request.key, failure.traceback)
-                    self._give_up(request, failure.traceback)
+                    self._add(Sample(request, error=failure.traceback))
 
     def _attempt(self, requests: Sequence[Request]) -> Failure | None:
         """Decode requests and keep their samples; why some are missing, or None where none is."""
@@ -249,6 +248,3 @@ class Generation:
         if self.ahead is not None:
             with self.clock.stopped():
                 self.ahead(request.doc, sample.text)
-
-    def _give_up(self, request: Request, error: str) -> None:
-        self._add(Sample(request, error=error))

@@ -16,8 +16,9 @@ import torch
 from experiment.result import metrics_of
 
 if TYPE_CHECKING:
-    from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
+
+    from experiment.sample import Request
 
 
 @contextmanager
@@ -92,25 +93,26 @@ def evaluate(
 
 
 class _Asked(Exception):
-    """The instances that lm-eval asks for; ends its evaluation before anything is answered."""
+    """Ends lm-eval's evaluation where it asks for texts; carries what it asks."""
 
 
-def instances_of(
-    lm: LM, task, *, chat_template: bool, system: str | None, limit: int | None
-) -> list[Instance]:
-    """What lm-eval asks a model under these settings, prompts rendered."""
+def request_of(lm, task, config, doc_id: int) -> Request:
+    """What is asked of a harness for one document, as lm-eval renders it; nothing is decoded.
 
-    def ask(instances, disable_tqdm: bool = False):
-        raise _Asked(instances)
+    config: its `chat_template` and `system` are used.
+    """
+
+    def ask(instances, disable_tqdm=False):
+        raise _Asked(next(i for i in instances if i.doc_id == doc_id))
 
     lm.generate_until = ask
     try:
-        evaluate(lm, task, chat_template=chat_template, system=system, limit=limit)
+        chat = {"chat_template": config.chat_template, "system": config.system}
+        evaluate(lm, task, **chat, limit=doc_id + 1)
     except _Asked as asked:
-        return list(asked.args[0])
+        return lm.requests_of(asked.args)[0]
     finally:
         del lm.generate_until
-    return []
 
 
 def scorer(task, headline: str) -> Callable[[dict, str], float]:

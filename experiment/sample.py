@@ -15,39 +15,12 @@ from decoding.row_state import Completion
 
 # of a sample that failed, and of a text that was made elsewhere
 NO_COMPLETION = Completion(
-    token_ids=(),
-    committed_at=(),
-    nfe=0,
-    forwards_saved=0,
-    positions_computed=0,
-    seconds=0.0,
-    finish_reason="",
+    (), (), nfe=0, forwards_saved=0, positions_computed=0, seconds=0.0, finish_reason=""
 )
 # what a store keeps of a completion; `seconds` is kept with the other times
 DECODED = tuple(f.name for f in fields(Completion) if f.name != "seconds")
-# a row of the result file, without status and scores
-ROW = (
-    "doc_id",
-    "repeat",
-    "key",
-    "prompt",
-    "text",
-    "raw_text",
-    "cut",
-    "finish_reason",
-    "prompt_tokens",
-    "tokens_committed",
-    "tokens_returned",
-    "nfe",
-    "nfe_partial",
-    "nfe_verifier",
-    "forwards_saved",
-    "positions_computed",
-    "seed",
-    "token_ids",
-    "committed_at",
-    "error",
-)
+# not in a row of the result file: the shapes themselves, what the benchmark has, times
+NOT_IN_ROW = {"request", "completion", "doc", "stops", "prompt_ids", "seconds", "cost_seconds"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +74,11 @@ class Sample:
 
     def row(self) -> dict[str, Any]:
         """The sample in the result file: everything that the configuration decides, so no times."""
-        counts = {
-            "prompt_tokens": len(self.request.prompt_ids),
-            "tokens_committed": self.completion.tokens_committed,
-        }
-        found = {**vars(self.completion), **vars(self.request), **vars(self), **counts}
-        return {name: found[name] for name in ROW}
+        row = {**vars(self.request), **vars(self), **vars(self.completion)}
+        row["finish_reason"] = self.finish_reason  # of the text, as `cut` is
+        row["prompt_tokens"] = len(self.request.prompt_ids)
+        row["tokens_committed"] = self.completion.tokens_committed
+        return {name: value for name, value in row.items() if name not in NOT_IN_ROW}
 
     def kept(self, peak_bytes: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """(result, meta) for the store: what repeats in every run, and what does not."""

@@ -74,21 +74,22 @@ def read_answer(
 
     config: of the checkpoint, for its end tokens and `skip_special_tokens`.
     """
-    ids, skip = list(completion.token_ids), config.skip_special_tokens
+    ids = list(completion.token_ids)
+
+    def begun(n: int) -> str:
+        return text_of(tokenizer, ids[:n], skip_special_tokens=config.skip_special_tokens)
+
     n_prefix = next((i for i, at in enumerate(completion.committed_at) if at < 0), len(ids))
     n_body = next((i for i, t in enumerate(ids[:n_prefix]) if t in config.end_ids), n_prefix)
-    text, n_returned = text_of(tokenizer, ids[:n_body], skip_special_tokens=skip), n_body
+    text, n_returned = begun(n_body), n_body
     cut, reason = None, "length"
     if n_body < n_prefix:
         cut, reason = f"end token {ids[n_body]}", "end_token"
     if found := first_stop(text, request.stops):
         text, cut, reason = text[: found[0]], f"stop string {found[1]!r}", "stop_string"
-
-        def settled(n: int) -> int:
-            begun = text_of(tokenizer, ids[:n], skip_special_tokens=skip)
-            return len(begun.rstrip(BROKEN_TAIL))
-
-        n_returned = bisect_left(range(n_body), len(text), key=settled)
+        n_returned = bisect_left(
+            range(n_body), len(text), key=lambda n: len(begun(n).rstrip(BROKEN_TAIL))
+        )
     return Sample(
         request,
         completion,

@@ -21,7 +21,7 @@ import models  # noqa: E402
 from decoding.config import DecodeConfig  # noqa: E402
 from decoding.schedule import make_schedule  # noqa: E402
 from eval import MODEL_DEFAULTS, TASKS  # noqa: E402
-from experiment.lmeval import instances_of  # noqa: E402
+from experiment.lmeval import request_of  # noqa: E402
 from harness import HARNESSES  # noqa: E402
 from models import FAMILIES  # noqa: E402
 from tasks import build_task  # noqa: E402
@@ -107,10 +107,7 @@ def rendered(data: Path, name: str, alias: str, task: str) -> dict:
         device="cpu",
         prefill=asked.prefill,
     )
-    instances = instances_of(
-        harness, asked, chat_template=cell.chat_template, system=cell.system, limit=None
-    )
-    [request] = harness.requests_of(instances)
+    request = request_of(harness, asked, cell, 0)
     return {
         "prompt": request.prompt,
         "stops": list(request.stops),
