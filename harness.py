@@ -20,7 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from decoding.config import DecodeConfig
-from decoding.engine import decode
+from decoding.engine import decode_each
 from decoding.row_state import Completion
 from experiment.lmeval import quiet
 from experiment.progress import Failure, Progress
@@ -331,16 +331,17 @@ class _ProfilingHarness(HFLM):
         stop = (lambda ids: text_is_final(self._text(ids), stops)) if stops else None
         self._last_finish = self._now()
         try:
-            decode(
+            completions = decode_each(
                 model,
                 [job.ids for job in jobs],
                 self.decode_config,
                 [job.seed for job in jobs],
                 batch_size=self.batch_size,
                 stop=stop,
-                on_finish=lambda i, completion: self._finish(jobs[i], completion, progress),
                 verifier=self._verifier,
             )
+            for i, completion in completions:
+                self._finish(jobs[i], completion, progress)
         except DllmexpError:
             raise  # a full disk, say: no fault of the samples
         except (

@@ -553,7 +553,7 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
     """Out of memory or a crash must not lower a score: the run is incomplete, and says on how many it rests."""
     import harness
 
-    real = harness.decode
+    real = harness.decode_each
 
     def failing(model, prompts, config, seeds, **options):
         if any(p == bad for p in prompts):
@@ -567,7 +567,7 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
     bad = models.load_tokenizer(LLADA).encode(
         whole["samples"][1]["prompt"], add_special_tokens=False
     )
-    monkeypatch.setattr(harness, "decode", failing)
+    monkeypatch.setattr(harness, "decode_each", failing)
     code, out, err = run(mini, "--output_dir", str(tmp_path / "part"))
     result = result_in(tmp_path / "part")
     assert code == 5 and result["status"] == "incomplete" and result["n_failed"] == 1
@@ -584,7 +584,7 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
         s["token_ids"] for s in whole["samples"][::2]
     ]
     assert "1 samples failed" in out
-    monkeypatch.setattr(harness, "decode", real)  # an incomplete result is no reason to stop
+    monkeypatch.setattr(harness, "decode_each", real)  # an incomplete result is no reason to stop
     assert run(mini, "--output_dir", str(tmp_path / "part"))[0] == 0
     assert result_in(tmp_path / "part")["status"] == "complete"
 

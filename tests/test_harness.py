@@ -305,7 +305,7 @@ def test_repeats_differ_and_requests_keep_their_order():
 def test_one_failing_sample_does_not_take_the_others_with_it(monkeypatch):
     import harness as module
 
-    real, harness = module.decode, harness_of("llada", gen_length=8)
+    real, harness = module.decode_each, harness_of("llada", gen_length=8)
     bad = harness.tokenizer.encode("bad", add_special_tokens=False)
 
     def failing(model, prompts, *more, **options):
@@ -313,7 +313,7 @@ def test_one_failing_sample_does_not_take_the_others_with_it(monkeypatch):
             raise RuntimeError("boom")
         return real(model, prompts, *more, **options)
 
-    monkeypatch.setattr(module, "decode", failing)
+    monkeypatch.setattr(module, "decode_each", failing)
     texts = harness.generate_until(
         [request("good", 0), request("bad", 1), request("fine", 2)], disable_tqdm=True
     )

@@ -167,7 +167,7 @@ def test_a_damaged_sample_alone_is_made_again(data, tmp_path, capsys):
 
 def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypatch):
     _, whole = run(data, tmp_path / "a")
-    real = harness.decode
+    real = harness.decode_each
     bad = whole["samples"][2]["prompt"]
 
     def failing(model, prompts, *more, **options):
@@ -176,7 +176,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
             raise RuntimeError("injected")
         return real(model, prompts, *more, **options)
 
-    monkeypatch.setattr(harness, "decode", failing)
+    monkeypatch.setattr(harness, "decode_each", failing)
     code, result = run(data, tmp_path / "b", "--batch_size", "2")
     assert (
         code == 5
@@ -185,7 +185,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
         and result["headline"] is None
     )
     assert "injected" in result["samples"][2]["error"]
-    monkeypatch.setattr(harness, "decode", real)
+    monkeypatch.setattr(harness, "decode_each", real)
     code, again = run(data, tmp_path / "b")
     assert code == 0 and again["content_sha256"] == whole["content_sha256"]
     assert again["meta"]["samples_made"][0]["samples"] == N - 1, "the others were decoded once"
