@@ -1,5 +1,7 @@
 """Schedules, algorithms, sampling and the engine, held against plain loops and literal values."""
 
+import weakref
+
 import numpy as np
 import oracle
 import pytest
@@ -9,7 +11,7 @@ from mini import prompts_for
 
 from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
 from decoding.config import END_TOKEN_FLAGS, DecodeConfig
-from decoding.engine import decode
+from decoding.engine import decode, decode_each
 from decoding.sampling import Rules, draw, filtered, propose, uniforms
 from decoding.schedule import ScheduleError, floor_quotas, make_schedule
 from models import load_model
@@ -490,16 +492,69 @@ def test_rows_leave_and_others_take_their_place():
             self.answer = [1, 2, 10, 10, 10, 10, 10, 10]
             return super().predict(tokens, spans, rows, cache)
 
-    model, order = Mixed([0] * 8), []
-    done = decode(
-        model,
-        [[5], [5, 6], [7], [8]],
-        config(),
-        [0] * 4,
-        batch_size=2,
-        on_finish=lambda i, c: order.append(i),
-    )
-    assert order == [0, 1, 2, 3] and [c.nfe for c in done] == [3] * 4 and model.rows_seen == [2] * 6
+    model = Mixed([0] * 8)
+    done = list(decode_each(model, [[5], [5, 6], [7], [8]], config(), [0] * 4, batch_size=2))
+    assert [i for i, _ in done] == [0, 1, 2, 3] and [c.nfe for _, c in done] == [3] * 4
+    assert model.rows_seen == [2] * 6
+
+
+class EndsAt(Scripted):
+    """A model whose answer to prompt [n] has its end token at position n."""
+
+    def predict(self, tokens, spans, rows, cache=None):
+        starts = np.cumsum([0] + [hi - lo for lo, hi, _ in spans])
+        logits = []
+        for i, start in enumerate(starts[:-1]):
+            self.answer = [1] * int(tokens[start]) + [10] * (8 - int(tokens[start]))
+            own = rows[(rows >= start) & (rows < starts[i + 1])] - start
+            logits.append(super().predict(tokens, spans[i : i + 1], own))
+        self.forwards -= len(logits) - 1
+        return torch.cat(logits)
+
+
+def test_decode_each_yields_a_completion_before_the_other_rows_are_done():
+    """`decode` returns the same completions, in the order of the prompts."""
+    prompts, model = [[7], [1], [3]], EndsAt([0] * 8)
+    forwards, got = [], []
+    for item in decode_each(model, prompts, config(), [0] * 3):
+        forwards.append(model.forwards)
+        got.append(item)
+    assert [i for i, _ in got] == [1, 2, 0] and forwards == [2, 4, 8]
+    again = decode(EndsAt([0] * 8), prompts, config(), [0] * 3)
+    assert [c.token_ids for c in again] == [c.token_ids for _, c in sorted(got, key=lambda x: x[0])]
+
+
+def test_a_closed_decode_each_leaves_nothing_behind(models):
+    """Neither inference mode, nor the cache with its rows, nor work that goes on."""
+    caches, model = [], models["llada"]
+
+    class Watched:
+        config, device = model.config, model.device
+
+        def predict(self, *inputs):
+            caches[0].append(len(inputs[-1].slots))
+            return model.predict(*inputs)
+
+        def new_cache(self):
+            cache = model.new_cache()
+            caches[:] = [[], weakref.ref(cache)]
+            return cache
+
+    each = decode_each(Watched(), prompts_for(5), config(kv_cache="dual"), range(5), batch_size=3)
+    index, completion = next(each)
+    assert not torch.is_inference_mode_enabled() and caches[1]() is not None
+    slots, cache = caches
+    passes = len(slots)
+    each.close()
+    assert (len(slots), cache(), torch.is_inference_mode_enabled()) == (passes, None, False)
+    assert list(each) == []
+    [alone] = decode(model, [prompts_for(5)[index]], config(kv_cache="dual"), [index])
+    assert alone.token_ids == completion.token_ids and max(slots) == 3
+
+
+def test_decode_each_refuses_a_configuration_at_the_call():
+    with pytest.raises(ValueError, match="must be at least 1"):
+        decode_each(Scripted([1] * 8), [[5]], config(), [0], batch_size=0)
 
 
 def test_the_whole_canvas_as_one_block_saves_nothing():
