@@ -12,9 +12,11 @@ from math import fsum, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from decoding.config import label_parts
+from experiment.config import identity_of
 from experiment.result import VOLATILE, is_proportion
 from reporting.samples import pack
-from utils import SCHEMA_VERSION, BadDataError, RunConfig, UsageError, canonical_json, sha256
+from utils import SCHEMA_VERSION, BadDataError, UsageError, canonical_json, sha256
 
 # names of the benchmarks' own data; any other name is shown wherever the task is shown
 ORIGINALS = ("original", "hub")
@@ -53,7 +55,7 @@ class Published(NamedTuple):
 class Result:
     """One complete result.
 
-    settings:  RunConfig.identity() without SPEED: equal along a curve; predictions have their id.
+    settings:  identity_of(config) without SPEED: equal along a curve; predictions have their id.
     k:         tokens per step as requested, else as realised; None for predictions.
     value, low, high: headline metric and its 95 % interval; in percent if it is an accuracy.
     strict:    (value, low, high) of the headline metric under the strict re-check; None without
@@ -138,13 +140,7 @@ def method_label(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> str
 
     config: flat, as in the result file. overrides: the protocol's settings that the run changed.
     """
-    settings = [f"{name} {value:g}" for name, value in (config.get("options") or {}).items()]
-    if cache := config.get("kv_cache"):
-        window, refresh = config.get("kv_window"), config.get("cache_refresh")
-        of = f" of {window}" if window else ""
-        settings.append(f"{cache} cache{of}" + (f" refreshed every {refresh}" if refresh else ""))
-    if ahead := config.get("max_lookahead"):
-        settings.append(f"lookahead {ahead}")
+    settings = label_parts(config)
     if "temperature" in overrides:
         settings.append(f"temperature {config['temperature']:g}")
     if "verifier" in overrides:
@@ -197,7 +193,7 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
         if not isinstance(config[name], str):
             raise ValueError(f"config: {name} is {config[name]!r:.40}, expected a string")
     predictions = config.get("predictions") is not None
-    settings = {"id": content["id"]} if predictions else RunConfig(**config).identity()
+    settings = {"id": content["id"]} if predictions else identity_of(config)
     return Result(
         path=path,
         id=str(content["id"]),

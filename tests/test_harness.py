@@ -14,12 +14,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from mini import DREAM, LLADA, REAL, ROOT, gsm8k_dir, real_data
+from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
 import models
-from decoding.config import DecodeConfig, make_schedule
+from decoding.config import DecodeConfig
 from decoding.row_state import Completion
+from decoding.schedule import make_schedule
 from experiment.lmeval import evaluate
 from experiment.predictions import predictions_lm
 from experiment.result import VOLATILE, load_result, profile
@@ -566,13 +567,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@real_data
 @pytest.mark.parametrize(
     "alias, flag, checkpoint", [("llada", "--llada_ckpt", LLADA), ("dream", "--dream_ckpt", DREAM)]
 )
 @pytest.mark.parametrize("task", ["humaneval", "mbpp", "gsm8k", "truthfulqa"])
 def test_end_to_end_offline_on_the_real_benchmarks(
-    tmp_path, no_network, capsys, alias, flag, checkpoint, task
+    tmp_path, benchmarks, no_network, capsys, alias, flag, checkpoint, task
 ):
     result = run(
         tmp_path,
@@ -583,7 +583,7 @@ def test_end_to_end_offline_on_the_real_benchmarks(
         "--task",
         task,
         "--data_dir",
-        REAL,
+        benchmarks,
         "--limit",
         2,
         "--gen_length",
@@ -595,7 +595,7 @@ def test_end_to_end_offline_on_the_real_benchmarks(
     )
     spec = cli.TASKS[task]
     assert (
-        result["schema_version"] == 1
+        result["schema_version"] == 2
         and result["status"] == "complete"
         and result["n_samples"] == 2
     )

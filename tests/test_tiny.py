@@ -21,7 +21,9 @@ from decoding.schedule import make_schedule  # noqa: E402
 from models import check_checkpoint, load_model, tokenizer_disagreement  # noqa: E402
 from tasks import build_task  # noqa: E402
 from tasks.code import Judging  # noqa: E402
-from tasks.protocols import TINY_BLOCK, TINY_CANVAS  # noqa: E402
+from tasks.protocols import ANY, TINY_LLADA_UNIFORM  # noqa: E402
+
+CELL = TINY_LLADA_UNIFORM[ANY]
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
 N = 40
@@ -62,8 +64,8 @@ def decoded(
     alias: str, algorithm: str, k: int, n: int = 16, batch_size: int | None = None, **options
 ):
     model, _ = checkpoint(alias)
-    block = TINY_BLOCK if algorithm == "low_confidence" else None
-    config = DecodeConfig(make_schedule(algorithm, TINY_CANVAS, block, k), **options)
+    block = CELL["block_length"] if algorithm == "low_confidence" else None
+    config = DecodeConfig(make_schedule(algorithm, CELL["gen_length"], block, k), **options)
     return decode(model, prompts(alias, n), config, range(n), batch_size=batch_size)
 
 
