@@ -260,8 +260,8 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
             o.copy_(0.5 * v.unflatten(0, (-1, e)).repeat_interleave(shared, 0).flatten(0, 1).T)
         q, k, o = (tensors[f"layers.0.{name}.weight"] for name in "qko")
         elsewhere = torch.linalg.qr(torch.randn(d, d))[0]
-        # (query head, key head, rotation of the query, rotation of the key). The head attends to the
-        # column that lies (rotation of the key - rotation of the query) columns to the left.
+        # (query head, key head, query's rotation, key's rotation): the head attends to the column
+        # that lies (key's rotation - query's rotation) columns to the left.
         turned_heads = [(0, 0, 0, 1), (1, 1, 0, -1)]
         if config.causal:
             turned_heads = [(h, 0, -h, 1) for h in range(shared)]
@@ -316,7 +316,7 @@ def save(path: Path, state: dict) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train for args.steps steps, resume from a saved state if there is one, write the checkpoint."""
+    """Train for args.steps steps, from the saved state if there is one; write the checkpoint."""
     prompts = Prompts()
     if not (args.out / "config.json").exists():
         prepare(args.family, args.out, prompts)
