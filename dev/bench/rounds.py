@@ -140,8 +140,8 @@ def end_tokens(answers: Sequence[Sequence[int]], share: float) -> tuple[int, ...
     """Choose one token of each answer as its end token.
 
     The chosen token occurs first as close as possible to `share` of the answer, if possible not
-    after it: with a share of one half, the end must not lie in the next block. It occurs in no other
-    answer before that place. Algorithms do not know which tokens end an answer, so the choice
+    after it: with a share of one half, the end must not lie in the next block. It occurs in no
+    other answer before that place. Algorithms do not know which tokens end an answer, so the choice
     changes no token before it. Raises ValueError if an answer has no such token.
     """
     chosen: list[int] = []
