@@ -38,7 +38,7 @@ from experiment.checks import (
     open_store,
     say,
 )
-from experiment.identity import identified, is_known
+from experiment.identity import forget, identified, is_known
 from experiment.resolve import Job, resolve
 from experiment.result import UNPUBLISHED, build_result, published, table
 from experiment.sample_cache import SampleCache, ShareDone
@@ -403,6 +403,7 @@ def run(argv: list[str], host: Host) -> int:
     if args.print_output_path:
         print(job.path)
     elif args.dry_run:
+        forget()
         print(describe(identified(job)))
     elif args.show_prompt is not None:
         print(shown_prompt(job, args.show_prompt))

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Kill an experiment at random moments, resume it until it is complete, compare it with an uninterrupted run.
+"""Kill an experiment at random moments, resume it, compare it with an uninterrupted run.
 
     python dev/kill_test.py --kills 100
 
-The experiment runs offline on the CPU, on the tests' tiny checkpoint and on word problems that this script makes.
-SIGKILL falls at a random moment after the start of the process or, every second time on average, while samples are
-being written. At the end the script prints the number of kills, of generated samples, of samples that the store had
-and lost, and of bytes that differ between the two results. Times, hosts and versions are not compared. The exit code
-is 1 if a sample is lost or a byte differs.
+The experiment runs offline on the CPU, on the tests' tiny checkpoint and on word problems that
+this script makes. SIGKILL falls at a random moment after the start of the process or, every second
+time on average, while samples are being written. The last start runs to the end. Then the script
+prints the number of kills, of generated samples, of samples that the store had and lost, and of
+bytes that differ between the two results. Times, hosts and versions are not compared. The exit
+code is 1 if a sample is lost or a byte differs.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ ENTRY = NEEDED | {
     "uniform",
     "official",
 }  # what an entry of MODEL_DEFAULTS may have
+BLOCK_LENGTH = 32  # of algorithms that go in blocks where the protocol has none: Fast-dLLM's
 ALGORITHM = "options of single algorithms"
 # groups of --help that come first, and what holds for all of their flags; the other groups follow
 RULES = {
@@ -128,10 +129,9 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
     flags = _Flags(parser)
     _evaluated(flags, models, tasks)
     for name, known in options_in(Schedule).items():
-        table = f" {_by_family()}." if name == "algorithm" else ""
-        flags.add(name, known, text=known.help + table)
+        flags.add(name, known, text=known.help + _from_tables(name))
     for name, known in options_in(DecodeConfig).items():
-        flags.add(name, known)
+        flags.add(name, known, text=described(known) + _from_tables(name))
     for name, users in algorithm_options().items():
         texts: dict[str, list[str]] = {}
         for user in users:
@@ -229,9 +229,23 @@ def _leaving(flags: _Flags) -> None:
     )
 
 
-def _by_family() -> str:
-    names = [name for name, family in FAMILIES.items() if family.algorithm]
-    return "; ".join(f"{name} family: {', '.join(algorithms_of(name))}" for name in names)
+def _from_tables(name: str) -> str:
+    """What the help of an option says of the algorithms that there are."""
+    if name == "algorithm":
+        names = [name for name, family in FAMILIES.items() if family.algorithm]
+        listed = "; ".join(f"{name} family: {', '.join(algorithms_of(name))}" for name in names)
+        return f" {listed}. Default: the protocol's."
+    if name == "block_length":
+        own = ", ".join(a for a, b in ALGORITHMS.items() if b.blocks and b.schedule == "adaptive")
+        return (
+            " Default: the protocol's for the algorithms that it is about; "
+            f"{BLOCK_LENGTH} for those that go in blocks where the protocol has none: {own}; else "
+            "the whole canvas."
+        )
+    if name == "early_exit":
+        ending = ", ".join(a for a, b in ALGORITHMS.items() if b.ends_at_eos)
+        return f" {ending} end at the end token in any case, which is part of the algorithm."
+    return ""
 
 
 def verified() -> list[str]:

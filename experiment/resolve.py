@@ -14,15 +14,14 @@ from decoding.config import DecodeConfig
 from decoding.option import options_in
 from decoding.schedule import Schedule, ScheduleError, make_schedule
 from experiment import plugins
-from experiment.arguments import Models, verified
+from experiment.arguments import BLOCK_LENGTH, Models, verified
 from experiment.config import RunConfig, Settings, result_name
 from models import FAMILIES
 from tasks import TaskSpec
 from tasks.installed import spec_of
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
-from utils import DllmexpError, UsageError, nearest
+from utils import DllmexpError, ManyProblems, UsageError, nearest
 
-BLOCK_LENGTH = 32  # of algorithms that go in blocks where the protocol knows none: Fast-dLLM's
 KV_WINDOW = 16  # APD's
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
@@ -89,7 +88,7 @@ def resolve(
     decode = _decode_config(args, given, value, source, family, found)
     verifier = _verifier(args, decode, entry, found)
     found += [
-        f"--{flag} '': give a directory or a hub id, or leave it out for {entry[own]}"
+        f"--{flag} '': a directory or a hub id is needed; leave it out for {entry[own]}"
         for flag, own in ((entry["flag"], "checkpoint"), ("verifier_ckpt", "verifier"))
         if getattr(args, flag) == "" and own in entry
     ]
@@ -156,8 +155,7 @@ def _benchmark(
     try:
         return spec_of(task)
     except DllmexpError as error:
-        problems += error.problems
-        return None
+        raise ManyProblems([error, *([UsageError(problems)] if problems else [])]) from None
 
 
 def _setting_problems(args: Namespace) -> list[str]:

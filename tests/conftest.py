@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell starts background jobs with SIGINT ignored, and the processes that tests start would inherit that.
+# A shell starts background jobs with SIGINT ignored, which the tests' processes would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def conformance_dir() -> Path:
-    """The conformance set: tests/conformance, or the directory that DLLMEXP_CONFORMANCE_DIR names."""
+    """The conformance set: tests/conformance, or DLLMEXP_CONFORMANCE_DIR."""
     return Path(os.environ.get("DLLMEXP_CONFORMANCE_DIR") or ROOT / "tests" / "conformance")
 
 
@@ -33,7 +33,8 @@ def benchmarks() -> Path:
     folder = Path(os.environ.get("DLLMEXP_DATA_DIR") or ROOT.parent / "shared" / "benchmarks")
     if not (folder / "mbpp.jsonl").is_file():
         pytest.skip(
-            f"the benchmarks' original files are not in {folder}; set DLLMEXP_DATA_DIR to their directory"
+            f"the benchmarks' original files are not in {folder}; "
+            "set DLLMEXP_DATA_DIR to their directory"
         )
     return folder
 

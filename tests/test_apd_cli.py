@@ -134,7 +134,7 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
         ),
         (
             "--alg apd --apd_mixture_weight 2",
-            "--apd_mixture_weight 2 must be at least 0 and at most 1",
+            "--apd_mixture_weight 2: must be a number of at least 0 and at most 1",
         ),
         (
             "--alg apd --verifier_ckpt ''",

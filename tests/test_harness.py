@@ -732,6 +732,6 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
 
 def test_result_of_another_schema_is_named(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(BadDataError, match="schema_version 99, this program writes 1"):
+    with pytest.raises(BadDataError, match="schema_version 99, this program writes 2"):
         load_result(tmp_path / "r.json")
     assert load_result(tmp_path / "none.json") is None

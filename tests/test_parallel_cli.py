@@ -122,7 +122,7 @@ def test_adaptive_algorithms_have_blocks_for_dream_too(run):
 
 def test_a_count_is_a_whole_number(run):
     code, _, error = run("--model_alias dream --task gsm8k --alg klass --kl_history 1.5")
-    assert code == 2 and error == "error: --kl_history 1.5 must be a whole number, at least 1\n"
+    assert code == 2 and error == "error: --kl_history 1.5: must be a whole number of at least 1\n"
 
 
 def test_every_option_of_an_algorithm_has_a_flag(capsys):
