@@ -8,6 +8,7 @@ import pytest
 import sandbox
 from sandbox import SandboxError, judge, judge_many, tiers
 from sandbox.scratch import RUN
+from utils import EnvironmentProblem
 
 GOOD = "def f(x):\n    return x + 1\n"
 BAD = "def f(x):\n    return x\n"
@@ -206,8 +207,9 @@ def test_many_programs_keep_their_order():
 
 
 def test_tests_that_are_not_python_are_no_verdict():
-    with pytest.raises(SandboxError, match="tests are not Python"):
+    with pytest.raises(EnvironmentProblem, match="tests are not Python") as raised:
         judge(GOOD, "assert (")
+    assert isinstance(raised.value, SandboxError) and len(raised.value.problems) == 1
 
 
 def test_an_interpreter_that_does_not_start_is_no_verdict(monkeypatch):
