@@ -15,25 +15,19 @@ def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     unverifiable: doc_id of the passes on which strict mode has no verdict, because the tests use
                   objects that cannot be sent as data. Neither counts for pass@1_strict.
     """
-    verdicts = [
-        (row, row["verdict"]["strict"]) for row in rows if "strict" in row.get("verdict", ())
-    ]
-    if not verdicts:
-        return None
-    unconfirmed = [(row, v) for row, v in verdicts if v is not None and not v["passed"]]
-    return {
-        "suspects": [
-            {
-                "doc_id": row["doc_id"],
-                "reason": v["reason"],
-                "detail": v["detail"],
-                "program": row["program"],
-            }
-            for row, v in unconfirmed
-            if v["reason"] != "unverifiable"
-        ],
-        "unverifiable": [row["doc_id"] for row, v in unconfirmed if v["reason"] == "unverifiable"],
-    }
+    checked, suspects, unverifiable = False, [], []
+    for row in rows:
+        verdict = row.get("verdict") or {}
+        checked |= "strict" in verdict
+        strict = verdict.get("strict")
+        if strict is None or strict["passed"]:
+            continue
+        if strict["reason"] == "unverifiable":
+            unverifiable.append(row["doc_id"])
+        else:
+            found = {key: strict[key] for key in ("reason", "detail")}
+            suspects.append({"doc_id": row["doc_id"], **found, "program": row["program"]})
+    return {"suspects": suspects, "unverifiable": unverifiable} if checked else None
 
 
 def code_lines(result: Mapping[str, Any]) -> list[str]:

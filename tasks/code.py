@@ -1,4 +1,4 @@
-"""Scoring of the code benchmarks: answers become programs, which run in the sandbox; pass@1.
+"""Scoring of the code benchmarks: answers become programs, and programs run in the sandbox.
 
 lm-eval calls a `custom` filter once, with all answers of a task. That is where the programs run in
 parallel, except those that were judged while the model was still generating (Judging.beside).
@@ -82,7 +82,7 @@ class Judging:
         found = [self.extract(doc, answer) for answer, doc in zip(answers, docs, strict=True)]
         programs = [self.program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
         early, distinct = self._early, dict.fromkeys(programs)
-        # a queued program that has not started is withdrawn: judge_many below uses every core
+        # a queued program that has not started is withdrawn: judge_many uses every core
         late = [p for p in distinct if p not in early or early[p].cancel()]
         judged = dict(zip(late, verdicts(late, strict=self.strict), strict=True))
         failed = [p for p in distinct if p not in judged and early[p].exception()]

@@ -1,4 +1,4 @@
-"""Finding the program in an answer."""
+"""How answers are read: the program in an answer, names that tests ask for, short answers."""
 
 import pytest
 
@@ -183,7 +183,7 @@ def test_no_program_gives_the_raw_text(text):
     ],
 )
 def test_an_answer_that_was_begun_for_the_model(prefill, answer):
-    """The fence is open before the answer starts; its wording is not counted as text the model lost."""
+    """The fence is open before the answer starts; the prefill is no text outside the program."""
     found = extract_code(answer, "f", PROMPT, prefill=prefill)
     assert value(found.code) == 3 and "Here" not in found.why_cut
 

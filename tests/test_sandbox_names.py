@@ -1,4 +1,4 @@
-"""Which names a source binds and which it reads, by Python's scoping rules and the same under every version."""
+"""Which names a source binds and which it reads: Python's scoping rules, under every version."""
 
 import ast
 import dis
@@ -22,7 +22,8 @@ CASES = [
     ("r = {k: v for k, v in d for w in v}", "r", "d"),
     ("class A:\n    r = [x for _ in s]\n    x = 1", "A", "s x"),
     (
-        "match p:\n    case [a, *b]: pass\n    case {'k': v, **r}: pass\n    case C(x=1) as q: pass",
+        "match p:\n    case [a, *b]: pass\n    case {'k': v, **r}: pass\n"
+        "    case C(x=1) as q: pass",
         "a b v r q",
         "p C",
     ),
@@ -67,7 +68,7 @@ def test_type_parameters_are_names_of_their_own_definition(source, binds, reads)
 
 @pytest.mark.parametrize("source", [case[0] for case in CASES])
 def test_the_compiler_agrees(source):
-    """The oracle: what compiled code loads from the module's namespace or the builtins, and stores there."""
+    """The oracle: what compiled code stores in the module's namespace, and loads from it."""
     loads, stores = set(), set()
     waiting = [compile(source, "<source>", "exec")]
     while waiting:
@@ -95,7 +96,7 @@ def test_reads_keep_the_order_of_the_source():
     ]
 
 
-def test_a_long_expression_is_no_deep_one():
+def test_an_expression_may_be_thousands_deep():
     source = "x = " + " + ".join(f"y{i}" for i in range(2000))
     assert len(free_names(source)) == 2000
 
@@ -107,12 +108,12 @@ def test_free_names_are_read_and_not_bound():
 
 
 @pytest.mark.parametrize("source", ["def f(", "x = 1\0", "x = " + "(" * 3000])
-def test_what_does_not_parse_has_no_names(source):
+def test_a_source_that_does_not_parse_has_no_names(source):
     assert free_names(source) == defined_names(source) == set()
 
 
 def test_a_program_asks_its_candidate_for_what_nobody_else_defines():
-    """Unless told otherwise: `names` may say that a builtin is the candidate's."""
+    """Without `names`, which may also say that a builtin is the candidate's."""
     tests = "from math import *\nassert [f(x) for x in helper(2)] == [abs(g)]\nassert e(1)"
     assert Program("", tests, helpers="def helper(n): ...").asked() == ("e", "f", "g")
     assert Program("", tests, names=("abs",)).asked() == ("abs",)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiment.lmeval import scorer
+from sandbox import judge_many
 from tasks import (
     DataError,
     build_task,
@@ -475,24 +476,18 @@ def test_the_original_files_are_complete(benchmarks, name):
 
 @pytest.mark.parametrize("name, solution", [("humaneval", "canonical_solution"), ("mbpp", "code")])
 def test_every_canonical_solution_passes(benchmarks, name, solution):
-    """Bare, and wrapped in prose and a fence; a wrapped one that gives the same program is not run twice."""
+    """Bare, and wrapped in prose and a fence; where both give the same program it runs once."""
     spec = SPECS[name]
     metrics, bare = evaluate(build_task(spec, benchmarks, "chat"), lambda doc: doc[solution])
     assert metrics[PASS] == 1.0 and len(bare) == spec.n_docs
     programs = []
     for sample in bare:
-        found = extract_as(
-            name, sample["doc"], wrapped(sample["doc"].get("prompt", "") + sample["doc"][solution])
-        )
+        doc, candidate = sample["doc"], sample["filtered_resps"][0]["candidate"]
+        found = extract_as(name, doc, wrapped(doc.get("prompt", "") + doc[solution]))
         assert found.how == "fence"
-        if ast.dump(ast.parse(found.code)) != ast.dump(
-            ast.parse(sample["filtered_resps"][0]["candidate"])
-        ):
-            programs.append(
-                (found.code, {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of(sample["doc"]))
-            )
-    from sandbox import judge_many
-
+        if ast.dump(ast.parse(found.code)) != ast.dump(ast.parse(candidate)):
+            tests_of = {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of
+            programs.append((found.code, tests_of(doc)))
     assert all(v.passed for v in judge_many(programs))
 
 
@@ -510,9 +505,7 @@ def test_the_function_that_mbpps_tests_ask_for_is_known(benchmarks):
 
 
 def test_lm_evals_plain_rule_never_scores_higher(benchmarks):
-    """prompt + answer, cut at lm-eval's stop strings, in the same sandbox: what passes there passes here."""
-    from sandbox import judge_many
-
+    """lm-eval runs prompt + answer, cut at its stop strings: what passes so passes here too."""
     docs = load_data(humaneval.SPEC, benchmarks).splits["test"][::8]
     until = installed_config(humaneval.YAML)["generation_kwargs"]["until"]
     spoil = random.Random(0)
