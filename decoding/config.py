@@ -1,4 +1,7 @@
-"""How one sample is decoded: DecodeConfig, its checks, and its parts of file names and labels. No torch."""
+"""How one sample is decoded: DecodeConfig, its checks, and its parts of file names and labels.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from decoding.option import option, options_in, written
 from decoding.schedule import Schedule
 
 CONFIDENCE_DTYPES = ("float64", "float32", "model")
-# options that exist for some families only; the family's `end_token_flags` lists those that it has
+# Options that only some families have. A family's `end_token_flags` lists its own.
 END_TOKEN_FLAGS = ("logits_eos_inf", "confidence_eos_eot_inf")
 
 
@@ -21,31 +24,33 @@ END_TOKEN_FLAGS = ("logits_eos_inf", "confidence_eos_eot_inf")
 class DecodeConfig:
     """How one sample is decoded: everything that can change a token, except model, prompt and seed.
 
-    Each field declares its Option. `given` holds the values of the algorithm's own options that were given, as
-    (name, value) pairs.
+    Each field declares its Option, whose help describes it.
+    given: the algorithm's own options that were given, as (name, value) pairs.
     """
 
     schedule: Schedule
     temperature: float = option(
         0.0,
-        "0 takes the likeliest token at every position. Above 0 tokens are drawn, from a generator seeded per sample.",
+        "0 takes the likeliest token at every position. Above 0 tokens are drawn, by a generator "
+        "that is seeded for each sample.",
         metavar="T",
         group="sampling",
         protocol=True,
     )
     top_p: float | None = option(
         None,
-        "Draw only from the likeliest tokens that together have probability P. It has no effect at temperature 0; the "
-        "run then says so.",
-        above=True,
+        "Draw only from the likeliest tokens that together have probability P. At temperature 0 "
+        "it has no effect, and the run says so.",
         high=1.0,
+        above=True,
         metavar="P",
         group="sampling",
         protocol=True,
     )
     top_k: int | None = option(
         None,
-        "Draw only from the N likeliest tokens. It has no effect at temperature 0; the run then says so.",
+        "Draw only from the N likeliest tokens. At temperature 0 it has no effect, and the run "
+        "says so.",
         low=1,
         whole=True,
         group="sampling",
@@ -53,24 +58,24 @@ class DecodeConfig:
     )
     alg_temp: float | None = option(
         None,
-        "Dream's algorithms: above 0 the positions to commit are drawn by softmax(score / T); at 0 the best ones are "
-        "taken.",
+        "For Dream's algorithms: above 0 the positions to commit are drawn by softmax(score / T); "
+        "at 0 the best positions are taken.",
         metavar="T",
         group="sampling",
         protocol=True,
     )
     confidence_dtype: str = option(
         "float64",
-        "Precision in which probabilities and scores are computed. 'model' is the precision of the logits; in bfloat16 "
-        "most confident positions then tie.",
+        "Precision of probabilities and scores. 'model' means the precision of the logits; in "
+        "bfloat16 most confident positions then have equal scores.",
         choices=CONFIDENCE_DTYPES,
         metavar="NAME",
         group="sampling",
     )
     logits_eos_inf: bool = option(
         False,
-        "LLaDA: never propose the end-of-text token. The end-of-turn token can still be proposed. Without a value it "
-        "means true.",
+        "For LLaDA: never propose the end-of-text token. The end-of-turn token can still be "
+        "proposed. Without a value the flag means true.",
         truth=True,
         metavar="true|false",
         group="sampling",
@@ -78,7 +83,8 @@ class DecodeConfig:
     )
     confidence_eos_eot_inf: bool = option(
         False,
-        "LLaDA: give end tokens no confidence, so that they are committed last. Without a value it means true.",
+        "For LLaDA: end tokens get no confidence, so they are committed last. Without a value the "
+        "flag means true.",
         truth=True,
         metavar="true|false",
         group="sampling",
@@ -86,17 +92,17 @@ class DecodeConfig:
     )
     early_exit: bool = option(
         True,
-        "Decode every canvas to its end, even after the answer can no longer change. Answers stay the same; the result "
-        "reports how many forward passes early exit saved.",
+        "Decode every canvas to its end, even if the answer can no longer change. Answers are the "
+        "same either way; the result reports how many forward passes early exit saved.",
         switch=True,
         negated=True,
         group="decoding",
     )
     kv_cache: str = option(
         "none",
-        "Reuse keys and values of earlier forward passes: 'prefix' those to the left of the block, 'dual' those to its "
-        "right too, 'window' those further left than --kv_window. Faster but not exact: reused values do not see tokens "
-        "committed since.",
+        "Reuse keys and values of earlier forward passes: 'prefix' those left of the block, 'dual' "
+        "also those right of it, 'window' those further left than --kv_window. This is faster and "
+        "not exact: reused keys and values do not depend on tokens that were committed later.",
         choices=CACHES,
         metavar="NAME",
         group="KV cache",
@@ -104,8 +110,8 @@ class DecodeConfig:
     )
     kv_window: int | None = option(
         None,
-        "With --kv_cache window: recompute the last W committed columns before the first one that the last step "
-        "committed, that one included, and reuse all columns further left.",
+        "For --kv_cache window: compute again the W columns up to the first one that the last step "
+        "committed, that one included, and reuse the columns further left.",
         low=1,
         whole=True,
         metavar="W",
@@ -114,8 +120,8 @@ class DecodeConfig:
     )
     cache_refresh: int | None = option(
         None,
-        "With a KV cache: compute all columns on every Nth forward pass of a block, starting with the first. 1 gives the "
-        "tokens of no cache. If not given, only the first pass of a block computes all columns.",
+        "With a KV cache: compute all columns on every Nth forward pass of a block, the first "
+        "included. 1 gives the same tokens as no cache. Default: on the first pass only.",
         low=1,
         whole=True,
         group="KV cache",
@@ -123,8 +129,8 @@ class DecodeConfig:
     )
     max_lookahead: int | None = option(
         None,
-        "Left-to-right algorithms: the model sees at most M positions from the first open one on, and a step commits "
-        "only among these. If not given, it sees all that are left.",
+        "For left-to-right algorithms: the model sees, and a step commits, at most M positions "
+        "from the first open one on. Default: all that are left.",
         low=1,
         whole=True,
         metavar="M",
@@ -144,103 +150,92 @@ class DecodeConfig:
         return replace(self, top_p=None, top_k=None) if self.temperature == 0 else self
 
     def problems(self, family: str, end_token_flags: Sequence[str]) -> list[str]:
-        """One sentence for each value that is out of range or does not fit the family, the algorithm or another value.
+        """One sentence for each reason why the configuration is not valid for a model family.
 
-        end_token_flags: the names among END_TOKEN_FLAGS that the family has.
+        end_token_flags: those of END_TOKEN_FLAGS that the family has.
         """
-        name = self.schedule.algorithm
-        algorithm = ALGORITHMS[name]
-        checks = [
-            (
-                family not in algorithm.families,
-                f"algorithm {name!r} is not defined for {family}; it has: "
-                + ", ".join(algorithms_of(family)),
-            ),
-            (
-                bool(self.alg_temp) and not algorithm.draws_order,
-                f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: "
-                + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order),
-            ),
-            (
-                self.cache_refresh is not None and self.kv_cache == "none",
-                f"cache_refresh {self.cache_refresh}: there is no cache to refresh; "
-                "give kv_cache prefix or dual",
-            ),
+        name, family_has = self.schedule.algorithm, algorithms_of(family)
+        problems = [
+            text
+            for field_name, declared in options_in(DecodeConfig).items()
+            if (text := declared.sentence(field_name, getattr(self, field_name)))
         ]
-        checks += [
-            (
-                getattr(self, flag) and flag not in end_token_flags,
-                f"{flag}: the {family} family has no such rule; leave it out",
+        if name not in family_has:
+            problems.append(
+                f"algorithm {name!r} is not defined for {family}; it has: {', '.join(family_has)}"
             )
+        if self.alg_temp and not ALGORITHMS[name].draws_order:
+            problems.append(
+                f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: "
+                + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order)
+            )
+        problems += [
+            f"{flag}: the {family} family has no such rule; leave it out"
             for flag in END_TOKEN_FLAGS
+            if getattr(self, flag) and flag not in end_token_flags
         ]
-        out_of_range = [
-            f"{name} {repr(value) if isinstance(value, str) else written(value)} {problem}"
-            for name, declared in options_in(DecodeConfig).items()
-            if (problem := declared.problem(value := getattr(self, name)))
-        ]
-        return (
-            out_of_range
-            + [text for wrong, text in checks if wrong]
-            + self._sight_problems()
-            + self._option_problems()
-        )
+        if self.cache_refresh is not None and self.kv_cache == "none":
+            problems.append(
+                f"cache_refresh {self.cache_refresh}: there is no cache to refresh; "
+                "give kv_cache prefix or dual"
+            )
+        return problems + self._sight_problems() + self._own_option_problems()
 
     def _sight_problems(self) -> list[str]:
         """Problems with how far the algorithm looks to the left and to the right."""
         name, window, ahead = self.schedule.algorithm, self.kv_window, self.max_lookahead
-        only = "left to right go " + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].left_to_right)
-        anywhere, cached = not ALGORITHMS[name].left_to_right, self.kv_cache == "window"
-        most = max(self.schedule.quotas)
-        checks = [
-            (cached and anywhere, f"kv_cache window: {name} may commit anywhere; {only}"),
-            (cached and window is None, "kv_cache window needs a kv_window"),
-            (
-                window is not None and not cached,
-                f"kv_window {window} is of kv_cache window, not of {self.kv_cache}",
-            ),
-            (
-                ahead is not None and anywhere,
-                f"max_lookahead {ahead}: {name} may commit anywhere; {only}",
-            ),
-            (
-                ahead is not None and self.kv_cache in ("prefix", "dual"),
-                f"max_lookahead {ahead}: kv_cache {self.kv_cache} keeps what lies ahead; "
-                "take none or window",
-            ),
-            (
-                ahead is not None and 1 <= ahead < most and not anywhere,
-                f"max_lookahead {ahead} is less than the {most} positions that a step commits",
-            ),
-        ]
-        return [text for wrong, text in checks if wrong]
+        left_to_right = [a for a in ALGORITHMS if ALGORITHMS[a].left_to_right]
+        anywhere = (
+            f"{name} may commit anywhere; left-to-right algorithms: {', '.join(left_to_right)}"
+        )
+        problems = []
+        if self.kv_cache == "window" and name not in left_to_right:
+            problems.append(f"kv_cache window: {anywhere}")
+        if self.kv_cache == "window" and window is None:
+            problems.append("kv_cache window needs a kv_window")
+        if window is not None and self.kv_cache != "window":
+            problems.append(f"kv_window {window} needs kv_cache window, not {self.kv_cache}")
+        if ahead is None:
+            return problems
+        if name not in left_to_right:
+            problems.append(f"max_lookahead {ahead}: {anywhere}")
+        elif 1 <= ahead < (most := max(self.schedule.quotas)):
+            problems.append(
+                f"max_lookahead {ahead} is less than the {most} positions that a step commits"
+            )
+        if self.kv_cache in ("prefix", "dual"):
+            problems.append(
+                f"max_lookahead {ahead}: kv_cache {self.kv_cache} reuses columns beyond the "
+                "lookahead; give none or window"
+            )
+        return problems
 
-    def _option_problems(self) -> list[str]:
+    def _own_option_problems(self) -> list[str]:
+        """Problems with the values in `given`."""
         name = self.schedule.algorithm
         problems = []
         for option_name, value in self.given:
             known = ALGORITHMS[name].options.get(option_name)
             if known is None:
                 users = ", ".join(algorithm_options().get(option_name, ["none"]))
-                problems.append(
-                    f"{option_name} {written(value)}: {name} has no such option; these have: {users}"
-                )
-            elif problem := known.problem(value):
-                problems.append(f"{option_name} {written(value)} {problem}")
+                text = f"{name} has no such option; these have: {users}"
+                problems.append(f"{option_name} {written(value)}: {text}")
+            elif text := known.sentence(option_name, value):
+                problems.append(text)
         return problems
 
 
 def name_parts(config: DecodeConfig) -> list[str]:
-    """What tells two runs of one algorithm apart in a file name: ["threshold0.9", "window16", "refresh4"]."""
+    """Parts of a file name that tell runs of one algorithm apart: ["threshold0.9", "window16"]."""
     parts = [f"{name}{written(value)}" for name, value in config.options.items()]
     parts += [] if config.kv_cache == "none" else [f"{config.kv_cache}{config.kv_window or ''}"]
     return parts + [f"{name}{value}" for name, value in _named(vars(config))]
 
 
 def label_parts(config: Mapping[str, Any]) -> list[str]:
-    """The same in words, for a table: ["threshold 0.9", "window cache of 16 refreshed every 4"].
+    """The parts of `name_parts` in words, for a table: ["threshold 0.9", "window cache of 16"].
 
-    config: a result's `config`; options that are not in it have their default.
+    config: a result's `config`. An option that it does not hold has its default.
     """
     parts = [f"{name} {written(value)}" for name, value in (config.get("options") or {}).items()]
     named = dict(_named(config))
@@ -255,7 +250,7 @@ def label_parts(config: Mapping[str, Any]) -> list[str]:
 
 
 def _named(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(name in file names, value) of the options that have such a name and another value than their default."""
+    """(name in file names, value as text) of each named option that is not at its default."""
     for field_name, declared in options_in(DecodeConfig).items():
         value = config.get(field_name, declared.default)
         if declared.name and value != declared.default:

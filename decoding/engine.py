@@ -1,9 +1,9 @@
 """The decoding loop: prompts in, completions out. All algorithms, families and batches use it.
 
-A canvas is a prompt followed by gen_length open positions. Each step of a row asks the model for the
-row's open positions, proposes a token for each, lets the algorithm choose positions, and commits.
-Rows in flight are independent: each has its own step, noise and KV cache slot. A finished row leaves
-and the next prompt takes its place.
+A canvas is a prompt followed by gen_length open positions. Each step of a row asks the model for
+the row's open positions, proposes a token for each, lets the algorithm choose positions, and
+commits. Rows in flight are independent: each has its own step, noise and KV cache slot. A finished
+row leaves, and the next prompt takes its place.
 
 Shapes: B rows in flight, T columns of the active block, R queried positions, V vocabulary.
 """
@@ -73,18 +73,17 @@ def decode_each(
                 tokens) and returns whether the returned text can no longer change.
     verifier:   autoregressive model, for an algorithm that needs one. Model and verifier must share
                 one tokenizer.
-    Raises ValueError at the call if the configuration does not fit the model's family, or if prompts
-    and seeds differ in number.
+    Raises ValueError at the call if the configuration does not fit the model's family, or if
+    prompts and seeds differ in number.
     """
     problems = config.problems(model.config.family, model.config.end_token_flags)
     if len(seeds) != len(prompts):
         problems.append(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
     if batch_size is not None and batch_size < 1:
         problems.append(f"batch_size {batch_size} must be at least 1")
-    if (ALGORITHMS[config.schedule.algorithm].verification is None) != (verifier is None):
-        problems.append(
-            f"{config.schedule.algorithm} {'has no' if verifier is not None else 'needs a'} verifier"
-        )
+    name = config.schedule.algorithm
+    if (ALGORITHMS[name].verification is None) != (verifier is None):
+        problems.append(f"{name} {'needs a' if verifier is None else 'has no'} verifier")
     if problems:
         raise ValueError("; ".join(problems))
     return _Decoder(model, config, stop, verifier).run(
@@ -186,7 +185,7 @@ class _Decoder:
             self._commit(rows, chosen, tokens)
 
     def _predict_then_choose(self, rows: list[Row]) -> None:
-        """For an algorithm that reads scores: propose all open positions, then choose among them."""
+        """For an algorithm that reads scores: propose all open positions, then choose some."""
         noise = self._noise(rows)
         queried = self._in_sight(rows)
         proposal, observed = self._propose(rows, queried, noise)
@@ -236,7 +235,7 @@ class _Decoder:
         noise: Tensor | None,
         scores: dict[str, Tensor] | None = None,
     ) -> StepView:
-        """The step as the algorithm sees it: on the scores' device, or on the CPU without scores."""
+        """The step as the algorithm sees it: on the scores' device, without scores on the CPU."""
         device = next(iter(scores.values())).device if scores else torch.device("cpu")
         steps = [row.step for row in rows]
         fields = {
@@ -319,7 +318,7 @@ class _Decoder:
     def _observe(
         self, rows: list[Row], logits: Tensor, counts: list[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits [R, V] and, if there is one, the score "observed", both from `Algorithm.observe`."""
+        """Logits [R, V] and the score "observed", if there is one, of `Algorithm.observe`."""
         logits = logits.to(self.rules.dtype or logits.dtype)
         logits, seen = mask_tokens(logits, self.rules.never), []
         for row, part in zip(rows, logits.split(counts)):

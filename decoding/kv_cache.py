@@ -52,7 +52,7 @@ def dual(view: CacheView) -> Columns:
 
 
 def window(view: CacheView) -> Columns:
-    """Left to right: compute from `window` - 1 columns left of `since`; reuse those further left."""
+    """Left to right: compute from `window` - 1 columns left of `since` on; reuse the others."""
     return (0 if view.fresh else max(0, view.since - view.window + 1)), view.length, view.length
 
 

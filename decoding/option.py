@@ -1,7 +1,7 @@
-"""An option: one value that a user can set, with everything that is known about it. No torch.
+"""An option: one value that a user can set, with everything that is known about it.
 
-Its declaration is the only place that names it: the flag, the help, the range check, the part of a result's file name
-and the key of a trace case derive from it.
+An option's declaration is the one place that names it. Its flag, help, range check, part of a
+result's file name and key in a trace case derive from the declaration. No torch.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ TRUTH = {"true": True, "false": False}
 class Option:
     """A number, a word or a truth value that a configuration or an algorithm takes.
 
-    default:   the value if none is given. If it is None, None is a valid value and means "not set".
-    help:      what it does, for the flag's description.
-    low, high: range of a number, both ends included; infinity is never a valid value.
+    default:   the value if none is given. If it is None, None is a valid value: "not set".
+    help:      what the option does, for the flag's description.
+    low, high: range of a number, both ends included. Infinity is never valid.
     whole:     the number is a count.
-    above:     `low` itself is not a valid value.
-    choices:   the valid words, if the value is a word. A table may be given: entries added to it later are valid too.
+    above:     `low` itself is not valid.
+    choices:   the valid words, for an option whose value is a word. This may be a table: entries
+               that are added to it later are valid too.
     words:     words that are valid beside the numbers, e.g. ("auto",).
-    type:      makes the value of a text that is neither a number nor one of a few words, e.g. Path or str.
-    truth:     the value is true or false; the flag takes it as an optional word and means true without it.
-    switch:    the value is true or false; the flag takes no word and turns the value on.
-    negated:   the switch turns the value off; its flag is called no_NAME.
-    metavar:   the value's name in --help; "" means N for a count and X for a number.
-    flags:     the flag's names, if they differ from the field's name, e.g. ("gen_length", "max_new_tokens").
-    group:     title of the --help group that lists the flag.
-    protocol:  the protocol gives the value if the flag is not given.
-    name:      the option's name in a result's file name, e.g. "refresh" for "refresh4"; None if it is not part of it.
+    type:      makes the value of a text that is neither a number nor one of a few words, e.g. Path.
+    truth:     the value is true or false. The word may follow the flag; without it the flag means
+               true.
+    switch:    the value is true or false. The flag takes no word and turns the value on.
+    negated:   the switch turns the value off, and its flag is --no_NAME.
+    metavar:   the value's name in --help. "" means N for a count and X for another number.
+    flags:     the names of the flag, e.g. ("gen_length", "max_new_tokens"). () means the name under
+               which the option is declared.
+    group:     title of the group in --help that lists the flag.
+    protocol:  without the flag, the protocol gives the value.
+    name:      the option's name in a result's file name: "refresh" gives "refresh4". None: the file
+               name does not show the option. "": it shows the value only.
     """
 
     default: Any
@@ -63,7 +67,7 @@ class Option:
 
     @property
     def allowed(self) -> str:
-        """The valid values in words, to follow "must be"."""
+        """The valid values as words that follow "must be"."""
         if self.numeric:
             number = f"a {'whole ' if self.whole else ''}number {self._range('of at least')}"
             return ", or ".join([number, *self.words])
@@ -77,7 +81,7 @@ class Option:
         return self.metavar or ("N" if self.whole else "X")
 
     def problem(self, value: Any) -> str | None:
-        """Why `value` is not valid, as a clause that follows the option's name and the value; None if it is valid."""
+        """Why `value` is not valid, e.g. "must be at least 1"; None if it is valid."""
         if (value is None and self.default is None) or value in self.words or self.type:
             return None
         if not self.numeric:
@@ -91,8 +95,14 @@ class Option:
             return None
         return f"must be {whole}{self._range('at least')}"
 
+    def sentence(self, name: str, value: Any) -> str | None:
+        """`problem` as a sentence about option `name`: "top_k 0 must be at least 1"."""
+        problem = self.problem(value)
+        shown = repr(value) if isinstance(value, str) else written(value)
+        return problem and f"{name} {shown} {problem}"
+
     def read(self, text: str) -> Any:
-        """The value that `text` stands for. Raises ValueError if there is none or it is not valid."""
+        """The value that `text` stands for. Raises ValueError if it is not a valid value."""
         if text in self.words:
             return text
         try:
@@ -110,13 +120,13 @@ class Option:
         return value
 
     def stored(self, value: Any) -> Any:
-        """A valid value as configurations hold it: a count as int, any other number as float."""
+        """A valid value as configurations hold it: a count as int, another number as float."""
         if value is None or not self.numeric:
             return value
         return int(value) if self.whole else float(value)
 
     def names(self, field_name: str) -> tuple[str, ...]:
-        """The flag's names on the command line, without dashes."""
+        """Names of the flag on the command line, without dashes."""
         return self.flags or (f"no_{field_name}" if self.negated else field_name,)
 
     def _range(self, at_least: str) -> str:
@@ -125,21 +135,21 @@ class Option:
 
 
 def written(value: Any) -> str:
-    """A value as text, the inverse of `Option.read`: "0.9", "4", "dual", "true"."""
+    """A value as text, e.g. "0.9", "4", "dual" or "true". `Option.read` is the inverse."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A dataclass field that declares an Option; `more` are Option's other arguments.
+    """A dataclass field that declares an Option. `more` are the other arguments of Option.
 
-    With the default dataclasses.MISSING the field must be given, and the Option's default is None.
+    With the default dataclasses.MISSING the field is required and the Option's default is None.
     """
     declared = Option(None if default is MISSING else default, help, **more)
     return field(default=default, metadata={"option": declared})
 
 
 def options_in(cls: type) -> dict[str, Option]:
-    """The options that a dataclass declares, by field name."""
+    """Field name -> Option, for the fields of a dataclass that declare one."""
     return {f.name: f.metadata["option"] for f in fields(cls) if "option" in f.metadata}

@@ -1,8 +1,8 @@
-"""How many positions each step commits: tokens per step, steps and blocks turned into quotas. No torch.
+"""How many positions each step commits: quotas from tokens per step, steps and blocks. No torch.
 
-tokens_per_step (K) and num_steps are one knob. A block takes ceil(block_length / K) steps; where there are no blocks
-(Dream, DiffuCoder, left to right, if no block_length is given) the whole canvas takes ceil(gen_length / K). An explicit
-num_steps decides. An adaptive algorithm decides itself; K is the least that it commits.
+tokens_per_step (K) and num_steps are one knob. A block takes ceil(block_length / K) steps. Without
+blocks the whole canvas is one block. If num_steps is given, it decides. An adaptive algorithm
+itself decides how many positions a step commits, at least K.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ MAX_LENGTH = 1 << 20
 
 
 class ScheduleError(UsageError):
-    """There is no such schedule; `.problems` has one sentence for each reason."""
+    """The requested schedule does not exist; `.problems` has one sentence for each reason."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of one sample.
+    """The steps of one sample. The fields with an Option hold the realised values.
 
-    quotas:  positions that each step of a block commits; all blocks are alike. Zero means: no forward pass.
-             For `origin`, which commits a random number, the most that it can be; for an adaptive algorithm the least.
-    num_steps: of all blocks together; for an adaptive algorithm the most that there can be.
-    rates:   for `origin`, the chance of an open position to be committed at each step; else 1 for all.
-    note:    what a user should be told about it, or None.
+    num_steps: steps of all blocks together; for an adaptive algorithm an upper bound.
+    tokens_per_step: as requested; None if num_steps decided.
+    quotas:    positions that each step of a block commits, the same for all blocks. A step with
+               quota 0 is idle: it needs no forward pass. For `origin`, which commits a random
+               number, an upper bound; for an adaptive algorithm a lower bound.
+    rates:     for `origin`, the probability that a step commits an open position; otherwise 1.
+    note:      a remark for the user, or None.
     """
 
     algorithm: str = option(
         MISSING,
-        "The decoding algorithm: which open positions each step commits. --remasking is LLaDA's name for it.",
+        "The decoding algorithm: it chooses the positions that each step commits. --remasking is "
+        "LLaDA's name for it.",
         choices=ALGORITHMS,
         metavar="NAME",
         flags=("alg", "remasking"),
@@ -47,7 +50,8 @@ class Schedule:
     )
     gen_length: int = option(
         MISSING,
-        "Length of the canvas in tokens, the longest that an answer can be. --max_new_tokens is Dream's name for it.",
+        "Length of the canvas, the maximum length of an answer, in tokens. --max_new_tokens is "
+        "Dream's name for it.",
         low=1,
         high=MAX_LENGTH,
         whole=True,
@@ -57,7 +61,7 @@ class Schedule:
     )
     block_length: int = option(
         MISSING,
-        "Decode the canvas in blocks of this many tokens, left to right. It must divide --gen_length.",
+        "Decode the canvas in blocks of N tokens, from left to right. N must divide --gen_length.",
         low=1,
         high=MAX_LENGTH,
         whole=True,
@@ -66,8 +70,9 @@ class Schedule:
     )
     num_steps: int = option(
         MISSING,
-        "Decoding steps per sample: --tokens_per_step seen from the other side. It decides if both are given; if they "
-        "disagree, the run prints and stores the realised tokens per step. Default: from --tokens_per_step.",
+        "Decoding steps per sample, the other side of --tokens_per_step. If both are given, N "
+        "decides; if they disagree, the run prints and stores the realised tokens per step. "
+        "Default: from --tokens_per_step.",
         low=1,
         high=MAX_LENGTH,
         whole=True,
@@ -75,9 +80,9 @@ class Schedule:
     )
     tokens_per_step: int | None = option(
         MISSING,
-        "Tokens committed per step; more is faster and usually worse. In blocks a sample takes (gen_length / "
-        "block_length) * ceil(block_length / K) steps, else ceil(gen_length / K). Adaptive algorithms commit at least K "
-        "per step. Default: 1.",
+        "Tokens committed per step; more is faster and usually worse. A sample takes (gen_length / "
+        "block_length) * ceil(block_length / K) steps, without blocks ceil(gen_length / K). An "
+        "adaptive algorithm commits at least K tokens per step. Default: 1.",
         low=1,
         high=MAX_LENGTH,
         whole=True,
@@ -98,22 +103,22 @@ class Schedule:
 
     @property
     def realised_tps(self) -> float:
-        """Positions per step, steps that commit nothing included; for an adaptive algorithm the least."""
+        """Mean positions per step, idle steps included; for an adaptive algorithm the minimum."""
         return self.quotas[0] if self.adaptive else self.gen_length / self.num_steps
 
     @property
     def adaptive(self) -> bool:
-        """Whether the algorithm decides itself how many positions a step commits."""
+        """Whether the algorithm itself decides how many positions a step commits."""
         return ALGORITHMS[self.algorithm].schedule == "adaptive"
 
     @property
     def forward_passes(self) -> int:
-        """Steps that commit something: what a sample costs at most (`origin` may skip more by chance)."""
+        """Maximum number of forward passes of a sample: its steps that are not idle."""
         return min(self.n_blocks * sum(q > 0 for q in self.quotas), self.gen_length)
 
 
 def even_quotas(n: int, steps: int) -> tuple[int, ...]:
-    """n positions over `steps` steps, the remainder on the first ones: 10 over 4 is (3, 3, 2, 2).
+    """n positions split over `steps` steps, the remainder first: 10 over 4 is (3, 3, 2, 2).
 
     Source: ML-GSAI/LLaDA generate.py, get_num_transfer_tokens.
     """
@@ -122,16 +127,17 @@ def even_quotas(n: int, steps: int) -> tuple[int, ...]:
 
 
 def stride_quotas(n: int, k: int) -> tuple[int, ...]:
-    """n positions, k every step and what is left in the last."""
+    """n positions, k in every step and the remainder in the last."""
     return tuple(min(k, n - done) for done in range(0, n, k))
 
 
 @lru_cache(maxsize=64)
 def floor_rates(steps: int, eps: float = 1e-3) -> tuple[float, ...]:
-    """Share of the open positions that each step of Dream's schedule unmasks: 1 - t[i+1] / t[i], at last 1.
+    """Share of the open positions that each step of Dream's schedule commits.
 
-    t is linspace(1, eps, steps + 1) in float32, each point rounded once as a fused multiply-add does: one bit
-    decides a quota now and then (984 positions in 246 steps), and so it is what torch.linspace gives.
+    The share of step i is 1 - t[i+1] / t[i], and 1 in the last step, with t = linspace(1, eps,
+    steps + 1) in float32. Each point is rounded once, like a fused multiply-add, and so equals
+    torch.linspace: one bit can change a quota (984 positions in 246 steps).
     Source: DreamLM/Dream generation_utils.py.
     """
     f = np.float32
@@ -144,15 +150,22 @@ def floor_rates(steps: int, eps: float = 1e-3) -> tuple[float, ...]:
 
 
 def floor_quotas(n: int, steps: int) -> tuple[int, ...]:
-    """Dream's schedule: floor(open * rate) positions a step, all that are left in the last one.
+    """Dream's schedule: floor(open * rate) positions per step, and the remainder in the last step.
 
-    One token per step begins with steps of none and ends with steps of several. Source: as floor_rates.
+    At one token per step the first steps commit nothing and the last ones several positions.
+    Source: as floor_rates.
     """
     quotas = []
     for rate in floor_rates(steps):
         quotas.append(int(np.float32(n) * np.float32(rate)))
         n -= quotas[-1]
     return tuple(quotas)
+
+
+def _nearest(value: int, divisor: int) -> str:
+    """The multiples of `divisor` next to `value`."""
+    below = value // divisor * divisor
+    return ", ".join(str(n) for n in (below, below + divisor) if n)
 
 
 def _problems(
@@ -166,28 +179,22 @@ def _problems(
     }
     known = options_in(Schedule)
     problems = [
-        f"{name} {value} {problem}"
-        for name, value in given.items()
-        if (problem := known[name].problem(value))
+        text for name, value in given.items() if (text := known[name].sentence(name, value))
     ]
     if problems:
         return problems
     if ALGORITHMS[algorithm].schedule == "adaptive" and num_steps is not None:
-        return [
-            f"num_steps {num_steps}: {algorithm} decides itself how many steps it takes; leave it out"
-        ]
+        return [f"num_steps {num_steps}: {algorithm} decides the number of steps; leave it out"]
     if gen_length % block_length:
-        below = gen_length // block_length * block_length
-        nearest = ", ".join(str(n) for n in (below, below + block_length) if n)
         return [
-            f"gen_length {gen_length} is not a multiple of block_length {block_length}; nearest: {nearest}"
+            f"gen_length {gen_length} is not a multiple of block_length {block_length}; "
+            f"nearest: {_nearest(gen_length, block_length)}"
         ]
     n_blocks = gen_length // block_length
     if num_steps is not None and num_steps % n_blocks:
-        below = num_steps // n_blocks * n_blocks
-        nearest = ", ".join(str(n) for n in (below, below + n_blocks) if n)
         return [
-            f"num_steps {num_steps} does not divide over the {n_blocks} blocks of {block_length}; nearest: {nearest}"
+            f"num_steps {num_steps} does not divide over the {n_blocks} blocks of {block_length}; "
+            f"nearest: {_nearest(num_steps, n_blocks)}"
         ]
     return []
 
@@ -199,36 +206,37 @@ def make_schedule(
     tokens_per_step: int | None = None,
     num_steps: int | None = None,
 ) -> Schedule:
-    """The schedule of an algorithm of ALGORITHMS; with neither K nor num_steps, one token per step.
+    """The schedule of an algorithm of ALGORITHMS. Without K and num_steps: one token per step.
 
-    block_length None is the whole canvas. Raises ScheduleError with every reason why it cannot be.
+    block_length: None means the whole canvas.
+    Raises ScheduleError with every reason why there is no such schedule.
     """
     if algorithm not in ALGORITHMS:
         raise ScheduleError(
-            [f"unknown algorithm {algorithm!r}; there are: {', '.join(sorted(ALGORITHMS))}"]
+            f"unknown algorithm {algorithm!r}; there are: {', '.join(sorted(ALGORITHMS))}"
         )
     block_length = gen_length if block_length is None else block_length
     problems = _problems(algorithm, gen_length, block_length, tokens_per_step, num_steps)
     if problems:
         raise ScheduleError(problems)
-    n_blocks = gen_length // block_length
     if tokens_per_step is None and num_steps is None:
         tokens_per_step = 1
     k = ceil(gen_length / num_steps) if tokens_per_step is None else tokens_per_step
+    n_blocks = gen_length // block_length
     implied = n_blocks * ceil(block_length / k)
     steps = implied if num_steps is None else num_steps
+    per_block, rates = steps // n_blocks, None
     kind = ALGORITHMS[algorithm].schedule
-    by_chance = kind == "floor" and not ALGORITHMS[algorithm].scores
-    if by_chance:
-        quotas = (block_length,) * (steps // n_blocks)
+    if kind == "floor" and not ALGORITHMS[algorithm].scores:
+        quotas, rates = (block_length,) * per_block, floor_rates(per_block)
     elif kind == "floor":
-        quotas = floor_quotas(block_length, steps // n_blocks)
+        quotas = floor_quotas(block_length, per_block)
     elif kind == "adaptive":
         steps, quotas = gen_length, (min(k, block_length),) * block_length
     elif kind == "stride" and steps == implied:
         quotas = stride_quotas(block_length, k)
     else:
-        quotas = even_quotas(block_length, steps // n_blocks)
+        quotas = even_quotas(block_length, per_block)
     note = None
     if tokens_per_step is not None and num_steps is not None and steps != implied:
         note = (
@@ -236,7 +244,10 @@ def make_schedule(
             f"not tokens_per_step {tokens_per_step}, which would be {implied} steps"
         )
     elif k > block_length:
-        note = f"tokens_per_step {k} is more than the block of {block_length}: {block_length} tokens per step"
+        note = (
+            f"tokens_per_step {k} is more than the block of {block_length}: "
+            f"{block_length} tokens per step"
+        )
     return Schedule(
         algorithm,
         gen_length,
@@ -244,6 +255,6 @@ def make_schedule(
         steps,
         tokens_per_step if steps == implied or kind == "adaptive" else None,
         quotas,
-        floor_rates(steps // n_blocks) if by_chance else (1.0,) * len(quotas),
+        rates or (1.0,) * len(quotas),
         note,
     )

@@ -3,21 +3,22 @@
 
     python scripts/trace.py --checkpoint DIR --cases cases.jsonl --out trace.jsonl
 
-A case is one JSON object a line; read of it are
+A case is one JSON object a line with
 
     {"id": "any name", "algorithm": "low_confidence", "prompt_ids": [1, 2, 3],
      "params": {"gen_length": 32, "block_length": 16, "tokens_per_step": 2, "temperature": 0.0}}
 
-where params may also hold what eval.py calls --kv_cache ("cache" is the same), --cache_refresh, --kv_window,
---max_lookahead and the algorithm's own options. What drafts (`apd`) needs --verifier_ckpt. `low_confidence` or
-`maskgit_plus` with a "threshold" or a "factor", as Fast-dLLM names its parallel decoding, is the algorithm of that name.
+params may also hold the decoding flags of eval.py, such as "kv_cache" (or "cache"),
+"cache_refresh", "kv_window" and "max_lookahead", the algorithm's own options, and "seed".
+Algorithms that draft (`apd`) need --verifier_ckpt. Fast-dLLM's names are known: `low_confidence` or
+`maskgit_plus` with a "threshold" or a "factor" means the algorithm `threshold` or `factor`.
 
-and written is, per case and in the order of the file,
+For each case, in the order of the file, one line is written:
 
     {"id": "any name", "ids": [...], "forward_passes": 16, "commits": [[[positions], [ids]], ...]}
 
-with one entry of `commits` for each forward pass, positions counted from the prompt's end. Positions that early exit
-left open hold the mask id. Two machines agree where their files are equal.
+`commits` has one entry for each forward pass; positions count from the end of the prompt. Positions
+that early exit left open hold the mask id. Two machines agree if their files are equal.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ DECODE_PARAMS = tuple(name for name in options_in(DecodeConfig) if name != "earl
 
 
 def known_params() -> tuple[str, ...]:
-    """Names that the params of a case may hold; `seed` is an integer, 0 if it is left out."""
+    """Names that the params of a case may hold. `seed` is an integer, 0 if it is left out."""
     return (*SCHEDULE_PARAMS, *DECODE_PARAMS, *algorithm_options(), "cache", "seed")
 
 
 def named_as_here(algorithm: str, params: dict) -> tuple[str, dict]:
-    """Algorithm and params of a case in this project's names."""
+    """Algorithm and params of a case, under this project's names."""
     if "cache" in params and "kv_cache" in params:
         raise ValueError("params cache and kv_cache are two names for one thing; give one")
     params = {"kv_cache" if name == "cache" else name: value for name, value in params.items()}
@@ -58,7 +59,7 @@ def named_as_here(algorithm: str, params: dict) -> tuple[str, dict]:
 
 
 def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
-    """The decoding configuration of a case. Raises ValueError that says what is wrong with it."""
+    """The decoding configuration of a case. Raises ValueError or ScheduleError if it is invalid."""
     if not isinstance(case, dict) or not {"algorithm", "prompt_ids", "params"} <= case.keys():
         raise ValueError('must be an object with "algorithm", "prompt_ids" and "params"')
     algorithm, params = named_as_here(case["algorithm"], case["params"])
@@ -83,7 +84,7 @@ def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
 
 
 def read_cases(path: Path) -> list[dict]:
-    """The cases of a JSON-lines file. Raises ValueError naming the line that is not JSON."""
+    """The cases of a JSON-lines file. Raises ValueError if a line is not JSON or there is none."""
     cases = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
@@ -97,14 +98,17 @@ def read_cases(path: Path) -> list[dict]:
 
 
 def drafts(config: DecodeConfig) -> bool:
-    """Whether a configuration's algorithm has a verifier."""
+    """Whether the algorithm of a configuration needs a verifier."""
     return ALGORITHMS[config.schedule.algorithm].verification is not None
 
 
 def replay(
     model, cases: list[dict], configs: list[DecodeConfig], batch_size: int = 1, verifier=None
 ) -> list[dict]:
-    """Trace rows of the cases, in their order; cases of one configuration share batches of `batch_size` rows."""
+    """Trace rows of the cases, in their order.
+
+    Cases with equal configurations share batches of `batch_size` rows.
+    """
     from decoding.engine import decode
 
     groups: dict[DecodeConfig, list[int]] = {}
@@ -127,7 +131,7 @@ def replay(
 
 
 def commits(completion) -> list[list[list[int]]]:
-    """For each forward pass the positions and the token ids that it committed."""
+    """[positions, token ids] that each forward pass committed."""
     steps: list[list[list[int]]] = [[[], []] for _ in range(completion.nfe)]
     for position, at in enumerate(completion.committed_at):
         if at >= 0:
@@ -186,7 +190,8 @@ def main(argv: list[str] | None = None) -> int:
                 configs.append(case_config(case, family, early_exit=not args.no_early_exit))
                 if drafts(configs[-1]) and args.verifier_ckpt is None:
                     raise ValueError(
-                        f"{case['algorithm']} needs a verifier; give --verifier_ckpt, such as Qwen/Qwen2.5-0.5B"
+                        f"{case['algorithm']} needs a verifier; give --verifier_ckpt, "
+                        "such as Qwen/Qwen2.5-0.5B"
                     )
             except (ScheduleError, ValueError, TypeError) as error:
                 name = case.get("id", i) if isinstance(case, dict) else i

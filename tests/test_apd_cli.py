@@ -122,15 +122,15 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
         ),
         (
             "--alg entropy --kv_window 4",
-            "--kv_cache window: entropy may commit anywhere; left to right go leftright, apd, apd_released",
+            "--kv_cache window: entropy may commit anywhere; left-to-right algorithms: leftright, apd, apd_released",
         ),
         (
             "--alg apd --kv_cache dual --kv_window 4",
-            "--kv_window 4 is of kv_cache window, not of dual",
+            "--kv_window 4 needs kv_cache window, not dual",
         ),
         (
             "--alg apd --kv_cache prefix --max_lookahead 4",
-            "--max_lookahead 4: kv_cache prefix keeps what lies ahead",
+            "--max_lookahead 4: kv_cache prefix reuses columns beyond the lookahead",
         ),
         (
             "--alg apd --apd_mixture_weight 2",

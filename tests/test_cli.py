@@ -288,7 +288,7 @@ def test_help_has_every_flag_with_its_default(capsys):
         ),
         (
             "--model_alias llada --task gsm8k --alg threshold --num_steps 8",
-            ["threshold decides itself how many steps it takes"],
+            ["threshold decides the number of steps"],
         ),
         (
             "--model_alias llada --task gsm8k --alg confidence_threshold",

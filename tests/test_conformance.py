@@ -1,6 +1,6 @@
-"""Decoding gives, token for token, what the official implementations were recorded to give.
+"""Decoding reproduces the recorded tokens of the official implementations.
 
-The set is tests/conformance, or the directory that DLLMEXP_CONFORMANCE_DIR names.
+The recorded set is tests/conformance, or the directory that DLLMEXP_CONFORMANCE_DIR names.
 """
 
 import json
@@ -41,7 +41,7 @@ def until_end(ids: list[int], end_ids) -> list[int]:
 
 
 def recorded(case: dict) -> list[dict[int, int]]:
-    """What each recorded forward pass committed, passes that committed nothing left out."""
+    """{position: id} of each recorded forward pass that committed something."""
     return [dict(zip(positions, ids)) for positions, ids in case["commits"] if positions]
 
 
@@ -80,7 +80,7 @@ def test_official_tokens(models, cases, name, early_exit, batch_size):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
 def test_forward_passes_are_those_of_the_schedule(models, cases, name):
-    """Without early exit a sample costs exactly the steps that commit something, never an idle one."""
+    """Without early exit a sample costs exactly the steps that are not idle."""
     model = models[name]
     for case in (c for c in cases[name] if "commits" in c):
         config = case_config(case, model.config.family, early_exit=False)

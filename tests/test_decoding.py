@@ -1,6 +1,8 @@
-"""Schedules, algorithms, sampling and the engine, held against plain loops and literal values."""
+"""Options, schedules, algorithms, sampling and the engine, against plain loops and known values."""
 
+import json
 import weakref
+from dataclasses import fields, replace
 
 import numpy as np
 import oracle
@@ -9,11 +11,22 @@ import torch
 from causal import decoded
 from mini import prompts_for
 
-from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
-from decoding.config import END_TOKEN_FLAGS, DecodeConfig
+from decoding.algorithms import (
+    ALGORITHMS,
+    FAMILIES,
+    Algorithm,
+    StepView,
+    algorithm_options,
+    algorithms_of,
+    leftright,
+    origin,
+    top_k,
+)
+from decoding.config import END_TOKEN_FLAGS, DecodeConfig, label_parts, name_parts
 from decoding.engine import decode, decode_each
+from decoding.option import Option, options_in, written
 from decoding.sampling import Rules, draw, filtered, propose, uniforms
-from decoding.schedule import ScheduleError, floor_quotas, make_schedule
+from decoding.schedule import Schedule, ScheduleError, floor_quotas, make_schedule
 from models import load_model
 
 
@@ -78,8 +91,8 @@ def test_the_readme_example_is_four_tokens_per_step_and_says_so():
         and schedule.tokens_per_step is None
     )
     assert (
-        schedule.note
-        == "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1, which would be 512 steps"
+        schedule.note == "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1, "
+        "which would be 512 steps"
     )
 
 
@@ -119,7 +132,7 @@ def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
         ),
         (
             ("threshold", 64, 32, None, 8),
-            "num_steps 8: threshold decides itself how many steps it takes; leave it out",
+            "num_steps 8: threshold decides the number of steps; leave it out",
         ),
         (("entrpy", 64), "unknown algorithm 'entrpy'"),
     ],
@@ -128,6 +141,104 @@ def test_an_impossible_schedule_says_why(arguments, message):
     with pytest.raises(ScheduleError) as error:
         make_schedule(*arguments)
     assert message in str(error.value)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        (Option(0.9, "", high=1.0), "1", 1.0),
+        (Option(2, "", low=1, whole=True), "3", 3),
+        (Option(None, "", low=0.0, high=1.0, above=True), "1e-9", 1e-9),
+        (Option("none", "", choices=("none", "dual")), "dual", "dual"),
+        (Option(False, "", truth=True), "true", True),
+        (Option(True, "", switch=True, negated=True), "false", False),
+    ],
+)
+def test_an_option_reads_the_text_that_it_writes(option, text, value):
+    assert option.read(text) == value and type(option.read(text)) is type(value)
+    assert option.problem(value) is None and option.read(written(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "texts", "message"),
+    [
+        (Option(0.9, "", high=1.0), ("1.1", "-0.1"), "must be at least 0 and at most 1"),
+        (Option(0.9, "", high=1.0), ("x", ""), "must be a number of at least 0 and at most 1"),
+        (Option(0.0, ""), ("inf", "nan"), "must be at least 0"),
+        (Option(2, "", low=1, whole=True), ("0",), "must be at least 1"),
+        (Option(2, "", low=1, whole=True), ("1.5",), "must be a whole number of at least 1"),
+        (Option(1, "", high=1.0, above=True), ("0",), "must be above 0 and at most 1"),
+        (Option("none", "", choices=("none", "dual")), ("deal",), "must be one of none, dual"),
+        (Option(False, "", truth=True), ("yes", "1"), "must be true or false"),
+    ],
+)
+def test_an_option_refuses_other_text(option, texts, message):
+    for text in texts:
+        with pytest.raises(ValueError) as error:
+            option.read(text)
+        assert str(error.value) == message
+
+
+def test_an_option_checks_values_of_any_type():
+    """A case of scripts/trace.py can hold any JSON value."""
+    count, share = Option(2, "", low=1, whole=True), Option(None, "", high=1.0)
+    assert count.problem(1.5) == "must be a whole number, at least 1" and not count.problem(2.0)
+    assert share.problem(None) is None and count.problem(None) is not None
+    for value in ("1", True, [1], {}):
+        assert share.problem(value) == "must be a number of at least 0 and at most 1"
+    assert Option("a", "", choices={"a": 1}).problem(1) == "must be one of a"
+    assert share.sentence("top_p", "x") == "top_p 'x' must be a number of at least 0 and at most 1"
+    assert share.sentence("top_p", 2) == "top_p 2 must be at least 0 and at most 1"
+
+
+def test_every_field_of_the_configuration_declares_an_option():
+    declared = options_in(DecodeConfig)
+    assert [*declared] == [f.name for f in fields(DecodeConfig)][1:-1]  # schedule, ..., given
+    knobs = {"algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step"}
+    assert options_in(Schedule).keys() == knobs
+    for name, option in (declared | options_in(Schedule)).items():
+        assert option.help.endswith(".") and option.problem(option.default) is None, name
+    flags = {flag for n, o in (declared | options_in(Schedule)).items() for flag in o.names(n)}
+    assert {"alg", "remasking", "max_new_tokens", "no_early_exit", "top_p"} <= flags
+    assert not flags & {"algorithm", "early_exit"}
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "label"),
+    [
+        ({}, [], []),
+        (dict(early_exit=False, temperature=0.5), [], []),
+        (dict(kv_cache="dual"), ["dual"], ["dual cache"]),
+        (
+            dict(kv_cache="window", kv_window=16, cache_refresh=4, max_lookahead=8),
+            ["window16", "refresh4", "lookahead8"],
+            ["window cache of 16 refreshed every 4", "lookahead 8"],
+        ),
+    ],
+)
+def test_parts_of_names_and_labels(options, name, label):
+    """For a whole configuration and for a result's, which leaves out defaults."""
+    chosen = DecodeConfig(make_schedule("leftright", 64), **options)
+    assert name_parts(chosen) == name and label_parts(vars(chosen)) == label
+    assert label_parts(options) == label
+    chosen = replace(chosen, schedule=make_schedule("klass", 64), given=(("kl_history", 3.0),))
+    assert name_parts(chosen) == ["threshold0.9", "kl_threshold0.01", "kl_history3", *name]
+    stored = json.loads(json.dumps({"options": chosen.options} | options))
+    assert label_parts(stored) == ["threshold 0.9", "kl_threshold 0.01", "kl_history 3", *label]
+
+
+def test_tables_count_as_they_are_when_they_are_read(monkeypatch):
+    """Families, algorithms and their options can be added after the import."""
+    assert "own" in FAMILIES and "own" not in algorithm_options()
+    entry = Algorithm(leftright, ("own",), "stride", options={"own": Option(1.0, "")})
+    monkeypatch.setitem(ALGORITHMS, "new", entry)
+    assert (
+        algorithm_options()["own"] == ["new"] and "new" in options_in(Schedule)["algorithm"].choices
+    )
+    assert algorithms_of("own")[-1] == "new" and "leftright" in algorithms_of("own")
 
 
 # ---- algorithms
@@ -209,7 +320,7 @@ def test_algorithms_by_family():
 
 
 def test_confidence_of_the_families_above_temperature_zero():
-    """LLaDA scores under the plain softmax, Dream under what the token was drawn from: 0.6 against 1.0 here."""
+    """LLaDA uses the plain softmax (0.6), Dream the distribution of the draw (1.0)."""
     logits = torch.tensor([[0.6, 0.3, 0.1]]).double().log()
     noise = torch.tensor([0.5]).double()
     for scores_the_draw, expected in [(False, 0.6), (True, 1.0)]:
@@ -220,7 +331,7 @@ def test_confidence_of_the_families_above_temperature_zero():
 
 
 def test_top_p_is_inactive_at_temperature_zero():
-    """Filtered before the confidence, every position above top_p would tie at exactly 1."""
+    """If the filter came before the confidence, all positions above top_p would tie at 1."""
     logits = torch.tensor([[0.96, 0.04], [0.99, 0.01]]).double().log()
     rules = Rules(top_p=0.95, top_k=1, scores_the_draw=True)
     assert propose(logits, rules, frozenset({"confidence"})).confidence.tolist() == pytest.approx(
@@ -269,7 +380,7 @@ def test_draws_follow_the_distribution():
 
 
 def test_a_tiny_temperature_takes_the_likeliest_token():
-    """Dividing first would overflow to inf - inf."""
+    """A division before the subtraction would overflow to inf - inf."""
     logits = torch.tensor([[3.0, 5.0, -torch.inf, 4.0]])
     rules = Rules(temperature=1e-308, scores_the_draw=True)
     p = propose(logits, rules, frozenset({"confidence"}), torch.tensor([0.9], dtype=torch.float64))
@@ -338,7 +449,7 @@ DREAM = [
     "family, steps, options", [("llada", *c) for c in LLADA] + [("dream", *c) for c in DREAM]
 )
 def test_engine_equals_the_plain_loop(models, family, steps, options):
-    """Batches of different prompts, random orders and drawn tokens, which no recorded case holds."""
+    """In batches of different prompts, with random orders and draws, which no recorded case has."""
     model, prompts = models[family], prompts_for(4)
     schedule = make_schedule(**steps)
     config = DecodeConfig(schedule, early_exit=False, **options)
@@ -380,7 +491,7 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
 
 @pytest.mark.parametrize("family, config", every_config())
 def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
-    """A generator shared by the batch, a batch mean or a padded neighbour would show here."""
+    """A generator or a mean shared by the batch, or padding, would change tokens here."""
     prompts = prompts_for(9)
     alone = [decoded(models[family], [p], config, [i])[0].token_ids for i, p in enumerate(prompts)]
     for batch_size in (3, 8):
@@ -395,7 +506,7 @@ def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
 
 
 class Scripted:
-    """A model that always wants the same answer, most confident at the position that `order` puts first."""
+    """A model that always predicts `answer`, with its confidence falling along `order`."""
 
     def __init__(
         self,
@@ -443,7 +554,7 @@ def test_a_row_leaves_once_everything_before_its_first_end_token_is_committed():
 
 
 def test_an_end_token_does_not_end_a_row_while_a_position_before_it_is_open():
-    """apd stops at any end token on the canvas, and so cuts answers whose beginning is still masked."""
+    """A loop that stops at any end token on the canvas cuts answers with a masked beginning."""
     model = Scripted([1, 2, 3, 10, 10, 10, 10, 10], order=[3, 4, 5, 6, 7, 0, 1, 2])
     [done] = decode(model, [[5]], config(block=8), [0])
     assert (done.nfe, done.token_ids[:4], done.forwards_saved) == (8, (1, 2, 3, 10), 0)
@@ -473,7 +584,7 @@ def test_a_stop_string_is_only_looked_for_in_the_committed_prefix():
 
 
 def test_leftright_stops_at_the_end_token_even_without_early_exit():
-    """As the official loop does: it is part of the algorithm."""
+    """The official loop does so: it is part of the algorithm."""
     model = Scripted([1, 2, 10, 3, 3, 3, 3, 3])
     [done] = decode(
         model, [[5]], config(block=None, algorithm="leftright", k=2, early_exit=False), [0]
@@ -484,7 +595,7 @@ def test_leftright_stops_at_the_end_token_even_without_early_exit():
 
 
 def test_rows_leave_and_others_take_their_place():
-    """No row waits for the slowest: 3 + 8 forward passes of one row fit into 8 steps of two."""
+    """No row waits for another: four rows of 3 forward passes take 6 passes in batches of two."""
 
     class Mixed(Scripted):
         def predict(self, tokens, spans, rows, cache=None):
@@ -525,7 +636,7 @@ def test_decode_each_yields_a_completion_before_the_other_rows_are_done():
 
 
 def test_a_closed_decode_each_leaves_nothing_behind(models):
-    """Neither inference mode, nor the cache with its rows, nor work that goes on."""
+    """It frees the cache with its rows, ends inference mode, and computes nothing more."""
     caches, model = [], models["llada"]
 
     class Watched:
@@ -558,7 +669,7 @@ def test_decode_each_refuses_a_configuration_at_the_call():
 
 
 def test_the_whole_canvas_as_one_block_saves_nothing():
-    """End tokens are committed first there: the docs say so."""
+    """There the end tokens are committed first, as the docs say."""
     model = Scripted([1, 10, 10, 10, 10, 10, 10, 10], order=[7, 6, 5, 4, 3, 2, 1, 0])
     assert decode(model, [[5]], config(block=8), [0])[0].forwards_saved == 0
 
@@ -572,7 +683,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
         (
             "llada",
             dict(algorithm="entropy", block=None),
-            "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold, ",
+            "'entropy' is not defined for llada; it has: low_confidence, random, leftright, ",
         ),
         ("dream", dict(), "'low_confidence' is not defined for dream"),
         ("llada", dict(temperature=-1.0), "temperature -1 must be at least 0"),
