@@ -17,6 +17,7 @@ from experiment.identity import data_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
+from experiment.sample import samples_of
 from experiment.store import Store
 from experiment.workers import WorkerInfo, announce, await_leader
 from tasks import TaskSpec, check_data, load_data
@@ -212,6 +213,8 @@ def open_store(job: Job, worker: WorkerInfo) -> Store:
         await_leader(root / key[:16], worker)
         return Store.open(root, identity, key, alone=False)
     store = Store.open(root, identity, key, fresh=job.overwrite)
+    if not job.overwrite:
+        _restore(store, job)
     announce(store.directory, worker)
     if len(store):
         say(f"resuming: {len(store)} finished samples are in {store.directory}")
@@ -220,3 +223,12 @@ def open_store(job: Job, worker: WorkerInfo) -> Store:
         counts = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
         say(f"note: unusable lines in {store.directory}: {counts}; their samples are made again")
     return store
+
+
+def _restore(store: Store, job: Job) -> None:
+    """Put the samples of an old result back, where it was made by this generation and the store lost them."""
+    result = load_result(job.path)
+    if result is not None and result.get("generation_id") == job.config.generation_id:
+        for key, kept in samples_of(result).items():
+            if store.get(key) is None:
+                store.put(key, {"status": "ok", **kept})

@@ -30,7 +30,7 @@ from experiment.store import Store
 from experiment.text import first_stop, read_answer, stops_of, text_is_final, text_of
 from harness import DreamHarness, LladaHarness, _ProfilingHarness
 from tasks import build_task
-from utils import BadDataError, UsageError, sample_seed, sha256
+from utils import SCHEMA_VERSION, BadDataError, UsageError, sample_seed, sha256
 
 
 def harness_of(
@@ -595,7 +595,7 @@ def test_end_to_end_offline_on_the_real_benchmarks(
     )
     spec = cli.TASKS[task]
     assert (
-        result["schema_version"] == 2
+        result["schema_version"] == SCHEMA_VERSION
         and result["status"] == "complete"
         and result["n_samples"] == 2
     )
@@ -732,6 +732,8 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
 
 def test_result_of_another_schema_is_named(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(BadDataError, match="schema_version 99, this program writes 2"):
+    with pytest.raises(
+        BadDataError, match=f"schema_version 99, this program writes {SCHEMA_VERSION}"
+    ):
         load_result(tmp_path / "r.json")
     assert load_result(tmp_path / "none.json") is None

@@ -18,7 +18,6 @@ import eval as cli
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
-from experiment.sample import samples_of
 from experiment.store import Store
 from experiment.workers import LeaderGone, WorkerInfo, WorkerPool, await_leader, worker_info
 
@@ -116,20 +115,45 @@ def test_the_text_is_cut_anew_from_what_is_kept(data, tmp_path, monkeypatch):
     assert all(s["text"].startswith("#### ") for s in again["samples"])
 
 
+def test_a_mended_scorer_scores_the_kept_samples_anew(data, tmp_path, monkeypatch, capsys):
+    """No mending of a scorer costs a forward pass or leaves a stale verdict."""
+    _, first = run(data, tmp_path / "a")
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert run(data, tmp_path / "a")[1]["meta"] == first["meta"]  # finished already
+    monkeypatch.setattr("experiment.config.SCORING_VERSION", 99)
+    monkeypatch.setattr("experiment.text.text_of", lambda *_, **__: "#### 2")
+    code, again = run(data, tmp_path / "a")
+    assert code == 0 and "its samples are scored anew" in capsys.readouterr().err
+    assert again["generation_id"] == first["generation_id"] and again["id"] != first["id"]
+    assert {s["text"] for s in again["samples"]} == {"#### 2"}
+    assert again["headline"]["value"] != first["headline"]["value"]
+    assert again["profile"]["forward_passes"] == first["profile"]["forward_passes"]
+
+
+def test_strict_exec_judges_a_finished_result_again(tmp_path, monkeypatch):
+    words = ["--model_alias", "tiny-llada", "--task", "humaneval", "--dtype", "float32"]
+    words += ["--data_dir", str(ROOT / "assets" / "benchmarks"), "--output_dir", str(tmp_path)]
+    words += ["--limit", "2", "--batch_size", "2", "--device", "cpu"]
+    assert cli.main(words) == 0
+    [path] = tmp_path.glob("*.json")
+    plain = json.loads(path.read_text())
+    assert plain["strict"] is None and list(plain["metrics"]) == ["pass@1,create_test"]
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert cli.main([*words, "--strict_exec"]) == 0
+    strict = json.loads(path.read_text())
+    assert strict["strict"] == {"suspects": [], "unverifiable": []}
+    assert set(strict["metrics"]) == {"pass@1,create_test", "pass@1_strict,create_test"}
+    assert strict["generation_id"] == plain["generation_id"] and strict["id"] != plain["id"]
+
+
 def test_a_result_file_stands_in_for_a_store_that_was_deleted(data, tmp_path, monkeypatch):
     """A mended scorer must not cost a second generation where the old result is there."""
     _, first = run(data, tmp_path / "a", "--temperature", "0.7", "--batch_size", "3")
-    [directory] = tmp_path.glob("a/cache/*")
-    config = json.loads((directory / "config.json").read_text())
-    identity = {k: v for k, v in config.items() if k not in ("config_id", "store_version")}
-    shutil.rmtree(directory)
-    drop_result(tmp_path / "a")
-    with Store.open(tmp_path / "a" / "cache", identity, first["generation_id"]) as store:
-        for key, kept in samples_of(first).items():
-            store.put(key, {"status": "ok", **kept})
+    shutil.rmtree(tmp_path / "a" / "cache")
+    monkeypatch.setattr("experiment.config.SCORING_VERSION", 99)
     monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
     code, again = run(data, tmp_path / "a", "--temperature", "0.7")
-    assert code == 0 and again["content_sha256"] == first["content_sha256"]
+    assert code == 0 and again["samples"] == first["samples"] and again["id"] != first["id"]
     assert again["meta"]["samples_made"] == first["meta"]["samples_made"]
     assert again["profile"]["sample_seconds"] == first["profile"]["sample_seconds"]
 
