@@ -27,20 +27,16 @@ EFFECTS = ("read", "write", "net", "fork", "kill", "env")
 # tier -> values of --unsafe_exec that accept it; () needs none
 ACCEPTED_BY = {"A": (), "A'": (), "B": ("fs", "all"), "C": ("all",)}
 
+
+def _blocked(action: str, error: str = "OSError") -> str:
+    """Source that passes if the action raises the error."""
+    return f"try:\n    {action}\nexcept {error}: pass\nelse: raise SystemError\n"
+
+
 # effect -> program that passes if the effect is blocked; {...} are filled in
 PROBES = {
-    "read": """
-try:
-    open({secret!r}).read()
-except OSError: pass
-else: raise SystemError
-""",
-    "write": """
-try:
-    open({new!r}, 'w').write('x')
-except OSError: pass
-else: raise SystemError
-""",
+    "read": _blocked("open({secret!r}).read()"),
+    "write": _blocked("open({new!r}, 'w').write('x')"),
     "net": """
 import socket
 for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -52,42 +48,15 @@ for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
     except OSError: pass
     else: raise SystemError
 """,
-    "fork": """
-import os
-try:
-    pid = os.fork()
-except OSError: pass
-else:
-    if pid == 0: os._exit(0)
-    raise SystemError
-""",
-    "kill": """
-import os
-try:
-    os.kill({pid}, 0)
-except OSError: pass
-else: raise SystemError
-""",
-    "env": """
-import os
-assert set(os.environ) - {{'PWD', 'LC_CTYPE'}} == {names!r}, os.environ
-try:
-    open('/proc/{pid}/environ', 'rb').read()
-except OSError: pass
-else: raise SystemError
-""",
-    "memory": """
-try:
-    bytearray(2 << 30)
-except MemoryError: pass
-else: raise SystemError
-""",
+    "fork": "import os\n" + _blocked("os.fork() or os._exit(0)"),
+    "kill": "import os\n" + _blocked("os.kill({pid}, 0)"),
+    "env": (
+        "import os\nassert set(os.environ) - {{'PWD', 'LC_CTYPE'}} == {names!r}, os.environ\n"
+        + _blocked("open('/proc/{pid}/environ', 'rb').read()")
+    ),
+    "memory": _blocked("bytearray(2 << 30)", "MemoryError"),
 }
-HARMLESS = """
-import collections, math, re, tempfile
-with tempfile.TemporaryFile() as f:
-    f.write(b'x')
-"""
+HARMLESS = "import math, re, tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'x')"
 
 
 @dataclass(frozen=True)
