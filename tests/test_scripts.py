@@ -10,7 +10,8 @@ import pytest
 from mini import ROOT
 
 PYTHON = """#!/bin/sh
-printf '%s\\n' "HF_HOME=$HF_HOME HF_DATASETS_CACHE=$HF_DATASETS_CACHE HF_HUB_OFFLINE=$HF_HUB_OFFLINE $*" >>called
+printf '%s\\n' "HF_HOME=$HF_HOME HF_DATASETS_CACHE=$HF_DATASETS_CACHE \\
+HF_HUB_OFFLINE=$HF_HUB_OFFLINE $*" >>called
 case "$*" in *"--check --wrong"*) exit 2 ;; *--check* | *--no_tmux*) exit 0 ;; esac
 while [ -e wait ]; do sleep 0.05; done
 """
