@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
+from decoding.config import KV_WINDOW
 from decoding.kv_cache import CACHES
 from utils import UsageError, nearest
 
 BLOCK_LENGTH = 32  # of algorithms that go in blocks where the protocol knows none: Fast-dLLM's
-KV_WINDOW = 16  # APD's
 Models = Mapping[str, Mapping[str, str]]  # MODEL_DEFAULTS of eval.py
 EXIT_CODES = (
     "Exit codes: 0 complete, 2 usage or configuration, 3 environment (no GPU, no sandbox), 4 data or checkpoint, "

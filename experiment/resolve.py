@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
-from decoding.config import CONFIDENCE_DTYPES, DecodeConfig
+from decoding.config import CONFIDENCE_DTYPES, KV_WINDOW, DecodeConfig
 from decoding.kv_cache import CACHES
 from decoding.schedule import Schedule, ScheduleError, make_schedule
-from experiment.arguments import BLOCK_LENGTH, KV_WINDOW, Models, verified
+from experiment.arguments import BLOCK_LENGTH, Models, verified
 from models.files import family_named
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import RunConfig, UsageError, nearest, result_name, run_lengths

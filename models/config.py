@@ -28,8 +28,8 @@ class ModelConfig:
     causal:     a column attends to itself and to what is left of it, otherwise to all (Qwen2).
     rope_in_float32: q and k are rotated in float32 and cast back (LLaDA); otherwise cos and
                 sin are cast to the model's dtype and q and k are rotated in it (Dream).
-    scores_the_draw: confidence, entropy and margin of its algorithms are those of the filtered distribution that tokens
-                are drawn from (Dream); otherwise those of the plain softmax of the logits.
+    scores_the_draw: confidence, entropy and margin are those of the filtered distribution that
+                tokens are drawn from (Dream); otherwise of the plain softmax of the logits.
     end_token_flags: options of DecodeConfig about end tokens that the family has.
     dtype_on_disk: e.g. "bfloat16"; None where the checkpoint does not say.
     """
