@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
@@ -19,6 +19,11 @@ CONFIDENCE_DTYPES = ("float64", "float32", "model")
 # Options that only some families have. A family's `end_token_flags` lists its own.
 END_TOKEN_FLAGS = ("logits_eos_inf", "confidence_eos_eot_inf")
 
+KV_WINDOW = 16  # as in APD
+
+_sampling = partial(option, group="sampling", protocol=True)
+_cache = partial(option, group="KV cache", low=1, whole=True)
+
 
 @dataclass(frozen=True)
 class DecodeConfig:
@@ -29,66 +34,51 @@ class DecodeConfig:
     """
 
     schedule: Schedule
-    temperature: float = option(
+    temperature: float = _sampling(
         0.0,
         "0 takes the likeliest token at every position. Above 0 tokens are drawn, by a generator "
         "that is seeded for each sample.",
         metavar="T",
-        group="sampling",
-        protocol=True,
     )
-    top_p: float | None = option(
+    top_p: float | None = _sampling(
         None,
         "Draw only from the likeliest tokens that together have probability P. At temperature 0 "
         "it has no effect, and the run says so.",
         high=1.0,
         above=True,
         metavar="P",
-        group="sampling",
-        protocol=True,
     )
-    top_k: int | None = option(
+    top_k: int | None = _sampling(
         None,
         "Draw only from the N likeliest tokens. At temperature 0 it has no effect, and the run "
         "says so.",
         low=1,
         whole=True,
-        group="sampling",
-        protocol=True,
     )
-    alg_temp: float | None = option(
+    alg_temp: float | None = _sampling(
         None,
         "For Dream's algorithms: above 0 the positions to commit are drawn by softmax(score / T); "
         "at 0 the best positions are taken.",
         metavar="T",
-        group="sampling",
-        protocol=True,
     )
     confidence_dtype: str = option(
         "float64",
         "Precision of probabilities and scores. 'model' means the precision of the logits; in "
         "bfloat16 most confident positions then have equal scores.",
         choices=CONFIDENCE_DTYPES,
-        metavar="NAME",
         group="sampling",
     )
-    logits_eos_inf: bool = option(
+    logits_eos_inf: bool = _sampling(
         False,
         "For LLaDA: never propose the end-of-text token. The end-of-turn token can still be "
         "proposed. Without a value the flag means true.",
         truth=True,
-        metavar="true|false",
-        group="sampling",
-        protocol=True,
     )
-    confidence_eos_eot_inf: bool = option(
+    confidence_eos_eot_inf: bool = _sampling(
         False,
         "For LLaDA: end tokens get no confidence, so they are committed last. Without a value the "
         "flag means true.",
         truth=True,
-        metavar="true|false",
-        group="sampling",
-        protocol=True,
     )
     early_exit: bool = option(
         True,
@@ -104,27 +94,21 @@ class DecodeConfig:
         "also those right of it, 'window' those further left than --kv_window. This is faster and "
         "not exact: reused keys and values do not depend on tokens that were committed later.",
         choices=CACHES,
-        metavar="NAME",
         group="KV cache",
         name="",
     )
-    kv_window: int | None = option(
+    kv_window: int | None = _cache(
         None,
         "For --kv_cache window: compute again the W columns up to the first one that the last step "
-        "committed, that one included, and reuse the columns further left.",
-        low=1,
-        whole=True,
+        "committed, that one included, and reuse the columns further left. "
+        f"Default: {KV_WINDOW} with --kv_cache window.",
         metavar="W",
-        group="KV cache",
         name="",
     )
-    cache_refresh: int | None = option(
+    cache_refresh: int | None = _cache(
         None,
         "With a KV cache: compute all columns on every Nth forward pass of a block, the first "
         "included. 1 gives the same tokens as no cache. Default: on the first pass only.",
-        low=1,
-        whole=True,
-        group="KV cache",
         name="refresh",
     )
     max_lookahead: int | None = option(

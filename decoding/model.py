@@ -13,18 +13,8 @@ if TYPE_CHECKING:
     from models import ModelConfig
 
 
-class KVCache(Protocol):
-    """Keys and values of the rows in flight, one slot for each row, in their order."""
-
-    def add(self, length: int) -> None:
-        """Append a slot of `length` columns."""
-
-    def drop(self, index: int) -> None:
-        """Remove a slot; later slots move up."""
-
-
 class Model(Protocol):
-    """A model that predicts tokens, for the diffusion model and for a verifier."""
+    """A model that predicts tokens: the diffusion model, or a verifier."""
 
     config: ModelConfig
     device: torch.device
@@ -32,7 +22,7 @@ class Model(Protocol):
     def predict(
         self, tokens: Tensor, spans: Sequence[Columns], rows: Tensor, cache: Any = None
     ) -> Tensor:
-        """Logits [R, V] of the positions `rows` in the packed `tokens`; see models.Transformer."""
+        """Logits [R, V] of the columns `rows` of the packed `tokens`; see models.Transformer."""
 
-    def new_cache(self) -> KVCache:
-        """A cache without slots."""
+    def new_cache(self) -> Any:
+        """A KV cache without slots; `add(length)` appends a slot and `drop(index)` removes one."""

@@ -32,7 +32,7 @@ class Option:
                true.
     switch:    the value is true or false. The flag takes no word and turns the value on.
     negated:   the switch turns the value off, and its flag is --no_NAME.
-    metavar:   the value's name in --help. "" means N for a count and X for another number.
+    metavar:   the value's name in --help; see `placeholder` for "".
     flags:     the names of the flag, e.g. ("gen_length", "max_new_tokens"). () means the name under
                which the option is declared.
     group:     title of the group in --help that lists the flag.
@@ -77,8 +77,22 @@ class Option:
 
     @property
     def placeholder(self) -> str:
-        """The value's name in --help."""
+        """The value's name in --help: metavar, or N for a count, X for another number and so on."""
+        if not self.numeric:
+            return self.metavar or ("NAME" if self.choices else "true|false")
         return self.metavar or ("N" if self.whole else "X")
+
+    @property
+    def description(self) -> str:
+        """The help, with the words and the default unless the help itself gives them."""
+        parts = [self.help]
+        if not all(word in self.help for word in self.choices):
+            parts.append(f"One of {', '.join(self.choices)}.")
+        if self.protocol:
+            parts.append("Default: the protocol's.")
+        elif not (self.default is None or self.switch):
+            parts.append(f"Default: {written(self.default)}.")
+        return " ".join(parts)
 
     def problem(self, value: Any) -> str | None:
         """Why `value` is not valid, e.g. "must be at least 1"; None if it is valid."""

@@ -8,7 +8,7 @@ itself decides how many positions a step commits, at least K.
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import ceil
 
 import numpy as np
@@ -19,6 +19,8 @@ from utils import UsageError
 
 # Far above every model's positions: a typing error must not allocate gigabytes.
 MAX_LENGTH = 1 << 20
+
+_count = partial(option, MISSING, low=1, high=MAX_LENGTH, whole=True, group="decoding")
 
 
 class ScheduleError(UsageError):
@@ -43,51 +45,30 @@ class Schedule:
         "The decoding algorithm: it chooses the positions that each step commits. --remasking is "
         "LLaDA's name for it.",
         choices=ALGORITHMS,
-        metavar="NAME",
         flags=("alg", "remasking"),
         group="decoding",
         protocol=True,
     )
-    gen_length: int = option(
-        MISSING,
+    gen_length: int = _count(
         "Length of the canvas, the maximum length of an answer, in tokens. --max_new_tokens is "
         "Dream's name for it.",
-        low=1,
-        high=MAX_LENGTH,
-        whole=True,
         flags=("gen_length", "max_new_tokens"),
-        group="decoding",
         protocol=True,
     )
-    block_length: int = option(
-        MISSING,
+    block_length: int = _count(
         "Decode the canvas in blocks of N tokens, from left to right. N must divide --gen_length.",
-        low=1,
-        high=MAX_LENGTH,
-        whole=True,
-        group="decoding",
         protocol=True,
     )
-    num_steps: int = option(
-        MISSING,
+    num_steps: int = _count(
         "Decoding steps per sample, the other side of --tokens_per_step. If both are given, N "
         "decides; if they disagree, the run prints and stores the realised tokens per step. "
         "Default: from --tokens_per_step.",
-        low=1,
-        high=MAX_LENGTH,
-        whole=True,
-        group="decoding",
     )
-    tokens_per_step: int | None = option(
-        MISSING,
+    tokens_per_step: int | None = _count(
         "Tokens committed per step; more is faster and usually worse. A sample takes (gen_length / "
         "block_length) * ceil(block_length / K) steps, without blocks ceil(gen_length / K). An "
         "adaptive algorithm commits at least K tokens per step. Default: 1.",
-        low=1,
-        high=MAX_LENGTH,
-        whole=True,
         metavar="K",
-        group="decoding",
     )
     quotas: tuple[int, ...]
     rates: tuple[float, ...]

@@ -11,7 +11,7 @@ from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.config import DecodeConfig
-from decoding.option import Option, options_in, written
+from decoding.option import Option, options_in
 from decoding.schedule import Schedule
 from experiment.config import EVALUATED, RunConfig, Settings
 from models import FAMILIES
@@ -54,18 +54,6 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(re.sub(r"^argument (--\w+)(/--\w+)*: ", r"\1: ", message))
 
 
-def described(known: Option) -> str:
-    """The help of an option with its words and its default, where it does not come from elsewhere."""
-    parts = [known.help]
-    if known.choices:
-        parts.append(f"One of {', '.join(known.choices)}.")
-    if known.protocol:
-        parts.append("Default: the protocol's.")
-    elif not (known.default is None or known.switch):
-        parts.append(f"Default: {written(known.default)}.")
-    return " ".join(parts)
-
-
 class _Flags:
     """Adds flags to a parser, by group, and collects bad values instead of stopping at the first one."""
 
@@ -87,7 +75,7 @@ class _Flags:
         group = self.group(group or known.group)
         flags = known.names(name)
         for flag in flags:
-            text_of = text or described(known)
+            text_of = text or known.description
             if flag != flags[0]:
                 text_of = (
                     f"Another name for --{flags[0]}. Give either, or both with the same value."
@@ -131,7 +119,7 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
     for name, known in options_in(Schedule).items():
         flags.add(name, known, text=known.help + _from_tables(name))
     for name, known in options_in(DecodeConfig).items():
-        flags.add(name, known, text=described(known) + _from_tables(name))
+        flags.add(name, known, text=known.description + _from_tables(name))
     for name, users in algorithm_options().items():
         texts: dict[str, list[str]] = {}
         for user in users:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
-from decoding.config import DecodeConfig
+from decoding.config import KV_WINDOW, DecodeConfig
 from decoding.option import options_in
 from decoding.schedule import Schedule, ScheduleError, make_schedule
 from experiment import plugins
@@ -22,7 +22,6 @@ from tasks.installed import spec_of
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import DllmexpError, ManyProblems, UsageError, nearest
 
-KV_WINDOW = 16  # APD's
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
 NO_OVERRIDE = ("early_exit", "seed")

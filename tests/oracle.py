@@ -183,7 +183,7 @@ def blockwise(
     kv_cache: str = "none",
     cache_refresh: int | None = None,
 ) -> tuple[list[int], int, int]:
-    """(ids, forward passes, computed columns) of a canvas in blocks; `rule` commits in each Step."""
+    """(ids, forward passes, computed columns) of a canvas in blocks; `rule` commits in a Step."""
     mask, first = model.config.mask_id, len(prompt)
     x = list(prompt) + [mask] * gen_length
     cache = model.new_cache()

@@ -203,6 +203,10 @@ def test_every_field_of_the_configuration_declares_an_option():
         assert option.help.endswith(".") and option.problem(option.default) is None, name
     flags = {flag for n, o in (declared | options_in(Schedule)).items() for flag in o.names(n)}
     assert {"alg", "remasking", "max_new_tokens", "no_early_exit", "top_p"} <= flags
+    texts = {n: o.description for n, o in declared.items() if not o.switch}
+    assert all(text.count(" Default: ") == 1 for text in texts.values())
+    assert texts["top_p"].endswith(" Default: the protocol's.")
+    assert texts["kv_cache"].endswith(" Default: none.")
     assert not flags & {"algorithm", "early_exit"}
 
 
