@@ -42,6 +42,7 @@ from experiment.resolve import Job, resolve
 from experiment.result import UNPUBLISHED, build_result, published, table
 from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled, signals_raise
+from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.workers import WorkerInfo, WorkerPool, worker_info
 from tasks import DataError, PromptForm, TaskSpec, build_task
@@ -241,18 +242,25 @@ def execute(
     argv: list[str],
     parts: Parts = USUAL,
 ) -> dict[str, Any] | None:
-    """Generate or take the texts, let lm-eval score them, and put the result together; None in a further worker."""
+    """Generate or take the texts, let lm-eval score them, and write the result; None in a further worker."""
     store: Store | None = None
+    status: StatusFile | None = None
     try:
         with ExitStack() as stack:
             if texts is None:
                 store = stack.enter_context(open_store(job, place))
+                status = StatusFile(store, place, job.path, job.limit, spec.headline)
+                stack.enter_context(status)
             crew = (
                 stack.enter_context(WorkerPool(argv, job.devices, place))
                 if len(job.devices) > 1
                 else None
             )
-            return _execute(job, spec, texts, device, place, store, crew, parts)
+            result = _execute(job, spec, texts, device, place, store, crew, parts, status)
+            atomic_write_json(job.path, result)
+            if status is not None:
+                status.done(result)
+            return result
     except ShareDone:
         return None
     except (KeyboardInterrupt, Signalled) as error:
@@ -272,6 +280,7 @@ def _execute(
     store: Store | None,
     crew: WorkerPool | None,
     parts: Parts,
+    status: StatusFile | None,
 ) -> dict[str, Any]:
     started = time.time()
     with uncollected():
@@ -285,6 +294,9 @@ def _execute(
     )
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
+    if status is not None:
+        ledger.status = status
+        status.expect(min(len(task.eval_docs), job.limit or len(task.eval_docs)))
     score = lmeval.scorer(task, spec.headline) if spec.kind in ("math", "qa") else None
     with ExitStack() as stack:
         idle, ahead = idle_cores(device, place.size), None
@@ -417,7 +429,6 @@ def run(argv: list[str] | None, parts: Parts = USUAL) -> int:
     )
     if result is None:
         return EXIT_COMPLETE
-    atomic_write_json(job.path, result)
     print(table(result, job.path))
     return EXIT_COMPLETE if result["status"] == "complete" else EXIT_INCOMPLETE
 

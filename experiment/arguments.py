@@ -23,7 +23,7 @@ EXIT_CODES = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """argparse that raises its problem instead of printing usage and leaving."""
 
     def error(self, message: str):
@@ -107,7 +107,7 @@ class _Group:
 
 def build_parser(models: Models, tasks: Sequence[str], values: _Values) -> argparse.ArgumentParser:
     """The parser. Choices are checked by `resolve`, which names the nearest one; None means: not given."""
-    parser = _Parser(
+    parser = Parser(
         prog="eval.py",
         allow_abbrev=False,
         epilog=EXIT_CODES,
