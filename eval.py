@@ -43,6 +43,7 @@ from experiment.resolve import Job, resolve
 from experiment.result import UNPUBLISHED, build_result, published, table
 from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled, signals_raise
+from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.workers import WorkerInfo, WorkerPool, worker_info
 from models import FAMILIES
@@ -273,16 +274,23 @@ def execute(
     argv: list[str],
     host: Host,
 ) -> dict[str, Any] | None:
-    """Generate or take the texts, let lm-eval score them, and put the result together; None in a further worker."""
+    """Generate or take the texts, let lm-eval score them, and write the result; None in a further worker."""
     store: Store | None = None
+    status: StatusFile | None = None
     try:
         with ExitStack() as stack:
             if texts is None:
                 store = stack.enter_context(open_store(job, worker))
+                status = StatusFile(store, worker, job.path, job.limit, job.spec.headline)
+                stack.enter_context(status)
             pool = None
             if len(job.worker_devices) > 1:
                 pool = stack.enter_context(WorkerPool(argv, job.worker_devices, worker))
-            return _execute(job, texts, device, worker, store, pool, host)
+            result = _execute(job, texts, device, worker, store, status, pool, host)
+            atomic_write_json(job.path, result)
+            if status is not None:
+                status.done(result)
+            return result
     except ShareDone:
         return None
     except (KeyboardInterrupt, Signalled) as error:
@@ -298,6 +306,7 @@ def _execute(
     device: str,
     worker: WorkerInfo,
     store: Store | None,
+    status: StatusFile | None,
     pool: WorkerPool | None,
     host: Host,
 ) -> dict[str, Any]:
@@ -316,6 +325,9 @@ def _execute(
         task = build_task(spec, job.data_dir, config.prompt_form, config.num_fewshot)
     if config.strict_exec and spec.kind == "code":
         add_strict(task)
+    if status is not None:
+        cache.status = status
+        status.expect(min(len(task.eval_docs), job.limit or len(task.eval_docs)))
     score = lmeval.scorer(task, spec.headline) if spec.scores_alone else None
     with ExitStack() as stack:
         ahead = None
@@ -442,7 +454,6 @@ def evaluate(job: Job, worker: WorkerInfo, argv: list[str], host: Host) -> int:
     result = execute(job, texts, device, worker, _worker_argv(argv), host)
     if result is None:
         return EXIT_COMPLETE
-    atomic_write_json(job.path, result)
     print(table(result, job.path))
     return EXIT_COMPLETE if result["status"] == "complete" else EXIT_INCOMPLETE
 

@@ -54,6 +54,16 @@ def checksums(argv: Iterable[str]) -> dict[str, str]:
     return {path: _sha256(path) for path in paths_in(argv)}
 
 
+def loaded() -> dict[str, str]:
+    """Absolute path -> sha256 of the plugins of this process and of its parents."""
+    return json.loads(os.environ.get(EXPECTED, "{}"))
+
+
+def expect(checksums: Mapping[str, str]) -> None:
+    """Accept no other bytes of these plugins in this process and in its children."""
+    os.environ[EXPECTED] = json.dumps(loaded() | dict(checksums))
+
+
 def load(argv: Sequence[str], tables: Tables) -> None:
     """Import the plugins that a command line names, each once in a process.
 
@@ -61,12 +71,11 @@ def load(argv: Sequence[str], tables: Tables) -> None:
     that the parent process has loaded.
     """
     for path, found in checksums(argv).items():
-        expected = json.loads(os.environ.get(EXPECTED, "{}"))
-        if expected.get(path, found) != found:
+        if loaded().get(path, found) != found:
             raise BadDataError(
                 f"{FLAG} {path} has changed since the run was planned; start the run again"
             )
-        os.environ[EXPECTED] = json.dumps(expected | {path: found})
+        expect({path: found})
         if path not in _loaded:
             _loaded[path] = Plugin(path, found, _import(path, tables))
 
