@@ -47,9 +47,8 @@ def factor(view: StepView) -> Tensor:
 
     The bound is (k + 1) * (1 - c_k) < `factor` for every k up to n, with c_k the k-th highest
     confidence. It is strict, and nothing is committed beyond it, as in the paper's theorem. The
-    published loops differ at the last open position: Fast-dLLM and dInfer commit it if only this
-                                                      one
-    fails the bound, d2Cache leaves it open if none fails.
+    published loops differ at the last open position. Fast-dLLM and dInfer commit it if it is the
+    only one that fails the bound; d2Cache leaves it open if none fails.
     Source: Fast-dLLM, arXiv:2505.22618, section 3.3.
     """
     ranked = (
@@ -76,11 +75,10 @@ def entropy_threshold(view: StepView) -> Tensor:
 def eb_sampler(view: StepView) -> Tensor:
     """Commit the n positions of lowest entropy, with the largest n that satisfies `gamma`'s bound.
 
-    The bound: the n entropies without their highest sum to at most `gamma`. The sum bounds the
-               error
-    of treating the positions as independent. `gamma` 0 commits one position and all certain ones.
-    The paper allows any order of the positions; in the order of their entropies, all published
-    readings of the maximum agree.
+    The bound: the n entropies without their highest sum to at most `gamma`. This sum bounds the
+    error of treating the positions as independent. `gamma` 0 commits one position and all certain
+    ones. The paper allows any order of the positions; in the order of their entropies, all
+    published readings of the maximum agree.
     Source: EB-Sampler, arXiv:2505.24857, equation 8.
     """
     ranked = view.entropy.masked_fill(~view.masked, float("inf")).sort(dim=-1).values
@@ -94,11 +92,11 @@ def eb_sampler(view: StepView) -> Tensor:
 def klass(view: StepView) -> Tensor:
     """Commit every position that is confident and stable; if there is none, the `quota` best ones.
 
-    Confident: the confidence is above `threshold`. Stable: each of the last `kl_history`
-               divergences
-    KL(p_now || p_before) is below `kl_threshold`. Both bounds are strict. A history starts with the
-    block, so its first divergence comes with the second forward pass. The authors' code continues
-    the history of the previous block, and compares the canvas's first pass with zeros.
+    Confident means a confidence above `threshold`. Stable means that each of the last `kl_history`
+    divergences KL(p_now || p_before) is below `kl_threshold`. Both bounds are strict. A history
+    starts with the block, so its first divergence comes with the second forward pass. The authors'
+    code continues the history of the previous block, and compares the canvas's first pass with
+    zeros.
     Source: KLASS, arXiv:2511.05664; shkim0116/KLASS src/model/llada_klass.py.
     """
     ready = (
