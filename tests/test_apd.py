@@ -136,7 +136,7 @@ def test_a_window_wider_than_the_canvas_is_no_cache(model, verifier):
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
-@pytest.mark.parametrize("name", ["apd", "apd_released"])
+@pytest.mark.parametrize("name", ["apd", pytest.param("apd_released", marks=pytest.mark.slow)])
 def test_tokens_do_not_depend_on_the_batch(model, verifier, name, sight):
     prompts = prompts_for(6)
     chosen = config(name, temperature=0.7, top_p=0.95, **sight)

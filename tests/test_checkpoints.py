@@ -248,6 +248,7 @@ def test_a_cached_hub_id_loads_offline(llada, tmp_path):
     assert f"{SHARDS[1]} is named in {INDEX} but missing" in problems
 
 
+@pytest.mark.slow
 def test_a_revision_of_a_hub_id_is_pinned(llada, tmp_path):
     """A tag, a branch and a commit; every reader takes the pinned snapshot, not the default one."""
     home = tmp_path / "home"

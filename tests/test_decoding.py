@@ -493,7 +493,13 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
     return configs
 
 
-@pytest.mark.parametrize("family, config", every_config())
+@pytest.mark.parametrize(
+    "family, config",
+    [
+        pytest.param(f, c, marks=[pytest.mark.slow] * (c.temperature == 0))
+        for f, c in every_config()
+    ],
+)
 def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
     """A generator or a mean shared by the batch, or padding, would change tokens here."""
     prompts = prompts_for(9)

@@ -415,6 +415,7 @@ def evaluate_fixed(folder, kind=FixedAnswer) -> tuple[_ProfilingHarness, list[di
         return harness, evaluate(harness, task, chat_template=True, system=None, limit=None)
 
 
+@pytest.mark.slow
 def test_a_harness_of_ones_own_overrides_decode_alone(tmp_path):
     """Resumed after a kill, in any order, it decodes only what is missing."""
     gsm8k_dir(tmp_path / "data", 5)

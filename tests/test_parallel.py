@@ -111,7 +111,7 @@ def test_a_prompt_without_tokens_has_no_column_to_its_left(models):
 BLOCKWISE = [(family, name) for family in ("llada", "dream") for name in algorithms_of(family)]
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
 @pytest.mark.parametrize(("family", "name"), BLOCKWISE)
 def test_a_cache_refreshed_every_step_is_no_cache(models, family, name, cache):
     """Tokens, passes and columns are equal, with drawn tokens too."""

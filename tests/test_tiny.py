@@ -90,7 +90,7 @@ def test_accuracy_stays_where_it_was_measured(alias, task, tmp_path):
 
 @pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
 @pytest.mark.parametrize("algorithm", ["protocol", "leftright"])
-@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_early_exit_saves_forward_passes_and_changes_no_text(alias, algorithm, k):
     if algorithm == "protocol":
         algorithm = {"tiny-llada": "low_confidence", "tiny-dream": "maskgit_plus"}[alias]
@@ -102,6 +102,7 @@ def test_early_exit_saves_forward_passes_and_changes_no_text(alias, algorithm, k
         assert sum(c.forwards_saved for c in early) > 0
 
 
+@pytest.mark.slow
 def test_programs_judged_while_others_are_generated_change_nothing(tmp_path, monkeypatch):
     results, early = [], []
     real = Judging.score
@@ -129,6 +130,7 @@ def test_batching_leaves_the_tokens_untouched(alias):
     assert [c.token_ids for c in alone] == [c.token_ids for c in together]
 
 
+@pytest.mark.slow
 def test_resume_leaves_the_samples_untouched(tmp_path):
     """Ten samples, then ten more, against twenty at once."""
     run("tiny-llada", "gsm8k", tmp_path / "begun", "--limit", "10")
