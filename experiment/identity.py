@@ -67,10 +67,10 @@ def is_known(job: Job) -> bool:
     return config.fingerprint is not None and verified
 
 
-def known_id(job: Job) -> str | None:
-    """The id under which the experiment's samples are kept; None while an input of it is not on this machine."""
+def known_ids(job: Job) -> tuple[str, str] | None:
+    """The generation id, under which samples are kept, and the result id; None while an input is not on this machine."""
     found = identified(job)
-    return found.config.generation_id if is_known(found) else None
+    return (found.config.generation_id, found.config.result_id) if is_known(found) else None
 
 
 def forget() -> None:

@@ -97,13 +97,15 @@ class Summary:
 
     stamp:  modification time in ns and size of the file: another stamp is another result.
     status: complete | incomplete | unscored.
-    id, of: identity of the result, and its number of samples.
+    id, result_id: what generated and what scored the samples.
+    of:     number of samples.
     score:  value of the headline metric, its interval and n; None without one.
     """
 
     stamp: list[int]
     status: str
     id: str
+    result_id: str
     of: int
     sums: Sums
     score: list[Any] | None
@@ -125,7 +127,8 @@ class Summary:
         found = result["headline"] or (result["score_on_completed"] or {}).get(metric)
         score = [found["value"], *found["ci95"], found["n"]] if found else None
         of = int(result["n_samples"])
-        return cls(stamp_of(path), result["status"], result["id"], of, sums, score)
+        ids = result["generation_id"], result["id"]
+        return cls(stamp_of(path), result["status"], *ids, of, sums, score)
 
 
 def stamp_of(path: Path) -> list[int]:

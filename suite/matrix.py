@@ -14,7 +14,7 @@ from decoding.algorithms import ALGORITHMS, algorithms_of
 from eval import MODEL_DEFAULTS, TABLES, TASKS
 from experiment import plugins
 from experiment.arguments import parse
-from experiment.identity import known_id
+from experiment.identity import known_ids
 from experiment.resolve import Job, resolve
 from tasks import DataError, TaskSpec, load_data
 from tasks.installed import spec_of
@@ -78,6 +78,7 @@ class Planned:
 
     path:           of its result.
     id, store:      generation id and directory of its samples; None while an input is missing.
+    result_id:      of a result that is scored as it would be now; None as above.
     n:              number of samples, None if only lm-eval knows.
     model:          checkpoint and dtype, None for predictions: nothing is generated.
     forward_passes: of the schedule, per sample.
@@ -87,6 +88,7 @@ class Planned:
     name: str
     path: Path
     id: str | None
+    result_id: str | None
     store: Path | None
     n: int | None
     command: str
@@ -114,9 +116,10 @@ class Experiment(Planned):
         return (self.n or 1) * self.forward_passes
 
     def identified(self) -> Experiment:
-        found = self.id or known_id(self.job)
-        store = self.job.output_dir / "cache" / found[:16] if found else None
-        return replace(self, id=found, store=store)
+        if self.id or (ids := known_ids(self.job)) is None:
+            return self
+        store = self.job.output_dir / "cache" / ids[0][:16]
+        return replace(self, id=ids[0], result_id=ids[1], store=store)
 
     def entry(self) -> dict[str, Any]:
         """The fields of Planned for the record of a suite, ready for JSON, with absolute paths."""
@@ -297,6 +300,7 @@ def _experiment(argv: tuple[str, ...]) -> Experiment:
         name=job.path.stem,
         path=job.path,
         id=None,
+        result_id=None,
         store=None,
         n=min(n, job.limit or n) if n else job.limit,
         command=shlex.join(["python", "eval.py", *argv]),

@@ -195,20 +195,25 @@ def test_the_report_names_another_temperature_and_verifier_and_no_checksum(tmp_p
 
 
 def test_the_parallel_suite_has_every_algorithm_and_cache_and_its_baselines():
-    configs = [e.job.config for e in select(Selection(suite="parallel"))]
-    assert {c.algorithm for c in configs} >= {name for name, a in ALGORITHMS.items() if a.options}
-    assert {c.kv_cache for c in configs} == {*CACHES}
+    settings = [
+        {"kv_cache": "none"} | e.job.config.as_dict() for e in select(Selection(suite="parallel"))
+    ]
+    with_options = {name for name, a in ALGORITHMS.items() if a.options}
+    assert {s["algorithm"] for s in settings} >= with_options
+    assert {s["kv_cache"] for s in settings} == {*CACHES}
     for alias, algorithm in (("tiny-llada", "low_confidence"), ("tiny-dream", "maskgit_plus")):
-        mine = [c for c in configs if c.model_alias == alias]
-        assert {c.block_length for c in mine if not ALGORITHMS[c.algorithm].left_to_right} == {8}
-        assert {
-            c.tokens_per_step for c in mine if c.algorithm == algorithm and c.kv_cache == "none"
-        } == {1, 2, 3, 4}
+        mine = [s for s in settings if s["model_alias"] == alias]
+        anywhere = [s for s in mine if not ALGORITHMS[s["algorithm"]].left_to_right]
+        assert {s["block_length"] for s in anywhere} == {8}
+        plain = [s for s in mine if s["algorithm"] == algorithm and s["kv_cache"] == "none"]
+        assert {s["tokens_per_step"] for s in plain} == {1, 2, 3, 4}
 
 
 def test_a_suite_is_filtered():
     chosen = select(Selection(suite="parallel", models=("tiny-dream",), algs=("threshold",)))
-    assert len(chosen) == 9 and {e.job.config.algorithm for e in chosen} == {"threshold"}
+    assert len(chosen) == 9 and {e.job.config.decode.schedule.algorithm for e in chosen} == {
+        "threshold"
+    }
     with pytest.raises(UsageError, match="the filters leave no experiment"):
         select(Selection(suite="parallel", models=("llada",)))
 

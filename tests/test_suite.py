@@ -367,7 +367,8 @@ def test_states_from_the_first_sample_to_the_result(tmp_path):
     watcher = Watcher(experiment)
     assert watcher.status() == Status("waiting", 6)
     result = run_here(limited)
-    assert experiment.id == result["id"] and Watcher(limited).status().state == "done"
+    assert (experiment.id, experiment.result_id) == (result["generation_id"], result["id"])
+    assert Watcher(limited).status().state == "done"
     found = watcher.status()
     # of the samples that are there, which are those of an experiment with another --limit
     assert found.score == (result["headline"]["value"], *result["headline"]["ci95"], 2)
@@ -582,11 +583,11 @@ def test_the_record_of_a_suite_is_enough_for_progress(tmp_path, capsys, monkeypa
 def test_an_id_that_becomes_known_enters_the_record(tmp_path, monkeypatch):
     """A checkpoint of the hub is downloaded by the first run of it."""
     found = chosen(tmp_path)[0]
-    monkeypatch.setattr("suite.matrix.known_id", lambda job, spec: None)
+    monkeypatch.setattr("suite.matrix.known_ids", lambda job: None)
     lease = Lease(tmp_path / "out", [replace(found, id=None, store=None)], workers=1)
     assert read_records(tmp_path / "out")[0].experiments[0].id is None
     lease.touch()
-    monkeypatch.setattr("suite.matrix.known_id", lambda job, spec: found.id)
+    monkeypatch.setattr("suite.matrix.known_ids", lambda job: (found.id, found.result_id))
     assert read_records(tmp_path / "out")[0].experiments[0].id is None, "touched a moment ago"
     monkeypatch.setattr("suite.lease.TOUCH_S", 0)
     lease.touch()
@@ -932,7 +933,13 @@ def test_the_share_of_a_task_that_was_killed_for_good_is_completed_by_another(tm
     dream = chosen(tmp_path, models=("dream",), extra=("--limit", "2"), tps=(2, 4))
     plan = tmp_path / "plan.json"
     parts = [[list(e.argv) for e in part] for part in (llada, dream)]
-    fields = {"run": "r", "output_dir": str(tmp_path / "out"), "workers": 1, "gpus": 0}
+    fields = {
+        "run": "r",
+        "output_dir": str(tmp_path / "out"),
+        "workers": 1,
+        "gpus": 0,
+        "plugins": {},
+    }
     plan.write_text(json.dumps(fields | {"shares": parts}))
     slurm = {"SLURM_ARRAY_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
 
