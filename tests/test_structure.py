@@ -30,8 +30,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # The only imports upwards, inside functions: (room, module).
 UPWARDS = {
-    # the answer patterns are in utils.py, where a user looks for them; finding Python in a text is
-    # a task's work
+    # A user looks for the answer patterns in utils.py; they need the finder of programs in a text.
     ("utils", "tasks.programs"),
 }
 
@@ -47,9 +46,6 @@ NEVER = {
 # Slow to import. Lean rooms import them inside functions only, so that --help is fast.
 HEAVY = set("torch transformers lm_eval datasets tokenizers pandas scipy matplotlib".split())
 LEAN = {"eval", "reporting", "utils", "suite", "tasks", "sandbox"}
-
-# This file is to lose its mock; then the set goes.
-STILL_MOCKING = {"suite/cluster.py"}
 
 
 class Import(NamedTuple):
@@ -87,34 +83,33 @@ def imports(tree: ast.AST, package: str, at_top: bool = True) -> Iterator[Import
 
 
 def broken_rules(source: str, room: str) -> list[str]:
-    """What the source of a module in `room` imports and should not, with line numbers."""
-    found = []
+    """One line for each forbidden import in the source of a module of `room`."""
+    broken = []
     for package, module, line, at_top in imports(ast.parse(source), room):
         upwards = package in FLOOR and package != room and FLOOR[package] >= FLOOR[room]
         if upwards and (at_top or (room, module) not in UPWARDS):
-            found.append(f"{line}: {room} imports {package}, which is not below")
+            broken.append(f"{line}: {room} imports {package}, which is not below")
         if package in NEVER.get(room, ()):
-            found.append(f"{line}: {room} imports {package}")
+            broken.append(f"{line}: {room} imports {package}")
         elif at_top and room in LEAN and package in HEAVY:
-            found.append(f"{line}: {room} imports {package} outside a function")
+            broken.append(f"{line}: {room} imports {package} outside a function")
         if package in ("scripts", "dev", "tests") and room in FLOOR:
-            found.append(f"{line}: {room} imports {package}")
-    return found
+            broken.append(f"{line}: {room} imports {package}")
+    return broken
 
 
 def test_imports_go_downwards_only():
     found = {}
     for path in modules():
-        assert room_of(path) in FLOOR, (
-            f"{path.relative_to(ROOT)}: give its room a floor in this file"
-        )
-        if rules := broken_rules(path.read_text(encoding="utf-8"), room_of(path)):
-            found[str(path.relative_to(ROOT))] = rules
+        name, room = str(path.relative_to(ROOT)), room_of(path)
+        assert room in FLOOR, f"{name}: add its room to FLOORS"
+        if broken := broken_rules(path.read_text(encoding="utf-8"), room):
+            found[name] = broken
     assert found == {}
 
 
 @pytest.mark.parametrize(
-    ("room", "source", "message"),
+    ("room", "source", "problem"),
     [
         (
             "decoding",
@@ -160,9 +155,19 @@ def test_imports_go_downwards_only():
         ("utils", "from tests import oracle", "1: utils imports tests"),
     ],
 )
-def test_a_broken_rule_is_seen(room, source, message):
-    """Otherwise an empty list would prove nothing."""
-    assert broken_rules(source, room) == ([message] if message else [])
+def test_a_broken_rule_is_seen(room, source, problem):
+    """Without this the test above could pass by finding nothing."""
+    assert broken_rules(source, room) == ([problem] if problem else [])
+
+
+def test_only_tests_use_mocks():
+    """A program that replaces a library's functions depends on the library's internals."""
+    files = [*modules(), *(ROOT / "scripts").rglob("*.py"), *(ROOT / "dev").rglob("*.py")]
+    found = set()
+    for path in files:
+        if any(i.package in ("unittest", "mock") for i in imports(ast.parse(path.read_text()), "")):
+            found.add(str(path.relative_to(ROOT)))
+    assert found == set()
 
 
 @pytest.mark.parametrize(
