@@ -2,8 +2,8 @@
 
     python eval.py --model_alias llada --task gsm8k --tokens_per_step 2
 
-This file checks, calls lm-eval through harness.py and writes the result. What the arguments mean is in experiment/,
-what surrounds the model in experiment/. Nothing heavy is imported until every cheap check has passed.
+This file has the tables of models and benchmarks, checks the input, calls lm-eval through harness.py and writes the
+result. experiment/ has everything else around a run. Nothing heavy is imported until every cheap check has passed.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ from __future__ import annotations
 import signal
 
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C while modules load ends without a traceback; see main()
+    # Ctrl-C while modules load ends without a traceback; see main()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import errno
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import sandbox
+from decoding.algorithms import ALGORITHMS
+from experiment import plugins
 from experiment.arguments import parse
 from experiment.checks import (
     check_inputs,
@@ -35,26 +37,22 @@ from experiment.checks import (
     input_problems,
     open_store,
     say,
-    uncollected,
 )
-from experiment.identity import identified, is_known
+from experiment.identity import forget, identified, is_known
 from experiment.resolve import Job, resolve
 from experiment.result import UNPUBLISHED, build_result, published, table
 from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled, signals_raise
+from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.workers import WorkerInfo, WorkerPool, worker_info
-from tasks import DataError, PromptForm, TaskSpec, build_task
-from tasks.gsm8k import SPEC as GSM8K
-from tasks.humaneval import SPEC as HUMANEVAL
-from tasks.installed import NOTE as OTHER_TASK_NOTE
+from models import FAMILIES
+from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, mbpp, truthfulqa
+from tasks import protocols as cells
 from tasks.installed import headline_of, spec_of
-from tasks.mbpp import SPEC as MBPP
 from tasks.protocols import protocol
-from tasks.truthfulqa import SPEC as TRUTHFULQA
 from utils import (
     EXIT_COMPLETE,
-    EXIT_DATA,
     EXIT_ENVIRONMENT,
     EXIT_INCOMPLETE,
     EXIT_OUTPUT,
@@ -70,6 +68,9 @@ from utils import (
     sha256,
 )
 
+if __name__ == "__main__":
+    sys.modules["eval"] = sys.modules["__main__"]  # `import eval` in a plugin means these tables
+
 if TYPE_CHECKING:
     from harness import _ProfilingHarness
     from models import Transformer
@@ -77,57 +78,74 @@ if TYPE_CHECKING:
 QWEN = "Qwen/Qwen2.5-0.5B"  # the verifier of APD's authors
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
-# alias -> family (algorithms, harness), default checkpoint, the flag that replaces it, and a verifier that fits (`apd`)
-MODEL_DEFAULTS: dict[str, dict[str, str]] = {
-    "llada": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-8B-Instruct", "flag": "llada_ckpt"},
-    "llada1.5": {"family": "llada", "checkpoint": "GSAI-ML/LLaDA-1.5", "flag": "llada15_ckpt"},
+# Everything that is known of an alias:
+#   family      of models.FAMILIES: how checkpoints are read, the default algorithm, the sampling rules
+#   checkpoint  the default one: a directory, a hub id, or a hub id at a revision, org/name@revision
+#   flag        the name of the flag that replaces it
+#   verifier    a checkpoint for the algorithms that have one (`apd`); optional
+#   harness     a subclass of harness._ProfilingHarness, or "module:Class"; optional, default: the family's
+#   uniform, official   cells by task, see tasks/protocols.py; optional
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llada": {
+        "family": "llada",
+        "checkpoint": "GSAI-ML/LLaDA-8B-Instruct",
+        "flag": "llada_ckpt",
+        "uniform": cells.LLADA_UNIFORM,
+        "official": cells.LLADA_OFFICIAL,
+    },
+    "llada1.5": {
+        "family": "llada",
+        "checkpoint": "GSAI-ML/LLaDA-1.5",
+        "flag": "llada15_ckpt",
+        "uniform": cells.LLADA15_UNIFORM,
+        "official": cells.LLADA15_OFFICIAL,
+    },
     "dream": {
         "family": "dream",
         "checkpoint": "Dream-org/Dream-v0-Instruct-7B",
         "flag": "dream_ckpt",
         "verifier": QWEN,
+        "official": cells.DREAM_OFFICIAL,
     },
     "diffucoder": {
         "family": "dream",
         "checkpoint": "apple/DiffuCoder-7B-cpGRPO",
         "flag": "diffucoder_ckpt",
         "verifier": QWEN,
+        "official": cells.DIFFUCODER_OFFICIAL,
     },
     "tiny-llada": {
         "family": "llada",
         "checkpoint": f"{ASSETS}/tiny-llada",
         "flag": "tiny_llada_ckpt",
+        "uniform": cells.TINY_LLADA_UNIFORM,
     },
     "tiny-dream": {
         "family": "dream",
         "checkpoint": f"{ASSETS}/tiny-dream",
         "flag": "tiny_dream_ckpt",
         "verifier": f"{ASSETS}/tiny-qwen",
+        "uniform": cells.TINY_DREAM_UNIFORM,
     },
 }
 
-TASKS: dict[str, TaskSpec] = {spec.name: spec for spec in (HUMANEVAL, MBPP, GSM8K, TRUTHFULQA)}
-
-# where this project's scoring knowingly departs from lm-eval's; stored with every result of the task
-TASK_NOTES = {
-    "mbpp": "test_setup_code is run before the tests; lm-eval forgets it, which costs it task 367"
+# --task NAME: the benchmark, one file in tasks/ each
+TASKS: dict[str, TaskSpec] = {
+    "humaneval": humaneval.SPEC,
+    "mbpp": mbpp.SPEC,
+    "gsm8k": gsm8k.SPEC,
+    "truthfulqa": truthfulqa.SPEC,
 }
+
+
+TABLES = {"model": MODEL_DEFAULTS, "task": TASKS, "algorithm": ALGORITHMS, "family": FAMILIES}
 
 
 def get_prompt_template(alias: str, task: str, protocol_name: str = "uniform") -> PromptForm:
     """How a task is asked of a model under a protocol: wording, examples, prefill, stop strings."""
-    return (TASKS.get(task) or spec_of(task)).forms[protocol(protocol_name, alias, task).form]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a process that runs several experiments puts in place of the usual.
-
-    load:   (checkpoint, device, dtype) -> the transformer. ledger: who decides which samples are this process's.
-    """
-
-    load: Callable[[str, str, str], Transformer]
-    ledger: type[SampleCache] = SampleCache
+    spec = TASKS.get(task) or spec_of(task)
+    family = FAMILIES[MODEL_DEFAULTS[alias]["family"]]
+    return spec.forms[protocol(protocol_name, alias, MODEL_DEFAULTS, spec, family).form]
 
 
 def _load(checkpoint: str, device: str, dtype: str) -> Transformer:
@@ -136,49 +154,75 @@ def _load(checkpoint: str, device: str, dtype: str) -> Transformer:
     return load_model(checkpoint, device=device, dtype=dtype)[0]
 
 
-USUAL = Parts(_load)
-MOST_JUDGES = 4  # more programs than these get through a GPU does not write
+@dataclass(frozen=True)
+class Host:
+    """What a process that runs several experiments does differently.
+
+    load:  (checkpoint, device, dtype) -> the transformer.
+    cache: the class of the sample cache, which decides which samples this process decodes.
+    judges: whether programs are judged here while others are generated.
+    """
+
+    load: Callable[[str, str, str], Transformer] = _load
+    cache: type[SampleCache] = SampleCache
+    judges: bool = True
+
+
+MOST_JUDGES = 4  # a GPU does not write more programs than these judge
+
+
+def harness_of(entry: Mapping[str, Any], family: str) -> type[_ProfilingHarness]:
+    """The lm-eval model class of an entry of MODEL_DEFAULTS: its own, or that of its family."""
+    from harness import HARNESSES, _ProfilingHarness
+
+    own = entry.get("harness") or HARNESSES.get(family, _ProfilingHarness)
+    if isinstance(own, str):
+        module, _, name = own.partition(":")
+        try:
+            own = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(
+                f'harness {entry["harness"]!r}: {error}; expected "module:Class"'
+            ) from error
+    if not (isinstance(own, type) and issubclass(own, _ProfilingHarness)):
+        raise UsageError(f"harness {own!r} is no subclass of harness._ProfilingHarness")
+    return own
 
 
 def get_model(
-    job: Job, device: str, task, ledger: SampleCache, load=_load, score=None, ahead=None
+    job: Job, device: str, task, cache: SampleCache, load=_load, score=None, ahead=None
 ) -> _ProfilingHarness:
     """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them.
 
-    score, ahead: see _ProfilingHarness.
+    score, ahead: see experiment.generation.Generation.
     """
-    from harness import DreamHarness, LladaHarness
     from models import load_tokenizer, read_config
 
-    checkpoint, checker = job.config.checkpoint, job.config.verifier
-    tokenizer, config = load_tokenizer(checkpoint), read_config(checkpoint)
-    if checker is not None:  # it reads what the model writes: both must have the positions
-        config = replace(config, max_length=min(config.max_length, read_config(checker).max_length))
-    if job.config.chat_template and not tokenizer.chat_template:
+    run, entry = job.config, MODEL_DEFAULTS[job.config.model_alias]
+    tokenizer, config = load_tokenizer(run.checkpoint), read_config(run.checkpoint)
+    if run.verifier is not None:  # it reads what the model writes: both must have the positions
+        room = read_config(run.verifier).max_length
+        config = replace(config, max_length=min(config.max_length, room))
+    if run.chat_template and not tokenizer.chat_template:
         raise BadDataError(
-            f"checkpoint {checkpoint} has no chat template, which the {job.protocol.name} protocol needs"
+            f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} protocol needs"
         )
-    family = {"llada": LladaHarness, "dream": DreamHarness}[job.config.family]
 
-    def ready() -> Transformer:
-        model = load(checkpoint, device, job.config.dtype)
-        model.accelerate(compile=job.config.compile, cuda_graphs=job.cuda_graphs, tell=say)
-        return model
+    def load_models() -> tuple[Transformer, Transformer | None]:
+        model = load(run.checkpoint, device, run.dtype)
+        model.accelerate(compile=run.compile, cuda_graphs=job.cuda_graphs, tell=say)
+        return model, run.verifier and load(run.verifier, device, run.dtype)
 
-    def verifier() -> Transformer:
-        return load(checker, device, job.config.dtype)
-
-    return family(
+    return harness_of(entry, run.family)(
         tokenizer,
         config,
-        job.decode,
-        load=ready,
-        load_verifier=None if checker is None else verifier,
+        run.decode,
+        load=load_models,
         device=device,
-        batch_size=job.batch_size,
-        seed=job.config.seed,
-        ledger=ledger,
+        seed=run.seed,
         prefill=task.prefill,
+        cache=cache,
+        batch_size=job.batch_size,
         score=score,
         ahead=ahead,
     )
@@ -186,47 +230,37 @@ def get_model(
 
 # ---------------------------------------------------------------- what is printed
 
-INPUTS = (
-    "fingerprint",
-    "verifier_fingerprint",
-    "data",
-)  # checksums: the result has them, a terminal has no room
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+# checksums: the result has them, a terminal has no room
+INPUTS = ("fingerprint", "verifier_fingerprint", "data")
 
 
 def describe(job: Job) -> str:
     """The normalised configuration, the schedule and the path of the result, as --dry_run prints them."""
     config, schedule = job.config, job.schedule
-    lines = [
-        "config:",
-        *(f"  {key:24}{value}" for key, value in config.as_dict().items() if key not in INPUTS),
-    ]
-    lines.append(
-        f"  {'id':24}{config.id if is_known(job) else 'known once checkpoint and data are here'}"
-    )
-    if schedule.adaptive and not job.config.predictions:
-        lines.append(
-            f"schedule: {schedule.algorithm} decides, in {schedule.n_blocks} block(s) of {schedule.block_length}: at "
-            f"least {schedule.realised_tps:g} tokens per step, at most {schedule.forward_passes} forward passes"
-        )
-    elif not job.config.predictions:
-        lines.append(
-            f"schedule: {schedule.num_steps} steps in {schedule.n_blocks} block(s) of {schedule.block_length}, "
-            f"{schedule.realised_tps:g} tokens per step realised, at most {schedule.forward_passes} forward passes"
-        )
+    settings = {k: v for k, v in config.as_dict().items() if k not in INPUTS}
+    lines = ["config:", *(f"  {key:24}{value}" for key, value in settings.items())]
+    known = config.result_id if is_known(job) else "known once checkpoint and data are here"
+    lines.append(f"  {'id':24}{known}")
+    if schedule is not None:
+        blocks = f"{schedule.n_blocks} block(s) of {schedule.block_length}"
+        tps = f"{schedule.realised_tps:g} tokens per step"
+        text = f"{schedule.num_steps} steps in {blocks}, {tps} realised"
+        if schedule.adaptive:
+            text = f"{schedule.algorithm} decides, in {blocks}: at least {tps}"
+        lines.append(f"schedule: {text}, at most {schedule.forward_passes} forward passes")
     lines += [
         f"override: {name} {_plain(o['run'])} (protocol {config.protocol}: {o['protocol']})"
         for name, o in job.overrides.items()
     ]
     lines += [f"note: {note}" for note in job.notes]
-    if job.protocol.name == "official":
-        lines += [f"published: {text}" for text in map(published, job.protocol.references)] or [
-            f"published: {UNPUBLISHED}"
-        ]
+    if config.protocol == "official":
+        references = map(published, job.protocol.references)
+        lines += [f"published: {text}" for text in references] or [f"published: {UNPUBLISHED}"]
     return "\n".join([*lines, f"output: {job.path}"])
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ---------------------------------------------------------------- a run
@@ -234,97 +268,96 @@ def describe(job: Job) -> str:
 
 def execute(
     job: Job,
-    spec: TaskSpec,
     texts: dict[int, str] | None,
     device: str,
-    place: WorkerInfo,
+    worker: WorkerInfo,
     argv: list[str],
-    parts: Parts = USUAL,
+    host: Host,
 ) -> dict[str, Any] | None:
-    """Generate or take the texts, let lm-eval score them, and put the result together; None in a further worker."""
+    """Generate or take the texts, let lm-eval score them, and write the result; None in a further worker."""
     store: Store | None = None
+    status: StatusFile | None = None
     try:
         with ExitStack() as stack:
             if texts is None:
-                store = stack.enter_context(open_store(job, place))
-            crew = (
-                stack.enter_context(WorkerPool(argv, job.devices, place))
-                if len(job.devices) > 1
-                else None
-            )
-            return _execute(job, spec, texts, device, place, store, crew, parts)
+                store = stack.enter_context(open_store(job, worker))
+                status = StatusFile(store, worker, job.path, job.limit, job.spec.headline)
+                stack.enter_context(status)
+            pool = None
+            if len(job.worker_devices) > 1:
+                pool = stack.enter_context(WorkerPool(argv, job.worker_devices, worker))
+            result = _execute(job, texts, device, worker, store, status, pool, host)
+            atomic_write_json(job.path, result)
+            if status is not None:
+                status.done(result)
+            return result
     except ShareDone:
         return None
     except (KeyboardInterrupt, Signalled) as error:
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
         kept = f"; {len(store)} finished samples are kept in {store.directory}" if store else ""
-        raise Interrupted(
-            number, f"ended by {signal.Signals(number).name}{kept}; the same command goes on"
-        ) from error
+        name = signal.Signals(number).name
+        raise Interrupted(number, f"ended by {name}{kept}; the same command goes on") from error
 
 
 def _execute(
     job: Job,
-    spec: TaskSpec,
     texts: dict[int, str] | None,
     device: str,
-    place: WorkerInfo,
+    worker: WorkerInfo,
     store: Store | None,
-    crew: WorkerPool | None,
-    parts: Parts,
+    status: StatusFile | None,
+    pool: WorkerPool | None,
+    host: Host,
 ) -> dict[str, Any]:
+    from experiment import lmeval
+    from experiment.predictions import predictions_lm
+    from tasks.code import add_strict
+
     started = time.time()
-    with uncollected():
-        import harness  # noqa: F401 - get_model needs it, and here nothing collects garbage meanwhile
-        from experiment import lmeval
-        from experiment.predictions import Predictions
-    place = replace(place, size=max(place.size, len(job.devices)))
+    spec, config = job.spec, job.config
+    worker = replace(worker, size=max(worker.size, len(job.worker_devices)))
     stamp, on = environment(), lmeval.device_stamp(device)
-    ledger = parts.ledger(
-        job.config.id, store, place, _provenance(stamp | on, job), *([crew.alive] if crew else [])
-    )
+    alive = [pool.alive] if pool else []
+    provenance = _provenance(stamp | on, job)
+    cache = host.cache(config.generation_id, store, worker, provenance, *alive)
     with lmeval.quiet():
-        task = build_task(spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
-    score = lmeval.scorer(task, spec.headline) if spec.kind in ("math", "qa") else None
+        task = build_task(spec, job.data_dir, config.prompt_form, config.num_fewshot)
+    if config.strict_exec and spec.kind == "code":
+        add_strict(task)
+    if status is not None:
+        cache.status = status
+        status.expect(min(len(task.eval_docs), job.limit or len(task.eval_docs)))
+    score = lmeval.scorer(task, spec.headline) if spec.scores_alone else None
     with ExitStack() as stack:
-        idle, ahead = idle_cores(device, place.size), None
-        # a suite scores in a process of its own
-        if (
-            idle
-            and spec.kind == "code"
-            and parts is USUAL
-            and place.leads
-            and texts is None
-            and sandbox.executes()
-        ):
-            ahead = stack.enter_context(task.judging.beside(idle))
-        lm = (
-            Predictions(texts)
-            if texts is not None
-            else get_model(job, device, task, ledger, parts.load, score, ahead)
-        )
+        ahead = None
+        n_judges = idle_cores(device, worker.size) if host.judges and worker.leads else 0
+        if n_judges and spec.kind == "code" and texts is None and sandbox.executes():
+            ahead = stack.enter_context(task.judging.beside(n_judges))
+        if texts is not None:
+            lm = predictions_lm(texts)
+        else:
+            lm = get_model(job, device, task, cache, host.load, score, ahead)
         logged = lmeval.evaluate(
-            lm,
-            task,
-            chat_template=job.config.chat_template,
-            system=job.config.system,
-            limit=job.limit,
+            lm, task, chat_template=config.chat_template, system=config.system, limit=job.limit
         )
-    form = spec.forms[job.config.prompt_form]
+    form = spec.forms[config.prompt_form]
+    generation = getattr(lm, "generation", None)  # scored predictions have none
     return build_result(
-        config=job.config.as_dict(),
-        config_id=job.config.id,
+        config=config.as_dict(),
+        generation_id=config.generation_id,
+        result_id=config.result_id,
         protocol=asdict(job.protocol) | {"form_source": form.source},
         overrides=job.overrides,
         notes=job.notes,
         data={
             "name": task.data.name,
-            "files": job.config.data,
+            "files": config.data,
             "n_docs": len(task.eval_docs),
             "rows_sha256": sha256([dict(doc) for doc in task.eval_docs]),
         },
         limit=job.limit,
-        records=lm.records,
+        samples=lm.samples,
         logged=logged,
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
@@ -333,10 +366,10 @@ def _execute(
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
             "total_seconds": time.time() - started,
             "data_origin": task.data.origin,
-            "batch_size": getattr(lm, "rows_in_flight", job.batch_size),
+            "batch_size": generation.first_batch_size if generation else job.batch_size,
             "acceleration": list(getattr(lm, "acceleration", ())),
-            "batch_sizes_out_of_memory": getattr(lm, "halved", []),
-            "samples_made": ledger.provenances(),
+            "batch_sizes_out_of_memory": generation.halved if generation else [],
+            "samples_made": cache.provenances(),
             "store": {"directory": str(store.directory), "found": str(store.report)}
             if store
             else None,
@@ -348,8 +381,10 @@ def _execute(
 
 
 def idle_cores(device: str, n_workers: int) -> int:
-    """Cores for judging programs while others are generated: those that GPUs leave, a few at most; none on a CPU, where it
-    would be seen in tok/s."""
+    """Cores for judging programs while others are generated: a few of those that GPUs leave; none on a CPU.
+
+    On a CPU judging would be seen in tok/s.
+    """
     return (
         0 if device == "cpu" else max(0, min(MOST_JUDGES, len(os.sched_getaffinity(0)) - n_workers))
     )
@@ -364,62 +399,89 @@ def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
     }
 
 
-def run(argv: list[str] | None, parts: Parts = USUAL) -> int:
+def run(argv: list[str], host: Host) -> int:
     """Everything between the command line and the exit code."""
+    plugins.load(argv, TABLES)
     args, problems = parse(argv, MODEL_DEFAULTS, list(TASKS))
     try:
-        job = resolve(args, problems, MODEL_DEFAULTS, list(TASKS))
+        job = resolve(args, problems, MODEL_DEFAULTS, TASKS)
     except UsageError as error:
         raise ManyProblems([error, *input_problems(args, MODEL_DEFAULTS, TASKS)]) from None
+    worker = worker_info(os.environ)
+    if worker.size > 1 and job.devices:
+        raise UsageError(
+            f"--devices {job.devices}: a launcher has started {worker.size} processes already; leave it out"
+        )
     if args.print_output_path:
         print(job.path)
-        return EXIT_COMPLETE
-    place = worker_info(os.environ)
-    if place.size > 1 and job.devices:
-        raise UsageError(
-            f"--devices is for a run of its own: here a launcher has started {place.size} processes already"
-        )
-    spec = TASKS.get(job.config.task) or spec_of(job.config.task)
-    note = OTHER_TASK_NOTE if spec.foreign else TASK_NOTES.get(spec.name)
-    job = replace(job, notes=(*job.notes, *filter(None, [note])))
-    if args.dry_run:
-        print(describe(identified(job, spec)))
-        return EXIT_COMPLETE
-    job, texts, errors = check_inputs(job, spec, MODEL_DEFAULTS[job.config.model_alias]["flag"])
+    elif args.dry_run:
+        forget()
+        print(describe(identified(job)))
+    elif args.show_prompt is not None:
+        print(shown_prompt(job, args.show_prompt))
+    else:
+        return evaluate(job, worker, argv, host)
+    return EXIT_COMPLETE
+
+
+def evaluate(job: Job, worker: WorkerInfo, argv: list[str], host: Host) -> int:
+    """Check the inputs, run what is not done, write and print the result. Returns the exit code."""
+    job, texts, errors = check_inputs(job, MODEL_DEFAULTS[job.config.model_alias]["flag"])
+    done = None
     try:
         done = finished_result(job) if not errors else None
     except DllmexpError as error:
         errors.append(error)
-    else:
-        if done is not None:
-            if place.leads:
-                say(f"finished already (id {job.config.id[:12]}); --overwrite runs it again")
-            if place.leads:
-                print(table(done, job.path))
-            return EXIT_COMPLETE
+    if done is not None:
+        if worker.leads:
+            say(f"finished already (id {job.config.result_id[:12]}); --overwrite runs it again")
+            print(table(done, job.path))
+        return EXIT_COMPLETE
     if problem := output_problem(job.output_dir):
         errors.append(OutputError(problem))
     device = "cpu"
-    if job.predictions is None and not (errors and job.device is None):
+    if texts is None and not (errors and job.device is None):
         try:
-            device = choose_device(job.device, place)
+            device = choose_device((*job.worker_devices, job.device)[0], worker)
         except DllmexpError as error:
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
-    if place.leads:
+    if worker.leads:
         say(describe(job))
-        say(
-            f"device: {device}{'' if job.device or texts is not None else ' (chosen; --device decides)'}"
-        )
-    result = execute(
-        job, spec, texts, device, place, _worker_argv(sys.argv[1:] if argv is None else argv), parts
-    )
+        chosen = texts is None and not (job.device or job.devices)
+        say(f"device: {device}{' (chosen; --device decides)' if chosen else ''}")
+    result = execute(job, texts, device, worker, _worker_argv(argv), host)
     if result is None:
         return EXIT_COMPLETE
-    atomic_write_json(job.path, result)
     print(table(result, job.path))
     return EXIT_COMPLETE if result["status"] == "complete" else EXIT_INCOMPLETE
+
+
+def shown_prompt(job: Job, doc_id: int) -> str:
+    """The prompt of a document as the model gets it, its length and its stop strings. Reads no weights."""
+    from experiment import lmeval
+
+    with lmeval.quiet():
+        task = build_task(job.spec, job.data_dir, job.config.prompt_form, job.config.num_fewshot)
+    n_docs = len(task.eval_docs)
+    if doc_id >= n_docs:
+        raise UsageError(
+            f"--show_prompt {doc_id}: {job.config.task} has documents 0 to {n_docs - 1}"
+        )
+    lm = get_model(job, "cpu", task, SampleCache(config_id=""))
+    request = lmeval.request_of(lm, task, job.config, doc_id)
+    form = get_prompt_template(job.config.model_alias, job.config.task, job.config.protocol)
+    stops = ", ".join(map(repr, request.stops)) or "none; the answer ends at an end token"
+    return "\n".join(
+        [
+            request.prompt,
+            "-" * 80,
+            f"document {doc_id} of {n_docs}; {len(request.prompt_ids)} tokens and a canvas of {job.schedule.gen_length}",
+            f"form {job.config.prompt_form}: {form.source}",
+            f"stop strings: {stops}",
+        ]
+    )
 
 
 def _worker_argv(argv: list[str]) -> list[str]:
@@ -432,14 +494,10 @@ def _worker_argv(argv: list[str]) -> list[str]:
     return kept
 
 
-def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tuple[list[str], int]:
-    """What to say about a failure, and the exit code. `bad_data`: other parts' errors with .problems about files."""
+def _verdict(error: BaseException) -> tuple[list[str], int]:
+    """The error lines of a failure, and the exit code."""
     if isinstance(error, DllmexpError):
         return error.problems, error.exit_code
-    if isinstance(error, bad_data):
-        return error.problems, EXIT_DATA
-    if isinstance(error, sandbox.SandboxError):
-        return [str(error)], EXIT_ENVIRONMENT
     if isinstance(error, ModuleNotFoundError):
         return [
             f"package {error.name} is missing; pip install -r requirements.txt"
@@ -450,9 +508,8 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
         return ["terminated; the same command goes on"], 128 + error.args[0]
     first = (str(error).splitlines() or [""])[0]
     if out_of_memory(error):
-        return [
-            f"out of memory: {first}; a free device, a smaller --batch_size or --dtype bfloat16 helps"
-        ], EXIT_ENVIRONMENT
+        way_out = "a free device, a smaller --batch_size or --dtype bfloat16 helps"
+        return [f"out of memory: {first}; {way_out}"], EXIT_ENVIRONMENT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
         # what is left in stdout's buffer must not fail again when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
@@ -460,18 +517,17 @@ def _verdict(error: BaseException, bad_data: tuple[type[Exception], ...]) -> tup
     return [f"{type(error).__name__}: {first}; this should not happen, --debug shows where"], 1
 
 
-def main(argv: list[str] | None = None, parts: Parts = USUAL) -> int:
+def main(argv: list[str] | None = None, host: Host | None = None) -> int:
     """Run; a failure is one line per problem on stderr and an exit code, a traceback only with --debug."""
-    from models import CheckpointError
-
+    argv = sys.argv[1:] if argv is None else argv
     try:
         with signals_raise():
-            code = run(argv, parts)
+            code = run(argv, host or Host())
             sys.stdout.flush()
             return code
     except (Exception, KeyboardInterrupt, Signalled) as error:
-        problems, code = _verdict(error, (DataError, CheckpointError))
-        if "--debug" in (sys.argv[1:] if argv is None else argv):
+        problems, code = _verdict(error)
+        if "--debug" in argv:
             traceback.print_exception(error)
     for problem in problems:
         say(f"error: {problem}")

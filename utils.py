@@ -1,5 +1,7 @@
-"""What every part leans on: errors and exit codes, the frozen run configuration, environment, safe writes.
+"""How answers are read; errors and exit codes, the run configuration, environment, safe writes.
 
+To change how the answers of a benchmark are read, change "answer patterns" below: one function or
+pattern per benchmark, from what a model wrote to what is scored.
 No torch. Everything here is cheap to import, so that `--help` and bad input answer at once.
 """
 
@@ -14,15 +16,161 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
-ENGINE_VERSION = 1  # raised with every change of decoding that can change a token: stored samples are then made anew
+# ---------------------------------------------------------------- answer patterns
+
+# chat end tokens that a text may have written out
+END_TOKEN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|dlm_pad|start_header_id)\|>")
+# group 1: the language of an opening fence
+CODE_FENCE = re.compile(r"```(?:([\w+-]*)[ \t]*(?=\n|$))?")
+CODE_BEGIN, CODE_END = "[BEGIN]", "[DONE]"  # around the code in MBPP's worked examples
+# The last match is the answer: lm-eval's "flexible-extract". Its "strict-match" wants the closing
+# phrase of the worked examples ("#### 18"). lm-eval's own filters apply both, see tasks/gsm8k.py.
+GSM8K_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """A program found in an answer.
+
+    code:    the source, "" for an empty answer.
+    how:     "fence" | "text" | "body" (completed with the prompt) | "none": no program was found,
+             code is raw text.
+    why_cut: what was left out of the answer and why, "" if nothing; reasons are joined with "; ".
+    """
+
+    code: str
+    how: str
+    why_cut: str
+
+
+def humaneval_program(
+    answer: str, doc: Mapping[str, Any], *, tests: str, prefill: str = ""
+) -> Extracted:
+    """The program in an answer to HumanEval: the function asked for, what it and the tests need.
+
+    doc: the row, with "prompt" and "entry_point". tests: source of the tests.
+    prefill: the beginning of the answer, where the prompt form gives one; answer continues it.
+    """
+    from tasks.programs import called_names
+
+    roots = called_names(tests)
+    return extract_code(answer, doc["entry_point"], doc["prompt"], roots=roots, prefill=prefill)
+
+
+def mbpp_program(
+    answer: str, doc: Mapping[str, Any], *, tests: str, prefill: str = ""
+) -> Extracted:
+    """The same for MBPP. The function asked for is the first one that the asserts call.
+
+    doc: the row, with "test_list". tests: set-up code and asserts.
+    """
+    from tasks.programs import called_names
+
+    asked = called_names("\n".join(doc["test_list"]))
+    entry_point = asked[0] if asked else None
+    return extract_code(answer, entry_point, roots=called_names(tests), prefill=prefill)
+
+
+def truthfulqa_answer(answer: str) -> str:
+    """A TruthfulQA answer without a leading "A:", up to a blank line or the next question."""
+    text, _ = _before_end_token(answer)
+    text = re.sub(r"^\s*(?:A:)?\s*", "", text)
+    return re.split(r"\n\s*\n|\nQ:", text)[0].strip()
+
+
+def extract_code(
+    answer: str,
+    entry_point: str | None = None,
+    prompt: str = "",
+    *,
+    roots: Iterable[str] = (),
+    prefill: str = "",
+) -> Extracted:
+    """The program in an answer. See tasks/programs.py for how it is found.
+
+    Chat models wrap code in prose and fences, restate the function or give only its body, add
+    examples that run at import, and end with chat tokens.
+    entry_point: the function asked for; None takes the first piece that defines anything, whole.
+    prompt:      source that the answer may continue (HumanEval), or "".
+    roots:       further names that the tests use and that must be kept.
+    prefill:     the beginning of the answer, which the prompt gave; answer continues it.
+    """
+    from tasks.programs import find_program
+
+    answer, cuts = code_part(answer)
+    if not answer.strip():
+        return Extracted("", "none", "; ".join([*cuts, "empty answer"]))
+    text = unix_lines(prefill) + answer
+    code, how = find_program(
+        text, code_blocks(text), entry_point, unix_lines(prompt), frozenset(roots)
+    )
+    if how != "none":
+        kept = {"", *(line.strip() for line in code.split("\n"))}
+        lines = (line.strip() for line in answer.split("\n") if "```" not in line)
+        cuts += ["text outside the program"] if any(line not in kept for line in lines) else []
+    return Extracted(code, how, "; ".join(cuts))
+
+
+def code_part(answer: str) -> tuple[str, list[str]]:
+    """The part of an answer that may hold code, and why the rest was cut.
+
+    That is the text before a chat end token, between [BEGIN] and [DONE], without the quotes around
+    the worked examples of OpenCompass's MBPP.
+    """
+    text, token = _before_end_token(answer)
+    cuts = [f"end token {token}"] if token else []
+    marked = CODE_BEGIN in text or CODE_END in text
+    text = text.split(CODE_BEGIN, 1)[-1]
+    if CODE_END in text:
+        text = text.split(CODE_END, 1)[0]
+        cuts.append(CODE_END)
+    quoted = text.strip()
+    # a stop string may have removed [DONE]: then code must follow the quote
+    marked = marked or re.match(r"\s*(?:import|from|def|class|@)\b", quoted[1:]) is not None
+    one_quote = len(quoted) > 1 and quoted[0] in "'\"" and quoted[:3] != quoted[0] * 3
+    if marked and one_quote and quoted[-1] == quoted[0]:
+        text = quoted[1:-1]
+    return text, cuts
+
+
+def code_blocks(text: str) -> list[str]:
+    """Contents of the fenced blocks. The last may be open.
+
+    A fence with a language opens a block even where one is open.
+    """
+    blocks: list[str] = []
+    start: int | None = None
+    for fence in CODE_FENCE.finditer(text):
+        if start is not None:
+            blocks.append(text[start : fence.start()])
+        start = fence.end() if start is None or fence.group(1) else None
+    if start is not None:
+        blocks.append(text[start:])
+    return [b for b in blocks if b.strip()]
+
+
+def unix_lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _before_end_token(answer: str) -> tuple[str, str | None]:
+    """(text before the first chat end token, that token or None)."""
+    text = unix_lines(answer)
+    end = END_TOKEN.search(text)
+    return (text[: end.start()], end.group()) if end else (text, None)
+
+
+SCHEMA_VERSION = 2  # of the result file
+# raised with a change of decoding that can change a token: kept samples are then made anew
+ENGINE_VERSION = 2
+# raised with a change of scoring: results are then scored anew from the kept samples
+SCORING_VERSION = 1
 
 
 # ---------------------------------------------------------------- errors and exit codes
@@ -127,133 +275,6 @@ def sample_seed(seed: int, prompt: str, repeat: int) -> int:
     return int(sha256([seed, prompt, repeat])[:16], 16) >> 1
 
 
-def run_lengths(values: Sequence[int]) -> str:
-    """(0, 1, 1, 1, 2) -> "0,1x3,2": a schedule short enough to read and to compare."""
-    runs = ((value, sum(1 for _ in run)) for value, run in groupby(values))
-    return ",".join(f"{value}x{n}" if n > 1 else str(value) for value, n in runs)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One experiment, normalised: what is left when defaults, protocol and flags are resolved.
-
-    quotas:      positions that each step of a block commits, as run lengths: the schedule itself.
-    tokens_per_step: as requested, None where num_steps decided; a name only, `quotas` is what counts.
-    top_p, top_k: None where they have no effect (temperature 0).
-    fingerprint: of the checkpoint (files, sizes, hashes, revision); None where it is not known or not used.
-    data:        sha256 of each benchmark file, or the hub data set; None where not known.
-    predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
-    kv_cache, cache_refresh, kv_window, max_lookahead: see DecodeConfig.
-    options:     the algorithm's own, None where it has none.
-    verifier, verifier_fingerprint: as checkpoint and fingerprint, of the model that checks drafts; None without one.
-    compile:     layers go through torch.compile, which rounds otherwise.
-    """
-
-    model_alias: str
-    family: str
-    checkpoint: str
-    task: str
-    protocol: str
-    prompt_form: str
-    num_fewshot: int
-    chat_template: bool
-    system: str | None
-    algorithm: str
-    gen_length: int
-    block_length: int
-    num_steps: int
-    tokens_per_step: int | None
-    quotas: str
-    temperature: float
-    top_p: float | None
-    top_k: int | None
-    alg_temp: float | None
-    logits_eos_inf: bool
-    confidence_eos_eot_inf: bool
-    confidence_dtype: str
-    early_exit: bool
-    dtype: str
-    seed: int
-    fingerprint: dict[str, Any] | None = None
-    data: dict[str, Any] | None = None
-    predictions: str | None = None
-    kv_cache: str = "none"
-    cache_refresh: int | None = None
-    options: dict[str, float] | None = None
-    compile: bool = False
-    kv_window: int | None = None
-    max_lookahead: int | None = None
-    verifier: str | None = None
-    verifier_fingerprint: dict[str, Any] | None = None
-
-    # names of things that `fingerprint` and `quotas` state exactly
-    LABELS = ("model_alias", "checkpoint", "verifier", "tokens_per_step")
-    # what scored predictions have nothing to do with
-    GENERATION = (
-        "checkpoint",
-        "fingerprint",
-        "algorithm",
-        "gen_length",
-        "block_length",
-        "num_steps",
-        "tokens_per_step",
-        "quotas",
-        "temperature",
-        "top_p",
-        "top_k",
-        "alg_temp",
-        "logits_eos_inf",
-        "confidence_eos_eot_inf",
-        "confidence_dtype",
-        "early_exit",
-        "dtype",
-        "seed",
-        "kv_cache",
-        "cache_refresh",
-        "options",
-        "compile",
-        "kv_window",
-        "max_lookahead",
-        "verifier",
-        "verifier_fingerprint",
-    )
-    # left out where they say nothing: a configuration from before they were there is the same one
-    SILENT = {
-        "kv_cache": "none",
-        "cache_refresh": None,
-        "options": None,
-        "compile": False,
-        "kv_window": None,
-        "max_lookahead": None,
-        "verifier": None,
-        "verifier_fingerprint": None,
-    }
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every field that applies, ready for JSON."""
-        without = {name for name, silent in self.SILENT.items() if getattr(self, name) == silent}
-        without |= set(self.GENERATION if self.predictions else ())
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in without}
-
-    def identity(self) -> dict[str, Any]:
-        """The part that can change a number, and nothing else: not batch size, limit, device or file names."""
-        kept = {k: v for k, v in self.as_dict().items() if k not in self.LABELS}
-        for name in ("fingerprint", "verifier_fingerprint"):
-            if found := kept.get(name):
-                # a commit of the hub says it all, before its shards are downloaded too; a directory is what it holds
-                kept[name] = (
-                    {"revision": found["revision"]}
-                    if found["revision"]
-                    else {k: found[k] for k in ("files", "shards")}
-                )
-        return kept | {"schema_version": SCHEMA_VERSION, "engine_version": ENGINE_VERSION}
-
-    @property
-    def id(self) -> str:
-        """sha256 of the canonical JSON of `identity()`."""
-        return sha256(self.identity())
-
-
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """`key: old -> new` for each key on which two configurations differ, nested keys joined by dots."""
     lines = []
@@ -269,36 +290,6 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 40 else text[:37] + "..."
-
-
-def method_parts(config: RunConfig) -> list[str]:
-    """What tells two runs of one algorithm apart: its options, the cache. For a file name."""
-    parts = [f"{name}{value:g}" for name, value in (config.options or {}).items()]
-    parts += [] if config.kv_cache == "none" else [f"{config.kv_cache}{config.kv_window or ''}"]
-    more = {"refresh": config.cache_refresh, "lookahead": config.max_lookahead}
-    return parts + [f"{name}{value}" for name, value in more.items() if value is not None]
-
-
-def result_name(
-    config: RunConfig,
-    *,
-    predictions: bool = False,
-    tag: str | None = None,
-    limit: int | None = None,
-) -> str:
-    """File name of a result: `<alias>_<task>_<alg>[_<method>...]_tps<K>[_<tag>][_limit<N>].json`.
-
-    <method> is what `method_parts` gives. K is the requested tokens per step where the schedule has it, else the realised one. Scored predictions have no
-    schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
-    """
-    k = config.tokens_per_step
-    tps = f"{config.gen_length / config.num_steps:g}" if k is None else str(k)
-    parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
-    parts += (
-        ["predictions"] if predictions else [config.algorithm, *method_parts(config), f"tps{tps}"]
-    )
-    parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
-    return "_".join(parts) + ".json"
 
 
 # ---------------------------------------------------------------- environment

@@ -1,5 +1,6 @@
-"""Decoding of masked-diffusion language models: schedules, algorithms, the engine.
+"""Decoding of masked-diffusion language models: options, schedules, algorithms, and the engine.
 
-`schedule` and `algorithms` import no torch, so that a command line can be checked before anything heavy loads;
-`engine.decode` is the loop. Nothing here knows a task, a text or a checkpoint format.
+`config`, `schedule` and `algorithms` import no torch, so a command line can be checked before
+anything heavy loads. `engine` has the decoding loop. The package knows no task, no text and no
+checkpoint.
 """

@@ -1,8 +1,11 @@
-"""Algorithms that decide themselves how many positions a step commits, and the certainty prior: pure functions.
+"""Adaptive algorithms, which decide how many positions a step commits, and the certainty prior.
 
-Each adaptive one commits at least `quota` positions where its rule would take fewer (`klass` where it would take none,
-`confidence_threshold` after a block's first pass); that is tokens_per_step, and 1 by default, as the papers have it.
-Shapes as in view.py.
+All of them are pure functions.
+
+If the rule of an adaptive algorithm gives fewer than `quota` positions, it commits `quota`
+positions: tokens_per_step, which is 1 by default, as in the papers. Two rules differ. `klass` does
+so only if its rule gives no position, `confidence_threshold` only after a block's first pass.
+Shapes: see step_view.py.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def threshold(view: StepView) -> Tensor:
-    """Commit every position whose confidence is at least `threshold`, and always the best ones.
+    """Commit every position with a confidence of at least `threshold`, and always the best ones.
 
     Source: Fast-dLLM, arXiv:2505.22618; NVlabs/Fast-dLLM llada/generate.py, get_transfer_index.
     """
@@ -28,10 +31,11 @@ def threshold(view: StepView) -> Tensor:
 
 
 def confidence_threshold(view: StepView) -> Tensor:
-    """Commit the first position on a block's first forward pass, and by `threshold` after it.
+    """Commit the first position on a block's first forward pass; after it, use `threshold`.
 
-    The rule of Fast-dLLM's Dream: that pass sees the whole canvas, and with the first position committed no later one
-    has to compute the column to its left, from which a shifted model would predict it.
+    This is the rule of Fast-dLLM for Dream. The first pass computes the whole canvas. A shifted
+    model predicts a block's first position from the column to the left of the block; once that
+    position is committed, later passes need not compute this column.
     Source: arXiv:2505.22618; NVlabs/Fast-dLLM dream/model/generation_utils_block.py.
     """
     first = view.masked & (view.masked.cumsum(dim=-1) == 1)
@@ -39,11 +43,13 @@ def confidence_threshold(view: StepView) -> Tensor:
 
 
 def factor(view: StepView) -> Tensor:
-    """Commit the n most confident positions, n the largest with (k + 1) * (1 - c_k) < `factor` for every k up to n.
+    """Commit the n most confident positions, with the largest n that satisfies the factor's bound.
 
-    c_k is the k-th highest confidence. The inequality is strict and nothing is committed beyond it, as in the paper's
-    theorem; the published loops also take the last open position where only that one fails it (Fast-dLLM, dInfer), or
-    leave it where none fails it (d2Cache). Source: Fast-dLLM, arXiv:2505.22618, section 3.3.
+    The bound is (k + 1) * (1 - c_k) < `factor` for every k up to n, with c_k the k-th highest
+    confidence. It is strict, and nothing is committed beyond it, as in the paper's theorem. The
+    published loops differ at the last open position. Fast-dLLM and dInfer commit it if it is the
+    only one that fails the bound; d2Cache leaves it open if none fails.
+    Source: Fast-dLLM, arXiv:2505.22618, section 3.3.
     """
     ranked = (
         view.confidence.masked_fill(~view.masked, -float("inf"))
@@ -57,24 +63,26 @@ def factor(view: StepView) -> Tensor:
 
 
 def entropy_threshold(view: StepView) -> Tensor:
-    """Commit every position whose entropy in nats is at most `threshold`, and always the lowest.
+    """Commit every position with an entropy of at most `threshold` nats, and always the lowest.
 
-    An entropy equal to the threshold counts (d3LLM's LLaDA; dParallel leaves it out). Source: d3LLM, arXiv:2601.07568;
-    hao-ai-lab/d3LLM, get_transfer_index_entropy.
+    An entropy equal to the threshold is committed, as in d3LLM's LLaDA; dParallel does not.
+    Source: d3LLM, arXiv:2601.07568; hao-ai-lab/d3LLM, get_transfer_index_entropy.
     """
     sure = view.entropy <= view.options["threshold"]
     return (view.masked & sure) | top_k(-view.entropy, view.masked, view.quota)
 
 
 def eb_sampler(view: StepView) -> Tensor:
-    """Commit the n positions of lowest entropy, n the largest whose entropies less the highest sum to at most `gamma`.
+    """Commit the n positions of lowest entropy, with the largest n that satisfies `gamma`'s bound.
 
-    That sum bounds what is lost by treating the positions as independent. 0 commits one position (and any that are
-    certain). The paper allows any order; with that of the entropies themselves every published reading of the maximum
-    agrees. Source: EB-Sampler, arXiv:2505.24857, equation 8.
+    The bound: the n entropies without their highest sum to at most `gamma`. This sum bounds the
+    error of treating the positions as independent. `gamma` 0 commits one position and all certain
+    ones. The paper allows any order of the positions; in the order of their entropies, all
+    published readings of the maximum agree.
+    Source: EB-Sampler, arXiv:2505.24857, equation 8.
     """
     ranked = view.entropy.masked_fill(~view.masked, float("inf")).sort(dim=-1).values
-    # in this order the highest of the first n is the n-th: what counts is the sum of those before it
+    # the highest of the first n is the n-th, so the bound is on the sum of those before it
     before = ranked.cumsum(dim=-1).roll(1, dims=-1)
     before[:, 0] = 0
     n = (before <= view.options["gamma"]).sum(dim=-1)
@@ -82,11 +90,13 @@ def eb_sampler(view: StepView) -> Tensor:
 
 
 def klass(view: StepView) -> Tensor:
-    """Commit every position that is confident and stable; where there is none, the `quota` most confident.
+    """Commit every position that is confident and stable; if there is none, the `quota` best ones.
 
-    Confident: above `threshold`. Stable: each of the last `kl_history` divergences KL(p_now || p_before) is below
-    `kl_threshold`; both are strict. A history begins with the block, so the first divergence is that of its second
-    forward pass; the authors' code lets it run on from the block before, and compares the canvas's first pass with zeros.
+    Confident means a confidence above `threshold`. Stable means that each of the last `kl_history`
+    divergences KL(p_now || p_before) is below `kl_threshold`. Both bounds are strict. A history
+    starts with the block, so its first divergence comes with the second forward pass. The authors'
+    code continues the history of the previous block, and compares the canvas's first pass with
+    zeros.
     Source: KLASS, arXiv:2511.05664; shkim0116/KLASS src/model/llada_klass.py.
     """
     ready = (
@@ -102,15 +112,16 @@ def klass(view: StepView) -> Tensor:
 def divergences(
     logits: Tensor, memory: dict[str, Tensor] | None, options: Mapping[str, float]
 ) -> Observation:
-    """For `klass`: the highest of the last `kl_history` divergences of each position, infinite while there are fewer.
+    """For `klass`: each position's highest divergence of the last `kl_history` passes.
 
-    memory: probs [R, V] of the pass before, recent [R, kl_history] divergences.
+    It is infinite while a position has had fewer divergences.
+    memory: probs [R, V] of the previous pass, recent [R, kl_history] divergences.
     """
     probs = logits.softmax(dim=-1)
     if memory is None:
         recent = probs.new_full((len(probs), options["kl_history"]), float("inf"))
     else:
-        tiny = 1e-12  # as in the authors' code: the logarithm of a probability of zero stays finite
+        tiny = 1e-12  # as in the authors' code, so that log(0) stays finite
         now = (probs * ((probs + tiny).log() - (memory["probs"] + tiny).log())).sum(
             dim=-1, keepdim=True
         )
@@ -122,10 +133,11 @@ def divergences(
 def credit(
     logits: Tensor, memory: dict[str, Tensor] | None, options: Mapping[str, float]
 ) -> Observation:
-    """For `credit`: logits raised where the same token has been the likeliest before; `threshold` then decides.
+    """For `credit`: raise the logits of tokens that were the likeliest before; `threshold` follows.
 
-    A token's credit falls to `credit_decay` of itself with each pass of the block, grows by p ** `credit_power` where
-    the token is the likeliest, p its probability, and adds `credit_weight` * log(1 + credit) to its logit.
+    With each pass of the block a token's credit is multiplied by `credit_decay`, and grows by
+    p ** `credit_power` if the token is the likeliest, with p its probability. The token's logit
+    grows by `credit_weight` * log(1 + credit).
     Source: CreditDecoding, arXiv:2510.06133; inclusionAI/dInfer decoding/parallel_strategy.py.
     memory: credit [R, V].
     """
@@ -140,19 +152,19 @@ def credit(
 
 
 def certainty(view: StepView) -> Tensor:
-    """Commit the `quota` positions where confidence times density is highest: near what is known already.
+    """Commit the `quota` positions with the highest product of confidence and density.
 
-    The density of a position is the share of known positions around it, weighted by a Gaussian of standard deviation
-    `sigma` over the canvas and its own length on either side. What is left of the canvas is known; what is right of
-    it is known once the canvas's last position is. Source: d2Cache, arXiv:2509.23094; Kamichanw/d2Cache,
-    certainty_density.
+    The density of a position is the share of known positions around it, weighted by a Gaussian of
+    standard deviation `sigma` over the canvas and its length on either side. Positions left of the
+    canvas are known; those right of it are known once the last position of the canvas is.
+    Source: d2Cache, arXiv:2509.23094; Kamichanw/d2Cache, certainty_density.
     """
     import torch
 
     known = (~view.canvas).double()
     extended = torch.cat([torch.ones_like(known), known, known[:, -1:].expand_as(known)], dim=-1)
     kernel = _kernel(known.shape[1], view.options["sigma"], known.device)
-    # row by row: a product of matrices may round differently in another batch
+    # row by row, because a matrix product may round differently in another batch
     density = torch.stack([kernel @ row for row in extended])
     block = view.start[:, None] + torch.arange(view.masked.shape[1], device=known.device)
     return top_k(view.confidence * density.gather(-1, block), view.masked, view.quota)
@@ -160,7 +172,7 @@ def certainty(view: StepView) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _kernel(n: int, sigma: float, device: torch.device) -> Tensor:
-    """[n, 3n] float64: Gaussian weights of the columns -n to 2n around each of the columns 0 to n; rows sum to 1."""
+    """[n, 3n] float64: Gaussian weights of columns -n to 2n around column i; rows sum to 1."""
     import torch
 
     at = torch.arange(-n, 2 * n, dtype=torch.float64, device=device)

@@ -1,34 +1,43 @@
 """Which open positions a step commits: one pure function per algorithm, one table.
 
-An algorithm sees a frozen view of the step and returns a mask. It draws no randomness and writes nothing, so it is
-the same alone and in a batch. It may commit several positions, or none where its schedule asks for none. Those that
-decide themselves how many positions they commit are in adaptive.py.
+An algorithm takes a frozen view of the step and returns a mask. It draws no randomness and writes
+nothing, so a row gets the same result alone and in a batch. It may commit several positions, and
+none if its schedule asks for none. adaptive.py has the algorithms that decide the number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from decoding import adaptive
 from decoding.apd import PAPER, RELEASED
-from decoding.step_view import Algorithm, Option, StepView, Verification, top_k
+from decoding.option import Option
+from decoding.step_view import Algorithm, StepView, Verification, top_k
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FAMILIES = ("llada", "dream")
+
+class _EveryFamily:
+    """Contains the name of every model family, including families that are registered later."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str)
+
+
+FAMILIES = _EveryFamily()
 
 
 def _drawn(score: Tensor, view: StepView) -> Tensor:
-    """Scores whose top k are a draw of k positions without replacement from softmax(score / alg_temp)."""
+    """Scores whose top k are k draws without replacement from softmax(score / alg_temp)."""
     if not view.alg_temp:
         return score
     return score / view.alg_temp - (-view.noise.log()).log()
 
 
 def low_confidence(view: StepView) -> Tensor:
-    """Commit the `quota` most confident positions; the others are remasked (hence LLaDA's name for it).
+    """Commit the `quota` most confident positions. LLaDA names it after those it remasks.
 
     Source: LLaDA, arXiv:2502.09992; ML-GSAI/LLaDA generate.py.
     """
@@ -36,7 +45,7 @@ def low_confidence(view: StepView) -> Tensor:
 
 
 def random(view: StepView) -> Tensor:
-    """Commit `quota` positions in an order drawn by chance.
+    """Commit `quota` positions in a random order.
 
     Source: LLaDA, arXiv:2502.09992; ML-GSAI/LLaDA generate.py, remasking="random".
     """
@@ -44,15 +53,16 @@ def random(view: StepView) -> Tensor:
 
 
 def leftright(view: StepView) -> Tensor:
-    """Commit the first `quota` open positions: left to right, the order of an autoregressive model.
+    """Commit the first `quota` open positions: the order of an autoregressive model.
 
-    Source: APD, arXiv:2506.00413; danielmisrael/apd llada/llada_generate.py and dream/generation_utils.py.
+    Source: APD, arXiv:2506.00413; danielmisrael/apd llada/llada_generate.py and
+    dream/generation_utils.py.
     """
     return view.masked & (view.masked.cumsum(dim=-1) <= view.quota[:, None])
 
 
 def maskgit_plus(view: StepView) -> Tensor:
-    """Commit the `quota` positions with the highest confidence, drawn where alg_temp is above 0.
+    """Commit the `quota` most confident positions, or draw them if alg_temp is above 0.
 
     Source: MaskGIT, arXiv:2202.04200; DreamLM/Dream generation_utils.py.
     """
@@ -60,7 +70,7 @@ def maskgit_plus(view: StepView) -> Tensor:
 
 
 def topk_margin(view: StepView) -> Tensor:
-    """Commit the `quota` positions where the likeliest token leads the second by most.
+    """Commit the `quota` positions with the largest margin of the likeliest token over the second.
 
     Source: arXiv:2502.06768; DreamLM/Dream generation_utils.py.
     """
@@ -76,7 +86,7 @@ def entropy(view: StepView) -> Tensor:
 
 
 def origin(view: StepView) -> Tensor:
-    """Commit each open position with the chance `rate`, whatever the model says: a random number of them.
+    """Commit each open position with probability `rate`, independently of the model's scores.
 
     Source: D3PM, arXiv:2107.03006; DreamLM/Dream generation_utils.py.
     """
@@ -84,25 +94,19 @@ def origin(view: StepView) -> Tensor:
 
 
 def apd(view: StepView) -> Tensor:
-    """Commit the first `quota` open positions, and those behind them up to the first that the verifier disagrees on.
+    """Commit the first `quota` open positions, then those up to the verifier's first disagreement.
 
-    Source: APD, arXiv:2506.00413, algorithm 1; danielmisrael/apd dream/generation_utils.py, apd_accept_criterion.
+    Source: APD, arXiv:2506.00413, algorithm 1; danielmisrael/apd dream/generation_utils.py,
+    apd_accept_criterion.
     """
     first = view.masked.cumsum(dim=-1) <= view.quota[:, None]
     return view.masked & (first | view.agreed | ~view.masked).long().cumprod(dim=-1).bool()
 
 
-def _apd(verification: Verification) -> Algorithm:
-    """`apd` by the paper's rule or by that of the released code."""
-    return Algorithm(
-        apd,
-        ("dream",),
-        "adaptive",
-        ends_at_eos=True,
-        left_to_right=True,
-        verification=verification,
-        options=MIXTURE,
-    )
+CONFIDENCE, ENTROPY = frozenset({"confidence"}), frozenset({"entropy"})
+THRESHOLD = {
+    "threshold": Option(0.9, "commit every position with at least this confidence", high=1.0)
+}
 
 
 def _dream(select: Callable[[StepView], Tensor], score: str) -> Algorithm:
@@ -111,15 +115,30 @@ def _dream(select: Callable[[StepView], Tensor], score: str) -> Algorithm:
     )
 
 
-THRESHOLD = {
-    "threshold": Option(0.9, "commit every position with at least this confidence", high=1.0)
-}
-MIXTURE = {
-    "apd_mixture_weight": Option(
-        0.7, "share of the diffusion model in what is verified (R)", high=1.0
+def _adaptive(
+    select: Callable[[StepView], Tensor],
+    reads: frozenset[str],
+    options: Mapping[str, Option],
+    **more: Any,
+) -> Algorithm:
+    return Algorithm(
+        select, FAMILIES, "adaptive", blocks=True, reads=reads, options=options, **more
     )
-}
-CONFIDENCE, ENTROPY = frozenset({"confidence"}), frozenset({"entropy"})
+
+
+def _apd(verification: Verification) -> Algorithm:
+    """`apd` with the rule of the paper or of the released code."""
+    text = "weight of the diffusion model in its mixture with the verifier (R)"
+    return Algorithm(
+        apd,
+        ("dream",),
+        "adaptive",
+        ends_at_eos=True,
+        left_to_right=True,
+        verification=verification,
+        options={"apd_mixture_weight": Option(0.7, text, high=1.0)},
+    )
+
 
 ALGORITHMS: dict[str, Algorithm] = {
     "low_confidence": Algorithm(low_confidence, ("llada",), "even", blocks=True, reads=CONFIDENCE),
@@ -129,9 +148,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "topk_margin": _dream(topk_margin, "margin"),
     "entropy": _dream(entropy, "entropy"),
     "origin": Algorithm(origin, ("dream",), "floor", noisy=True),
-    "threshold": Algorithm(
-        adaptive.threshold, FAMILIES, "adaptive", blocks=True, reads=CONFIDENCE, options=THRESHOLD
-    ),
+    "threshold": _adaptive(adaptive.threshold, CONFIDENCE, THRESHOLD),
     "confidence_threshold": Algorithm(
         adaptive.confidence_threshold,
         ("dream",),
@@ -140,73 +157,54 @@ ALGORITHMS: dict[str, Algorithm] = {
         reads=CONFIDENCE | {"step"},
         options=THRESHOLD,
     ),
-    "factor": Algorithm(
+    "factor": _adaptive(
         adaptive.factor,
-        FAMILIES,
-        "adaptive",
-        blocks=True,
-        reads=CONFIDENCE,
-        options={
-            "factor": Option(
-                1.0, "commit n positions while (n + 1) * (1 - confidence) stays below it"
-            )
-        },
+        CONFIDENCE,
+        {"factor": Option(1.0, "commit n positions while (n + 1) * (1 - confidence) is below it")},
     ),
-    "entropy_threshold": Algorithm(
+    "entropy_threshold": _adaptive(
         adaptive.entropy_threshold,
-        FAMILIES,
-        "adaptive",
-        blocks=True,
-        reads=ENTROPY,
-        options={
-            "threshold": Option(0.4, "commit every position with at most this entropy, in nats")
-        },
+        ENTROPY,
+        {"threshold": Option(0.4, "commit every position with at most this entropy, in nats")},
     ),
-    "eb_sampler": Algorithm(
+    "eb_sampler": _adaptive(
         adaptive.eb_sampler,
-        FAMILIES,
-        "adaptive",
-        blocks=True,
-        reads=ENTROPY,
-        options={
+        ENTROPY,
+        {
             "gamma": Option(
                 0.001,
-                "commit positions while their entropies, less the highest, sum to at most this",
+                "commit positions while their entropies without the highest sum to at most this",
             )
         },
     ),
-    "klass": Algorithm(
+    "klass": _adaptive(
         adaptive.klass,
-        FAMILIES,
-        "adaptive",
-        blocks=True,
-        reads=CONFIDENCE,
-        observe=adaptive.divergences,
-        options=THRESHOLD
+        CONFIDENCE,
+        THRESHOLD
         | {
             "kl_threshold": Option(
-                0.01, "a position is stable while its distribution moves by less than this"
+                0.01, "a position is stable while its distribution diverges by less than this"
             ),
-            "kl_history": Option(2, "over this many forward passes", low=1, whole=True),
+            "kl_history": Option(
+                2, "forward passes for which a position must be stable", low=1, whole=True
+            ),
         },
+        observe=adaptive.divergences,
     ),
-    "credit": Algorithm(
+    "credit": _adaptive(
         adaptive.threshold,
-        FAMILIES,
-        "adaptive",
-        blocks=True,
-        reads=CONFIDENCE,
-        observe=adaptive.credit,
-        options=THRESHOLD
+        CONFIDENCE,
+        THRESHOLD
         | {
-            "credit_weight": Option(0.7, "how much a token's credit raises its logit (alpha)"),
+            "credit_weight": Option(0.7, "weight of a token's credit in its logit (alpha)"),
             "credit_decay": Option(
-                0.8, "what is left of a credit after each forward pass (beta)", high=1.0
+                0.8, "share of a credit that remains after each forward pass (beta)", high=1.0
             ),
             "credit_power": Option(
                 0.2, "a credit grows by the token's probability to this power (gamma)"
             ),
         },
+        observe=adaptive.credit,
     ),
     "certainty": Algorithm(
         adaptive.certainty,
@@ -215,7 +213,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         reads=CONFIDENCE | {"canvas"},
         options={
             "sigma": Option(
-                10.0, "standard deviation, in positions, of what counts as near", low=0.01
+                10.0, "standard deviation of the weights around a position, in positions", low=0.01
             )
         },
     ),
@@ -223,13 +221,16 @@ ALGORITHMS: dict[str, Algorithm] = {
     "apd_released": _apd(RELEASED),
 }
 
-# every option that some algorithm takes, and which ones take it
-OPTIONS: dict[str, list[str]] = {
-    name: [a for a in ALGORITHMS if name in ALGORITHMS[a].options]
-    for name in dict.fromkeys(name for a in ALGORITHMS.values() for name in a.options)
-}
-
 
 def algorithms_of(family: str) -> list[str]:
     """Names of the algorithms that are defined for a model family."""
     return [name for name, algorithm in ALGORITHMS.items() if family in algorithm.families]
+
+
+def algorithm_options() -> dict[str, list[str]]:
+    """Name of every algorithm option -> names of the algorithms that take it, as of this call."""
+    users: dict[str, list[str]] = {}
+    for name, algorithm in ALGORITHMS.items():
+        for option in algorithm.options:
+            users.setdefault(option, []).append(name)
+    return users

@@ -1,7 +1,8 @@
-"""Adaptive parallel decoding: how a draft is drawn and what the verifier's mixture draws, as pure functions.
+"""Adaptive parallel decoding: draws of a draft and of its verification, as pure functions.
 
-The diffusion model proposes a token for each open position on its own; an autoregressive verifier says how well they go
-together. Where a draw from the mixture of both is the drafted token, it stands.
+The diffusion model proposes tokens independently of each other; an autoregressive verifier scores
+them together. A drafted token is accepted if the same token is drawn from the mixture of both
+models.
 
 Shapes: R drafted positions, V vocabulary of the diffusion model, A vocabulary of the verifier.
 Source: APD, arXiv:2506.00413; danielmisrael/apd dream/generation_utils.py.
@@ -23,7 +24,7 @@ INFINITE = float("inf")
 
 
 def draft(logits: Tensor, rules: Rules, noise: Tensor | None) -> Tensor:
-    """The likeliest tokens, or above temperature 0 a draw from the nucleus of softmax(logits / temperature)."""
+    """The likeliest tokens; above temperature 0, draws from the nucleus of softmax(logits / T)."""
     if noise is None:
         return logits.argmax(dim=-1)
     return (_cooled(logits, rules) + noise).argmax(dim=-1)
@@ -36,10 +37,10 @@ def target(
     options: Mapping[str, float],
     noise: Tensor | None,
 ) -> Tensor:
-    """A draw from the mixture at the draft's temperature and with the draft's noise, as in the paper's algorithm 1.
+    """Draws from the mixture with the draft's temperature and noise, as in the paper's algorithm 1.
 
-    With one noise for both the draws are equal the more often, the more alike the distributions are. At temperature 0
-    the likeliest tokens are compared. The nucleus is the draft's alone, as in the released code.
+    With shared noise, similar distributions give equal draws more often. At temperature 0 these are
+    the likeliest tokens. Only the draft has a nucleus, as in the released code.
     """
     mixed = mixture(logits, verifier, rules, options["apd_mixture_weight"])
     if noise is None:
@@ -48,9 +49,10 @@ def target(
 
 
 def draft_released(logits: Tensor, rules: Rules, noise: Tensor | None) -> Tensor:
-    """As `draft`, but drawn at the square of the temperature from the nucleus at the temperature itself.
+    """As `draft`, but the draws have the square of the temperature; the nucleus does not.
 
-    sample_with_gumbel divides the logits by the temperature and raises the noise to it as well.
+    The released sample_with_gumbel divides the logits by the temperature and also raises the noise
+    to that power.
     """
     if noise is None:
         return logits.argmax(dim=-1)
@@ -64,9 +66,10 @@ def target_released(
     options: Mapping[str, float],
     noise: Tensor | None,
 ) -> Tensor:
-    """The mixture's likeliest tokens at every temperature.
+    """The likeliest tokens of the mixture, at every temperature.
 
-    apd_accept_criterion hands the draft's noise on, but not the temperature, without which it is not used.
+    The released apd_accept_criterion passes on the draft's noise but not the temperature, so the
+    noise is not used.
     """
     return mixture(logits, verifier, rules, options["apd_mixture_weight"]).argmax(dim=-1)
 
@@ -76,19 +79,19 @@ RELEASED = Verification(draft_released, target_released)
 
 
 def mixture(logits: Tensor, verifier: Tensor, rules: Rules, weight: float) -> Tensor:
-    """[R, min(V, A)]: weight * log p_diffusion + (1 - weight) * log p_verifier of the tokens that both have."""
+    """[R, min(V, A)]: weight * log p_diffusion + (1 - weight) * log p_verifier of shared tokens."""
     both = min(logits.shape[1], verifier.shape[1])
     parts = [(share, x) for share, x in ((weight, logits), (1 - weight, verifier)) if share]
     mixed = sum(
         share * x.to(rules.dtype or logits.dtype).log_softmax(dim=-1)[:, :both]
         for share, x in parts
     )
-    # the mask token is never proposed, whatever the verifier thinks of it
+    # the mask token is never proposed, even if the verifier prefers it
     return mixed.masked_fill(logits[:, :both] == -INFINITE, -INFINITE)
 
 
 def _cooled(logits: Tensor, rules: Rules) -> Tensor:
-    """[R, V] float64: logits / temperature, outside nucleus and top k at -inf."""
+    """[R, V] float64: logits / temperature, with -inf outside the nucleus and the top k."""
     from decoding.sampling import filtered
 
     wide = logits.double()

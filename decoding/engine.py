@@ -1,8 +1,9 @@
-"""The loop: prompts in, completions out. Every algorithm, every family, every batch goes through `decode`.
+"""The decoding loop: prompts in, completions out. All algorithms, families and batches use it.
 
-A canvas is a prompt and gen_length open positions. Each step of a row asks the model for its open positions,
-proposes a token for each, lets the algorithm choose, and commits. Rows in flight are independent: each has its own
-step, its own noise, its own slot of the KV cache, and leaves when it is done; the next prompt takes its place.
+A canvas is a prompt followed by gen_length open positions. Each step of a row asks the model for
+the row's open positions, proposes a token for each, lets the algorithm choose positions, and
+commits. Rows in flight are independent: each has its own step, noise and KV cache slot. A finished
+row leaves, and the next prompt takes its place.
 
 Shapes: B rows in flight, T columns of the active block, R queried positions, V vocabulary.
 """
@@ -10,49 +11,27 @@ Shapes: B rows in flight, T columns of the active block, R queried positions, V 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from decoding.algorithms import ALGORITHMS
-from decoding.kv_cache import CACHES, Span, SpanView
+from decoding.config import DecodeConfig
+from decoding.kv_cache import CACHES, CacheView, Columns
+from decoding.model import Model
 from decoding.row_state import Completion, Row
 from decoding.sampling import Proposal, Rules, mask_tokens, propose, to_device, uniforms
-from decoding.schedule import DecodeConfig
-from decoding.step_view import Algorithm, StepView
+from decoding.step_view import StepView
 from decoding.verifier import Draft, Verifier
 
 if TYPE_CHECKING:
     from models import ModelConfig
 
-
-class Model(Protocol):
-    """What decode() needs of a model: see models.Transformer."""
-
-    config: ModelConfig
-    device: torch.device
-
-    def predict(self, tokens: Tensor, spans: Sequence, rows: Tensor, cache=None) -> Tensor: ...
-
-    def new_cache(self): ...
-
-
-def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
-    """The sampling rules that a decoding configuration means for a family."""
-    return Rules(
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        dtype={"float64": torch.float64, "float32": torch.float32, "model": None}[
-            config.confidence_dtype
-        ],
-        scores_the_draw=model.family == "dream",
-        never=(model.eos_id,) if config.logits_eos_inf else (),
-        last=tuple(model.end_ids) if config.confidence_eos_eot_inf else (),
-    )
+Stop = Callable[[list[int]], bool]
 
 
 def decode(
@@ -62,50 +41,80 @@ def decode(
     seeds: Sequence[int],
     *,
     batch_size: int | None = None,
-    stop: Callable[[list[int]], bool] | None = None,
-    on_finish: Callable[[int, Completion], None] | None = None,
+    stop: Stop | None = None,
     verifier: Model | None = None,
 ) -> list[Completion]:
-    """Completions of the prompts, in their order. A row's tokens do not depend on the others.
+    """Completions of the prompts, in their order. Arguments and errors: see `decode_each`."""
+    each = decode_each(
+        model, prompts, config, seeds, batch_size=batch_size, stop=stop, verifier=verifier
+    )
+    return [completion for _, completion in sorted(each, key=itemgetter(0))]
+
+
+def decode_each(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    config: DecodeConfig,
+    seeds: Sequence[int],
+    *,
+    batch_size: int | None = None,
+    stop: Stop | None = None,
+    verifier: Model | None = None,
+) -> Iterator[tuple[int, Completion]]:
+    """(index of the prompt, completion) of each prompt, as soon as its row leaves.
+
+    A row's tokens do not depend on the other rows. Nothing is computed between two items, and
+    closing the generator frees the rows in flight.
 
     prompts:    token ids; lengths may differ.
-    seeds:      one per prompt; all of a row's randomness follows from it.
-    batch_size: rows in flight at a time; None is all of them.
-    stop:       is given a row's committed prefix (ids before the first open position, no end token among them) and
-                says whether the returned text can no longer change.
-    on_finish:  is called with (index, completion) the moment a row leaves.
-    verifier:   the autoregressive model of an algorithm that has one; its tokenizer must be the model's.
-    Raises ValueError where the configuration is not one of the model's family, or prompts and seeds disagree.
+    seeds:      one per prompt; all randomness of a row follows from it.
+    batch_size: rows in flight at a time; None means all.
+    stop:       takes a row's committed prefix (the ids before its first open position, without end
+                tokens) and returns whether the returned text can no longer change.
+    verifier:   autoregressive model, for an algorithm that needs one. Model and verifier must share
+                one tokenizer.
+    Raises ValueError at the call if the configuration does not fit the model's family, or if
+    prompts and seeds differ in number.
     """
-    problems = config.problems(model.config.family)
+    problems = config.problems(model.config.family, model.config.end_token_flags)
     if len(seeds) != len(prompts):
         problems.append(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
     if batch_size is not None and batch_size < 1:
         problems.append(f"batch_size {batch_size} must be at least 1")
-    if (ALGORITHMS[config.schedule.algorithm].verification is None) != (verifier is None):
-        problems.append(
-            f"{config.schedule.algorithm} {'has no' if verifier is not None else 'needs a'} verifier"
-        )
+    name = config.schedule.algorithm
+    if (ALGORITHMS[name].verification is None) != (verifier is None):
+        problems.append(f"{name} {'needs a' if verifier is None else 'has no'} verifier")
     if problems:
         raise ValueError("; ".join(problems))
     return _Decoder(model, config, stop, verifier).run(
-        prompts, seeds, batch_size or len(prompts) or 1, on_finish
+        prompts, seeds, batch_size or len(prompts) or 1
+    )
+
+
+def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
+    """The sampling rules of a decoding configuration for a model."""
+    return Rules(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        dtype={"float64": torch.float64, "float32": torch.float32, "model": None}[
+            config.confidence_dtype
+        ],
+        scores_the_draw=model.scores_the_draw,
+        never=(model.eos_id,) if config.logits_eos_inf else (),
+        last=tuple(model.end_ids) if config.confidence_eos_eot_inf else (),
     )
 
 
 class _Decoder:
-    """One call of decode()."""
+    """The rows, the cache and the verifier of one call of decode_each()."""
 
     def __init__(
-        self,
-        model: Model,
-        config: DecodeConfig,
-        stop: Callable[[list[int]], bool] | None,
-        verifier: Model | None,
+        self, model: Model, config: DecodeConfig, stop: Stop | None, verifier: Model | None
     ):
         self.model, self.config, self.stop = model, config, stop
         self.schedule = config.schedule
-        self.algorithm: Algorithm = ALGORITHMS[config.schedule.algorithm]
+        self.algorithm = ALGORITHMS[config.schedule.algorithm]
         self.rules = rules_of(config, model.config)
         self.end_ids = np.array(model.config.end_ids)
         self.rows: list[Row] = []
@@ -115,24 +124,24 @@ class _Decoder:
                 verifier, self.algorithm.verification, self.rules, config.options
             )
         self.cache = None if config.kv_cache == "none" else model.new_cache()
-        # columns to the left of a block that a cached pass needs
+        # number of columns to the left of a block that a pass with a cache needs
         self.shift = int(self.cache is not None and model.config.shift)
 
     @torch.inference_mode()
-    def run(self, prompts, seeds, batch_size: int, on_finish) -> list[Completion]:
-        done: list[Completion | None] = [None] * len(prompts)
+    def run(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], batch_size: int
+    ) -> Iterator[tuple[int, Completion]]:
         waiting = iter(range(len(prompts)))
         while True:
             for _, i in zip(range(batch_size - len(self.rows)), waiting):
                 self._admit(i, prompts[i], seeds[i])
             if not self.rows:
-                return done
+                return
             self._step(self.rows)
-            for row in [row for row in self.rows if self._final(row)]:
+            final = [row for row in self.rows if self._final(row)]
+            for row in final:
                 self._dismiss(row)
-                done[row.index] = self._completion(row)
-                if on_finish is not None:
-                    on_finish(row.index, done[row.index])
+            yield from [(row.index, self._completion(row)) for row in final]
 
     def _admit(self, index: int, prompt: Sequence[int], seed: int) -> None:
         n = self.schedule.gen_length
@@ -142,19 +151,19 @@ class _Decoder:
         self.rows.append(
             Row(index, len(prompt), canvas, np.ones(n, dtype=bool), np.full(n, -1), int(seed))
         )
-        for beside in (self.cache, self.verifier):
-            if beside is not None:
-                beside.add(len(canvas))
+        for slots in (self.cache, self.verifier):
+            if slots is not None:
+                slots.add(len(canvas))
 
     def _dismiss(self, row: Row) -> None:
         at = self.rows.index(row)
         del self.rows[at]
-        for beside in (self.cache, self.verifier):
-            if beside is not None:
-                beside.drop(at)
+        for slots in (self.cache, self.verifier):
+            if slots is not None:
+                slots.drop(at)
 
     def _step(self, rows: list[Row]) -> None:
-        """One step of every row; a row that commits nothing by its schedule takes no part in the forward pass."""
+        """One step of every row. A row whose quota is zero takes no part in the forward pass."""
         acting = [row for row in rows if self.schedule.quotas[row.step]]
         if acting and self.algorithm.chooses_first:
             self._choose_then_predict(acting)
@@ -164,7 +173,7 @@ class _Decoder:
             self._advance(row)
 
     def _choose_then_predict(self, rows: list[Row]) -> None:
-        """An algorithm that reads no score: the model is asked for the chosen positions alone, or for nothing."""
+        """For an algorithm that reads no score: the model predicts the chosen positions only."""
         noise = self._noise(rows)
         chosen = self.algorithm.select(self._view(rows, self._in_sight(rows), noise)).numpy()
         keep = chosen.any(axis=1)
@@ -176,26 +185,25 @@ class _Decoder:
             self._commit(rows, chosen, tokens)
 
     def _predict_then_choose(self, rows: list[Row]) -> None:
-        """An algorithm that reads scores: all open positions of the blocks are proposed, then some are chosen."""
+        """For an algorithm that reads scores: propose all open positions, then choose some."""
         noise = self._noise(rows)
         queried = self._in_sight(rows)
         proposal, observed = self._propose(rows, queried, noise)
         at = to_device(torch.from_numpy(queried), self.model.device)
-        found = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
+        scores = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
         scores = {
-            name: at.to(score.dtype).masked_scatter(at, score) for name, score in found.items()
+            name: at.to(score.dtype).masked_scatter(at, score) for name, score in scores.items()
         }
         chosen = self.algorithm.select(self._view(rows, queried, noise, scores))
         tokens = at.long().masked_scatter(at, proposal.tokens)
-        # one transfer for both: the step's only wait for the device
+        # one transfer for both; the step waits for the device only here
         chosen, tokens = torch.stack([chosen.long(), tokens]).cpu().numpy()
         chosen = chosen.astype(bool)
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
             if row.memory:
-                kept = to_device(
-                    torch.from_numpy(np.flatnonzero(~now_committed[was_open])), self.model.device
-                )
+                still_open = np.flatnonzero(~now_committed[was_open])
+                kept = to_device(torch.from_numpy(still_open), self.model.device)
                 row.memory = {name: held[kept] for name, held in row.memory.items()}
 
     def _block(self, row: Row) -> slice:
@@ -203,25 +211,22 @@ class _Decoder:
         return slice(lo, lo + self.schedule.block_length)
 
     def _in_sight(self, rows: list[Row]) -> np.ndarray:
-        """[B, T] bool: the open positions of the rows' blocks, as far as they look ahead."""
-        open_now, ahead = (
-            np.stack([row.open[self._block(row)] for row in rows]),
-            self.config.max_lookahead,
-        )
-        return open_now if ahead is None else open_now & (open_now.cumsum(axis=1) <= ahead)
+        """[B, T] bool: the open positions of the rows' blocks, up to the end of the lookahead."""
+        in_block = np.stack([row.open[self._block(row)] for row in rows])
+        ahead = self.config.max_lookahead
+        return in_block if ahead is None else in_block & (in_block.cumsum(axis=1) <= ahead)
 
     def _noise(self, rows: list[Row]) -> Tensor | None:
-        """[2, B, T] float64 on the CPU, or None where nothing is drawn."""
+        """[2, B, T] float64 on the CPU, or None if nothing is drawn from it."""
         if not (self.algorithm.noisy or self.config.temperature > 0) or self.verifier is not None:
             return None
-        n, per_block = self.schedule.gen_length, self.schedule.steps_per_block
-        return torch.stack(
-            [
-                uniforms(row.seed, row.block * per_block + row.step, n)[:, self._block(row)]
-                for row in rows
-            ],
-            dim=1,
-        )
+        n = self.schedule.gen_length
+        noise = [uniforms(row.seed, self._steps_done(row), n)[:, self._block(row)] for row in rows]
+        return torch.stack(noise, dim=1)
+
+    def _steps_done(self, row: Row) -> int:
+        """Steps of the whole canvas that the row has behind it."""
+        return row.block * self.schedule.steps_per_block + row.step
 
     def _view(
         self,
@@ -230,47 +235,38 @@ class _Decoder:
         noise: Tensor | None,
         scores: dict[str, Tensor] | None = None,
     ) -> StepView:
-        """The step as the algorithm sees it: on the scores' device, or on the CPU where it reads none."""
+        """The step as the algorithm sees it: on the scores' device, without scores on the CPU."""
         device = next(iter(scores.values())).device if scores else torch.device("cpu")
-        steps, reads = [row.step for row in rows], self.algorithm.reads
-        more = dict(scores or {})
-        if "step" in reads:
-            more["step"] = to_device(torch.tensor(steps), device)
-        if "canvas" in reads:
-            more["canvas"] = to_device(
-                torch.from_numpy(np.stack([row.open for row in rows])), device
-            )
-            more["start"] = to_device(
-                torch.tensor([self._block(row).start for row in rows]), device
-            )
+        steps = [row.step for row in rows]
+        fields = {
+            "masked": torch.from_numpy(in_sight),
+            "quota": torch.tensor([self.schedule.quotas[j] for j in steps]),
+            "rate": torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64),
+        }
+        if noise is not None and self.algorithm.noisy:
+            fields["noise"] = noise[1]
+        if "step" in self.algorithm.reads:
+            fields["step"] = torch.tensor(steps)
+        if "canvas" in self.algorithm.reads:
+            fields["canvas"] = torch.from_numpy(np.stack([row.open for row in rows]))
+            fields["start"] = torch.tensor([self._block(row).start for row in rows])
         return StepView(
-            masked=to_device(torch.from_numpy(in_sight), device),
-            quota=to_device(torch.tensor([self.schedule.quotas[j] for j in steps]), device),
-            rate=to_device(
-                torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64), device
-            ),
-            noise=to_device(noise[1], device)
-            if noise is not None and self.algorithm.noisy
-            else None,
+            **{name: to_device(x, device) for name, x in fields.items()},
+            **(scores or {}),
             alg_temp=self.config.alg_temp or 0.0,
             options=self.config.options,
-            **more,
         )
 
-    def _span(self, row: Row) -> Span:
-        """The columns that the row's next forward pass computes, and those that it attends to."""
+    def _columns(self, row: Row) -> Columns:
+        """The columns that the row's next forward pass computes and attends to."""
         block, refresh = self._block(row), self.config.cache_refresh
-        lo, hi, length = (
-            row.prompt_length + block.start,
-            row.prompt_length + block.stop,
-            len(row.canvas),
-        )
+        lo, length = row.prompt_length + block.start, len(row.canvas)
         if self.config.max_lookahead is not None:
             length = min(length, row.frontier + self.config.max_lookahead)
         return CACHES[self.config.kv_cache](
-            SpanView(
+            CacheView(
                 lo=max(0, lo - self.shift * int(row.open[block.start])),
-                hi=hi,
+                hi=row.prompt_length + block.stop,
                 length=length,
                 fresh=row.passes % refresh == 0 if refresh else row.passes == 0,
                 since=row.since,
@@ -279,25 +275,21 @@ class _Decoder:
         )
 
     def _predict(self, rows: list[Row], queried: np.ndarray) -> Tensor:
-        """One forward pass: logits [R, V] of the queried positions [B, T], row by row, left to right."""
-        # a cache has a slot for each row in flight; a row that sits out has no columns
-        flight = rows if self.cache is None else self.rows
-        acting = {row.index: self._span(row) for row in rows}
-        spans = [acting.get(row.index, (0, 0, 0)) for row in flight]
-        widths = np.array([hi - lo for lo, hi, _ in spans])
-        first = {
-            row.index: at - lo
-            for row, at, (lo, _, _) in zip(flight, np.cumsum(widths) - widths, spans)
-        }
-        origins = np.array(
-            [first[row.index] + row.prompt_length + self._block(row).start for row in rows]
+        """One forward pass: logits [R, V] of the queried positions [B, T], row by row."""
+        # a cache has a slot for every row in flight; a row that sits out gets no columns
+        in_flight = rows if self.cache is None else self.rows
+        acting = {row.index: self._columns(row) for row in rows}
+        spans = [acting.get(row.index, (0, 0, 0)) for row in in_flight]
+        ends = np.cumsum([hi - lo for lo, hi, _ in spans])
+        # where column 0 of each row's canvas lies, or would lie, among the packed columns
+        origins = {row.index: end - hi for row, end, (_, hi, _) in zip(in_flight, ends, spans)}
+        starts = np.array(
+            [origins[row.index] + row.prompt_length + self._block(row).start for row in rows]
         )
         at_row, at_column = queried.nonzero()
-        packed = torch.from_numpy(
-            np.concatenate([row.canvas[lo:hi] for row, (lo, hi, _) in zip(flight, spans)])
-        )
-        asked = torch.from_numpy(origins[at_row] + at_column)
-        logits = self.model.predict(packed, spans, asked, self.cache)
+        packed = np.concatenate([row.canvas[lo:hi] for row, (lo, hi, _) in zip(in_flight, spans)])
+        asked = torch.from_numpy(starts[at_row] + at_column)
+        logits = self.model.predict(torch.from_numpy(packed), spans, asked, self.cache)
         for row in rows:
             lo, hi, kv_end = acting[row.index]
             row.nfe += 1
@@ -310,7 +302,7 @@ class _Decoder:
     def _propose(
         self, rows: list[Row], queried: np.ndarray, noise: Tensor | None
     ) -> tuple[Proposal, dict[str, Tensor]]:
-        """Tokens and scores of the queried positions after one forward pass; what the algorithm itself observed."""
+        """Tokens and scores of the queried positions after one forward pass, and further scores."""
         logits, observed = self._predict(rows, queried), {}
         if self.verifier is not None:
             return self._verified(rows, queried, logits)
@@ -326,7 +318,7 @@ class _Decoder:
     def _observe(
         self, rows: list[Row], logits: Tensor, counts: list[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each row's logits through the algorithm's memory of the block: (logits [R, V], its score if it gives one)."""
+        """Logits [R, V] and the score "observed", if there is one, of `Algorithm.observe`."""
         logits = logits.to(self.rules.dtype or logits.dtype)
         logits, seen = mask_tokens(logits, self.rules.never), []
         for row, part in zip(rows, logits.split(counts)):
@@ -340,10 +332,10 @@ class _Decoder:
     def _verified(
         self, rows: list[Row], queried: np.ndarray, logits: Tensor
     ) -> tuple[Proposal, dict[str, Tensor]]:
-        """Tokens drafted at the queried positions, and where the verifier agrees."""
-        counts, per_block = queried.sum(axis=1), self.schedule.steps_per_block
+        """Tokens drafted at the queried positions, and the score "agreed" of the verifier."""
+        counts = queried.sum(axis=1)
         drafts = {
-            row.index: Draft(row.canvas, row.frontier, row.seed, row.block * per_block + row.step)
+            row.index: Draft(row.canvas, row.frontier, row.seed, self._steps_done(row))
             for row in rows
         }
         tokens, keys = self.verifier.draft(logits, list(drafts.values()), counts)
@@ -369,7 +361,7 @@ class _Decoder:
         )
 
     def _remaining(self, row: Row) -> int:
-        """Forward passes that the schedule still has for a row (for `origin`: at most)."""
+        """Forward passes that a row's schedule has left; an upper bound for `origin`."""
         if not row.open.any() or not self.config.early_exit or self.schedule.adaptive:
             return 0
         per_block = np.count_nonzero(self.schedule.quotas)
@@ -380,9 +372,8 @@ class _Decoder:
         return int(min(left, row.open.sum()))
 
     def _ended(self, ids: np.ndarray) -> bool:
-        return any(
-            (ids == end).any() for end in self.model.config.end_ids
-        )  # np.isin takes four times as long
+        # np.isin takes four times as long
+        return any((ids == end).any() for end in self.model.config.end_ids)
 
     def _final(self, row: Row) -> bool:
         if not row.open.any():

@@ -1,4 +1,4 @@
-"""One sample on its way through the engine, and what comes of it."""
+"""A row: the state of one sample in the engine. A Completion: the result."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 class Completion:
     """A decoded canvas.
 
-    token_ids:     [gen_length] ids; a position that was left open holds the mask id.
-    committed_at:  [gen_length] which of the row's forward passes committed the position, -1 where left open.
-    nfe:           forward passes that the row took part in.
-    forwards_saved: forward passes that the schedule still had when the row left (for `origin` at most so many; an
-                   adaptive algorithm has no schedule, and saves none).
-    positions_computed: columns that went through the model, over all its forward passes.
-    seconds:       wall time in flight. Rows of a batch share it: it is a latency, not a cost.
+    token_ids:     [gen_length] ids; an open position holds the mask id.
+    committed_at:  [gen_length] index of the row's forward pass that committed the position; -1 for
+                   an open position.
+    nfe:           number of forward passes that the row took part in.
+    forwards_saved: forward passes that the schedule had left when the row finished. An upper bound
+                   for `origin`; 0 for an adaptive algorithm, which has no fixed schedule.
+    positions_computed: columns computed by the model over all forward passes of the row.
+    seconds:       wall time in flight. The rows of a batch share it: it is a latency, not a cost.
     finish_reason: "end_token", "stop_string" or "length".
-    nfe_partial:   how many of the forward passes took some columns from the KV cache.
-    nfe_verifier:  forward passes of the verifier, which are not among `nfe`.
+    nfe_partial:   number of the forward passes that reused columns from the KV cache.
+    nfe_verifier:  forward passes of the verifier; `nfe` does not include them.
     """
 
     token_ids: tuple[int, ...]
@@ -45,10 +46,15 @@ class Completion:
 
 @dataclass(eq=False)
 class Row:
-    """State of one row in flight. `canvas` is prompt and answer, `open` its answer's open positions.
+    """State of one row in flight.
 
-    passes: forward passes of the block so far. memory: the algorithm's, of the block's open positions, on the device.
-    since: the first column that was open at the forward pass before.
+    canvas: [prompt_length + gen_length] ids of prompt and answer.
+    open:   [gen_length] bool, the open positions of the answer.
+    committed_at, nfe, nfe_partial, nfe_verifier, positions: as in Completion.
+    block, step: the active block, and the step within it.
+    passes: forward passes of the active block so far.
+    memory: the algorithm's memory of the block's open positions, on the device.
+    since:  the first column that was open before the previous forward pass.
     """
 
     index: int
@@ -79,5 +85,5 @@ class Row:
 
     @property
     def prefix(self) -> np.ndarray:
-        """The answer up to its first open position: what no later commit can change."""
+        """The answer up to its first open position. No later commit changes it."""
         return self.answer[: int(self.open.argmax())] if self.open.any() else self.answer

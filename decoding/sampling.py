@@ -1,4 +1,4 @@
-"""Logits to proposed tokens and their scores: one place, one stated precision.
+"""Proposed tokens and their scores from logits: in one place, in one stated precision.
 
 Shapes: R queried positions, V vocabulary.
 """
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Rows are scored in chunks of at most this many numbers, so that no float64 copy of all logits is ever made. On a CPU a
-# chunk stays in the cache and is not given back to the system each time: 3 times the speed at 152,064 tokens.
+# Rows are scored in chunks of at most this many numbers, so there is never a float64 copy of all
+# logits. On a CPU a chunk stays in the cache and its memory is reused: 3 times the speed at 152,064
+# tokens.
 CHUNK_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 25}
-# The nucleus and the top k are looked for among this many likeliest tokens; where they are not all there, among all.
+# The nucleus and the top k are searched among this many likeliest tokens first, then among all.
 SHORTLIST = 256
-# How near to top_p a float32 sum over the vocabulary may decide: 10 times its error.
+# A float32 sum over the vocabulary does not decide closer to top_p than this: 10 times its error.
 UNDECIDED = 1e-5
-# As in Dream's code: the logarithm of a probability of zero stays finite.
+# As in Dream's code, so that log(0) stays finite.
 ENTROPY_EPS = 1e-10
 
 
@@ -25,13 +26,16 @@ ENTROPY_EPS = 1e-10
 class Rules:
     """How tokens are proposed and scored.
 
-    temperature, top_p, top_k: of the draw; at temperature 0 the likeliest token is taken and the filters are inactive.
-    dtype:            of softmax and scores; None is the logits' own.
-    scores_the_draw:  confidence, entropy and margin are those of the filtered distribution that the token is drawn
-                      from (Dream); otherwise of the plain softmax of the logits (LLaDA).
+    temperature, top_p, top_k: of the draw. At temperature 0 the likeliest token is taken and the
+                      filters have no effect.
+    dtype:            of softmax and scores; None means that of the logits.
+    scores_the_draw:  confidence, entropy and margin are those of the filtered distribution that the
+                      token is drawn from (Dream); otherwise of the plain softmax of the logits
+                      (LLaDA).
     never:            token ids that are never proposed.
-    last:             token ids that keep no confidence: proposed as before, but scored without their mass and so
-                      committed last. Source: ML-GSAI/LLaDA generate.py, confidence_eos_eot_inf at temperature 0.
+    last:             token ids that have no confidence. They are proposed as before, but scored
+                      without their mass, and so committed last.
+                      Source: ML-GSAI/LLaDA generate.py, confidence_eos_eot_inf at temperature 0.
     """
 
     temperature: float = 0.0
@@ -45,7 +49,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Proposal:
-    """tokens [R] int64; confidence, entropy (nats), margin [R] float64, None where not asked for."""
+    """tokens [R] int64; confidence, entropy (nats), margin [R] float64, None if not requested."""
 
     tokens: Tensor
     confidence: Tensor | None = None
@@ -58,9 +62,9 @@ def propose(
 ) -> Proposal:
     """Proposed token and scores of each row.
 
-    logits: [R, V] any float dtype, tokens that cannot be at -inf.
-    reads:  which of "confidence", "entropy", "margin" to compute.
-    noise:  [R] float64 uniform in [0, 1), one number for each drawn token; needed above temperature 0.
+    logits: [R, V] any float dtype; -inf excludes a token.
+    reads:  the scores to compute, among "confidence", "entropy" and "margin".
+    noise:  [R] float64 uniform in [0, 1), for the draw of each row; required above temperature 0.
     """
     groups = chunks(logits)
     parts = [
@@ -70,9 +74,8 @@ def propose(
     proposal = _joined([found for found, _ in parts], reads)
     if parts[0][1] is None:
         return proposal
-    rest = (~torch.cat([sound for _, sound in parts])).nonzero()[
-        :, 0
-    ]  # a wait for the device: one for all groups
+    # this waits for the device, so it is done once for all groups
+    rest = (~torch.cat([sound for _, sound in parts])).nonzero()[:, 0]
     for some in rest.split(groups[0].stop) if len(rest) else ():
         exact = _drawn(mask_tokens(logits[some], rules.never), rules, reads, noise[some])
         for name in ("tokens", *reads):
@@ -90,7 +93,7 @@ def _joined(parts: list[Proposal], reads: frozenset[str]) -> Proposal:
 
 
 def chunks(logits: Tensor) -> list[slice]:
-    """Rows of logits [R, V] in groups that are scored together; one empty group where there are none."""
+    """Rows of logits [R, V] in groups that are scored together; one empty group if R is 0."""
     size = max(1, CHUNK_NUMBERS.get(logits.device.type, CHUNK_NUMBERS["cpu"]) // logits.shape[-1])
     return [slice(i, i + size) for i in range(0, max(1, len(logits)), size)]
 
@@ -98,7 +101,7 @@ def chunks(logits: Tensor) -> list[slice]:
 def _propose(
     logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None
 ) -> tuple[Proposal, Tensor | None]:
-    """A proposal, and [R] where it is sound; None where it is everywhere."""
+    """A proposal, and [R] bool whether it is sound; None means that all rows are."""
     logits = mask_tokens(logits, rules.never)
     if rules.temperature == 0:
         return _scored(logits, rules, reads, _likeliest(logits), None), None
@@ -113,14 +116,15 @@ def _propose(
 
 
 def _likeliest(logits: Tensor) -> Tensor:
-    """The first of the likeliest tokens of each row. torch's argmax on a CPU takes ten times as long as numpy's."""
+    """The likeliest token of each row, the first one of equals."""
+    # on a CPU torch's argmax takes ten times as long as numpy's
     if logits.device.type == "cpu" and logits.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
 
 
 def mask_tokens(logits: Tensor, tokens: tuple[int, ...]) -> Tensor:
-    """The logits with these tokens at -inf: a copy where there are any."""
+    """The logits with these tokens at -inf; a copy if there are any."""
     logits = logits.clone() if tokens else logits
     for token in tokens:
         logits[:, token] = -torch.inf
@@ -129,11 +133,10 @@ def mask_tokens(logits: Tensor, tokens: tuple[int, ...]) -> Tensor:
 
 def _drawn(logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor) -> Proposal:
     """Tokens drawn from the whole vocabulary's distribution, in float64."""
-    # a draw needs more than bfloat16 sums even where the scores are kept in it
+    # a draw needs more precision than bfloat16, even if the scores do not
     wide = logits.double()
-    wide = (wide - wide.amax(dim=-1, keepdim=True)).div_(
-        rules.temperature
-    )  # a tiny temperature must not overflow
+    # the maximum is subtracted so that a tiny temperature does not overflow
+    wide = (wide - wide.amax(dim=-1, keepdim=True)).div_(rules.temperature)
     probs = filtered(wide, rules.top_p, rules.top_k).softmax(dim=-1)
     tokens = draw(probs, noise)
     return _scored(logits, rules, reads, tokens, probs, tokens)
@@ -147,7 +150,7 @@ def _scored(
     probs: Tensor | None,
     at: Tensor | None = None,
 ) -> Proposal:
-    """The proposal of `tokens` [R]; probs [R, N] is what they were drawn from and `at` [R] where they are in it."""
+    """The proposal of `tokens` [R], drawn from probs [R, N] at the indices `at` [R]."""
     if not reads:
         return Proposal(tokens)
     dtype = logits.dtype if rules.dtype is None else rules.dtype
@@ -171,14 +174,16 @@ def _scores(probs: Tensor, at: Tensor, reads: frozenset[str]) -> dict[str, Tenso
 def shortlisted(
     logits: Tensor, temperature: float, top_p: float | None, top_k: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The distribution that `filtered` leaves, without a sort of the vocabulary: its few likeliest tokens alone.
+    """The distribution of `filtered`, from the likeliest tokens, without sorting the vocabulary.
 
-    Returns ids [R, S] ascending, their probabilities [R, S] float64, 0 for those that are filtered out, and [R] bool:
-    whether this is the same nucleus. It is not known to be where the shortlist does not hold it whole, where tokens
-    that tie at the shortlist's end might belong to it, and where a float32 sum cannot tell which side of top_p it ends.
+    Returns ids [R, S] ascending, their probabilities [R, S] float64 (0 if filtered out), and sound
+    [R] bool: the nucleus is known to be that of `filtered`. It is not known if the shortlist does
+    not hold all of it, if tokens that tie with the shortlist's last might belong to it, or if a
+    float32 sum is too close to top_p to decide where it ends.
     """
     values, ids = logits.topk(SHORTLIST, dim=-1)
-    ids, order = ids.sort(dim=-1)  # then a stable sort: equal values by id, as in a sort of all
+    # sorted by id, then stably by value: equal values are in the order of a sort of all
+    ids, order = ids.sort(dim=-1)
     values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
     ids = ids.gather(-1, order)
     wide = (values.double() - values[:, :1].double()) / temperature
@@ -198,16 +203,16 @@ def shortlisted(
     if top_k is not None and top_k < SHORTLIST:
         wide = wide.masked_fill(~keep, -torch.inf)
         keep &= wide >= wide[:, top_k - 1 : top_k]
-    # everything that is kept lies above the last one, or others that tie with it might be missing
+    # if a kept token ties with the shortlist's last, tokens that tie with it may be missing
     sound &= ~(keep & (values == values[:, -1:])).any(dim=-1)
     ids, order = ids.sort(dim=-1)
     return ids, wide.masked_fill(~keep, -torch.inf).gather(-1, order).softmax(dim=-1), sound
 
 
 def filtered(logits: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
-    """Logits [R, V] with everything outside the nucleus, then outside the k likeliest, at -inf.
+    """Logits [R, V] with -inf outside the nucleus, then outside the k likeliest tokens.
 
-    The nucleus is the smallest set of likeliest tokens whose mass exceeds top_p, so never empty.
+    The nucleus is the smallest set of likeliest tokens with a mass above top_p; it is never empty.
     Source: DreamLM/Dream generation_utils.py, top_p_logits and top_k_logits.
     """
     if top_p is not None and top_p < 1:
@@ -224,33 +229,34 @@ def filtered(logits: Tensor, top_p: float | None, top_k: int | None) -> Tensor:
 
 
 def draw(probs: Tensor, noise: Tensor) -> Tensor:
-    """One token of each row of probs [R, V] (float64), by inverting its distribution function at noise [R].
+    """One token per row of probs [R, V] (float64): the inverse distribution function at noise [R].
 
-    One number decides a draw, so what is drawn does not depend on which other positions are looked at.
+    One number decides each draw, so a draw does not depend on the other positions.
     """
     cumulative = probs.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    # below the total even where the product rounds up to it, or a token without mass could be drawn
+    # if the product rounds up to the total, a token without mass could be drawn
     at = (noise[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, at, right=True)[:, 0]
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device, in a transfer that nothing waits for."""
+    """A host tensor on the device, by a transfer that does not block."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def uniforms(seed: int, step: int, n: int) -> Tensor:
-    """[2, n] float64 in [0, 1): for each of n positions the number of its token's draw, and that of its order.
+    """[2, n] float64 in [0, 1): for each of n positions, noise for its token and for its order.
 
-    A function of (seed, step) alone, made on the CPU: the same on every device, in every batch, after every resume.
+    It depends on (seed, step) only and is made on the CPU, so it is the same on every device, in
+    every batch and after a resume.
     """
     generator = torch.Generator().manual_seed(scrambled(seed, step) >> 1)
     return torch.rand(2, n, generator=generator, dtype=torch.float64)
 
 
 def scrambled(seed: int, n: int) -> int:
-    """64 bits that look like chance: the n-th number of splitmix64 from `seed`."""
+    """64 pseudorandom bits: the n-th number of splitmix64 from `seed`."""
     z = (seed + 0x9E3779B97F4A7C15 * (n + 1)) & (2**64 - 1)
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)

@@ -1,14 +1,16 @@
-"""What an algorithm sees and how it says what it is: the step's frozen view, its options, its memory, its table entry.
+"""What an algorithm consists of: its table entry, the frozen view of a step, and its memory.
 
-Shapes: B rows in flight, T columns of the active block (the whole canvas where there are no blocks), N positions of the
-canvas, R open positions of one row's block, V vocabulary.
+Shapes: B rows in flight, T columns of the active block (without blocks: of the whole canvas), N
+positions of the canvas, R open positions of one row's block, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from decoding.option import Option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,22 +22,24 @@ SCORES = frozenset({"confidence", "entropy", "margin"})
 
 @dataclass(frozen=True)
 class StepView:
-    """What one step looks like. Fields that the algorithm does not name in `reads` are None.
+    """One step of all rows, read-only. Fields that the algorithm does not name in `reads` are None.
 
-    masked:     [B, T] bool, the open positions of each row's active block, as far as it looks ahead.
-    quota:      [B] int64, positions that the schedule asks for at this step.
-    rate:       [B] float64, the chance of each open position to be committed at this step (`origin`), else 1.
-    noise:      [B, T] float64 uniform in (0, 1), drawn per sample, step and position; None where not `noisy`.
+    masked:     [B, T] bool, open positions of each row's active block, within the lookahead.
+    quota:      [B] int64, number of positions that the schedule asks for at this step.
+    rate:       [B] float64, probability that the step commits an open position (`origin`), else 1.
+    noise:      [B, T] float64 uniform in (0, 1), drawn per sample, step and position; None unless
+                the algorithm is `noisy`.
     confidence: [B, T] float64, probability of the proposed token.
     entropy:    [B, T] float64, entropy of the distribution in nats.
-    margin:     [B, T] float64, probability of the likeliest token less that of the second.
-    step:       [B] int64, steps that each row's block has behind it.
-    canvas:     [B, N] bool, the open positions of the whole canvas.
-    start:      [B] int64, where on the canvas the block begins; given with `canvas`.
-    observed:   [B, T] float64, the score of `Algorithm.observe`; None where it gives none.
-    agreed:     [B, T] bool, whether `Algorithm.verification` draws the proposed token too; None where there is none.
-    options:    the algorithm's own options by name.
-    alg_temp:   temperature of the order itself; 0 takes the best positions, above 0 draws them.
+    margin:     [B, T] float64, probability of the likeliest token minus that of the second.
+    step:       [B] int64, number of steps that each row's block has had.
+    canvas:     [B, N] bool, open positions of the whole canvas.
+    start:      [B] int64, first position of the block on the canvas; comes with `canvas`.
+    observed:   [B, T] float64, the score of `Algorithm.observe`; None if it returns none.
+    agreed:     [B, T] bool, whether `Algorithm.verification` draws the proposed token too; None
+                without a verification.
+    options:    the algorithm's own options, by name.
+    alg_temp:   temperature of the order of commits: 0 takes the best positions, above 0 draws them.
     """
 
     masked: Tensor
@@ -56,11 +60,12 @@ class StepView:
 
 @dataclass(frozen=True)
 class Observation:
-    """What an algorithm with a memory makes of one row's forward pass.
+    """The result of `Algorithm.observe` for one row and one forward pass.
 
-    logits: [R, V], from which tokens are proposed and scored.
-    memory: name -> [R, ...]; the next pass of the block gets back what belongs to the positions still open.
-    score:  [R] float64, becomes the view's `observed`; or None.
+    logits: [R, V]; tokens are proposed from them and scored by them.
+    memory: name -> [R, ...]. The next pass of the block gets the entries of the positions that are
+            still open.
+    score:  [R] float64, the view's `observed`; or None.
     """
 
     logits: Tensor
@@ -70,13 +75,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class Verification:
-    """How a draft is drawn, and what it is held against: two pure functions over a second model's logits.
+    """How a draft is drawn and checked, as two pure functions.
 
-    The second model, the verifier, is autoregressive: its logits of a position are those after the draft up to there.
+    The verifier is a second, autoregressive model: its logits of a position depend on the draft to
+    the left of that position.
     draft:  (logits [R, V], rules, noise) -> tokens [R] int64.
-    target: (logits [R, V], verifier's logits [R, A], rules, options, noise) -> tokens [R]; A, its vocabulary, may be
-            smaller or larger than V, and a token is the same number in both.
-    noise:  [R, V] float64, standard Gumbel, of the sample, step and position; None at temperature 0.
+    target: (logits [R, V], verifier's logits [R, A], rules, options, noise) -> tokens [R] int64.
+            The verifier's vocabulary A may be smaller or larger than V; a token has the same id in
+            both.
+    noise:  [R, V] float64, standard Gumbel, per sample, step and position; None at temperature 0.
     """
 
     draft: Callable[[Tensor, Rules, Tensor | None], Tensor]
@@ -84,59 +91,31 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Option:
-    """A number that an algorithm takes.
-
-    default: its value where none is given. help: what it does, for the flag's description.
-    low, high: the range that it may be in, both ends included. whole: whether it is a count.
-    """
-
-    default: float
-    help: str
-    low: float = 0.0
-    high: float = float("inf")
-    whole: bool = False
-
-    def problem(self, value: float) -> str | None:
-        """Why `value` cannot be, or None."""
-        whole = "a whole number, " if self.whole else ""
-        if (
-            self.low <= value <= self.high
-            and value < float("inf")
-            and not (self.whole and value % 1)
-        ):
-            return None
-        return f"must be {whole}at least {self.low:g}" + (
-            "" if self.high == float("inf") else f" and at most {self.high:g}"
-        )
-
-
-@dataclass(frozen=True)
 class Algorithm:
     """An entry of the table.
 
-    select:   StepView -> [B, T] bool, a subset of view.masked.
-    families: model families that it is defined for.
-    schedule: "even" splits a block over its steps, remainder first (LLaDA); "floor" is Dream's schedule; "stride" is
-              tokens_per_step positions every step; "adaptive": the algorithm decides how many, tokens_per_step is the
-              least that it should.
-    blocks:   whether the canvas is decoded in blocks where nothing is said about it.
-    reads:    what select looks at: scores of the model's distribution ("confidence", "entropy", "margin"), "step",
-              "canvas". Without a score the positions are chosen before the forward pass and the model is asked for
-              these alone.
+    select:   StepView -> [B, T] bool, a subset of view.masked. A pure function.
+    families: model families that it is defined for; FAMILIES means all.
+    schedule: "even" splits a block evenly over its steps, remainder first (LLaDA); "floor" is
+              Dream's schedule; "stride" is tokens_per_step positions in every step; with "adaptive"
+              the algorithm decides, and tokens_per_step is the minimum.
+    blocks:   the canvas is decoded in blocks by default.
+    reads:    fields of the view that select reads: "confidence", "entropy", "margin" (the scores),
+              "step", "canvas". Without a score the positions are chosen before the forward pass,
+              and the model predicts only these.
     noisy:    select reads `noise`.
     draws_order: alg_temp applies.
-    ends_at_eos: the official loop itself stops once the end token is on the canvas.
+    ends_at_eos: the algorithm itself stops once the end token is on the canvas.
     options:  name -> Option.
-    observe:  (logits [R, V] in the precision of the scores, memory or None on a block's first pass, options) ->
-              Observation. Pure, called for each row by itself.
-    left_to_right: always commits the first open positions: it can look ahead less far (max_lookahead), and keep what is
-              far to the left (kv_cache "window").
-    verification: with a verifier; select then reads `agreed`, and no score.
+    observe:  (logits [R, V] in the precision of the scores, memory, options) -> Observation. A pure
+              function, called for each row. memory is None on the first pass of a block.
+    left_to_right: it always commits the first open positions. max_lookahead and kv_cache "window"
+              are then possible.
+    verification: the use of a verifier; select then reads `agreed` and no score.
     """
 
     select: Callable[[StepView], Tensor]
-    families: tuple[str, ...]
+    families: Container[str]
     schedule: str
     blocks: bool = False
     reads: frozenset[str] = frozenset()
@@ -152,12 +131,12 @@ class Algorithm:
 
     @property
     def scores(self) -> frozenset[str]:
-        """The scores of the model's distribution that select looks at."""
+        """The scores that select reads."""
         return self.reads & SCORES
 
     @property
     def chooses_first(self) -> bool:
-        """Whether the positions are chosen before the forward pass, which is then asked for these alone."""
+        """Whether positions are chosen before the forward pass, which then predicts only these."""
         return not self.scores and self.verification is None
 
 
@@ -166,13 +145,14 @@ def top_k(score: Tensor, masked: Tensor, k: Tensor) -> Tensor:
 
     score:  [B, T] any float dtype; read only where masked.
     masked: [B, T] bool.
-    k:      [B] int64, positions to take; more than are masked means all of them.
-    Returns [B, T] bool. Equal scores are taken leftmost first, so the choice does not depend on the device.
+    k:      [B] int64, number of positions; if fewer are masked, all of them are taken.
+    Returns [B, T] bool. Of equal scores the leftmost is taken first, so the result does not depend
+    on the device. Raises ValueError if the shapes disagree.
     """
     if score.shape != masked.shape or k.shape != score.shape[:1]:
         raise ValueError(
-            f"top_k: score {tuple(score.shape)}, masked {tuple(masked.shape)} and k {tuple(k.shape)} "
-            "must be [B, T], [B, T] and [B]"
+            f"top_k: score {tuple(score.shape)}, masked {tuple(masked.shape)} and "
+            f"k {tuple(k.shape)} must be [B, T], [B, T] and [B]"
         )
     order = score.masked_fill(~masked, -float("inf")).argsort(dim=-1, descending=True, stable=True)
     return (order.argsort(dim=-1) < k[:, None]) & masked

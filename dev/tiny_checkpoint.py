@@ -1,8 +1,9 @@
-"""The files around tiny trained weights, in the hub's layout: tokenizer, chat template, config.json, safetensors.
+"""Write a tiny checkpoint in the hub's layout: tokenizer, chat template, config.json, weights.
 
-The tokenizer is byte-level BPE, so that any text comes back exactly; its merges are learnt from the training texts
-until every word is one token. Numbers below 100 are one token each, and the fixed wording of the prompts is added as
-whole phrases: both keep sequences short enough to train on a CPU.
+The tokenizer is byte-level BPE, so that it reproduces any text exactly. Its merges are learnt from
+the training texts until every word is one token. Numbers below 100 are one token each, and the
+fixed wording of the prompts is added as whole phrases: both keep sequences short enough to train
+on a CPU.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import torch
 
-from models import load_tokenizer
+from models import FAMILIES, load_tokenizer
 from models.config import ModelConfig
-from models.files import family_named
 
-# transformers' Qwen2 splits text like this; LLaDA's file says it in its own pre-tokenizer
-WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# transformers' Qwen2 splits text with this pattern; LLaDA's tokenizer.json carries it
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIAL = {
     "llada": (
         "<|startoftext|>",
@@ -31,9 +34,11 @@ SPECIAL = {
     "dream": ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>"),
 }
 LLADA_TEMPLATE = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
-    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
-    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    "+ message['content'] | trim + '<|eot_id|>' %}"
+    "{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
 DREAM_TEMPLATE = (
@@ -45,7 +50,8 @@ DREAM_TEMPLATE = (
     "{%- for message in messages %}\n"
     '    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or '
     '(message.role == "assistant") %}\n'
-    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
+    "        {{- '<|im_start|>' + message.role + '\\n' "
+    "+ message.content + '<|im_end|>' + '\\n' }}\n"
     "    {%- endif %}\n"
     "{%- endfor %}\n"
     "{%- if add_generation_prompt %}\n"
@@ -61,7 +67,10 @@ def _json(value: object) -> str:
 
 
 def write_tokenizer(folder: Path, family: str, texts: Iterable[str], phrases: Iterable[str]) -> int:
-    """Learn the tokenizer from texts and write its files in the family's layout. Returns how many tokens it has."""
+    """Train a tokenizer on texts and write its files in the family's layout.
+
+    phrases: texts that become one token each. Returns the number of tokens.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -121,7 +130,7 @@ def write_tokenizer(folder: Path, family: str, texts: Iterable[str], phrases: It
 
 
 def copy_tokenizer(source: Path, folder: Path) -> int:
-    """Write Dream's tokenizer in Qwen2's file layout, every id as it is. Returns how many tokens it has."""
+    """Write Dream's tokenizer in Qwen2's layout with the same ids. Returns the number of tokens."""
     tokenizer = load_tokenizer(source)
     settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
     settings |= {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None}
@@ -135,7 +144,10 @@ def copy_tokenizer(source: Path, folder: Path) -> int:
 
 
 def write_config(folder: Path, family: str, n_tokens: int, shape: Mapping[str, int]) -> None:
-    """config.json with the family's own keys. shape: n_layers, d_model, n_heads, n_kv_heads, d_ff."""
+    """Write config.json with the family's own keys.
+
+    shape: n_layers, d_model, n_heads, n_kv_heads, d_ff.
+    """
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     ids = {entry["content"]: int(i) for i, entry in settings["added_tokens_decoder"].items()}
     rows = -(-n_tokens // 32) * 32
@@ -219,15 +231,13 @@ def write_config(folder: Path, family: str, n_tokens: int, shape: Mapping[str, i
 def write_weights(
     folder: Path, config: ModelConfig, parameters: Mapping[str, torch.Tensor]
 ) -> None:
-    """model.safetensors in bfloat16, under the family's names."""
+    """Write model.safetensors in bfloat16, with the family's names of tensors."""
     from safetensors.torch import save_file
 
-    name, prefix = (
-        family_named(config.family).checkpoint_name,
-        family_named(config.family).dropped_prefix,
-    )
+    family = FAMILIES[config.family]
     tensors = {
-        prefix + name(k): v.detach().to("cpu", torch.bfloat16).contiguous()
+        family.dropped_prefix + family.checkpoint_name(k): v.detach().to("cpu", torch.bfloat16)
         for k, v in parameters.items()
     }
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Train a tiny masked-diffusion or causal model on the mini benchmarks' training problems; write it in the hub's layout.
+"""Train a tiny masked-diffusion or causal model on the mini benchmarks.
 
     python dev/train_tiny.py --family llada --out assets/tiny-llada
     python dev/train_tiny.py --family dream --out assets/tiny-dream
     python dev/train_tiny.py --family qwen2 --out assets/tiny-qwen
 
-Every problem comes from make_benchmarks.problems(task, "train", seed), which never yields a key of the test set, and is
-rendered as eval.py asks it: the task's "chat" form in the checkpoint's chat template. The answer follows, then the
-family's end tokens up to the end of the canvas. The objective is LLaDA's (arXiv:2502.09992, algorithm 2): a share t of
-the canvas, uniform in (0, 1], is masked, and the cross entropy of the masked tokens is weighted by 1/t. Dream's
-logits are shifted by one column. The causal family (qwen2) learns the next token of the whole canvas instead, with
-tiny-dream's tokenizer, whose answers it is to verify; it is smaller and has a sixth of the steps.
+The checkpoint is written in the hub's layout. Training problems come from
+make_benchmarks.problems(task, "train", seed), which never yields a key of the test set. The prompt
+is the one that eval.py gives: the task's chat form in the checkpoint's chat template. The answer
+follows, then the family's end tokens up to the end of the canvas.
 
-The state is kept in results/train/; the same command goes on where it was stopped. One line a minute or so says how
-far it is. `--export` names a directory that gets the weights of every saved state, for looking at them meanwhile.
+The objective is LLaDA's (arXiv:2502.09992, algorithm 2): a share t of the canvas, uniform in
+(0, 1], is masked, and the cross entropy of the masked tokens is weighted by 1/t. Dream's logits are
+shifted by one column. The causal model (qwen2) is the verifier of tiny-dream: it has tiny-dream's
+tokenizer, learns the next token of the whole canvas, is smaller and takes a sixth of the steps.
+
+The state is kept in results/train/; the same command resumes a run that was stopped.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from make_benchmarks import Problem, problems, word_problem  # noqa: E402
-from tiny_checkpoint import copy_tokenizer, write_config, write_tokenizer, write_weights  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from dev import tiny_checkpoint  # noqa: E402
+from dev.make_benchmarks import Problem, problems, word_problem  # noqa: E402
 from models import ModelConfig, Transformer, load_tokenizer, read_config  # noqa: E402
 
 LARGER = {"n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_ff": 352}
@@ -48,71 +50,56 @@ SHAPES = {
     "qwen2": {"n_layers": 3, "d_model": 96, "n_heads": 4, "n_kv_heads": 2, "d_ff": 144},
 }
 CANVAS = 24
-STEPS = 18_000
-PACE = {
-    "llada": 1,
-    "dream": 1,
-    "qwen2": 6,
-}  # that many of the STEPS with every step taken: the same course, sooner over
-HARDER = 12_000  # word problems are SMALL up to here, and LARGE, larger than in the test set too, from here on
+STEPS = 18_000  # of the schedule
+PACE = {"llada": 1, "dream": 1, "qwen2": 6}  # steps of the schedule per training step
+HARDER = 12_000  # word problems are SMALL before this step of the schedule, then LARGE
 SMALL = partial(word_problem, most=30, start=20, change=9, factor=5)
 LARGE = partial(word_problem, most=99, start=60, change=12, factor=9)
-# of the training problems up to step TURN, and from there on: to add and subtract takes longest
+# Weights of the tasks before step TURN of the schedule, and from TURN on. Arithmetic takes longest.
 SHARES = {"gsm8k": 7, "humaneval": 4, "mbpp": 4, "truthfulqa": 1}
 LATER = {"gsm8k": 12, "humaneval": 1, "mbpp": 2, "truthfulqa": 1}
 TURN = 6500
 RATE = 3e-3
-MICRO = 16  # sequences of about one length that go through the model together
-END = {
-    "llada": "<|eot_id|>",
-    "dream": "<|im_end|>",
-    "qwen2": "<|im_end|>",
-}  # behind an answer; <|endoftext|> fills the canvas
+MICRO = 16  # sequences of similar length that go through the model together
+# The token after an answer; <|endoftext|> fills the rest of the canvas.
+END = {"llada": "<|eot_id|>", "dream": "<|im_end|>", "qwen2": "<|im_end|>"}
 
 
-# ---------------------------------------------------------------- what is learnt
+# ---------------------------------------------------------------- training examples
 
 
 class Prompts:
-    """Rows -> the user's message, with the very templates of the evaluation's tasks."""
+    """The user's message for a row of a benchmark, made by the evaluation's own templates."""
 
     def __init__(self) -> None:
-        from lm_eval.utils import apply_template
-
         from eval import TASKS, get_prompt_template
         from tasks import build_task
 
         self.tasks = {}
         for task in SHARES:
-            form = next(
-                name
-                for name, f in TASKS[task].forms.items()
-                if f is get_prompt_template("llada", task)
-            )
+            template, forms = get_prompt_template("llada", task), TASKS[task].forms
+            form = next(name for name, form in forms.items() if form is template)
             self.tasks[task] = build_task(TASKS[task], ROOT / "assets" / "benchmarks", form)
-        self._apply = apply_template
         self._compiled: dict[str, object] = {}
 
     def message(self, task: str, row: dict) -> str:
-        """lm-eval's doc_to_text of a row of the file, the template compiled once."""
+        """lm-eval's doc_to_text of a row of the benchmark's file."""
         if task not in self._compiled:
             from lm_eval.utils import env
 
             self._compiled[task] = env.from_string(self.tasks[task].config.doc_to_text)
-        return self._compiled[task].render(
-            **{k.lower().replace(" ", "_"): v for k, v in row.items()}
-        )
+        fields = {k.lower().replace(" ", "_"): v for k, v in row.items()}
+        return self._compiled[task].render(**fields)
 
     def phrases(self) -> list[str]:
-        """The fixed wording of the prompts: what all messages of a task begin and end with, and what lies between."""
+        """The fixed wording of the prompts: the common beginning and end of a task's messages."""
         found = ["You are a helpful assistant.", " Your code should pass these tests:\n\n"]
         for task in SHARES:
             texts = [self.message(task, p.row) for p in islice(problems(task, "train", 0), 300)]
             found.append(os.path.commonprefix(texts))
             found.append(os.path.commonprefix([t[::-1] for t in texts])[::-1])
-        return [
-            phrase.rstrip(" ") for phrase in found if len(phrase) > 12
-        ]  # a word keeps the space before it
+        # The tokenizer gives a space to the word after it.
+        return [phrase.rstrip(" ") for phrase in found if len(phrase) > 12]
 
 
 @dataclass(frozen=True)
@@ -122,7 +109,7 @@ class Example:
 
 
 class Lessons:
-    """The training examples of each step; they depend on the seed and the step alone, so a resumed run goes on with them."""
+    """The training examples of each step. They depend on the seed and the step alone."""
 
     def __init__(self, family: str, tokenizer, prompts: Prompts, args: argparse.Namespace) -> None:
         self.tokenizer, self.prompts, self.args = tokenizer, prompts, args
@@ -130,27 +117,23 @@ class Lessons:
         self.end, self.pad = tokenizer.convert_tokens_to_ids([END[family], "<|endoftext|>"])
 
     def __call__(self, step: int) -> list[list[Example]]:
-        """args.batch examples of all tasks, mixed by SHARES, as groups of about one length."""
+        """The args.batch examples of a step, in groups of MICRO examples of similar length."""
         seed = f"{self.args.seed} {step}"
         at = step * self.pace
         draw = {"gsm8k": SMALL if at < HARDER else LARGE}
         streams = {task: problems(task, "train", seed, draw.get(task)) for task in SHARES}
         shares = SHARES if at < TURN else LATER
         tasks = random.Random(seed).choices(list(shares), list(shares.values()), k=self.args.batch)
-        found = sorted(
-            (self.example(task, next(streams[task])) for task in tasks), key=lambda e: len(e.prompt)
-        )
+        found = [self.example(task, next(streams[task])) for task in tasks]
+        found.sort(key=lambda example: len(example.prompt))
         return [found[i : i + MICRO] for i in range(0, len(found), MICRO)]
 
     def example(self, task: str, problem: Problem) -> Example:
         chat = [{"role": "user", "content": self.prompts.message(task, problem.row)}]
         text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        prompt, answer = self.tokenizer([text, problem.answer], add_special_tokens=False)[
-            "input_ids"
-        ]
-        assert len(answer) < CANVAS, (
-            f"an answer of {len(answer)} tokens leaves no room for an end token: {problem.answer}"
-        )
+        texts = [text, problem.answer]
+        prompt, answer = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        assert len(answer) < CANVAS, f"no room for an end token: {problem.answer}"
         return Example(prompt, answer + [self.end] + [self.pad] * (CANVAS - len(answer) - 1))
 
 
@@ -158,9 +141,11 @@ class Lessons:
 
 
 def hidden(model: Transformer, ids: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Hidden states [B, L, D] before the last norm; Transformer._trunk on padded rows and with gradients.
+    """Hidden states [B, L, D] before the last norm: the transformer on padded rows, with gradients.
 
-    ids [B, L]; bias [B or 1, 1, L or 1, L], added to the scores: -inf for what a column does not see; cos, sin [L, E].
+    ids:      [B, L]
+    bias:     [B or 1, 1, L or 1, L], added to the attention scores: -inf hides a column
+    cos, sin: [L, E]
     """
     c = model.config
     heads = (c.n_heads, c.n_kv_heads, c.n_kv_heads)
@@ -175,7 +160,7 @@ def hidden(model: Transformer, ids: Tensor, bias: Tensor, cos: Tensor, sin: Tens
         q, k, v = layer.qkv(h).unflatten(-1, (-1, c.head_dim)).transpose(1, 2).split(heads, 1)
         if c.n_kv_heads < c.n_heads:
             k, v = (t.repeat_interleave(c.n_heads // c.n_kv_heads, 1) for t in (k, v))
-        # written out: on a CPU the fused kernel's backward pass takes six times as long
+        # not the fused kernel: on a CPU its backward pass takes six times as long
         score = (rotate(q) @ rotate(k).mT) * c.head_dim**-0.5 + bias
         mixed = score.softmax(-1).to(v.dtype) @ v
         x = x + layer.o(mixed.transpose(1, 2).flatten(2))
@@ -186,6 +171,7 @@ def hidden(model: Transformer, ids: Tensor, bias: Tensor, cos: Tensor, sin: Tens
 
 
 def angles(config: ModelConfig, length: int, device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [L, E] of the rotary embedding."""
     steps = torch.arange(0, config.head_dim, 2).float() / config.head_dim
     angle = torch.outer(torch.arange(length).float(), config.rope_theta**-steps).repeat(1, 2)
     return angle.cos().to(device), angle.sin().to(device)
@@ -194,7 +180,7 @@ def angles(config: ModelConfig, length: int, device) -> tuple[Tensor, Tensor]:
 def logits_at(
     model: Transformer, trunk, ids: Tensor, bias: Tensor, row: Tensor, column: Tensor
 ) -> Tensor:
-    """Logits [R, V] FOR the columns (row, column) of ids [B, L]."""
+    """Logits [R, V] that predict the tokens at (row, column), both [R], of ids [B, L]."""
     c = model.config
     x = trunk(model, ids, bias, *angles(c, ids.shape[1], ids.device))
     x = x[row, column - 1 if c.shift else column]
@@ -205,10 +191,10 @@ def logits_at(
 def canvas_loss(
     model: Transformer, trunk, group: list[Example], share: Tensor, rng: torch.Generator, device
 ) -> Tensor:
-    """Cross entropy per canvas token. share: [B], the t of each row.
+    """Cross entropy per canvas token, a scalar.
 
-    Of a masked-diffusion model that of the masked tokens, weighted by 1/t; of a causal one that of every token, given
-    all before it.
+    share: [B], the masked share t of each row. A causal model ignores it: its loss covers every
+    token, given the tokens before it.
     """
     c, B = model.config, len(group)
     length = -(-max(len(e.prompt) + CANVAS for e in group) // 8) * 8
@@ -237,18 +223,21 @@ def canvas_loss(
 
 
 def new_model(config: ModelConfig, seed: int) -> Transformer:
-    """Initial weights from which to look things up in the prompt is a small step; from random ones it takes hours.
+    """A model with mimetic initialisation (arXiv:2305.09828).
 
-    Mimetic initialisation (arXiv:2305.09828): a head attends to what resembles its own position (keys like queries) and
-    passes it on (output the transpose of value); the output head begins as the embedding, or is it, and then the last
-    norm has its scale. Coordinate 0 of every embedding is a constant, with which the first two heads attend to the
-    position to the left and to the right; in a causal model those of the first key head to the first ones to the left.
+    From these weights the model soon learns to copy from the prompt; from random ones it takes
+    hours. Keys begin as queries, so that a head attends to tokens like its own, and the output
+    projection as the transpose of the value projection, so that the head passes them on. The output
+    head begins as the embedding, scaled; where the two are tied, the last norm is scaled instead.
+    Coordinate 0 of every embedding is a constant. With it the first two heads attend to the next
+    position on the left and on the right. In a causal model the query heads of the first key head
+    attend to the first, second, ... position on the left.
     """
     torch.manual_seed(seed)
     model, d, e = Transformer(config), config.d_model, config.head_dim
     shared = config.n_heads // config.n_kv_heads  # query heads of one key head
     frequency = config.rope_theta ** -(torch.arange(0, e, 2).float() / e)
-    beside = 1.3 * (frequency > 0.05)  # the fast frequencies tell neighbours apart
+    neighbour = 1.3 * (frequency > 0.05)  # only high frequencies differ between neighbours
     with torch.no_grad():
         tensors = model.weights()
         for name, p in tensors.items():
@@ -271,19 +260,17 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
             o.copy_(0.5 * v.unflatten(0, (-1, e)).repeat_interleave(shared, 0).flatten(0, 1).T)
         q, k, o = (tensors[f"layers.0.{name}.weight"] for name in "qko")
         elsewhere = torch.linalg.qr(torch.randn(d, d))[0]
-        # query head, its key head, and by how many columns either is turned: it looks their difference to the left
-        turned_heads = (
-            [(h, 0, -h, 1) for h in range(shared)]
-            if config.causal
-            else [(0, 0, 0, 1), (1, 1, 0, -1)]
-        )
+        # (query head, key head, query's rotation, key's rotation): the head attends to the column
+        # that lies (key's rotation - query's rotation) columns to the left.
+        turned_heads = [(0, 0, 0, 1), (1, 1, 0, -1)]
+        if config.causal:
+            turned_heads = [(h, 0, -h, 1) for h in range(shared)]
         for head, key_head, turn_q, turn_k in turned_heads:
             for weight, h, turn in ((q, head, turn_q), (k, key_head, turn_k)):
                 rows = slice(h * e, h * e + e)
                 weight[rows] = 0
-                weight[rows, 0] = torch.cat(
-                    [beside * (turn * frequency).cos(), beside * (turn * frequency).sin()]
-                )
+                angle = turn * frequency
+                weight[rows, 0] = torch.cat([neighbour * angle.cos(), neighbour * angle.sin()])
             rows = slice(head * e, head * e + e)
             o[:, rows] = elsewhere[:, rows]
     return model
@@ -293,48 +280,50 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
 
 
 def rate(at: int) -> float:
-    """Share of the full learning rate `at` a step of STEPS: a short warm-up, a plateau, a fall to 0; and a second fall
-    over what is harder."""
+    """Share of the full learning rate at a step of the schedule.
+
+    A short warm-up, a plateau, a fall to 0 at HARDER, and a second fall for the harder problems.
+    """
     if at >= HARDER:
         return 0.4 * (STEPS - at) / (STEPS - HARDER)
     return min((at + 1) / 100, float(np.interp(at, [4500, TURN, HARDER], [1, 5 / 9, 0])))
 
 
 def prepare(family: str, folder: Path, prompts: Prompts) -> None:
-    """Tokenizer files and config.json, once."""
+    """Write the tokenizer's files and config.json."""
     if family == "qwen2":
-        write_config(
-            folder, family, copy_tokenizer(ROOT / "assets" / "tiny-dream", folder), SHAPES[family]
-        )
+        n_tokens = tiny_checkpoint.copy_tokenizer(ROOT / "assets" / "tiny-dream", folder)
+        tiny_checkpoint.write_config(folder, family, n_tokens, SHAPES[family])
         return
     texts = []
     for task in SHARES:
         for p in islice(problems(task, "train", 0), 4000):
             texts += [prompts.message(task, p.row), p.answer]
     phrases = prompts.phrases()
-    for phrase in sorted(
-        phrases, key=len, reverse=True
-    ):  # words inside them need no tokens of their own
+    # Words that occur only inside a phrase need no token.
+    for phrase in sorted(phrases, key=len, reverse=True):
         texts = [text.replace(phrase, "\n") for text in texts]
     texts += ["user", "assistant", "system", "\n\n"]
-    n_tokens = write_tokenizer(folder, family, texts, phrases)
-    write_config(folder, family, n_tokens, SHAPES[family])
+    n_tokens = tiny_checkpoint.write_tokenizer(folder, family, texts, phrases)
+    tiny_checkpoint.write_config(folder, family, n_tokens, SHAPES[family])
 
 
 def save(path: Path, state: dict) -> None:
+    """Write the state atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train for args.steps steps, from the saved state if there is one; write the checkpoint."""
     prompts = Prompts()
     if not (args.out / "config.json").exists():
         prepare(args.family, args.out, prompts)
     config, tokenizer = read_config(args.out), load_tokenizer(args.out)
     lessons = Lessons(args.family, tokenizer, prompts, args)
     model = new_model(config, args.seed).to(args.device)
-    stepper = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
     done, of = 0, [args.batch, args.seed]
@@ -343,87 +332,79 @@ def train(args: argparse.Namespace) -> None:
         state = torch.load(state_file, weights_only=True)
         if state["of"] != of:
             sys.exit(
-                f"error: {state_file} is from a run with batch, seed {state['of']}; delete it to begin anew"
+                f"error: {state_file} was written with --batch {state['of'][0]} and --seed "
+                f"{state['of'][1]}; give the same values, or delete the file to start again"
             )
         done = state["step"]
         model.load_state_dict(state["model"])
-        stepper.load_state_dict(state["stepper"])
-        print(f"going on at step {done}", flush=True)
+        optimizer.load_state_dict(state["stepper"])
+        print(f"resuming at step {done}", flush=True)
     trunk = torch.compile(hidden, dynamic=True) if args.compile else hidden
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.vocab_size} rows",
-        flush=True,
-    )
+    n_parameters = sum(p.numel() for p in model.parameters())
+    print(f"{n_parameters:,} parameters, vocabulary {config.vocab_size}", flush=True)
     begin, mean = time.perf_counter(), None
     pace = PACE[args.family]
     args.steps = min(args.steps, STEPS // pace)
     for step in range(done, args.steps):
         rng = torch.Generator().manual_seed(args.seed * STEPS + step)
-        # the t of a step's sequences are spread evenly over (0, 1], which keeps the loss from jumping
-        share = (
-            (torch.randperm(args.batch, generator=rng) + torch.rand(1, generator=rng)) / args.batch
-        ).clamp(1e-3)
+        # A step's t are spread evenly over (0, 1], which lowers the variance of the loss.
+        order, offset = torch.randperm(args.batch, generator=rng), torch.rand(1, generator=rng)
+        share = ((order + offset) / args.batch).clamp(1e-3)
         loss = 0.0
         for group, t in zip(lessons(step), share.split(MICRO), strict=True):
             part = canvas_loss(model, trunk, group, t, rng, args.device) * len(group) / args.batch
             part.backward()
             loss += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        stepper.param_groups[0]["lr"] = RATE * rate(step * pace)
-        stepper.step()
-        stepper.zero_grad()
+        optimizer.param_groups[0]["lr"] = RATE * rate(step * pace)
+        optimizer.step()
+        optimizer.zero_grad()
         mean = loss if mean is None else 0.98 * mean + 0.02 * loss
         n = step + 1
         if n % args.log_every == 0 or n == args.steps:
             left = (time.perf_counter() - begin) / (n - done) * (args.steps - n)
             print(f"step {n}/{args.steps}  loss {mean:.4f}  {left / 60:.1f} min left", flush=True)
         if n % args.save_every == 0 or n == args.steps:
-            save(
-                state_file,
-                {"of": of, "step": n, "model": model.state_dict(), "stepper": stepper.state_dict()},
-            )
+            weights, moments = model.state_dict(), optimizer.state_dict()
+            save(state_file, {"of": of, "step": n, "model": weights, "stepper": moments})
             if args.export:
                 export(args.export, args.out, config, model)
-    write_weights(args.out, config, model.weights())
+    tiny_checkpoint.write_weights(args.out, config, model.weights())
 
 
 def export(folder: Path, source: Path, config: ModelConfig, model: Transformer) -> None:
-    """The checkpoint as it is now."""
+    """Write the checkpoint as it is now to another directory."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.glob("*.*"):
         if path.suffix in (".json", ".txt"):
             (folder / path.name).write_bytes(path.read_bytes())
-    write_weights(folder, config, model.weights())
+    tiny_checkpoint.write_weights(folder, config, model.weights())
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", required=True, choices=tuple(END))
-    parser.add_argument("--out", required=True, type=Path, help="checkpoint directory to write")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--family", required=True, choices=tuple(END))
+    add("--out", required=True, type=Path, help="checkpoint directory to write")
+    add(
         "--steps",
         type=int,
         default=STEPS,
-        help=f"stop after so many of the {STEPS} steps (qwen2: a sixth)",
+        help=f"stop after this many steps (default: all, {STEPS}; qwen2 a sixth of them)",
     )
-    parser.add_argument(
-        "--batch", type=int, default=32, help=f"sequences per step, a multiple of {MICRO}"
+    add("--batch", type=int, default=32, help=f"sequences per step, a multiple of {MICRO}")
+    add("--seed", type=int, default=0)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--compile", action="store_true", help="torch.compile; on a CPU it needs a C++ compiler")
+    add("--state", type=Path, help="file of the state (default: one in results/train/)")
+    add("--export", type=Path, help="directory that gets the weights whenever the state is saved")
+    add("--log_every", type=int, default=250, help="steps between two lines (default: %(default)s)")
+    add(
+        "--save_every",
+        type=int,
+        default=1000,
+        help="steps between two saves (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="torch.compile the layers; needs a C++ compiler on a CPU",
-    )
-    parser.add_argument(
-        "--state", type=Path, help="file to go on from (default: one in results/train/)"
-    )
-    parser.add_argument(
-        "--export", type=Path, help="directory for the weights of every saved state"
-    )
-    parser.add_argument("--log_every", type=int, default=250)
-    parser.add_argument("--save_every", type=int, default=1000)
     args = parser.parse_args(argv)
     args.out = args.out.resolve()
     train(args)

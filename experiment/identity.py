@@ -33,12 +33,12 @@ def weights(checkpoint: str) -> dict[str, Any] | None:
 
 def data_identity(spec: TaskSpec, data_dir: Path | None) -> dict[str, str]:
     """sha256 of each benchmark file, or the hub's data set."""
-    return data_checksums(spec, data_dir) or {"hub": "/".join(filter(None, spec.hub))}
+    return data_checksums(spec, data_dir) or {"hub": "/".join(filter(None, spec.hub or ()))}
 
 
-def identified(job: Job, spec: TaskSpec) -> Job:
+def identified(job: Job) -> Job:
     """The job with the identity of its inputs, as far as they are on this machine."""
-    config = job.config
+    config, spec = job.config, job.spec
     if job.predictions is None:
         config = replace(config, fingerprint=weights(config.checkpoint))
     elif job.predictions.is_file():
@@ -67,10 +67,10 @@ def is_known(job: Job) -> bool:
     return config.fingerprint is not None and verified
 
 
-def known_id(job: Job, spec: TaskSpec) -> str | None:
-    """The id under which the experiment's samples are kept; None while an input of it is not on this machine."""
-    found = identified(job, spec)
-    return found.config.id if is_known(found) else None
+def known_ids(job: Job) -> tuple[str, str] | None:
+    """The generation id, under which samples are kept, and the result id; None while an input is not on this machine."""
+    found = identified(job)
+    return (found.config.generation_id, found.config.result_id) if is_known(found) else None
 
 
 def forget() -> None:

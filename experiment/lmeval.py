@@ -1,6 +1,6 @@
-"""lm-eval's evaluator, called quietly on one task object, and what it ran on.
+"""lm-eval's evaluator, called quietly on one task object; the device of a run.
 
-The index of all tasks is never built, nothing asks a host, and the machine is described by our own stamp.
+The index of all tasks is never built and no host is asked. `device_stamp` describes the device.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import torch
 
@@ -19,35 +18,43 @@ from experiment.result import metrics_of
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
+    from experiment.sample import Request
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep lm-eval, transformers and datasets to errors, and lm-eval from describing the machine: our stamp does."""
+    """Keep lm-eval, transformers and datasets to errors, and lm-eval from describing the machine.
+
+    lm-eval has no arguments for its progress bar and its description of the machine, which asks git
+    and the shell: the three functions are replaced as long as the context is open.
+    """
     import datasets
     import lm_eval.api.task
     import lm_eval.evaluator
     import transformers
 
-    def silent(items, **_):
-        return items
-
+    replaced = [
+        (lm_eval.api.task, "tqdm", lambda items, **_: items),
+        (lm_eval.evaluator, "add_env_info", lambda storage: None),
+        (lm_eval.evaluator, "get_git_commit_hash", lambda: None),
+    ]
     loggers = [
         logging.getLogger(name)
         for name in ("lm_eval", "lm-eval", "transformers", "datasets", "evaluate", "absl")
     ]
+    functions = [getattr(module, name) for module, name, _ in replaced]
     levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     try:
-        with (
-            mock.patch.object(lm_eval.api.task, "tqdm", silent),
-            mock.patch.object(lm_eval.evaluator, "add_env_info", lambda storage: None),
-            mock.patch.object(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
-        ):
-            yield
+        for module, name, function in replaced:
+            setattr(module, name, function)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
     finally:
+        for (module, name, _), function in zip(replaced, functions, strict=True):
+            setattr(module, name, function)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -57,8 +64,8 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """lm-eval's logged samples for one task: one per document and filter.
 
-    Few-shot examples and metrics are lm-eval's; means and intervals are computed from the samples (utils.estimate),
-    and where no sample failed they are checked against lm-eval's own means.
+    Few-shot examples and metrics are lm-eval's. Means and intervals are computed from the samples
+    (`result.metrics_of`), and the means are checked against lm-eval's own.
     """
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -85,10 +92,33 @@ def evaluate(
     return samples
 
 
-def scorer(task, headline: str) -> Callable[[dict, str], float]:
-    """(document, answer) -> what the answer counts for in the headline metric, by the task's own filters.
+class _Asked(Exception):
+    """Ends lm-eval's evaluation where it asks for texts; carries what it asks."""
 
-    For tasks that look at one answer at a time: all but those that run programs.
+
+def request_of(lm, task, config, doc_id: int) -> Request:
+    """What is asked of a harness for one document, as lm-eval renders it; nothing is decoded.
+
+    config: its `chat_template` and `system` are used.
+    """
+
+    def ask(instances, disable_tqdm=False):
+        raise _Asked(next(i for i in instances if i.doc_id == doc_id))
+
+    lm.generate_until = ask
+    try:
+        chat = {"chat_template": config.chat_template, "system": config.system}
+        evaluate(lm, task, **chat, limit=doc_id + 1)
+    except _Asked as asked:
+        return lm.requests_of(asked.args)[0]
+    finally:
+        del lm.generate_until
+
+
+def scorer(task, headline: str) -> Callable[[dict, str], float]:
+    """(document, answer) -> value of the answer in the headline metric, by the task's own filters.
+
+    For tasks that score one answer at a time: all but those that run programs.
     """
     from lm_eval.api.instance import Instance
 
@@ -105,15 +135,15 @@ def scorer(task, headline: str) -> Callable[[dict, str], float]:
 
 
 def _check_means(samples: Sequence[dict[str, Any]], means: dict[str, float]) -> None:
-    """lm-eval's aggregate of every metric is the mean of its samples, or we would report another number."""
+    """Assert that lm-eval aggregates every metric as the mean of its samples, as we do."""
     for key, e in metrics_of(samples).items():
         assert abs(e.value - means[key]) < 1e-9, (
-            f"{key}: mean of the samples {e.value}, lm-eval says {means[key]}"
+            f"{key}: the samples have the mean {e.value}, lm-eval reports {means[key]}"
         )
 
 
 def device_stamp(device: str) -> dict[str, Any]:
-    """What the run computed on: device, its name and driver, threads."""
+    """The device of a run: its name and driver, threads, the version of CUDA."""
     stamp: dict[str, Any] = {
         "device": device,
         "threads": torch.get_num_threads(),

@@ -1,40 +1,132 @@
-"""An lm-eval model without a model: it answers with texts made elsewhere."""
+"""Answers that were made elsewhere: read from a file, given to lm-eval as the answers of a model.
+
+lm-eval is imported inside a function: the file is checked before anything heavy loads.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_eval.api.model import LM
-
-from experiment.result import Record, profile
-from experiment.stops import first_stop, stops_of
+from experiment.result import profile
+from experiment.sample import Request, Sample
+from experiment.text import first_stop, stops_of
+from utils import BadDataError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+
+# ---------------------------------------------------------------- the file
 
 
-class Predictions(LM):
-    """An lm-eval model that answers with texts made elsewhere: no checkpoint, no tokenizer, nothing generated.
+def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, str]:
+    """doc_id -> text, of a result file or of a file of lines {"doc_id": n, "text": "..."}.
 
-    texts: doc_id -> text. They are cut at the task's stop strings, as a generated answer is.
+    Every document below `limit` must be there. Raises BadDataError with every malformed line,
+    duplicate, unknown and missing doc_id.
+    """
+    wanted = range(n_docs if limit is None else min(limit, n_docs))
+    texts: dict[int, str] = {}
+    problems: list[str] = []
+    line_of: dict[int, int] = {}
+    try:
+        for number, line in enumerate(
+            _prediction_lines(path.read_text(encoding="utf-8-sig")), start=1
+        ):
+            if line.strip():
+                problem = _read_prediction(line, number, n_docs, texts, line_of)
+                problems += [f"{path}, line {number}: {problem}"] if problem else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadDataError(f"--predictions {path} cannot be read: {error}") from error
+    if len(problems) > 10:
+        problems[10:] = [f"{path}: {len(problems) - 10} more lines are malformed"]
+    missing = [i for i in wanted if i not in texts]
+    if missing:
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        problems.append(
+            f"{path}: no text for {len(missing)} of {len(wanted)} documents, doc_id {shown}; "
+            "--limit N needs 0 to N-1 only"
+        )
+    if problems:
+        raise BadDataError(problems)
+    return {i: texts[i] for i in wanted}
+
+
+def _prediction_lines(text: str) -> list[str]:
+    """The lines of a file of predictions; of a result file, one line for each sample."""
+    try:
+        result = json.loads(text)
+        rows = [row for row in result["samples"] if row["status"] == "ok"]
+        return [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return text.split("\n")
+
+
+def _read_prediction(
+    line: str, number: int, n_docs: int, texts: dict[int, str], line_of: dict[int, int]
+) -> str | None:
+    """Add the text of a line to `texts`. Returns the fault of the line, or None."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON: {error}"
+    if not isinstance(row, dict):
+        return 'not an object; expected {"doc_id": n, "text": "..."}'
+    for name, kind, expected in (("doc_id", int, "a whole number"), ("text", str, "text")):
+        if name not in row:
+            return f"field {name!r} is missing"
+        if type(row[name]) is not kind:
+            return f"field {name!r}: expected {expected}, got {row[name]!r:.40}"
+    doc_id = row["doc_id"]
+    if not 0 <= doc_id < n_docs:
+        return f"doc_id {doc_id} is not one of 0 to {n_docs - 1}"
+    if doc_id in line_of:
+        return f"doc_id {doc_id} was already on line {line_of[doc_id]}"
+    texts[doc_id], line_of[doc_id] = row["text"], number
+    return None
+
+
+# ---------------------------------------------------------------- the model
+
+
+def predictions_lm(texts: Mapping[int, str]) -> LM:
+    """An lm-eval model that answers document `doc_id` with texts[doc_id]."""
+    from lm_eval.api.model import LM
+
+    class PredictionsLM(Predictions, LM):
+        pass
+
+    return PredictionsLM(texts)
+
+
+class Predictions:
+    """Answers with texts made elsewhere: no checkpoint, no tokenizer, nothing generated.
+
+    Made by `predictions_lm`, which adds the base class that lm-eval asks for. The texts are cut at
+    the task's stop strings, as a generated answer is.
     """
 
-    def __init__(self, texts: dict[int, str]):
+    tokenizer_name = "none"
+
+    def __init__(self, texts: Mapping[int, str]):
         super().__init__()
         self.texts = texts
-        self.records: list[Record] = []
-
-    @property
-    def tokenizer_name(self) -> str:
-        return "none"
+        self.samples: list[Sample] = []
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        for request in requests:
-            raw = self.texts[request.doc_id]
-            found = first_stop(raw, stops_of(request.args[1]))
+        samples = []
+        for instance in requests:
+            prompt, gen_kwargs = instance.args
+            request = Request(instance.doc, instance.doc_id, prompt=prompt)
+            raw = self.texts[instance.doc_id]
+            found = first_stop(raw, stops_of(gen_kwargs))
             text, cut = (raw[: found[0]], f"stop string {found[1]!r}") if found else (raw, None)
-            self.records.append(Record(request.doc_id, 0, request.args[0], text, raw, cut))
-        return [record.text for record in self.records]
+            samples.append(Sample(request, text=text, raw_text=raw, cut=cut))
+        self.samples += samples
+        return [sample.text for sample in samples]
 
     def loglikelihood(self, requests, disable_tqdm: bool = False):
         raise NotImplementedError("predictions are texts; they have no log-likelihood")
@@ -44,7 +136,7 @@ class Predictions(LM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The chat without any checkpoint's marks, for the result's samples."""
+        """The chat without the marks of any checkpoint, for the samples of the result."""
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in chat_history)
 
     def profile(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Which samples are known already, which are this process's to decode, and where a finished one is kept.
+"""The samples of one run: which are known, which this process decodes, where they are kept.
 
-Stands between the harness, which has prompts and tensors, and the store, which has keys and JSON. What is kept of a
-sample is what the engine did - the canvas and which forward pass committed what - so that text, extraction and score
-are made anew from it, and changing those decodes nothing again.
+It stands between the harness, which has prompts and tensors, and the store, which has keys and
+JSON. It keeps what the engine did: the canvas, and which forward pass committed which position.
+Text, extraction and score are derived from that again, so a change of scoring decodes nothing.
 """
 
 from __future__ import annotations
@@ -14,28 +14,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from experiment.briefs import Briefs
+from experiment.status import StatusFile
 from experiment.store import Store, sample_key
 from experiment.workers import WorkerInfo
 from utils import canonical_json
 
 J = TypeVar("J")
-WAIT_S = 0.2  # between two looks at what other workers have written
+WAIT_S = 0.2  # between two reads of the samples of other workers
 
 
 class ShareDone(Exception):
-    """A worker that is not the leader has decoded its share: there is nothing left for it to do."""
+    """A worker other than the leader has decoded its share and can end."""
 
 
 @dataclass
 class SampleCache:
     """The samples of one run.
 
-    store:      where they are kept; None keeps nothing (a run whose answers are given).
+    store:      keeps the samples; None keeps nothing (a run that scores given answers).
     place:      this process among the workers of the run.
-    provenance: where samples are made now: host, device, versions, batch size. Kept with each, never in its key.
-    alive:      whether workers that this process waits for may still deliver.
-    sources:    provenance, as JSON -> samples made so; more than one means a run put together from several.
+    provenance: host, device, versions and batch size of samples made now. Kept with each sample,
+                not part of its key.
+    alive:      whether a worker that this process waits for may still deliver.
+    sources:    provenance, as JSON -> number of samples made with it.
+    status:     shows the progress of this process to others; None shows nothing.
     """
 
     config_id: str
@@ -44,14 +46,14 @@ class SampleCache:
     provenance: dict[str, Any] = field(default_factory=dict)
     alive: Callable[[], bool] = lambda: True
     sources: Counter[str] = field(default_factory=Counter)
-    briefs: Briefs = field(default_factory=Briefs)
+    status: StatusFile | None = None
 
     def key(self, prompt: str, repeat: int, stops: Sequence[str]) -> str:
-        """Key of one sample: see store.sample_key. Order, batch, device and document number are not in it."""
+        """Key of one sample: see store.sample_key. Independent of order, batch and device."""
         return sample_key(self.config_id, prompt, repeat, stops)
 
     def mine(self, key: str) -> bool:
-        """Whether this process is to decode the sample. Goes by the key, so it is the same in every worker."""
+        """Whether this process decodes the sample: a function of the key, alike in every worker."""
         return int(key[:15], 16) % self.place.size == self.place.rank
 
     def recall(self, key: str) -> dict[str, Any] | None:
@@ -64,55 +66,56 @@ class SampleCache:
     def remember(
         self, key: str, result: dict[str, Any], meta: dict[str, Any], score: float | None = None
     ) -> None:
-        """Keep a finished sample; on return it survives the death of the process. Raises as Store.put.
+        """Keep a finished sample; on return it survives the death of the process.
 
-        score: what it counts for in the headline metric, where that is known already; only shown.
+        score: its value in the headline metric, if that is known already; only progress shows it.
+        Raises as Store.put.
         """
         self.place.check()
         self._count(self.provenance)
+        meta = meta | {"provenance": self.provenance} | ({} if score is None else {"score": score})
         if self.store is not None:
-            self.store.put(
-                key,
-                {"status": "ok", "result": result, "meta": meta | {"provenance": self.provenance}},
-            )
-            told = (
-                meta["doc_id"],
-                meta["tokens_returned"],
-                result["nfe"],
-                meta["cost_seconds"],
-                score,
-            )
-            self.briefs.add(self.store.shard, key, *told)
+            self.store.put(key, {"status": "ok", "result": result, "meta": meta})
+        if self.status is not None:
+            self.status.sample(result, meta)
 
     def failed(self, key: str, error: str) -> None:
-        """Note that a sample failed: seen by the leader of this run, tried again by the next one."""
+        """Note that a sample failed: the leader of this run sees it, the next run tries again."""
         self.place.check()
         if self.store is not None:
             meta = {"error": error, "session": self.place.session, "provenance": self.provenance}
             self.store.put(key, {"status": "error", "result": {}, "meta": meta})
-            self.briefs.add(self.store.shard, key)
+        if self.status is not None:
+            self.status.failed()
 
     def share_done(self) -> None:
-        """After the own share: a worker that does not lead leaves here. Raises ShareDone."""
+        """Call after the share of this process is decoded. Raises ShareDone unless it leads."""
         if self.store is not None:
             self.store.flush()
         if not self.place.leads:
-            raise ShareDone
+            self.leave()
+        if self.status is not None:
+            self.status.say("scoring")
+
+    def leave(self) -> None:
+        """End this process before there is a result. Raises ShareDone."""
+        if self.status is not None:
+            self.status.say("stopped" if self.place.leads else "done")
+        raise ShareDone
 
     def arriving(
         self, waiting: Sequence[tuple[str, J]]
     ) -> Iterator[tuple[J, dict[str, Any] | None]]:
-        """(key, item) pairs that others decode -> (item, what was kept) as it arrives; None where it failed there.
+        """(key, item) pairs of other workers -> (item, record) as it arrives; None if it failed.
 
-        Ends when all have arrived, or when nobody is left to deliver the rest.
+        Ends when all have arrived, or when no worker is left to deliver the rest.
         """
         left: dict[str, list[J]] = {}
-        for key, item in waiting:  # two documents may ask the same
+        for key, item in waiting:  # two documents may have the same prompt
             left.setdefault(key, []).append(item)
         while left:
-            alive = (
-                self.alive()
-            )  # asked before looking: what a worker wrote before it ended is seen below
+            # asked before the store is read, which then has all that a worker wrote before it ended
+            alive = self.alive()
             self.store.refresh()
             errors = {r["key"]: r["meta"] for r in self.store.errors()}
             for key in list(left):
@@ -132,5 +135,5 @@ class SampleCache:
         self.sources[canonical_json(provenance)] += 1
 
     def provenances(self) -> list[dict[str, Any]]:
-        """Where the samples were made, each with how many, most first."""
+        """Every provenance with its number of samples, the most frequent first."""
         return [json.loads(text) | {"samples": n} for text, n in self.sources.most_common()]

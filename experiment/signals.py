@@ -1,4 +1,4 @@
-"""How a run ends early: a signal becomes an exception, and what was finished is kept."""
+"""A signal becomes an exception, so that a run that ends early keeps its finished samples."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from utils import DllmexpError
 
 
 class Signalled(BaseException):
-    """A signal that ends the run in good order."""
+    """A signal has arrived; its number is the argument."""
 
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """SIGTERM, and SIGHUP where it is not ignored, as an exception inside, as SIGINT is."""
+    """Inside, SIGTERM and SIGHUP raise Signalled, as SIGINT raises KeyboardInterrupt.
+
+    A signal that is ignored stays ignored. Does nothing outside the main thread.
+    """
 
     def handler(number, _frame):
         raise Signalled(number)
@@ -37,7 +40,7 @@ def signals_raise() -> Iterator[None]:
 
 
 class Interrupted(DllmexpError):
-    """A signal has ended the run; what was finished is kept."""
+    """A signal has ended the run; its finished samples are kept."""
 
     def __init__(self, number: int, problem: str):
         super().__init__(problem)

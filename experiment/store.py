@@ -1,32 +1,37 @@
-"""The per-sample store behind resume: what one experiment has generated, kept so that no crash loses it.
+"""The per-sample store behind resume: it keeps every finished sample of an experiment on disk.
 
-    <root>/<config_id[:16]>/config.json                       what the id stands for, one setting a line
-                            LOCK                              flock; its text says who holds it
-                            LOCK.owner                        only where the file system has no flock: see _Lock
-                            shard-<host>-<pid>-<n>.jsonl      append-only, one writer for ever
-                            aside-<n>/                        shards that --overwrite set aside; never read
+    <root>/<config_id[:16]>/config.json                   the configuration, one setting a line
+                            LOCK                          flock; its text names the holder
+                            LOCK.owner                    only without flock: see _Lock
+                            shard-<host>-<pid>-<n>.jsonl  append-only, one writer
+                            status-<rank>.json            progress: see experiment/status.py
+                            aside-<n>/                    shards that --overwrite set aside
 
-A line of a shard is `<crc32 of the JSON: 8 hex> {JSON}\\n`, written by one os.write. Its JSON is one of
-    {"config_id": ..., "shard":  {"created", "host", "pid"}, "version": 1}            the first line
-    {"config_id": ..., "record": {"key", "meta", "result", "status"}, "version": 1}   one sample
-Every line names its configuration and version, so each stands on its own: a line of another id is never used, and
-damage to one line, be it the first one or a newline, costs that line only. Plain JSON: reading runs no code.
+A line of a shard is `<crc32 of the JSON: 8 hex> {JSON}\\n`, written by one os.write. Its JSON is
+    {"config_id": ..., "shard":  {"created", "host", "pid"}, "version": 1}            (first line)
+    {"config_id": ..., "record": {"key", "meta", "result", "status"}, "version": 1}   (one sample)
+Every line names its configuration and version, so each can be read alone: a line of another id is
+never used, and damage costs only the lines that it hits. Plain JSON: reading runs no code.
 
 Guarantees
-- Once put() has returned the record survives the death of the process by any means, kill -9 included.
-- Power loss costs at most the samples of one second: fdatasync runs when a second has passed since the last one, and in
-  flush() and close(); the kernel writes the rest within half a minute. By construction, not by pulling a plug.
-- A line without its newline (torn) or with a wrong CRC is not used; CRC-32 misses wide damage once in 4e9. Nothing of a
-  shard is ever truncated, rewritten or deleted; --overwrite renames, file by file.
-- The same shards give the same view in whatever order they are read: ok beats error; of two ok values the one of the
-  older shard wins, and values that differ are reported as a failure of determinism.
+- Once put() has returned, the record survives the death of the process by any means, including
+  kill -9.
+- A power loss costs at most the samples of one second: fdatasync runs when a second has passed
+  since the last one, and in flush() and close(). Derived from the design, not tested.
+- A line without its newline (torn) or with a wrong CRC is not used; CRC-32 misses wide damage once
+  in 4e9. A shard is never truncated, rewritten or deleted; --overwrite renames it.
+- Every order of reading gives the same view: ok beats error; of two ok values the one in the older
+  shard wins, and values that differ are reported as a failure of determinism.
 
 Limits
-- The lock saves double work; it is not what keeps data safe. Where locks hold on one node only (Lustre with `localflock`,
-  NFS with `local_lock=all` or `nolock`) two processes write two shards, and equal samples count as duplicates.
-- On NFS, which has no atomic O_APPEND, a reader sees another host's lines once the writer has synced and the reader's caches
-  have expired (a minute at most by default): flush() before a barrier; what refresh() does not show yet is missing.
-- A process forked without exec shares the lock until it ends or the store is closed. One Store belongs to one thread.
+- The lock avoids double work; the data are safe without it. Where locks hold on one node only
+  (Lustre with `localflock`, NFS with `local_lock=all` or `nolock`) two processes write two shards,
+  and equal samples count as duplicates.
+- NFS has no atomic O_APPEND. A reader sees lines of another host once the writer has synced and
+  the reader's caches have expired (by default within a minute): call flush() before a barrier, and
+  expect refresh() to lag.
+- A process forked without exec shares the lock until it ends or the store is closed.
+- One Store belongs to one thread.
 """
 
 from __future__ import annotations
@@ -62,23 +67,25 @@ SYNC_SECONDS = 1.0
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HOST = re.sub(r"[^A-Za-z0-9.-]", "_", os.uname().nodename)
-# Where a line begins, also inside a damaged one: JSON text without spaces has ` {"` nowhere else, strings escape quotes.
+# Where a line begins, even inside a damaged one: canonical JSON has ` {"` nowhere else.
 LINE_START = re.compile(rb'(?=[0-9a-f]{8} \{")')
 Record = dict[str, Any]
 FORM = [("key", str), ("meta", dict), ("result", dict), ("status", str)]
-Entry = tuple[
-    float, str, int, bytes
-]  # creation time and name of its shard, offset, line: ordered alike for every reader
+# creation time and name of its shard, offset, line: every reader sorts entries alike
+Entry = tuple[float, str, int, bytes]
 
 
 class StoreError(DllmexpError):
-    """The store cannot be used as it is: of another configuration or version, damaged or unreadable."""
+    """The store is of another configuration or version, damaged or unreadable."""
 
     exit_code = EXIT_DATA
 
 
 class StoreBusy(BusyError):
-    """Another process has the store. `.holder` says which: `pid 4121 on node7 since 2025-11-23T22:11:02+0000 ...`."""
+    """Another process has the store.
+
+    holder: the text of its lock, such as `pid 4121 on node7 since 2025-11-23T22:11:02+0000 ...`.
+    """
 
     def __init__(self, directory: Path, holder: str, way_out: str = ""):
         self.holder = holder or "a process that has just started"
@@ -86,12 +93,12 @@ class StoreBusy(BusyError):
 
 
 class StoreFull(OutputError, OSError):
-    """No space, quota or file size left. What was written before stays good."""
+    """No space, quota or file size is left. Everything written before stays valid."""
 
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Turns what the system says about a write into StoreFull or OutputError."""
+    """Turn an OSError of a write into StoreFull or OutputError."""
     try:
         yield
     except DllmexpError:
@@ -102,38 +109,44 @@ def _writing(path: Path) -> Iterator[None]:
                 f"cannot write {path}: {error.strerror}; give another --output_dir"
             ) from error
         full = StoreFull(
-            f"cannot write {path}: {error.strerror}; what is there stays good: free some space, start again"
+            f"cannot write {path}: {error.strerror}; what is there stays good: "
+            "free some space, start again"
         )
         full.errno = error.errno
         raise full from error
 
 
 def sample_key(config_id: str, prompt: str, repeat: int, stops: Sequence[str] = ()) -> str:
-    """Key of one sample, 64 hex: what is asked (rendered prompt, repeat, stop strings) of which configuration."""
+    """Key of one sample, 64 hex: a hash of configuration, rendered prompt, repeat and stops."""
     return sha256([config_id, prompt, repeat, list(stops)])
 
 
 def _content(line: bytes) -> dict[str, Any] | None:
-    """What a line without its newline says, or None where it is damaged."""
+    """The JSON of a line (without its newline), or None if the line is damaged."""
     intact = line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(line[9:])
     return json.loads(line[9:]) if intact else None
 
 
 @dataclass
 class Report:
-    """What was found on disk, kept up by Store."""
+    """What a Store found on disk.
 
-    loaded: int = 0  # records read from shards of this configuration, failed ones included
-    torn: int = 0  # shards whose last line has no end: their writer was killed, or is just writing
-    corrupt: int = 0  # lines whose checksum is wrong
-    duplicates: int = 0  # further ok records of a sample with the same result
-    foreign: int = 0  # lines of another configuration or version
-    conflicts: set[str] = field(
-        default_factory=set
-    )  # keys with two different results: not deterministic
-    notes: list[str] = field(
-        default_factory=list
-    )  # what else a user should know, in sentences; logged as well
+    loaded:     records of this configuration, failed ones included.
+    torn:       shards whose last line has no end: the writer was killed, or is writing now.
+    corrupt:    lines with a wrong checksum.
+    duplicates: further ok records of a sample, with the same result.
+    foreign:    lines of another configuration or version.
+    conflicts:  keys with two different results: decoding was not deterministic.
+    notes:      messages for the user, also logged.
+    """
+
+    loaded: int = 0
+    torn: int = 0
+    corrupt: int = 0
+    duplicates: int = 0
+    foreign: int = 0
+    conflicts: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = {
@@ -143,17 +156,21 @@ class Report:
         return ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "nothing"
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this host started (proc(5), stat, field 22); None where it has ended or there is no /proc."""
+def process_start(pid: int) -> str | None:
+    """Start time of a process of this host (proc(5), stat, field 22); None if it has ended.
+
+    Without /proc every process counts as ended.
+    """
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 class _Lock:
-    """The right to run an experiment alone, from construction to release(). Raises StoreBusy.
+    """The exclusive right to run an experiment, from construction to release(). Raises StoreBusy.
 
-    flock on LOCK: the kernel frees it with its holder, whatever ends that. Where the file system has no flock, the file
-    LOCK.owner made with O_EXCL: a dead holder on this host is taken over; of one on another host nothing can be known.
+    It is a flock on LOCK, which the kernel frees when its holder ends. On a file system without
+    flock it is the file LOCK.owner, made with O_EXCL: the lock of a dead process of this host is
+    taken over; whether a process of another host is alive cannot be known.
     """
 
     OWNER = re.compile(r"pid (\d+) on (\S+) since \S+ \(process start (\d+)\)")
@@ -162,16 +179,15 @@ class _Lock:
         self.note = ""
         self._owner = directory / "LOCK.owner"
         since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._text = (
-            f"pid {os.getpid()} on {HOST} since {since} (process start {_started(os.getpid())})"
-        )
+        start = process_start(os.getpid())
+        self._text = f"pid {os.getpid()} on {HOST} since {since} (process start {start})"
         self._fd = self._flock(directory / "LOCK")
         if self._fd is None:
             self.note = f"{directory} has no flock: LOCK.owner is the lock"
             self._own()
 
     def _flock(self, path: Path) -> int | None:
-        """A descriptor that holds the lock; None where there is no flock."""
+        """A descriptor that holds the lock; None on a file system without flock."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -183,7 +199,7 @@ class _Lock:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise StoreBusy(path.parent, holder) from None
             raise
-        with suppress(OSError):  # for people only: a full disk must not keep a run from scoring
+        with suppress(OSError):  # the text is for people: a full disk must not end the run
             os.truncate(fd, os.pwrite(fd, self._text.encode(), 0))
         return fd
 
@@ -192,10 +208,9 @@ class _Lock:
         with suppress(FileNotFoundError):
             holder = self._owner.read_text()
         found = self.OWNER.fullmatch(holder)
-        if found and found[2] == HOST and _started(int(found[1])) != found[3]:
-            self._owner.unlink(
-                missing_ok=True
-            )  # two that do so at once may both go on: double work, no harm
+        if found and found[2] == HOST and process_start(int(found[1])) != found[3]:
+            # two processes that do this at once may both go on: double work, no damage
+            self._owner.unlink(missing_ok=True)
             self.note += f", taken over from {holder}, which has ended"
         try:
             fd = os.open(self._owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -216,19 +231,19 @@ class _Lock:
 
 
 class Store(AbstractContextManager):
-    """All finished samples of one experiment, and the right to add some. Made by Store.open; leaving it closes it.
+    """The finished samples of one experiment. Store.open() gives one to write to, a context.
 
-    len() and iteration are about samples with an ok record.
+    len() and iteration cover samples with an ok record.
     """
 
     def __init__(self, directory: Path, config_id: str):
         self.directory, self.config_id, self.report = directory, config_id, Report()
         self._ok: dict[str, Entry] = {}
         self._failed: dict[str, Entry] = {}
-        self._offsets: dict[Path, int] = {}  # how far each shard of another writer has been read
-        self._created: dict[Path, float] = {}  # by its first line; unknown counts as the newest
+        self._offsets: dict[Path, int] = {}  # bytes read of each shard of another writer
+        self._created: dict[Path, float] = {}  # from its first line; unknown counts as the newest
         self._pid, self._open = os.getpid(), ExitStack()
-        # the own shard, begun by the first put(): scoring alone leaves no file behind
+        # the shard of this process, created by the first put(): scoring alone leaves no file
         self._fd: int | None = None
         self.shard, self._synced, self._unended = directory, 0.0, False
 
@@ -242,14 +257,14 @@ class Store(AbstractContextManager):
         alone: bool = True,
         fresh: bool = False,
     ) -> Store:
-        """The store of configuration `config_id` below `root`, made where there is none, with all that it holds.
+        """The store of configuration `config_id` below `root`, created if missing, and read.
 
-        config: what the id stands for, ready for JSON; kept beside the samples and compared.
-        alone:  take the lock. False joins an experiment that another process leads (a data parallel rank): own shard,
-                shared view, no lock.
-        fresh:  set aside what is there and begin with nothing; for the leader, before others join.
-        Raises StoreBusy; StoreError where config.json is of another configuration or version; OutputError or StoreFull
-        where the directory cannot be written.
+        config: the configuration, ready for JSON; written to config.json and compared with it.
+        alone:  take the lock. False joins an experiment that another process leads (a data
+                parallel rank): a shard of its own, no lock.
+        fresh:  set aside the existing shards first; for the leader, before others join.
+        Raises StoreBusy; StoreError if config.json is of another configuration or version;
+        OutputError or StoreFull if the directory cannot be written.
         """
         if fresh and not alone:
             raise ValueError("fresh=True needs alone=True: others may already be writing")
@@ -268,6 +283,14 @@ class Store(AbstractContextManager):
         except BaseException:
             store.close()
             raise
+        return store
+
+    @classmethod
+    def read(cls, directory: Path, config_id: str) -> Store:
+        """A view of the current content of a directory; writes nothing. Raises StoreError."""
+        store = cls(directory, config_id)
+        if directory.is_dir():
+            store.refresh()
         return store
 
     def _note(self, text: str) -> None:
@@ -300,8 +323,8 @@ class Store(AbstractContextManager):
         if found != wanted:
             differing = ", ".join(differing_keys(found, wanted)) or "null against absent"
             raise StoreError(
-                f"{path} is of another configuration ({differing}); nothing of it is used: "
-                "--overwrite sets it aside, another --output_dir leaves it alone"
+                f"{path} is of another configuration ({differing}); its samples are not used: "
+                "--overwrite sets them aside, another --output_dir leaves them alone"
             )
 
     def _shards(self) -> list[Path]:
@@ -312,7 +335,7 @@ class Store(AbstractContextManager):
         ]
 
     def refresh(self) -> int:
-        """Read what other writers have appended since the last time; the number of samples that are new."""
+        """Read what other writers have appended since the last call; the number of new samples."""
         before = len(self._ok)
         try:
             self.report.torn = sum(
@@ -323,9 +346,9 @@ class Store(AbstractContextManager):
         return len(self._ok) - before
 
     def _read(self, path: Path) -> bool:
-        """Take in the new lines of a shard; whether it ends in the middle of one."""
+        """Read the new lines of a shard; whether it ends within a line."""
         offset = self._offsets.get(path, 0)
-        with open(path, "rb") as file:  # opened anew each time: that is when NFS looks again
+        with open(path, "rb") as file:  # opened each time: NFS revalidates its cache on open
             file.seek(offset)
             *lines, rest = file.read().split(b"\n")
         for line in lines:
@@ -338,7 +361,7 @@ class Store(AbstractContextManager):
         content = _content(line)
         if content is None:
             self.report.corrupt += bool(line)  # an empty one ends a torn line
-            # where a newline was hit, the lines before and after it are still whole
+            # if a newline was hit, the lines before and after it are still whole
             for part in [
                 part
                 for piece in LINE_START.split(line)
@@ -355,7 +378,7 @@ class Store(AbstractContextManager):
             self._take(content["record"], path, offset, line)
 
     def _take(self, record: Record, path: Path, offset: int, line: bytes) -> None:
-        """Into the view: ok beats error, the first ok and the last error in order count."""
+        """Add a record to the view: ok beats error; the first ok and the last error count."""
         key, entry = record["key"], (self._created.get(path, math.inf), path.name, offset, line)
         if record["status"] != "ok":
             self._failed[key] = max(entry, self._failed.get(key, entry))
@@ -369,16 +392,17 @@ class Store(AbstractContextManager):
         elif key not in self.report.conflicts:
             self.report.conflicts.add(key)
             self._note(
-                f"not deterministic: sample {key[:16]} has different results in {kept[1]} and {path.name}"
+                f"not deterministic: sample {key[:16]} has different results "
+                f"in {kept[1]} and {path.name}"
             )
         self._ok[key] = min(kept, entry)
 
     def get(self, key: str) -> Record | None:
-        """The ok record of a sample as it is on disk, a copy of one's own, or None."""
+        """A copy of the ok record of a sample, as it is on disk, or None."""
         return _content(self._ok[key][3])["record"] if key in self._ok else None
 
     def errors(self) -> list[Record]:
-        """The last error record of each sample that has no ok record, in order of key."""
+        """The last error record of each sample without an ok record, sorted by key."""
         return [
             _content(self._failed[key][3])["record"]
             for key in sorted(self._failed.keys() - self._ok.keys())
@@ -391,11 +415,12 @@ class Store(AbstractContextManager):
         return len(self._ok)
 
     def put(self, key: str, record: Record) -> None:
-        """Append a record: {"status": "ok" | "error", "result": {...}, "meta": {...}}, and "key" or not.
+        """Append {"status": "ok" | "error", "result": {...}, "meta": {...}}; "key" is optional.
 
-        result: what determinism promises to repeat, or what is known of a failure. meta: times, hosts, batch sizes.
-        On return it survives the death of this process. Raises StoreFull or OutputError, and it is then not sure to be in
-        the store; ValueError for a record of another form.
+        result: the reproducible part, or the description of a failure.
+        meta:   the rest: times, hosts, batch sizes.
+        On return the record survives the death of this process. Raises StoreFull or OutputError,
+        after which the record may be missing; ValueError for a record of another form.
         """
         assert self._pid == os.getpid(), (
             "put() on a closed store, or in a forked process: a shard has one writer"
@@ -404,7 +429,8 @@ class Store(AbstractContextManager):
         kinds = [(name, type(value)) for name, value in sorted(record.items())]
         if kinds != FORM or record["key"] != key or record["status"] not in ("ok", "error"):
             raise ValueError(
-                f"a record is {{status: ok | error, result: dict, meta: dict}}, got {record!r:.200} for {key!r}"
+                "a record is {status: ok | error, result: dict, meta: dict}, "
+                f"got {record!r:.200} for {key!r}"
             )
         line = self._line(record=record)
         if self._fd is None:
@@ -429,15 +455,13 @@ class Store(AbstractContextManager):
             self.shard, self._synced, created = path, time.monotonic(), time.time()
             self._append(self._line(shard={"created": created, "host": HOST, "pid": self._pid}))
             self._created[path] = created
-            with (
-                suppress(OSError),
-                ExitStack() as stack,
-            ):  # the new name survives a power loss, where the file system can
+            # the new name survives a power loss, if the file system supports it
+            with suppress(OSError), ExitStack() as stack:
                 stack.callback(os.close, directory := os.open(self.directory, os.O_RDONLY))
                 os.fsync(directory)
 
     def _append(self, line: bytes) -> int:
-        """The offset at which a line was written whole. A part of one is ended by a newline, now or before the next line."""
+        """Write a line; its offset. A newline, now or in the next call, ends a partial line."""
         with _writing(self.shard):
             data = b"\n" * self._unended + line
             self._unended = True
@@ -448,7 +472,7 @@ class Store(AbstractContextManager):
             return os.lseek(self._fd, 0, os.SEEK_CUR) - len(line)
 
     def flush(self) -> None:
-        """Make all that was put survive a power loss. Raises OutputError where the disk refuses or the shard is gone."""
+        """Sync the shard to disk. Raises OutputError if that fails or the shard was deleted."""
         if self._fd is not None:
             with _writing(self.shard):
                 getattr(os, "fdatasync", os.fsync)(self._fd)
@@ -459,7 +483,7 @@ class Store(AbstractContextManager):
                     )
 
     def close(self) -> None:
-        """Flush, end the shard, free the lock. What was read stays readable. A second call does nothing."""
+        """Flush, end the shard, free the lock. get() still works; a second call does nothing."""
         with self._open:
             try:
                 self.flush()

@@ -1,30 +1,47 @@
-"""Masked-diffusion language models (LLaDA and Dream families) and causal ones (Qwen2), loaded without remote code.
+"""Masked-diffusion models (LLaDA, Dream) and causal ones (Qwen2), loaded without remote code.
 
-Names are imported on first use, so that `from models import check_checkpoint` costs neither
-torch nor transformers.
+Checking a checkpoint imports neither torch nor transformers: the names that need torch are
+imported on first use.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "CheckpointError": "config",
-    "ModelConfig": "config",
-    "Span": "config",
-    "cached_revision": "hub",
-    "check_checkpoint": "files",
-    "fingerprint": "files",
-    "read_config": "files",
-    "tokenizer_disagreement": "files",
-    "load_tokenizer": "tokenizer",
-    "load_model": "checkpoint",
-    "KVCache": "transformer",
-    "Transformer": "transformer",
+from models.config import CheckpointError, Family, ModelConfig, Span
+from models.families import FAMILIES
+from models.files import check_checkpoint, fingerprint, read_config, tokenizer_disagreement
+from models.hub import cached_revision
+from models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from models.checkpoint import load_model
+    from models.transformer import KVCache, Transformer
+
+__all__ = [
+    "FAMILIES",
+    "CheckpointError",
+    "Family",
+    "KVCache",
+    "ModelConfig",
+    "Span",
+    "Transformer",
+    "cached_revision",
+    "check_checkpoint",
+    "fingerprint",
+    "load_model",
+    "load_tokenizer",
+    "read_config",
+    "tokenizer_disagreement",
+]
+
+_NEEDS_TORCH = {
+    "KVCache": "models.transformer",
+    "Transformer": "models.transformer",
+    "load_model": "models.checkpoint",
 }
-
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in _NEEDS_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(_NEEDS_TORCH[name]), name)

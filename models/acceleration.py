@@ -1,109 +1,126 @@
-"""What may be put between a model and its device: CUDA graphs, which keep the bits, and torch.compile, which may not.
+"""Optional accelerations: CUDA graphs, which keep the bits, and torch.compile, which may not.
 
-Neither has been measured on a GPU by those who wrote it. Both say so where they do not work, and the plain path goes on.
+Neither has been measured on a GPU. Where one does not work, a note says so and the plain path runs.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.attention import Packed
+from models.config import ModelConfig
 from models.layers import Parts, parts_of
-from models.packing import COLUMNS, Inputs, Plan, to_device, up_to
+from models.packing import COLUMNS, Inputs, Plan, Range, to_device, up_to
 
-if TYPE_CHECKING:
-    from models.transformer import Transformer
-
-# Above this many columns a forward pass takes longer than its launches: a graph gains nothing there.
+# Above this many columns a forward pass takes longer than its launches, and a graph gains nothing.
 MOST_COLUMNS = 1024
 MOST_GRAPHS = 64
 
-# A function without arguments -> (how to run it again, its result, which every run overwrites).
+# Captures a function without arguments: (replay, result), and each replay overwrites the result.
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+
+class Model(Protocol):
+    """The parts of a Transformer that are used here."""
+
+    config: ModelConfig
+    device: torch.device
+    layers: Iterable[Any]
+    varlen: dict[str, int] | None
+    acceleration: Acceleration
+
+    def predict(self, tokens: Tensor, spans: Any, rows: Tensor) -> Tensor: ...
+
+    def answer(self, inputs: Inputs, packed: Packed, last: Packed, cache: None) -> Tensor: ...
+
+    def inputs(self, tokens: np.ndarray, plan: Plan) -> Inputs: ...
+
+    def packed(self, plan: Plan) -> tuple[Packed, Packed]: ...
+
+    def rope_table(self, end: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
 class Acceleration:
-    """What a model runs with. notes: what became of each request, less the graphs' own word."""
+    """The accelerations of a model. settled: notes on the requests whose outcome cannot change."""
 
     graphs: Graphs | None = None
-    notes: tuple[str, ...] = ()
+    settled: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, model: Transformer, compile: bool, cuda_graphs: bool, tell: Callable[[str], None]
+        cls, model: Model, compile: bool, cuda_graphs: bool, tell: Callable[[str], None]
     ) -> Acceleration:
-        """Set up what is asked for; the time this takes belongs to loading, not to decoding."""
-        told, parts = [], parts_of(model.config)
+        """Set up what is requested; the time for it counts as loading, not as decoding."""
+        notes, graphs, parts = [], None, parts_of(model.config)
+
+        def fail(note: str) -> None:
+            notes.append(note)
+            tell(f"note: {note}")
+
         _use(model, parts)
         model.acceleration = cls()
         if compile:
             try:
                 _use(model, Parts(*(torch.compile(part, dynamic=True) for part in parts)))
                 _warm_up(model)
-                told.append("compiled")
-            except (
-                Exception
-            ) as error:  # compilers fail in many ways, and each leaves the plain path
+                notes.append("compiled")
+            # compilers fail in many ways, each of which leaves the plain path
+            except Exception as error:
                 _use(model, parts)
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                told.append(
-                    f"compile failed, the plain path runs: {type(error).__name__}: {reason}"
-                )
-                tell(f"note: {told[-1]}")
-        graphs = None
+                fail(f"compile failed, the plain path runs: {type(error).__name__}: {reason}")
         if cuda_graphs and model.device.type != "cuda":
-            told.append(f"CUDA graphs: none on {model.device.type}")
-            tell(f"note: {told[-1]}")
+            fail(f"CUDA graphs: none on {model.device.type}")
         elif cuda_graphs and model.config.causal:
-            told.append("CUDA graphs: none for a causal model")
-            tell(f"note: {told[-1]}")
+            fail("CUDA graphs: none for a causal model")
         elif cuda_graphs:
             graphs = Graphs(model, capturing(model.device), tell)
-        return cls(graphs, tuple(told))
+        return cls(graphs, tuple(notes))
 
     @property
-    def told(self) -> tuple[str, ...]:
-        """What has become of each request so far, for the result: graphs may be left at any step."""
-        return self.notes if self.graphs is None else (*self.notes, self.graphs.told)
+    def notes(self) -> tuple[str, ...]:
+        """The outcome of each request so far, for the result. Graphs may be given up later."""
+        return self.settled if self.graphs is None else (*self.settled, self.graphs.note)
 
     @property
     def seconds(self) -> float:
-        """Spent on capturing so far: no part of what decoding costs."""
+        """Time spent on capturing so far; it is not part of the time for decoding."""
         return 0.0 if self.graphs is None else self.graphs.seconds
 
 
-def _use(model: Transformer, parts: Parts) -> None:
+def _use(model: Model, parts: Parts) -> None:
     for layer in model.layers:
         layer.parts = parts
 
 
 @torch.inference_mode()
-def _warm_up(model: Transformer) -> None:
-    """Compile for any number of columns and rows: two shapes, one with two sequences."""
+def _warm_up(model: Model) -> None:
+    """Compile for any number of columns and rows: two shapes, one of them with two sequences."""
     for lengths in ((24,), (40, 9)):
         tokens = torch.zeros(sum(lengths), dtype=torch.int64)
         model.predict(tokens, [(0, n, n) for n in lengths], torch.arange(5, 5 + 10 * len(lengths)))
 
 
 def capturing(device: torch.device) -> Capture:
-    """How a CUDA graph is made on `device`, after two runs that settle what is allocated and chosen.
+    """A Capture that makes CUDA graphs on `device`.
 
-    All graphs share one pool of memory: one runs at a time, and its result is copied before the next one does.
+    Two runs before the capture settle allocations and the choice of kernels. All graphs share one
+    memory pool: only one runs at a time, and its result is copied before the next one runs.
     """
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def captured(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         here, graph = torch.cuda.current_stream(device), torch.cuda.CUDAGraph()
-        # the model's device may not be the current one, and a capture that fails stays on its own stream
+        # the device may not be the current one, and a failed capture stays on its own stream
         with torch.cuda.device(device), torch.cuda.stream(here):
             stream.wait_stream(here)
             with torch.cuda.stream(stream):
@@ -119,7 +136,10 @@ def capturing(device: torch.device) -> Capture:
 
 @dataclass(frozen=True)
 class Bucket:
-    """What a graph is captured for: padded columns, asked rows, wanted rows, sequences, and the longest sequence."""
+    """The sizes that a graph is captured for: padded columns, asked rows, returned rows, sequences.
+
+    longest: an upper bound of the columns of one sequence.
+    """
 
     columns: int
     asked: int
@@ -134,44 +154,40 @@ class Bucket:
         return cls(len(plan.positions), len(plan.asked), len(plan.back), sequences, longest)
 
     def arrays(self, tokens: np.ndarray, plan: Plan) -> list[np.ndarray]:
-        """tokens, positions, asked, back, and running sums of columns and asked rows, all of lengths the bucket fixes.
+        """tokens, positions, asked, back, and running sums of columns and asked rows.
 
-        The padding behind the last sequence is one more sequence: it attends to itself, and nothing reads it.
+        The bucket fixes all lengths. The padding behind the last sequence is one more sequence: it
+        attends to itself, and its output is not used.
         """
 
-        def sums(ends: list[int], end: int) -> np.ndarray:
+        def sums(ranges: Sequence[Range], end: int) -> np.ndarray:
+            ends = [b for _, b in ranges]
             return np.array([0, *ends, *[end] * (self.sequences + 1 - len(ends))])
 
-        columns = sums([b for _, b in plan.columns], self.columns)
-        return [
-            tokens,
-            plan.positions,
-            plan.asked,
-            plan.back,
-            columns,
-            sums([b for _, b in plan.queries], self.asked),
-        ]
+        running = sums(plan.columns, self.columns), sums(plan.queries, self.asked)
+        return [tokens, plan.positions, plan.asked, plan.back, *running]
 
 
 class Graphs:
-    """CUDA graphs of a model's forward pass without a cache, one for each Bucket, the least used ones dropped.
+    """CUDA graphs of a model's forward pass without a cache, one for each Bucket.
 
-    Each is held against the plain path when it is captured, bit for bit; one that differs or cannot be captured turns
-    all of them off, and it is said.
+    Beyond MOST_GRAPHS the least recently used one is dropped. Each graph is compared with the plain
+    path when it is captured, bit for bit. If one differs or cannot be captured, all are given up,
+    and a note says so.
     """
 
-    def __init__(self, model: Transformer, capture: Capture, tell: Callable[[str], None]):
+    def __init__(self, model: Model, capture: Capture, tell: Callable[[str], None]):
         self.model, self.capture, self.tell = model, capture, tell
-        # inputs, replay, result, and the rotary table that the graph reads, which the model may replace by a longer one
+        # inputs, replay, result, and the graph's rotary table, which the model may replace
         self.kept: OrderedDict[
             Bucket, tuple[Tensor, Callable[[], None], Tensor, tuple[Tensor, Tensor]]
         ] = OrderedDict()
-        self.seconds, self.works, self.told = 0.0, True, "CUDA graphs"
+        self.seconds, self.works, self.note = 0.0, True, "CUDA graphs"
         if model.varlen is None:
-            self._leave("need the varlen attention kernel, which does not run here")
+            self._give_up("need the varlen attention kernel, which does not run here")
 
     def logits(self, tokens: np.ndarray, plan: Plan) -> Tensor | None:
-        """Logits [R', V], or None where the plain path is to run. tokens: [T'] int64, as plan.positions."""
+        """Logits [R', V] for tokens [T'] int64; None if the plain path must run."""
         if not self.works or not plan.n_rows or len(plan.positions) > MOST_COLUMNS:
             return None
         bucket = Bucket.of(plan)
@@ -188,17 +204,12 @@ class Graphs:
 
     def _capture(self, bucket: Bucket, filled: Tensor, tokens: np.ndarray, plan: Plan) -> None:
         started, model = time.perf_counter(), self.model
-        plain = model.answer(
-            Inputs(*to_device(model.device, tokens, plan.positions, plan.asked, plan.back)),
-            *model._packed(plan),
-            None,
-        )
+        plain = model.answer(model.inputs(tokens, plan), *model.packed(plan), None)
         inputs = filled.clone()
         try:
             replay, out = self.capture(lambda: self._run(bucket, inputs))
-            out.fill_(
-                torch.nan
-            )  # a graph that does nothing must not pass with what its capture left here
+            # a graph that does nothing must not pass with the result of its capture
+            out.fill_(torch.nan)
             replay()
             same = torch.equal(out[: plan.n_rows], plain[: plan.n_rows])
         except RuntimeError as error:
@@ -210,26 +221,21 @@ class Graphs:
             if len(self.kept) > MOST_GRAPHS:
                 self.kept.popitem(last=False)
         else:
-            self._leave(reason)
+            self._give_up(reason)
         self.seconds += time.perf_counter() - started
 
-    def _leave(self, reason: str) -> None:
-        self.works, self.told = False, f"CUDA graphs {reason}; the plain path runs"
+    def _give_up(self, reason: str) -> None:
+        self.works, self.note = False, f"CUDA graphs {reason}; the plain path runs"
         self.kept.clear()
-        self.tell(f"note: {self.told}")
+        self.tell(f"note: {self.note}")
 
     def _run(self, bucket: Bucket, inputs: Tensor) -> Tensor:
-        """The forward pass on the bucket's one tensor of integers, without a look at its values."""
-        b, sums = bucket, bucket.sequences + 2
-        *parts, cu_columns, cu_asked = inputs.split(
-            [b.columns, b.columns, b.asked, b.back, sums, sums]
-        )
-        columns, asked = ((0, b.columns),), ((0, b.asked),)
+        """The forward pass on the bucket's tensor of integers, without reading its values."""
+        b, sums, varlen = bucket, bucket.sequences + 2, self.model.varlen
+        sizes = [b.columns, b.columns, b.asked, b.back, sums, sums]
+        *parts, cu_columns, cu_asked = inputs.split(sizes)
         cu_columns, cu_asked = cu_columns.int(), cu_asked.int()
-        packed = Packed(
-            columns, columns, (), self.model.varlen, cu_columns, cu_columns, b.longest, b.longest
-        )
-        last = Packed(
-            asked, columns, (), self.model.varlen, cu_asked, cu_columns, b.longest, b.longest
-        )
+        columns, asked, most = ((0, b.columns),), ((0, b.asked),), b.longest
+        packed = Packed(columns, columns, (), varlen, cu_columns, cu_columns, most, most)
+        last = Packed(asked, columns, (), varlen, cu_asked, cu_columns, most, most)
         return self.model.answer(Inputs(*parts), packed, last, None)

@@ -1,8 +1,8 @@
-"""Attention within each sequence of a packed batch: no padding, and no mask but a causal model's.
+"""Attention within each sequence of a packed batch, without padding; masked in a causal model only.
 
-On CUDA in half precision one variable-length kernel does all sequences (torch.nn.attention.varlen);
-everywhere else, and where that kernel does not run, one scaled_dot_product_attention call a sequence.
-A causal model always takes the latter.
+On CUDA in half precision one variable-length kernel computes all sequences
+(torch.nn.attention.varlen). Everywhere else, where that kernel does not run, and in a causal model
+there is one call of scaled_dot_product_attention for each sequence.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,15 @@ except ImportError:  # an older torch
 
 @dataclass(frozen=True)
 class Packed:
-    """Which rows of q, k and v are each sequence's, worked out once for all layers that share it.
+    """The rows of q, k and v that belong to each of B sequences; layers share it.
 
-    queries: first and end row in q; columns: in k and v; spans: what is read of a cache.
-    varlen:  options of the varlen kernel, None where the loop is used instead; with it
-    seen:    [B] bool masks [n, kv_end] of the keys that each query attends to, None where it is all of them.
-    cu_q, cu_k: [B + 1] int32 running sums of query and key counts, max_q, max_k: the largest of them, or more.
+    queries: first and end row in q.
+    columns: first and end row in k and v.
+    spans:   the columns that each sequence computes and reads.
+    varlen:  options of the varlen kernel; None where sequences are computed one by one.
+    cu_q, cu_k: for the kernel, [B + 1] int32 running sums of query and key counts.
+    max_q, max_k: for the kernel, upper bounds of the counts.
+    seen:    B bool masks [n, kv_end] of the keys that each query attends to; None for all keys.
     """
 
     queries: tuple[Range, ...]
@@ -53,30 +56,28 @@ class Packed:
         varlen: dict[str, int] | None,
         at: Tensor | None = None,
     ) -> "Packed":
-        """at: column within its sequence of each query, where a query sees no key to its right; None where it sees all."""
-        told = (tuple(queries), tuple(columns), tuple(spans))
+        """at: column of each query within its sequence, in a causal model; None in any other."""
+        ranges_of = (tuple(queries), tuple(columns), tuple(spans))
         if at is not None:
             assert varlen is None, "the varlen kernel takes no mask"
             keys = [torch.arange(s.kv_end, device=device) for s in spans]
-            return cls(*told, seen=tuple(k <= at[a:b, None] for (a, b), k in zip(queries, keys)))
+            seen = tuple(k <= at[a:b, None] for (a, b), k in zip(queries, keys))
+            return cls(*ranges_of, seen=seen)
         if varlen is None:
-            return cls(*told)
-        sums = [
-            np.array([0, *(b for _, b in of)])
-            for of in (queries, ranges([s.kv_end for s in spans]))
-        ]
+            return cls(*ranges_of)
+        read = ranges([s.kv_end for s in spans])
+        sums = [np.array([0, *(end for _, end in part)]) for part in (queries, read)]
         cu_q, cu_k = (t.int() for t in to_device(device, *sums))
-        return cls(
-            *told, varlen, cu_q, cu_k, max(b - a for a, b in queries), max(s.kv_end for s in spans)
-        )
+        max_q, max_k = (max(b - a for a, b in part) for part in (queries, read))
+        return cls(*ranges_of, varlen, cu_q, cu_k, max_q, max_k)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | None) -> Tensor:
     """Attention output [A, H, E] of q [A, H, E], k and v [T, K, E].
 
-    kv: [2, length, K, E] of each sequence, written at [lo, hi) and read at [0, kv_end); None
-    means that a sequence attends to its own packed columns. Rows of q behind the last sequence
-    (padding) come back as zeros.
+    kv: for each sequence its cache [2, length, K, E], written at [lo, hi) and read at [0, kv_end);
+    None: a sequence attends to its own packed columns. The output is zero for rows of q behind the
+    last sequence, which are padding.
     """
     if kv is not None:
         for (a, b), s, store in zip(packed.columns, packed.spans, kv):
@@ -99,7 +100,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | N
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    """[n, H, E] from q [n, H, E], k and v [m, K, E]: every query sees every key, or those where `seen` [n, m]."""
+    """[n, H, E] of q [n, H, E], k and v [m, K, E]. seen: bool mask [n, m] of keys; None: all."""
     q, k, v = (t.transpose(0, 1)[None] for t in (q, k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=seen, enable_gqa=q.shape[1] != k.shape[1]
@@ -133,7 +134,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, packed: Packed, kv: list[Tensor] | 
 def varlen_options(
     device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int
 ) -> dict[str, int] | None:
-    """How to call the varlen kernel for such heads; None where the loop is to be used."""
+    """Options of the varlen kernel for such heads; None where it cannot be used."""
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16) or varlen is None:
         return None
     return probe(device, dtype, n_heads, n_kv_heads, head_dim)
@@ -142,10 +143,10 @@ def varlen_options(
 def probe(
     device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int
 ) -> dict[str, int] | None:
-    """Options with which the varlen kernel runs here and agrees with SDPA on a small batch, or None.
+    """Options with which the varlen kernel runs here and agrees with SDPA, or None.
 
-    num_splits=1 wherever it is taken: otherwise the longest neighbour decides how a sequence's keys
-    are split, and with it the last bits of its output (pytorch/pytorch#176905).
+    num_splits=1 where the kernel accepts it: otherwise the longest sequence of the batch decides
+    how all keys are split, and with it the last bits of the output (pytorch/pytorch#176905).
     """
     spans, at = (Span(0, 5, 5), Span(0, 11, 11)), ranges([5, 11])
     noise = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""A checkpoint's weights -> a Transformer, strictly, one tensor at a time, straight to the device."""
+"""Load a checkpoint's weights into a Transformer: strictly, one tensor at a time, to the device."""
 
 from pathlib import Path
 
@@ -13,21 +13,16 @@ from models.transformer import Transformer
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def load_model(
-    path_or_repo: str | Path,
-    *,
-    device: str | torch.device,
-    dtype: str | torch.dtype,
-    revision: str | None = None,
-):
-    """(model, tokenizer) of a local directory or hub id, in eval mode and without gradients.
+def load_model(path_or_repo: str | Path, *, device: str | torch.device, dtype: str | torch.dtype):
+    """(Transformer, tokenizer) of a checkpoint, in eval mode and without gradients.
 
-    dtype: float32, float16 or bfloat16. Raises CheckpointError with every problem found; a
-    missing, unexpected or wrongly shaped tensor is one. Host memory holds one tensor beside the
-    model itself, nothing beside it where the model is on another device.
+    path_or_repo: a directory, or owner/name or owner/name@REVISION on the hub. dtype: float32,
+    float16 or bfloat16. Raises CheckpointError with every problem found; a missing, unexpected or
+    wrongly shaped tensor is one. Host memory holds at most one tensor besides a model on the CPU,
+    and none for a model on another device.
     """
     dtype = _dtype(dtype)
-    folder = resolve(path_or_repo, revision, weights=True)
+    folder = resolve(path_or_repo, weights=True)
     config = config_in(folder)
     tokenizer = tokenizer_in(folder, config, name=str(path_or_repo))
     return load_weights(folder, config, torch.device(device), dtype), tokenizer
@@ -36,7 +31,7 @@ def load_model(
 def load_weights(
     folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> Transformer:
-    """The Transformer of `config` with the weights in `folder`."""
+    """The Transformer of `config` with the weights of the directory `folder`."""
     from safetensors import SafetensorError, safe_open
 
     plan = tensor_plan(read_headers(shard_paths(folder)), config)
@@ -51,7 +46,7 @@ def load_weights(
                 for key, name in names.items():
                     parameters[name].copy_(shard.get_tensor(key))
         except SafetensorError as error:
-            raise CheckpointError([f"{path.name}: {error}"]) from None
+            raise CheckpointError(f"{path.name}: {error}") from None
     return model
 
 

@@ -1,34 +1,33 @@
-"""What a model is, without torch: ModelConfig, Span, the shape of every parameter, and Family.
+"""Describe a model without torch: ModelConfig, Span, the shape of every parameter, and Family.
 
-A Family says in data how one line of checkpoints writes the same things: the fields of its
-config.json, the names of its tensors, its special tokens and its tokenizer files.
+A Family says in data how one line of checkpoints writes a model: the fields of its config.json, the
+names of its tensors, its special tokens and its tokenizer files.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from utils import BadDataError
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used. `.problems` has one sentence for each thing wrong."""
 
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+class CheckpointError(BadDataError):
+    """A checkpoint cannot be used. `.problems` has one sentence for each fault."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything in which two models differ; the computation itself is one (transformer.py).
+    """Everything in which two models differ; all of them share one computation (transformer.py).
 
     vocab_size: rows of the embedding, which may exceed the tokenizer's size.
     end_ids:    every id that ends an answer, eos_id first.
     mask_id:    None where the family has no mask token.
-    shift:      position i is predicted by the hidden state of position i-1 (Dream, Qwen2).
-    causal:     a column attends to itself and to what is left of it, otherwise to all (Qwen2).
-    rope_in_float32: q and k are rotated in float32 and cast back (LLaDA); otherwise cos and
-                sin are cast to the model's dtype and q and k are rotated in it (Dream).
+    shift:      the hidden state of position i-1 predicts position i (Dream, Qwen2).
+    causal:     a column attends to itself and to the columns left of it (Qwen2), otherwise to all.
+    rope_in_float32: q and k are rotated in float32 and cast back (LLaDA); otherwise cos and sin are
+                cast to the model's dtype and q and k are rotated in it (Dream).
     dtype_on_disk: e.g. "bfloat16"; None where the checkpoint does not say.
+    scores_the_draw, end_token_flags, skip_special_tokens: see Family.
     """
 
     family: str
@@ -51,15 +50,22 @@ class ModelConfig:
     tie_embeddings: bool
     dtype_on_disk: str | None = None
     causal: bool = False
+    scores_the_draw: bool = False
+    end_token_flags: tuple[str, ...] = ()
+    skip_special_tokens: bool = False
 
     @property
     def model_type(self) -> str:
+        """The name under which lm-eval looks for a model's type."""
         return self.family
 
 
 class Span(NamedTuple):
-    """Compute the columns [lo, hi) of a sequence; they attend to its columns [0, kv_end), of a causal model to those of
-    them that are not to their right."""
+    """Compute the columns [lo, hi) of a sequence; they attend to its columns [0, kv_end).
+
+    In a causal model a column attends to those of them that are not to its right. Functions that
+    take spans accept plain (lo, hi, kv_end) triples too.
+    """
 
     lo: int
     hi: int
@@ -68,15 +74,23 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """How one line of checkpoints writes a ModelConfig and its tensors.
+    """How one line of checkpoints writes a ModelConfig and its tensors, and how it is decoded.
 
-    fields:   ModelConfig field -> key of config.json. An absent optional key takes its value
-              from `defaults`, which may name another key as "=key".
+    model_type: as in config.json, in any case.
+    fields:   ModelConfig field -> key of config.json. An absent optional key takes its value from
+              `defaults`, which may name another key as "=key".
     fixed:    ModelConfig fields that are the same for every checkpoint of the family.
-    only:     key -> (values that this implementation computes, value where the key is absent). Of a list, each entry
-              is looked at.
+    only:     key -> (values that this implementation computes, value where the key is absent).
+              Every entry of a list must be one of the values.
     layer, outer: our module name -> the checkpoint's, within a layer ("{i}") and outside.
-    dropped_prefix: accepted in front of every tensor name, and needed in front of none.
+    dropped_prefix: optional in front of every tensor name.
+    optional_end_tokens: end an answer where the tokenizer has them.
+    algorithm: the default decoding algorithm; None for a causal family.
+    blocks:   block length under the uniform protocol; None: the whole canvas is one block.
+    scores_the_draw: confidence is the probability under the distribution that the token is drawn
+              from, after temperature, top_p and top_k (Dream); otherwise under the plain softmax.
+    end_token_flags: options for end tokens that the family's decoding has.
+    skip_special_tokens: special tokens inside an answer are removed from its text.
     """
 
     name: str
@@ -92,6 +106,17 @@ class Family:
     end_tokens: tuple[str, ...]
     optional_end_tokens: tuple[str, ...]
     tokenizer_files: tuple[str, ...]
+    algorithm: str | None = None
+    blocks: int | None = None
+    scores_the_draw: bool = False
+    end_token_flags: tuple[str, ...] = ()
+    skip_special_tokens: bool = False
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """The ModelConfig fields that every checkpoint of the family shares."""
+        names = ("scores_the_draw", "end_token_flags", "skip_special_tokens")
+        return {"family": self.name, **self.fixed, **{n: getattr(self, n) for n in names}}
 
     def checkpoint_name(self, name: str) -> str:
         """The checkpoint's name of our parameter `name`, e.g. "layers.3.q.weight"."""

@@ -1,4 +1,4 @@
-"""What a forward pass costs: arithmetic and memory, from a ModelConfig alone; and how many samples it may hold."""
+"""The cost of a forward pass in arithmetic and memory, and the batch size that follows from it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from models.config import ModelConfig, Span, parameter_shapes
 if TYPE_CHECKING:
     from models.transformer import Transformer
 
-# One H200 needs 2,000 to 4,000 columns a forward pass before a larger batch gains nothing (arithmetic, not measured).
+# Beyond 2,000 to 4,000 columns a larger batch gains nothing on an H200 (calculated, not measured).
 ENOUGH_COLUMNS = 4096
 MOST_ROWS = 64
-# With a KV cache most passes compute a block alone, and are bound by the weights' way from memory (arithmetic as well).
+# With a KV cache most passes compute one block, bound by reading the weights (calculated).
 CACHED_ROWS = 16
-# A CPU is busy with one sample already.
+# One sample keeps a CPU busy.
 CPU_ROWS = 1
-# Of the free memory, what a batch may fill (fragments and other processes have the rest), less a chunk of float64 scores.
+# A batch may fill this share of the free memory, less a chunk of float64 scores. The rest is for
+# fragmentation and other processes.
 FILL, SCORES_BYTES = 0.8, 1 << 30
 
 
 def matmul_flops(config: ModelConfig, spans: Sequence[Span], n_rows: int) -> int:
-    """Floating-point operations of one `predict`: matrix products and attention, the last layer for n_rows alone."""
+    """Floating-point operations of one `predict`: matrix products and attention.
+
+    The last layer computes queries and everything behind them for n_rows only.
+    """
     c = config
     columns = sum(s.hi - s.lo for s in spans)
     pairs = sum((s.hi - s.lo) * s.kv_end for s in spans)
@@ -37,8 +41,10 @@ def matmul_flops(config: ModelConfig, spans: Sequence[Span], n_rows: int) -> int
 def moved_bytes(
     config: ModelConfig, spans: Sequence[Span], n_rows: int, itemsize: int, cached: bool
 ) -> int:
-    """Bytes that one `predict` cannot but read or write: the weights once (an embedding that is no head is hardly read), a
-    cache's columns, the logits."""
+    """Bytes that one `predict` has to read or write: weights once, a cache's columns, the logits.
+
+    An embedding that is not the head too is left out: few of its rows are read.
+    """
     shapes = parameter_shapes(config)
     weights = sum(
         prod(shape)
@@ -53,10 +59,11 @@ def moved_bytes(
 def row_bytes(
     config: ModelConfig, length: int, open_rows: int, itemsize: int, cached: bool = False
 ) -> int:
-    """Bytes that one more sample of `length` columns, `open_rows` of them asked for, needs during a forward pass.
+    """Bytes that one more sample of `length` columns, `open_rows` of them asked, needs.
 
-    The largest moment of a layer (q, k and v before and after rotation, gate, up and their product, and seven times the
-    width), the logits with one copy, and with a cache its slot and the copy of a layer's keys and values.
+    They are the peak of a layer (q, k and v before and after rotation; gate, up and their product;
+    seven times the width), the logits and one copy of them, and with a cache the sample's slot and
+    a copy of one layer's keys and values.
     """
     c = config
     heads, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
@@ -74,7 +81,7 @@ def batch_rows(
     device_type: str,
     cached: bool = False,
 ) -> int:
-    """Samples in flight that fit and help: enough columns to fill a GPU, within the memory that is free."""
+    """How many samples to decode at once: enough columns to fill a GPU, within the free memory."""
     if device_type == "cpu":
         return CPU_ROWS
     helpful = min(MOST_ROWS, max(-(-ENOUGH_COLUMNS // length), CACHED_ROWS if cached else 1))
@@ -85,7 +92,7 @@ def batch_rows(
 
 
 def fitting_rows(model: Transformer, length: int, open_rows: int, cached: bool) -> int:
-    """`batch_rows` for a loaded model and the memory that its device has left."""
+    """`batch_rows` for a loaded model and the free memory of its device."""
     import torch
 
     free, device = None, model.device

@@ -24,15 +24,19 @@ DREAM = Family(
         "tie_embeddings": "tie_word_embeddings",
     },
     defaults={"head_dim": None, "tie_embeddings": False},
-    fixed={"qkv_bias": True, "shift": True, "rope_in_float32": False},
+    fixed={
+        "qkv_bias": True,
+        "shift": True,
+        "rope_in_float32": False,
+        "scores_the_draw": True,
+        "end_token_flags": (),
+    },
     only={
         "hidden_act": (("silu",), "silu"),
         "rope_scaling": ((None,), None),
         "use_mrope": ((False, None), None),
-        "use_sliding_window": (
-            (False, None),
-            None,
-        ),  # false makes `sliding_window` inert, whatever it says
+        # false makes `sliding_window` inert, whatever its value
+        "use_sliding_window": ((False, None), None),
         "full_attn_mask": ((True, None), None),
         "attention_bias": ((True, None), None),
         "mlp_bias": ((False, None), None),
@@ -54,4 +58,7 @@ DREAM = Family(
     end_tokens=("<|endoftext|>", "<|im_end|>"),
     optional_end_tokens=("<|dlm_pad|>",),
     tokenizer_files=("vocab.json", "merges.txt", "tokenizer_config.json"),
+    algorithm="maskgit_plus",
+    scores_the_draw=True,
+    skip_special_tokens=False,  # as Dream's evaluation does: eval_instruct
 )

@@ -1,7 +1,7 @@
-"""A checkpoint's directory, read without torch: its config, its tokenizer's files, everything wrong with it.
+"""Read and check a checkpoint's directory without torch: config, tokenizer files, tensor names.
 
-It is in the hub's layout: config.json, model.safetensors or its shards with model.safetensors.index.json, and the
-tokenizer's files. Nothing is executed.
+The directory has the hub's layout: config.json, model.safetensors or its shards with
+model.safetensors.index.json, and the tokenizer's files. No code of the checkpoint is executed.
 """
 
 import hashlib
@@ -9,38 +9,37 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from models.config import CheckpointError, Family, ModelConfig, parameter_shapes
-from models.dream import DREAM
+from models.families import FAMILIES
 from models.hub import SMALL, offline, resolve
-from models.llada import LLADA
-from models.qwen2 import QWEN2
 from models.safetensors_header import TensorEntry, content_digest, not_the_file, read_header
 
-FAMILIES = (LLADA, DREAM, QWEN2)
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _N_LISTED = 20
 
 
-# -- what it says -----------------------------------------------------------------------------
+# ---- config.json and special tokens
 
 
-def read_config(path_or_repo: str | Path, revision: str | None = None) -> ModelConfig:
+def read_config(path_or_repo: str | Path) -> ModelConfig:
     """The checkpoint's ModelConfig, from config.json and the tokenizer's special tokens.
 
+    path_or_repo: a directory, or owner/name or owner/name@REVISION on the hub.
     Reads no weights and imports no torch. Raises CheckpointError with every problem found.
     """
-    return config_in(resolve(path_or_repo, revision, weights=False))
+    return config_in(resolve(path_or_repo, weights=False))
 
 
 def config_in(folder: Path) -> ModelConfig:
-    """`read_config` for a directory that is known to be there."""
+    """`read_config` for a directory that exists."""
     family, raw = _family_in(folder)
     problems = [
-        f"config.json: {key} is {raw.get(key, absent)!r}; supported: {' or '.join(map(repr, allowed))}"
+        f"config.json: {key} is {value!r}; supported: {' or '.join(map(repr, allowed))}"
         for key, (allowed, absent) in family.only.items()
-        if not _computed(raw.get(key, absent), allowed)
+        if not _supported(value := raw.get(key, absent), allowed)
     ]
     values = _values(family, raw, problems)
     problems += _disagreements(values)
@@ -53,31 +52,30 @@ def config_in(folder: Path) -> ModelConfig:
         raise CheckpointError(problems)
     texts = family.end_tokens + family.optional_end_tokens
     ends = dict.fromkeys([values["eos_id"], *(ids[text] for text in texts if text in ids)])
-    config = ModelConfig(family=family.name, end_ids=tuple(ends), **family.fixed, **values)
+    config = ModelConfig(end_ids=tuple(ends), **family.constants, **values)
     return replace(config, dtype_on_disk=_dtype_on_disk(folder, raw))
 
 
 def _family_in(folder: Path) -> tuple[Family, dict]:
     raw = read_json(folder / "config.json")
-    for family in FAMILIES:
+    for family in FAMILIES.values():
         if str(raw.get("model_type")).lower() == family.model_type.lower():
             return family, raw
-    known = ", ".join(family.model_type for family in FAMILIES)
+    known = ", ".join(family.model_type for family in FAMILIES.values())
     raise CheckpointError(
-        [f"config.json: model_type is {raw.get('model_type')!r}; supported: {known}"]
+        f"config.json: model_type is {raw.get('model_type')!r}; supported: {known}"
     )
 
 
-def _computed(value: object, allowed: tuple) -> bool:
+def _supported(value: object, allowed: tuple) -> bool:
     return all(one in allowed for one in (value if isinstance(value, list) else [value]))
 
 
-def family_named(name: str) -> Family:
-    return next(family for family in FAMILIES if family.name == name)
-
-
 def _values(family: Family, raw: dict, problems: list[str]) -> dict:
-    """ModelConfig fields that config.json gives; a value of the wrong kind becomes a problem and None."""
+    """ModelConfig's fields in config.json.
+
+    A value of the wrong kind is a problem and becomes None.
+    """
     kinds = {f.name: f.type for f in fields(ModelConfig)}
     values = {}
     for field, key in family.fields.items():
@@ -86,23 +84,12 @@ def _values(family: Family, raw: dict, problems: list[str]) -> dict:
             value = raw.get(default[1:]) if isinstance(default, str) else default
             if value is None and field == "head_dim":
                 continue
-        kind = int if kinds[field] == int | None else kinds[field]
-        low = 0 if field in ("mask_id", "eos_id") else 1
-        if kind is int and not (type(value) is int and low <= value < 10**7):
-            wanted = f"an integer from {low}"
-        elif kind is float and not (
-            type(value) in (int, float) and math.isfinite(value) and value > 0
-        ):
-            wanted = "a number above 0"
-        elif kind is bool and type(value) is not bool:
-            wanted = "true or false"
-        else:
-            values[field] = float(value) if kind is float else value
-            continue
-        problems.append(
-            f"config.json: {key} is {'missing' if value is None else repr(value)}; it must be {wanted}"
-        )
-        values[field] = None
+        wanted = _wanted(field, kinds[field], value)
+        if wanted is not None:
+            found = "missing" if value is None else repr(value)
+            problems.append(f"config.json: {key} is {found}; it must be {wanted}")
+            value = None
+        values[field] = float(value) if kinds[field] is float and value is not None else value
     if "head_dim" not in values:
         d, h = values["d_model"], values["n_heads"]
         values["head_dim"] = d // h if d and h and d % h == 0 else None
@@ -111,12 +98,23 @@ def _values(family: Family, raw: dict, problems: list[str]) -> dict:
     return values
 
 
+def _wanted(field: str, kind: type, value: object) -> str | None:
+    """What the value of a ModelConfig field must be, or None where `value` is that."""
+    if kind is bool:
+        return None if type(value) is bool else "true or false"
+    if kind is float:
+        fits = type(value) in (int, float) and math.isfinite(value) and value > 0
+        return None if fits else "a number above 0"
+    low = 0 if field in ("mask_id", "eos_id") else 1
+    fits = type(value) is int and low <= value < 10**7
+    return None if fits else f"an integer from {low}"
+
+
 def _disagreements(values: dict) -> list[str]:
-    """Sentences about values that are fine alone but not together."""
+    """Problems of values that are valid alone but not together."""
     problems = []
-    heads, kv, width, V = (
-        values[name] for name in ("n_heads", "n_kv_heads", "head_dim", "vocab_size")
-    )
+    names = ("n_heads", "n_kv_heads", "head_dim", "vocab_size")
+    heads, kv, width, V = (values[name] for name in names)
     if heads and kv and heads % kv:
         problems.append(f"config.json: {heads} heads cannot share {kv} key/value heads evenly")
     if width and width % 2:
@@ -124,7 +122,7 @@ def _disagreements(values: dict) -> list[str]:
             f"config.json: head width {width} is odd; rotary embeddings need an even one"
         )
     if (values["n_layers"] or 0) > 1000:
-        problems.append(f"config.json: {values['n_layers']} layers; at most 1000 are believable")
+        problems.append(f"config.json: {values['n_layers']} layers; at most 1000 are supported")
     for field, key in (("mask_id", "mask_token_id"), ("eos_id", "eos_token_id")):
         if values.get(field) is not None and V and values[field] >= V:
             problems.append(
@@ -134,7 +132,7 @@ def _disagreements(values: dict) -> list[str]:
 
 
 def _token_problems(family: Family, values: dict, ids: dict[str, int]) -> list[str]:
-    """Sentences about special tokens that the files lack, or give two ids, or put beyond the embedding."""
+    """Special tokens that are missing, have two ids, or are beyond the embedding."""
     problems = []
     for text in filter(None, (family.mask_token, *family.end_tokens)):
         if text not in ids:
@@ -142,8 +140,8 @@ def _token_problems(family: Family, values: dict, ids: dict[str, int]) -> list[s
     mask, V = values.get("mask_id"), values["vocab_size"]
     if mask is not None and ids.get(family.mask_token, mask) != mask:
         problems.append(
-            f"config.json: mask_token_id is {mask}, but the tokenizer files give {family.mask_token} "
-            f"the id {ids[family.mask_token]}"
+            f"config.json: mask_token_id is {mask}, but the tokenizer files give "
+            f"{family.mask_token} the id {ids[family.mask_token]}"
         )
     if V and (beyond := [f"{text} {i}" for text, i in ids.items() if i >= V]):
         problems.append(f"token ids beyond the {V} rows of the embedding: {listed(beyond)}")
@@ -153,64 +151,60 @@ def _token_problems(family: Family, values: dict, ids: dict[str, int]) -> list[s
 def special_ids(folder: Path, family: Family) -> dict[str, int]:
     """Text -> id of the added tokens in all the tokenizer files that list them.
 
-    Raises CheckpointError where a needed file is missing or two files disagree.
+    Raises CheckpointError where a required file is missing or two files disagree.
     """
     missing = [name for name in family.tokenizer_files if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError([f"tokenizer files not found in {folder}: {', '.join(missing)}"])
+        raise CheckpointError(f"tokenizer files not found in {folder}: {', '.join(missing)}")
     found: list[tuple[str, str, int]] = []  # file, text, id
     try:
-        for i, token in (
-            read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).items()
-        ):
-            found.append(("tokenizer_config.json", token["content"], int(i)))
-        if (folder / "added_tokens.json").is_file():
-            found += [
-                ("added_tokens.json", t, int(i))
-                for t, i in read_json(folder / "added_tokens.json").items()
-            ]
-        if (folder / "tokenizer.json").is_file():
-            for token in read_json(folder / "tokenizer.json").get("added_tokens", []):
-                found.append(("tokenizer.json", token["content"], int(token["id"])))
+        name = "tokenizer_config.json"
+        for i, token in read_json(folder / name).get("added_tokens_decoder", {}).items():
+            found.append((name, token["content"], int(i)))
+        if (folder / (name := "added_tokens.json")).is_file():
+            found += [(name, text, int(i)) for text, i in read_json(folder / name).items()]
+        if (folder / (name := "tokenizer.json")).is_file():
+            for token in read_json(folder / name).get("added_tokens", []):
+                found.append((name, token["content"], int(token["id"])))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
-        ) from None
+        raise malformed(folder, error) from None
     ids: dict[str, int] = {}
-    problems = []
-    for file, text, i in found:
-        if ids.setdefault(text, i) != i:
-            problems.append(
-                f"the tokenizer files give {text} two ids: {ids[text]}, and {i} in {file}"
-            )
+    problems = [
+        f"the tokenizer files give {text} two ids: {ids[text]}, and {i} in {file}"
+        for file, text, i in found
+        if ids.setdefault(text, i) != i
+    ]
     if problems:
         raise CheckpointError(problems)
     return ids
 
 
-# -- its weights ----------------------------------------------------------------------------------
+def malformed(folder: Path, error: Exception) -> CheckpointError:
+    """The error for tokenizer files that a reader of them cannot take."""
+    return CheckpointError(
+        f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"
+    )
+
+
+# ---- weights
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    """The weight files, all of them present. Raises CheckpointError otherwise."""
+    """The weight files, all of which exist. Raises CheckpointError otherwise."""
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():
-        other = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.safetensors")
-        )
-        there = f"; there are {listed(other)}" if other else ""
-        raise CheckpointError([f"no weights in {folder}: neither {_SINGLE} nor {_INDEX}{there}"])
+        other = [p.name for end in ("bin", "safetensors") for p in sorted(folder.glob(f"*.{end}"))]
+        found = f"; there are {listed(other)}" if other else ""
+        raise CheckpointError(f"no weights in {folder}: neither {_SINGLE} nor {_INDEX}{found}")
     weight_map = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError([f"{_INDEX}: no weight_map"])
+        raise CheckpointError(f"{_INDEX}: no weight_map")
     names = sorted({str(name) for name in weight_map.values()})
     if odd := [name for name in names if Path(name).name != name]:
-        raise CheckpointError([f"{_INDEX}: shard names with a path: {listed(odd)}"])
-    if gone := [name for name in names if not (folder / name).is_file()]:
-        raise CheckpointError([f"{name} is named in {_INDEX} but missing" for name in gone])
+        raise CheckpointError(f"{_INDEX}: shard names with a path: {listed(odd)}")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(f"{name} is named in {_INDEX} but missing" for name in missing)
     return [folder / name for name in names]
 
 
@@ -234,7 +228,7 @@ def tensor_plan(
 
     Raises CheckpointError that lists the missing, unexpected, repeated and wrongly shaped tensors.
     """
-    family = family_named(config.family)
+    family = FAMILIES[config.family]
     shapes = parameter_shapes(config)
     ours = {family.checkpoint_name(name): name for name in shapes}
     plan: dict[Path, dict[str, str]] = {path: {} for path in headers}
@@ -268,7 +262,7 @@ def tensor_plan(
 
 
 def _dtype_on_disk(folder: Path, raw: dict) -> str | None:
-    """The weights' dtype as their headers have it (joined by + if mixed), else as config.json says."""
+    """Dtype of the weights, joined by + if mixed: from their headers, else from config.json."""
     try:
         headers = read_headers(shard_paths(folder))
     except CheckpointError:
@@ -279,17 +273,17 @@ def _dtype_on_disk(folder: Path, raw: dict) -> str | None:
     )
 
 
-# -- all of it ------------------------------------------------------------------------------------
+# ---- the whole checkpoint
 
 
-def check_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> list[str]:
-    """Every problem that can be seen without loading weights, one sentence each; empty means good.
+def check_checkpoint(path_or_repo: str | Path) -> list[str]:
+    """Every problem that shows without loading weights, one sentence each; empty if there is none.
 
-    A hub id that is not cached has its small files fetched and checked; its shards are looked at
-    where they are cached, and are a problem where they are not only when offline.
+    path_or_repo: as in `read_config`. The small files of a hub id are downloaded and checked. Its
+    shards are checked if they are cached; if not, that is a problem only when offline.
     """
     try:
-        folder = resolve(path_or_repo, revision, weights=False)
+        folder = resolve(path_or_repo, weights=False)
     except CheckpointError as error:
         return error.problems
     config, problems = None, []
@@ -298,24 +292,24 @@ def check_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> l
         problems += vocabulary_problems(folder, config)
     except CheckpointError as error:
         problems += error.problems
-    local = Path(path_or_repo).expanduser().is_dir()
     try:
         headers = read_headers(shard_paths(folder))
         if config:
             tensor_plan(headers, config)
     except CheckpointError as error:
-        absent = not local and all(
+        local = Path(path_or_repo).expanduser().is_dir()
+        not_cached = not local and all(
             "but missing" in p or p.startswith("no weights") for p in error.problems
         )
-        if not (absent and not offline()):
+        if not (not_cached and not offline()):
             problems += error.problems
     return problems
 
 
 def vocabulary_problems(folder: Path, config: ModelConfig) -> list[str]:
-    """Whether the ordinary tokens are readable and have rows in the embedding."""
+    """Problems of the ordinary tokens: unreadable files, ids beyond the embedding."""
     try:
-        file, vocab, _ = _vocabulary(folder, family_named(config.family))
+        file, vocab, _ = _vocabulary(folder, FAMILIES[config.family])
     except CheckpointError as error:
         return error.problems
     largest = max(vocab.values())
@@ -325,7 +319,7 @@ def vocabulary_problems(folder: Path, config: ModelConfig) -> list[str]:
 
 
 def _vocabulary(folder: Path, family: Family) -> tuple[str, dict[str, int], list[str]]:
-    """The file of the ordinary tokens, their ids, and the merges in their order, each "left right".
+    """The file of the ordinary tokens, their ids, and the merges in order, each "left right".
 
     Raises CheckpointError where they cannot be read.
     """
@@ -333,13 +327,10 @@ def _vocabulary(folder: Path, family: Family) -> tuple[str, dict[str, int], list
         if "vocab.json" in family.tokenizer_files:
             file, vocab = "vocab.json", read_json(folder / "vocab.json")
             data = (folder / "merges.txt").read_bytes()
-            if what := not_the_file(data[:512]):
-                raise CheckpointError([f"merges.txt: {what}"])
-            merges = [
-                line
-                for line in data.decode().split("\n")
-                if line and not line.startswith("#version")
-            ]
+            if fault := not_the_file(data[:512]):
+                raise CheckpointError(f"merges.txt: {fault}")
+            lines = data.decode().split("\n")
+            merges = [line for line in lines if line and not line.startswith("#version")]
         else:
             file, model = "tokenizer.json", read_json(folder / "tokenizer.json")["model"]
             vocab, merges = model["vocab"], model.get("merges") or []
@@ -348,54 +339,52 @@ def _vocabulary(folder: Path, family: Family) -> tuple[str, dict[str, int], list
             raise ValueError(f"{file} has no tokens, or ids that are not numbers")
         return file, vocab, merges
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(
-            [f"malformed tokenizer files in {folder}: {type(error).__name__}: {error}"]
-        ) from None
+        raise malformed(folder, error) from None
 
 
 def tokenizer_disagreement(a: str | Path, b: str | Path) -> list[str]:
-    """Why checkpoint `b` cannot verify what the model `a` writes, one sentence each; empty where it can.
+    """Why checkpoint `b` cannot verify the text of model `a`, one sentence each; empty if it can.
 
-    Tokens that both have, ordinary or added, must have the same ids, and texts must be cut by the same merges. What only
-    one of them has is no disagreement: a mask token, or the tokens of a tool.
+    Tokens that both have, ordinary or added, must have the same ids, and both must have the same
+    merges. A token that only one of them has, such as a mask token, is no disagreement.
     """
     try:
         folders = [resolve(path, weights=False) for path in (a, b)]
         families = [_family_in(folder)[0] for folder in folders]
         added, other_added = map(special_ids, folders, families)
-        (_, ours, cuts), (_, theirs, other_cuts) = map(_vocabulary, folders, families)
+        (_, ours, merges), (_, theirs, other_merges) = map(_vocabulary, folders, families)
     except CheckpointError as error:
         return error.problems
-    told = []
+    problems = []
     for kind, mine, other in (("ordinary", ours, theirs), ("added", added, other_added)):
         shared = [text for text in mine if text in other]
         wrong = [text for text in shared if mine[text] != other[text]]
         if wrong:
             first = min(wrong, key=mine.__getitem__)
-            told.append(
-                f"{b}: {len(wrong)} of {len(shared)} {kind} tokens have other ids than in {a}; the first is {first!r}, "
-                f"{other[first]} instead of {mine[first]}"
+            problems.append(
+                f"{b}: {len(wrong)} of {len(shared)} {kind} tokens have other ids than in {a}; "
+                f"the first is {first!r}, {other[first]} instead of {mine[first]}"
             )
-    if cuts != other_cuts:
-        n = next(
-            (i for i, (x, y) in enumerate(zip(cuts, other_cuts)) if x != y),
-            min(len(cuts), len(other_cuts)),
-        )
-        mine, other = (repr(m[n]) if n < len(m) else "none" for m in (cuts, other_cuts))
-        told.append(
-            f"{b}: its {len(other_cuts)} merges are not the {len(cuts)} of {a}; the first that differs is number {n + 1}, "
-            f"{other} instead of {mine}"
+    if merges != other_merges:
+        pairs = enumerate(zip_longest(merges, other_merges, fillvalue=None))
+        n, (mine, other) = next((n, pair) for n, pair in pairs if pair[0] != pair[1])
+        mine, other = ("none" if merge is None else repr(merge) for merge in (mine, other))
+        problems.append(
+            f"{b}: its {len(other_merges)} merges are not the {len(merges)} of {a}; "
+            f"the first that differs is number {n + 1}, {other} instead of {mine}"
         )
     if not any(text in theirs for text in ours):
-        told.append(f"{b}: it has none of the ordinary tokens of {a}")
-    return told
+        problems.append(f"{b}: it has none of the ordinary tokens of {a}")
+    return problems
 
 
-def fingerprint(path_or_repo: str | Path, revision: str | None = None) -> dict:
-    """What identifies a checkpoint: path, hub revision, sha256 of its small files, content_digest of its shards."""
-    folder = resolve(path_or_repo, revision, weights=False)
+def fingerprint(path_or_repo: str | Path) -> dict:
+    """The identity of a checkpoint, for path_or_repo as in `read_config`.
+
+    path: its directory. revision: the commit of a hub snapshot, None for any other directory.
+    files: name -> sha256 of its small files. shards: name -> content_digest.
+    """
+    folder = resolve(path_or_repo, weights=False)
     small = sorted({p for pattern in SMALL for p in folder.glob(pattern) if p.is_file()})
     return {
         "path": str(folder),
@@ -405,28 +394,25 @@ def fingerprint(path_or_repo: str | Path, revision: str | None = None) -> dict:
     }
 
 
-# -- reading --------------------------------------------------------------------------------------
+# ---- reading
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises CheckpointError that says what is there instead."""
+    """The object in a JSON file. Raises CheckpointError that says what the file holds instead."""
     try:
         data = path.read_bytes()
-        if what := not_the_file(data[:512]):
-            raise CheckpointError([f"{path.name}: {what}"])
+        if fault := not_the_file(data[:512]):
+            raise CheckpointError(f"{path.name}: {fault}")
         value = json.loads(data)
     except FileNotFoundError:
-        raise CheckpointError([f"{path.name} not found in {path.parent}"]) from None
+        raise CheckpointError(f"{path.name} not found in {path.parent}") from None
     except OSError as error:
-        raise CheckpointError([f"{path.name}: cannot be read: {error.strerror}"]) from None
-    except CheckpointError:
-        raise
+        raise CheckpointError(f"{path.name}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError([f"{path.name}: not valid JSON: {error}"]) from None
+        raise CheckpointError(f"{path.name}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(
-            [f"{path.name}: a JSON object is needed, not a {type(value).__name__}"]
-        )
+        kind = type(value).__name__
+        raise CheckpointError(f"{path.name}: a JSON object is needed, not a {kind}")
     return value
 
 

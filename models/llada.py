@@ -24,7 +24,12 @@ LLADA = Family(
         "tie_embeddings": "weight_tying",
     },
     defaults={"n_kv_heads": "=n_heads", "vocab_size": "=vocab_size", "qkv_bias": False},
-    fixed={"shift": False, "rope_in_float32": True},
+    fixed={
+        "shift": False,
+        "rope_in_float32": True,
+        "scores_the_draw": False,
+        "end_token_flags": ("logits_eos_inf", "confidence_eos_eot_inf"),
+    },
     only={
         "block_type": (("llama",), "sequential"),
         "activation_type": (("silu",), "swiglu"),
@@ -62,4 +67,8 @@ LLADA = Family(
     end_tokens=("<|endoftext|>", "<|eot_id|>"),
     optional_end_tokens=(),
     tokenizer_files=("tokenizer.json", "tokenizer_config.json"),
+    algorithm="low_confidence",
+    blocks=32,
+    end_token_flags=("logits_eos_inf", "confidence_eos_eot_inf"),
+    skip_special_tokens=True,  # as LLaDA's evaluation does: OpenCompass, models/dllm.py
 )

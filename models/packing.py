@@ -1,7 +1,8 @@
-"""Where everything of one forward pass lies, worked out on the host before the device hears of it.
+"""The layout of one forward pass, computed on the host before anything is sent to the device.
 
-Sequences lie end to end without padding between them. Behind the last one columns are added up to a multiple, and
-behind the asked rows of each sequence rows, so that a row's last bits do not depend on how many neighbours it has.
+Sequences lie end to end without padding between them. The columns are padded behind the last
+sequence, the asked rows behind each sequence, to a multiple: the last bits of a row then do not
+depend on how many others there are.
 """
 
 from __future__ import annotations
@@ -10,21 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.config import Span
+from models.config import ModelConfig, Span
 
-if TYPE_CHECKING:
-    from models.config import ModelConfig
-
-# Matrix products run on a multiple of 8 rows. Other counts leave a thread with 1 to 3 rows, which
-# take another kernel, so that a row's last bits would depend on how many neighbours it has
-# (measured on a CPU in float32: 1-3 rows with 1, 3 or 4 threads, up to 11 with 2 or 8, up to 27
-# with 16; never a multiple of 8). On CUDA whole tiles: fewer shapes, hence fewer kernels to choose from.
+# Matrix products run on a multiple of 8 rows. Other counts leave a thread with 1 to 3 rows, for
+# which the library has a different kernel: the last bits of a row would depend on how many others
+# there are (measured on a CPU in float32: 1-3 rows with 1, 3 or 4 threads, up to 11 with 2 or 8, up
+# to 27 with 16; never a multiple of 8). On CUDA whole tiles: fewer shapes, fewer kernels to choose.
 ROWS = {"cpu": 8, "cuda": 32}
 COLUMNS = {"cpu": 8, "cuda": 128}
 
@@ -33,15 +31,17 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """One forward pass over T packed columns of B sequences that is asked for R rows.
+    """One forward pass over T packed columns of B sequences that returns R rows.
 
-    spans:     what each sequence computes and reads.
+    T' is T rounded up to a multiple, and R' is R.
+
+    spans:     the columns that each sequence computes and reads.
     columns:   [B] first and end packed column of each sequence.
-    positions: [T'] column within its sequence, T' being T to a multiple; 0 behind T.
-    asked:     [A] packed columns whose hidden states are wanted, sequence by sequence, each to a multiple of rows
-               (its first one repeated), so A >= R.
+    positions: [T'] column within its sequence; 0 for padding.
+    asked:     [A] packed columns whose hidden states are needed, sequence by sequence, each padded
+               to a multiple by repeating its first one; A >= R.
     queries:   [B] first and end of each sequence in `asked`.
-    back:      [R'] where in `asked` each wanted row is, in the order in which it was asked for; R' as T'.
+    back:      [R'] index in `asked` of each row, in the caller's order.
     n_rows:    R.
     """
 
@@ -77,7 +77,8 @@ def up_to(n: int, multiple: int) -> int:
 def plan(spans: Sequence[Span], rows: np.ndarray, config: ModelConfig, device_type: str) -> Plan:
     """The Plan of a call to `Transformer.predict`, rows [R] int64 in any order.
 
-    Raises ValueError where a row is not one of the columns, or a shifted model would need a column that is not computed.
+    Raises ValueError where a row is not one of the columns, or a shifted model would need a column
+    that is not computed.
     """
     row_step = ROWS.get(device_type, ROWS["cpu"])
     spans = tuple(spans)
@@ -87,7 +88,7 @@ def plan(spans: Sequence[Span], rows: np.ndarray, config: ModelConfig, device_ty
         raise ValueError(
             f"predict: rows {rows.min()} to {rows.max()} asked for, but there are {T} columns"
         )
-    if len(spans) == 1:  # what follows costs more than a small model's arithmetic
+    if len(spans) == 1:  # the general case costs more than a small model's arithmetic
         if config.shift:
             rows = _left_neighbours(rows, rows == 0, np.full(len(rows), spans[0].lo))
         asked = padded(rows, up_to(len(rows), row_step), rows[0] if len(rows) else 0)
@@ -108,46 +109,44 @@ def plan(spans: Sequence[Span], rows: np.ndarray, config: ModelConfig, device_ty
         if len(mine):
             asked[a:b] = mine[0]
     asked[back] = rows
-    return Plan(
-        spans,
-        columns,
-        positions,
-        asked,
-        queries,
-        padded(back, up_to(len(back), row_step)),
-        len(rows),
-    )
+    back = padded(back, up_to(len(back), row_step))
+    return Plan(spans, columns, positions, asked, queries, back, len(rows))
 
 
 @lru_cache(maxsize=64)
 def _columns(spans: tuple[Span, ...], step: int) -> tuple[tuple[Range, ...], np.ndarray]:
-    """Plan.columns and Plan.positions: the same at every step of a row without a cache, so kept, and never written."""
+    """Plan.columns and Plan.positions. Without a KV cache they are the same at every step of a row.
+
+    The result is shared: it must not be written to.
+    """
     columns = ranges([s.hi - s.lo for s in spans])
     T = columns[-1][1]
     return columns, padded(np.concatenate([np.arange(s.lo, s.hi) for s in spans]), up_to(T, step))
 
 
 def padded(array: np.ndarray, n: int, value: int = 0) -> np.ndarray:
-    """int64 array, or a copy with `value` behind it, n long. np.pad takes ten times as long."""
-    return (
-        array
-        if len(array) == n
-        else np.concatenate([array, np.full(n - len(array), value, dtype=np.int64)])
-    )
+    """The int64 array, extended to length n by `value`. np.pad takes ten times as long."""
+    if len(array) == n:
+        return array
+    return np.concatenate([array, np.full(n - len(array), value, dtype=np.int64)])
 
 
 def _left_neighbours(rows: np.ndarray, first: np.ndarray, lo: np.ndarray) -> np.ndarray:
-    """Packed columns of the hidden states that predict `rows` in a shifted model; `first`: of their sequence."""
+    """Packed columns of the hidden states that predict `rows` in a shifted model.
+
+    first: [R] bool, the row is the first column of its span. lo: [R], where that span begins.
+    """
     if (first & (lo > 0)).any():
         raise ValueError(
-            "predict: the first column of a span with lo > 0 was asked for, but this model reads it "
-            "from the column to its left, which is not computed; start the span one column earlier"
+            "predict: the first column of a span with lo > 0 was asked for, but this model predicts"
+            " it from the column to its left, which is not computed; start the span one column"
+            " earlier"
         )
     return rows - 1 + first
 
 
 def to_device(device: torch.device, *arrays: np.ndarray) -> list[Tensor]:
-    """int64 arrays as tensors on the device, in one transfer for which nothing waits."""
+    """int64 arrays as tensors on the device, in one transfer that does not block."""
     if device.type == "cpu":
         return [torch.from_numpy(a) for a in arrays]
     if device.type != "cuda":

@@ -1,6 +1,7 @@
-"""The Qwen2 family (Qwen2.5-0.5B), causal, as data: what reads a text from left to right and scores it.
+"""The Qwen2 family (Qwen2.5-0.5B) as data: causal models, which verify a diffusion model's drafts.
 
-Source: config.json and model.safetensors of Qwen/Qwen2.5-0.5B; Dream was made from such a model and kept its names.
+Source: config.json and model.safetensors of Qwen/Qwen2.5-0.5B. Dream was initialised from a Qwen2
+model and kept its field and tensor names.
 """
 
 from models.config import Family
@@ -17,16 +18,17 @@ QWEN2 = Family(
         "causal": True,
         "rope_in_float32": False,
         "mask_id": None,
+        "scores_the_draw": False,
+        "end_token_flags": (),
     },
     only={
         "hidden_act": (("silu",), "silu"),
         "rope_scaling": ((None,), None),
-        "rope_parameters": ((None,), None),  # of transformers 5, which writes rope_theta into it
+        # transformers 5 writes rope_theta into it
+        "rope_parameters": ((None,), None),
         "use_mrope": ((False, None), None),
-        "use_sliding_window": (
-            (False, None),
-            None,
-        ),  # false makes `sliding_window` and `max_window_layers` inert
+        # false makes `sliding_window` and `max_window_layers` inert
+        "use_sliding_window": ((False, None), None),
         "layer_types": ((None, "full_attention"), None),
         "attention_bias": ((True, None), None),
         "mlp_bias": ((False, None), None),

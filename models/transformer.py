@@ -2,13 +2,12 @@
 
 B sequences of L columns, T packed columns (all sequences end to end), R asked rows, D width,
 H query heads, K key/value heads, E head width, V vocabulary. There is no padding between
-sequences: everything but attention works on [T, D], attention goes sequence by sequence. In the
-last layer only keys and values are computed for all columns, the rest for the asked rows.
+sequences: everything but attention works on [T, D], attention works sequence by sequence. The last
+layer computes keys and values for all columns, everything else for the asked rows only.
 The arithmetic within a layer is in layers.py.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,11 +17,10 @@ from torch import Tensor, nn
 from models.acceleration import Acceleration
 from models.attention import Packed, attend, varlen_options
 from models.config import ModelConfig, Span
-from models.first_layer import FirstLayer
 from models.layers import Parts, parts_of, rms_norm
-from models.packing import Inputs, Plan, padded, plan, to_device
+from models.packing import Inputs, Plan, Range, padded, plan, to_device
 
-# Several matrices of a checkpoint in one parameter: one product instead of two or three, the same bits.
+# Several matrices of a checkpoint form one parameter: fewer products, the same bits.
 FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
@@ -37,11 +35,11 @@ class RMSNorm(nn.Module):
 
 
 class KVCache:
-    """Keys (after rotation) and values of some sequences, one tensor for each of them.
+    """Keys (after rotation) and values, one tensor for each sequence.
 
-    slots[i]: [n_layers, 2, lengths[i], K, E]. `ends[i]` columns from the left have been written.
-    Sequence i of a call to `predict` uses slot i; `drop` and `add` follow rows that leave and
-    join the batch.
+    slots[i]: [n_layers, 2, lengths[i], K, E], used by sequence i of a call to `predict`.
+    ends[i]:  how many of its columns have been written, from the left.
+    `add` and `drop` follow the sequences that join and leave the batch.
     """
 
     def __init__(self, config: ModelConfig, lengths: Sequence[int], *, device, dtype: torch.dtype):
@@ -71,7 +69,7 @@ class KVCache:
 
 
 class Layer(nn.Module):
-    """The parameters of a layer, and its forward pass by way of `parts`."""
+    """The parameters of a layer, and its forward pass with the functions `parts`."""
 
     def __init__(self, config: ModelConfig, parts: Parts):
         super().__init__()
@@ -92,15 +90,16 @@ class Layer(nn.Module):
         packed: Packed,
         kv: list[Tensor] | None,
         asked: Tensor | None,
-        project: Callable | None = None,
     ) -> Tensor:
-        """x: [T, D] -> [T, D], or [A, D] for the rows `asked` [A]. kv: this layer's [2, length, K, E] of each
-        sequence, or None. project: in place of that of `parts`."""
-        given = (x, cos, sin, self.attn_norm.weight, self.qkv.weight, self.qkv.bias)
+        """x [T, D] -> [T, D], or [A, D] for the rows `asked` [A] int64.
+
+        kv: for each sequence this layer's part [2, length, K, E] of its cache, or None.
+        """
+        inputs = (x, cos, sin, self.attn_norm.weight, self.qkv.weight, self.qkv.bias)
         if asked is None:
-            q, k, v = (project or self.parts.project)(*given)
+            q, k, v = self.parts.project(*inputs)
         else:
-            q, k, v = self.parts.project_asked(*given, asked)
+            q, k, v = self.parts.project_asked(*inputs, asked)
             x = x[asked]
         mixed = attend(q, k, v, packed, kv).flatten(1)
         return self.parts.finish(
@@ -122,7 +121,6 @@ class Transformer(nn.Module):
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self._rope: tuple[Tensor, Tensor] | None = None
         self.acceleration = Acceleration()
-        self._first = FirstLayer()
 
     @property
     def device(self) -> torch.device:
@@ -133,11 +131,11 @@ class Transformer(nn.Module):
         return self.embed.weight.dtype
 
     def new_cache(self) -> KVCache:
-        """A cache without slots, for the sequences that `KVCache.add` brings."""
+        """A cache without slots; `KVCache.add` appends them."""
         return KVCache(self.config, [], device=self.device, dtype=self.dtype)
 
     def weights(self) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint by its name in `parameter_shapes`: views, to be filled or read."""
+        """Every tensor of a checkpoint by its name in `parameter_shapes`, as a view of ours."""
         c, found = self.config, {}
         sizes = {
             "qkv": [n * c.head_dim for n in (c.n_heads, c.n_kv_heads, c.n_kv_heads)],
@@ -152,29 +150,30 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
-        """Raw logits [B, L, V] of input_ids [B, L] int64: no shift, the mask token untouched."""
+        """Raw logits [B, L, V] of input_ids [B, L] int64: no shift, the mask token's unchanged."""
         B, L = input_ids.shape
         spans = [Span(0, L, L)] * B
         self._check(input_ids.reshape(-1), spans, None)
         whole = plan(spans, np.zeros(0, dtype=np.int64), self.config, self.device.type)
         tokens = padded(input_ids.reshape(-1).cpu().numpy(), len(whole.positions))
-        inputs = Inputs(*to_device(self.device, tokens, whole.positions, whole.asked, whole.back))
-        x = self._trunk(inputs, self._packed(whole)[0], None, None)[: B * L]
+        x = self._trunk(self.inputs(tokens, whole), self.packed(whole)[0], None, None)[: B * L]
         return self._head(x).view(B, L, -1)
 
     @torch.no_grad()
     def predict(
         self, tokens: Tensor, spans: Sequence[Span], rows: Tensor, cache: KVCache | None = None
     ) -> Tensor:
-        """Logits [R, V] for the columns `rows`, in the model's dtype, the mask token (where there is one) at -inf.
+        """Logits [R, V] for the columns `rows`, in the model's dtype; the mask token's are -inf.
 
-        tokens: [T] int64, the columns [lo, hi) of every sequence laid end to end.
-        spans:  one (lo, hi, kv_end) for each sequence. Without a cache lo = 0 and kv_end = hi. With one, keys and
-                values of the computed columns are written and [0, kv_end) is read.
+        tokens: [T] int64, the columns [lo, hi) of every sequence, end to end.
+        spans:  one (lo, hi, kv_end) for each sequence. Without a cache lo = 0 and kv_end = hi.
+                With one, keys and values of the computed columns are written to it and those of
+                [0, kv_end) are read.
         rows:   [R] int64, packed indices. Row i of the result is the distribution FOR that column:
-                Dream and Qwen2 read the hidden state one column to the left, but for column 0.
-        On the host, tokens and rows cost no wait for the device. Raises ValueError where spans, tokens, rows and cache
-        do not fit together.
+                a shifted model (Dream, Qwen2) takes it from the hidden state one column to the
+                left, except for column 0.
+        Tensors on the host save a wait for the device. Raises ValueError where spans, tokens, rows
+        and cache do not fit together.
         """
         spans = [Span(*s) for s in spans]
         self._check(tokens, spans, cache)
@@ -184,16 +183,7 @@ class Transformer(nn.Module):
         if cache is None and self.acceleration.graphs is not None:
             out = self.acceleration.graphs.logits(tokens, asked)
         if out is None:
-            inputs = Inputs(
-                *to_device(self.device, tokens, asked.positions, asked.asked, asked.back)
-            )
-            project = None
-            if cache is None and self.device.type == "cpu" and not self.acceleration.told:
-                parts = self.layers[0].parts
-                project = partial(
-                    self._first.project, parts.project, self.embed.weight, tokens, asked.positions
-                )
-            out = self.answer(inputs, *self._packed(asked), cache, project)
+            out = self.answer(self.inputs(tokens, asked), *self.packed(asked), cache)
         if cache is not None:
             cache.ends = [cache.after(i, s) for i, s in enumerate(spans)]
         return out[: asked.n_rows]
@@ -205,40 +195,43 @@ class Transformer(nn.Module):
         cuda_graphs: bool = False,
         tell: Callable[[str], None] = print,
     ) -> None:
-        """Run with exactly these accelerations from now on; see models/acceleration.py. `tell` is told what does not work."""
+        """Use exactly these accelerations from now on; see models/acceleration.py.
+
+        tell: called with one line for each that does not work here.
+        """
         self.acceleration = Acceleration.of(self, compile, cuda_graphs, tell)
 
-    def answer(
-        self,
-        inputs: Inputs,
-        packed: Packed,
-        last: Packed,
-        cache: KVCache | None,
-        project: Callable | None = None,
-    ) -> Tensor:
-        """Logits [R', V] of the rows inputs.back, on tensors of the device alone. packed, last: of all layers but the
-        last, and of the last. project: the first layer's, in place of its own."""
-        out = self._head(self._trunk(inputs, packed, last, cache, project))
+    def answer(self, inputs: Inputs, packed: Packed, last: Packed, cache: KVCache | None) -> Tensor:
+        """Logits [R', V] of the rows inputs.back; all arguments are on the device.
+
+        packed: for all layers but the last one. last: for the last one.
+        """
+        out = self._head(self._trunk(inputs, packed, last, cache))
         if self.config.mask_id is not None:
             out[:, self.config.mask_id] = -torch.inf
         return out
 
-    def _packed(self, plan: Plan) -> tuple[Packed, Packed]:
+    def inputs(self, tokens: np.ndarray, plan: Plan) -> Inputs:
+        """tokens [T'] int64 and the plan's arrays on the device."""
+        return Inputs(*to_device(self.device, tokens, plan.positions, plan.asked, plan.back))
+
+    def packed(self, plan: Plan) -> tuple[Packed, Packed]:
+        """The attention's layout for all layers but the last one, and for the last one."""
         self.rope_table(max(s.hi for s in plan.spans))
-        varlen, found = self.varlen, []
-        for queries, at in (
-            (plan.columns, plan.positions),
-            (plan.queries, plan.positions[plan.asked]),
-        ):
+
+        def layout(queries: Sequence[Range], at: np.ndarray) -> Packed:
             [at] = to_device(self.device, at) if self.config.causal else [None]
-            found.append(Packed.of(plan.spans, plan.columns, queries, self.device, varlen, at))
-        return tuple(found)
+            return Packed.of(plan.spans, plan.columns, queries, self.device, self.varlen, at)
+
+        whole = layout(plan.columns, plan.positions)
+        return whole, layout(plan.queries, plan.positions[plan.asked])
 
     @property
     def varlen(self) -> dict[str, int] | None:
-        """How to call the varlen kernel; None where sequences are attended one by one."""
+        """Options of the varlen kernel; None where attention works sequence by sequence."""
         c = self.config
-        if c.causal:  # its rows may be any columns, of which the kernel knows nothing
+        # the kernel's causal mask needs consecutive queries; the asked rows may be any columns
+        if c.causal:
             return None
         return varlen_options(self.device, self.dtype, c.n_heads, c.n_kv_heads, c.head_dim)
 
@@ -248,28 +241,27 @@ class Transformer(nn.Module):
         return F.linear(self.norm(x), weight)
 
     def _trunk(
-        self,
-        inputs: Inputs,
-        packed: Packed,
-        last: Packed | None,
-        cache: KVCache | None,
-        project: Callable | None = None,
+        self, inputs: Inputs, packed: Packed, last: Packed | None, cache: KVCache | None
     ) -> Tensor:
-        """Hidden states before the last norm: of the rows inputs.back, or [T', D] of all columns where `last` is None."""
+        """Hidden states before the last norm: [R', D] of the rows inputs.back.
+
+        With last None it is [T', D], of all columns.
+        """
         cos, sin = (t[inputs.positions] for t in self._rope)
         x = self.embed(inputs.tokens)
         for i, layer in enumerate(self.layers):
             kv = None if cache is None else [slot[i] for slot in cache.slots]
             if last is None or i < len(self.layers) - 1:
-                x = layer(x, cos, sin, packed, kv, None, None if i else project)
+                x = layer(x, cos, sin, packed, kv, None)
             else:
                 x = layer(x, cos, sin, last, kv, inputs.asked)[inputs.back]
         return x
 
     def rope_table(self, end: int) -> tuple[Tensor, Tensor]:
-        """cos and signed sin [at least `end`, 1, E], float32 for LLaDA, else in the model's dtype.
+        """cos and signed sin [at least `end`, 1, E].
 
-        Computed where the model is, as LLaDA's code does: a GPU's powers and cosines differ from a CPU's in the last bit.
+        They are float32 if rope_in_float32, else in the model's dtype, and are computed on its
+        device, as in LLaDA's code: powers and cosines of a GPU and a CPU differ in the last bit.
         """
         dtype = torch.float32 if self.config.rope_in_float32 else self.dtype
         table = self._rope
@@ -280,13 +272,10 @@ class Transformer(nn.Module):
             or table[0].dtype != dtype
         ):
             columns = max(end, min(2048, self.config.max_length))
-            steps = torch.arange(
-                0, self.config.head_dim, 2, dtype=torch.int64, device=self.device
-            ).float()
-            inverse = 1.0 / (self.config.rope_theta ** (steps / self.config.head_dim))
-            angle = torch.outer(torch.arange(columns, device=self.device).float(), inverse)[
-                :, None, :
-            ]
+            E, places = self.config.head_dim, torch.arange(columns, device=self.device)
+            steps = torch.arange(0, E, 2, dtype=torch.int64, device=self.device).float()
+            inverse = 1.0 / (self.config.rope_theta ** (steps / E))
+            angle = torch.outer(places.float(), inverse)[:, None, :]
             cos, sin = angle.cos(), angle.sin()
             halves = ((cos, cos), (-sin, sin))
             self._rope = table = tuple(torch.cat(h, -1).to(dtype) for h in halves)
@@ -295,10 +284,8 @@ class Transformer(nn.Module):
     def _check(self, tokens: Tensor, spans: Sequence[Span], cache: KVCache | None) -> None:
         if not len(tokens):
             raise ValueError("predict: no tokens")
-        if sum(s.hi - s.lo for s in spans) != len(tokens):
-            raise ValueError(
-                f"predict: {len(tokens)} tokens, but the spans have {sum(s.hi - s.lo for s in spans)}"
-            )
+        if (columns := sum(s.hi - s.lo for s in spans)) != len(tokens):
+            raise ValueError(f"predict: {len(tokens)} tokens, but the spans have {columns}")
         if cache is not None and len(cache.slots) != len(spans):
             raise ValueError(
                 f"predict: {len(spans)} spans, but the cache has {len(cache.slots)} slots"
@@ -321,5 +308,6 @@ class Transformer(nn.Module):
                 raise ValueError(f"predict: {s} does not fit slot {i} of {length} columns")
             if s.kv_end > cache.after(i, s):
                 raise ValueError(
-                    f"predict: {s} reads columns that were never written; slot {i} has {cache.ends[i]}"
+                    f"predict: {s} reads columns that were never written; "
+                    f"slot {i} has {cache.ends[i]}"
                 )

@@ -1,4 +1,4 @@
-"""From finished result files to what a person reads: tables, comparisons, AUP, plots, one HTML page.
+"""Tables, comparisons, AUP, figures and one HTML page, made from finished result files.
 
-Reads result files and nothing else; no torch, no lm-eval.
+Reads result files only. Imports neither torch nor lm-eval.
 """

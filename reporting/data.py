@@ -1,66 +1,87 @@
-"""Result files -> what the report needs of each; whatever is no result of ours is named and left out."""
+"""Read result files into `Result` objects; list every file that is not a complete result."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from math import fsum, isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from decoding.config import label_parts
+from experiment.config import identity_of
 from experiment.result import VOLATILE, is_proportion
 from reporting.samples import pack
-from utils import SCHEMA_VERSION, BadDataError, RunConfig, UsageError, canonical_json, sha256
+from utils import SCHEMA_VERSION, BadDataError, UsageError, canonical_json, sha256
 
-ORIGINALS = (
-    "original",
-    "hub",
-)  # names of the benchmarks' own data; any other name goes wherever the task's goes
-# what tokens per step, and an adaptive algorithm's threshold, change of a configuration; the rest makes one curve
+# names of the benchmarks' own data; any other name is shown wherever the task is shown
+ORIGINALS = ("original", "hub")
+# settings that vary along one curve: tokens per step, and the options of an adaptive algorithm
 SPEED = ("num_steps", "quotas", "options")
+# what reading raises if a field is missing or has the wrong type
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+
+Interval = tuple[float, float | None, float | None]  # value, low, high; None where n is 1
 
 
 class NotAResult(Exception):
-    """A file that the report leaves out, and why."""
+    """The reason why the report leaves a file out."""
 
 
 @dataclass(frozen=True)
 class Skipped:
+    """A file that the report leaves out."""
+
     path: Path
     reason: str
 
 
+class Published(NamedTuple):
+    """A published score in percent, our value minus it, and whether it lies in our interval."""
+
+    score: float
+    metric: str
+    source: str
+    settings: str
+    difference: float
+    within_noise: bool
+
+
 @dataclass(frozen=True, eq=False)
-class Run:
+class Result:
     """One complete result.
 
-    value, low, high: the headline metric and its 95 % interval; in percent where it is an accuracy.
-    scores:    doc_id -> value of that metric, mean over repeats, as scored (an accuracy: 0 to 1).
-    tpf, tok_s: None where no model ran (predictions made elsewhere).
-    identity:  everything that can change a number, None for predictions; see RunConfig.identity.
-    packed:    the samples, compressed, as the HTML page wants them.
+    settings:  identity_of(config) without SPEED: equal along a curve; predictions have their id.
+    k:         tokens per step as requested, else as realised; None for predictions.
+    value, low, high: headline metric and its 95 % interval; in percent if it is an accuracy.
+    strict:    (value, low, high) of the headline metric under the strict re-check; None without
+               --strict_exec.
+    scores:    doc_id -> value of the headline metric, mean over repeats (an accuracy: 0 to 1).
+    tpf, tok_s: tokens per forward pass and per second; None for predictions.
+    packed:    the samples, compressed for the HTML page.
     """
 
     path: Path
     id: str
     config: dict[str, Any]
-    identity: dict[str, Any] | None
+    settings: dict[str, Any]
     overrides: dict[str, Any]
+    k: float | None
     data: dict[str, Any]
     limit: int | None
     metric: str
     value: float
     low: float | None
     high: float | None
-    metrics: dict[str, dict[str, Any]]
+    strict: Interval | None
     scores: dict[int, float]
     tpf: float | None
     tok_s: float | None
-    reference: dict[str, Any] | None
+    published: Published | None
     reference_note: str | None
     warnings: tuple[str, ...]
     machine: str
@@ -69,167 +90,143 @@ class Run:
 
     @property
     def accuracy(self) -> bool:
-        """Whether the metric is a share of right answers, and so is shown in percent."""
+        """Whether the metric is a share of correct answers. It is then shown in percent."""
         return is_proportion(self.metric)
 
     @property
-    def original_data(self) -> bool:
-        return self.data["name"] in ORIGINALS
-
-    @property
     def task(self) -> str:
-        """The benchmark, with the data's name where they are not the original's, and how much of it was run."""
-        parts = [] if self.original_data else [f"on {self.data['name']}"]
-        parts += [] if self.limit is None else [f"first {self.limit}"]
-        return self.config["task"] + (f" ({', '.join(parts)})" if parts else "")
+        """The benchmark, the data's name if it is not the original, and the limit if any."""
+        notes = [] if self.data["name"] in ORIGINALS else [f"on {self.data['name']}"]
+        notes += [] if self.limit is None else [f"first {self.limit}"]
+        return self.config["task"] + (f" ({', '.join(notes)})" if notes else "")
 
     @property
     def model(self) -> str:
-        """The alias, and the checkpoint's name where it is not the alias's own."""
-        alias, override = self.config["model_alias"], self.overrides.get("checkpoint")
-        return (
-            alias
-            if override is None
-            else f"{alias} [{Path(str(self.config.get('checkpoint'))).name}]"
-        )
+        """The alias, and the checkpoint's name if it is not the default of the alias."""
+        alias = self.config["model_alias"]
+        if self.overrides.get("checkpoint") is None:
+            return alias
+        return f"{alias} [{Path(str(self.config.get('checkpoint'))).name}]"
 
     @property
     def algorithm(self) -> str:
-        """With its options, its cache, another temperature or verifier: what a reader must know to tell two methods apart."""
-        cache, refresh = self.config.get("kv_cache"), self.config.get("cache_refresh")
-        parts = [f"{name} {value:g}" for name, value in (self.config.get("options") or {}).items()]
-        window, ahead = self.config.get("kv_window"), self.config.get("max_lookahead")
-        said = (
-            f"{cache} cache"
-            + (f" of {window}" if window else "")
-            + (f" refreshed every {refresh}" if refresh else "")
-        )
-        parts += ([said] if cache else []) + ([f"lookahead {ahead}"] if ahead else [])
-        parts += (
-            [f"temperature {self.config['temperature']:g}"]
-            if "temperature" in self.overrides
-            else []
-        )
-        parts += (
-            [f"verifier {Path(str(self.config.get('verifier'))).name}"]
-            if "verifier" in self.overrides
-            else []
-        )
-        name = self.config.get("algorithm") or "predictions"
-        return name + (f" ({', '.join(parts)})" if parts else "")
+        return method_label(self.config, self.overrides)
 
     @property
-    def k(self) -> float | None:
-        """Tokens per step: as asked for, else as realised."""
-        if self.identity is None:
-            return None
-        asked = self.config["tokens_per_step"]
-        return self.config["gen_length"] / self.config["num_steps"] if asked is None else asked
+    def k_text(self) -> str:
+        return "-" if self.k is None else f"{self.k:.3g}"
 
     @property
     def name(self) -> str:
-        k = "" if self.k is None else f", K = {self.k:.3g}"
+        k = "" if self.k is None else f", K = {self.k_text}"
         return f"{self.model} {self.task}, {self.config['protocol']}, {self.algorithm}{k}"
 
     @cached_property
     def curve(self) -> str:
-        """Equal for results that differ in tokens per step, or in the options of the algorithm, only."""
-        settings = (
-            {k: v for k, v in self.identity.items() if k not in SPEED}
-            if self.identity
-            else {"id": self.id}
-        )
-        return canonical_json([self.model, self.task, settings])
+        """Equal for results that differ only in tokens per step or in the algorithm's options."""
+        return canonical_json([self.model, self.task, self.settings])
 
-    def same_documents(self, other: Run) -> bool:
-        """Whether doc_id n is the same document in both."""
+    def same_documents(self, other: Result) -> bool:
+        """Whether a doc_id is the same document in both results."""
         if self.config["task"] != other.config["task"]:
             return False
-        a, b = (r.data.get("rows_sha256") for r in (self, other))
+        a, b = (result.data.get("rows_sha256") for result in (self, other))
         files = self.data["files"]
         return (a is not None and a == b) or (files is not None and files == other.data["files"])
+
+
+def method_label(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    """The algorithm, with the settings that distinguish it from another method in the same table.
+
+    config: flat, as in the result file. overrides: the protocol's settings that the run changed.
+    """
+    settings = label_parts(config)
+    if "temperature" in overrides:
+        settings.append(f"temperature {config['temperature']:g}")
+    if "verifier" in overrides:
+        settings.append(f"verifier {Path(str(config.get('verifier'))).name}")
+    name = config.get("algorithm") or "predictions"
+    return name + (f" ({', '.join(settings)})" if settings else "")
 
 
 # ---------------------------------------------------------------- one file
 
 
-def read_run(path: Path) -> Run:
-    """The result at `path`. Raises NotAResult with the reason, whatever the file holds."""
+def read_result(path: Path) -> Result:
+    """The result at `path`. Raises NotAResult, with the reason, for any other content."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NotAResult(f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise NotAResult(f"not JSON: {str(error)[:100]}") from error
-    if not isinstance(result, dict) or "schema_version" not in result or "config" not in result:
+    if not isinstance(content, dict) or not {"schema_version", "config"} <= content.keys():
         raise NotAResult("JSON, but no result of this program")
-    if result["schema_version"] != SCHEMA_VERSION:
-        raise NotAResult(
-            f"has schema_version {result['schema_version']!r:.20}, this program reads {SCHEMA_VERSION}"
-        )
+    if content["schema_version"] != SCHEMA_VERSION:
+        version = f"{content['schema_version']!r:.20}"
+        raise NotAResult(f"has schema_version {version}, this program reads {SCHEMA_VERSION}")
     try:
-        if sha256({k: v for k, v in result.items() if k not in VOLATILE}) != result.get(
-            "content_sha256"
-        ):
-            raise NotAResult("its content does not match its checksum: edited, or damaged")
-        if result["status"] != "complete":
-            raise NotAResult(
-                f"incomplete: {result['n_failed']} of {result['n_samples']} samples failed; run it again"
-            )
-        return _run(path, result)
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        IndexError,
-        RecursionError,
-        ZeroDivisionError,
-    ) as error:
-        raise NotAResult(
-            f"a field is missing or malformed ({type(error).__name__}: {str(error)[:100]})"
-        ) from error
+        covered = {key: value for key, value in content.items() if key not in VOLATILE}
+        if sha256(covered) != content.get("content_sha256"):
+            raise NotAResult("its content does not match its checksum: edited or damaged")
+        if content["status"] == "unscored":
+            raise NotAResult("not scored: its programs were not run (--no_exec)")
+        if content["status"] != "complete":
+            failed = f"{content['n_failed']} of {content['n_samples']} samples failed"
+            raise NotAResult(f"incomplete: {failed}; run it again")
+        return _result(path, content)
+    except MALFORMED as error:
+        reason = f"{type(error).__name__}: {str(error)[:100]}"
+        raise NotAResult(f"a field is missing or malformed ({reason})") from error
 
 
-def _run(path: Path, result: dict[str, Any]) -> Run:
-    config, headline, profile = result["config"], result["headline"], result["profile"]
-    metric, scale = headline["metric"], 100.0 if is_proportion(headline["metric"]) else 1.0
-    low, high = headline["ci95"]
+def _result(path: Path, content: dict[str, Any]) -> Result:
+    config, headline, profile = content["config"], content["headline"], content["profile"]
+    metric, meta = headline["metric"], content.get("meta") or {}
+    scale = 100.0 if is_proportion(metric) else 1.0  # accuracies are shown in percent
+    value, low, high = _interval(headline, scale)
+    strict = content["metrics"].get(metric.replace(",", "_strict,", 1))
     values: dict[int, list[float]] = {}
-    for row in result["samples"]:
-        values.setdefault(int(row["doc_id"]), []).append(_finite(row["metrics"][metric]))
+    for sample in content["samples"]:
+        values.setdefault(int(sample["doc_id"]), []).append(_finite(sample["metrics"][metric]))
+    for name in ("task", "model_alias", "protocol"):
+        if not isinstance(config[name], str):
+            raise ValueError(f"config: {name} is {config[name]!r:.40}, expected a string")
     predictions = config.get("predictions") is not None
-    if not predictions:
-        (
-            config["task"],
-            config["model_alias"],
-            config["gen_length"] / config["num_steps"],
-        )  # has them, or is malformed
-    return Run(
+    settings = {"id": content["id"]} if predictions else identity_of(config)
+    return Result(
         path=path,
-        id=str(result["id"]),
+        id=str(content["id"]),
         config=config,
-        identity=None if predictions else RunConfig(**config).identity(),
-        overrides=dict(result["protocol"]["overrides"]),
-        data={"files": None, **result["data"], "name": str(result["data"]["name"])},
-        limit=result["limit"],
+        settings={name: value for name, value in settings.items() if name not in SPEED},
+        overrides=dict(content["protocol"]["overrides"]),
+        k=None if predictions else _tokens_per_step(config),
+        data={"files": None, **content["data"], "name": str(content["data"]["name"])},
+        limit=content["limit"],
         metric=metric,
-        value=_finite(headline["value"]) * scale,
-        low=None if low is None else _finite(low) * scale,
-        high=None if high is None else _finite(high) * scale,
-        metrics=result["metrics"],
+        value=value,
+        low=low,
+        high=high,
+        strict=strict and _interval(strict, scale),
         scores={doc: fsum(v) / len(v) for doc, v in sorted(values.items())},
-        tpf=None if profile["tpf"] is None else _finite(profile["tpf"]),
-        tok_s=None
-        if profile["tokens_per_second"] is None
-        else _finite(profile["tokens_per_second"]),
-        reference=_reference(result),
-        reference_note=result.get("reference_note"),
-        warnings=tuple(result["diagnostics"]["warnings"]),
-        machine=_machine(result.get("meta") or {}),
-        started=str((result.get("meta") or {}).get("started", "")),
-        packed=pack(result, metric),
+        tpf=_finite_or_none(profile["tpf"]),
+        tok_s=_finite_or_none(profile["tokens_per_second"]),
+        published=_published(content),
+        reference_note=content.get("reference_note"),
+        warnings=tuple(content["diagnostics"]["warnings"]),
+        machine=_machine(meta),
+        started=str(meta.get("started", "")),
+        packed=pack(content, metric),
     )
+
+
+def _tokens_per_step(config: Mapping[str, Any]) -> float:
+    """As requested, else as realised by the schedule."""
+    length, steps, asked = (config[n] for n in ("gen_length", "num_steps", "tokens_per_step"))
+    for count in (length, steps, 1 if asked is None else asked):
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"a canvas, its steps and K are positive integers, got {count!r:.40}")
+    return length / steps if asked is None else asked
 
 
 def _finite(value: Any) -> float:
@@ -238,20 +235,30 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-def _reference(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The published score, where the result carries one of the original data and of a metric that it has."""
-    reference = result["reference"]
-    if (
-        reference is None
-        or result["data"]["name"] not in ORIGINALS
-        or reference["metric"] not in result["metrics"]
-    ):
+def _finite_or_none(value: Any) -> float | None:
+    return None if value is None else _finite(value)
+
+
+def _interval(estimate: Mapping[str, Any], scale: float) -> Interval:
+    low, high = (None if bound is None else _finite(bound) * scale for bound in estimate["ci95"])
+    return _finite(estimate["value"]) * scale, low, high
+
+
+def _published(content: Mapping[str, Any]) -> Published | None:
+    """The published score, if the result is on the original data and has the score's metric."""
+    cited, metrics = content["reference"], content["metrics"]
+    original = content["data"]["name"] in ORIGINALS
+    if cited is None or not original or cited["metric"] not in metrics:
         return None
-    return {**reference, "score": float(reference["score"])}
+    value, low, high = _interval(metrics[cited["metric"]], 100)
+    score = _finite(cited["score"])
+    within = low is not None and low <= score <= high
+    names = ("metric", "source", "settings")
+    return Published(score, *(str(cited[n]) for n in names), value - score, within)
 
 
 def _machine(meta: dict[str, Any]) -> str:
-    """What the samples were made on: times compare only on one machine."""
+    """The devices that made the samples. Times are comparable only on the same one."""
     made = {
         str(at.get("device_name") or at.get("cpu") or at.get("device") or "?")
         for at in meta.get("samples_made") or []
@@ -262,34 +269,33 @@ def _machine(meta: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- many files
 
 
-def read_all(places: Sequence[Path]) -> tuple[list[Run], list[Skipped]]:
-    """The results in files and directories (not below them), in a fixed order, and what was left out.
+def read_all(places: Sequence[Path]) -> tuple[list[Result], list[Skipped]]:
+    """Results in files and directories (without subdirectories), in a fixed order, and other files.
 
-    Of one experiment's several files the newest counts. Raises UsageError where a place does not exist.
+    If several files hold the same experiment, the newest one counts.
+    Raises UsageError if a place does not exist.
     """
     missing = [str(p) for p in places if not p.exists()]
     if missing:
         raise UsageError(f"{name} does not exist" for name in missing)
-    runs: list[Run] = []
+    results: list[Result] = []
     skipped: list[Skipped] = []
     for path in dict.fromkeys(f for place in places for f in _files(place)):
-        if re.fullmatch(r"\..*\.tmp", path.name):
-            skipped.append(Skipped(path, "an unfinished write"))
-        elif path.suffix != ".json":
-            skipped.append(Skipped(path, "not a .json file"))
-        else:
-            try:
-                runs.append(read_run(path))
-            except NotAResult as error:
-                skipped.append(Skipped(path, str(error)))
-    kept = {}
-    for run in sorted(runs, key=lambda r: (r.started, r.path)):
-        if old := kept.get((run.id, run.limit)):
-            skipped.append(
-                Skipped(old.path, f"the same experiment as {run.path.name}, which is newer")
-            )
-        kept[run.id, run.limit] = run
-    return sorted(kept.values(), key=_order), sorted(skipped, key=lambda s: str(s.path))
+        try:
+            if re.fullmatch(r"\..*\.tmp", path.name):
+                raise NotAResult("an unfinished write")
+            if path.suffix != ".json":
+                raise NotAResult("not a .json file")
+            results.append(read_result(path))
+        except NotAResult as error:
+            skipped.append(Skipped(path, str(error)))
+    newest: dict[tuple, Result] = {}
+    for result in sorted(results, key=lambda r: (r.started, r.path)):
+        if old := newest.get((result.id, result.limit)):
+            reason = f"the same experiment as {result.path.name}, which is newer"
+            skipped.append(Skipped(old.path, reason))
+        newest[result.id, result.limit] = result
+    return sorted(newest.values(), key=_order), sorted(skipped, key=lambda s: str(s.path))
 
 
 def _files(place: Path) -> Iterable[Path]:
@@ -298,64 +304,78 @@ def _files(place: Path) -> Iterable[Path]:
     return sorted(p for p in place.iterdir() if not p.is_dir() and p.name != ".gitkeep")
 
 
-def _order(run: Run) -> tuple:
-    predictions = run.identity is None
+def _order(result: Result) -> tuple:
     return (
-        run.config["protocol"],
-        run.task,
-        run.model,
-        predictions,
-        run.algorithm,
-        run.curve,
-        run.k or 0,
-        str(run.path),
+        result.config["protocol"],
+        result.task,
+        result.model,
+        result.k is None,  # predictions last
+        result.algorithm,
+        result.curve,
+        result.k or 0,
+        str(result.path),
     )
 
 
-def named(runs: Sequence[Run], path: Path) -> Run:
-    """The run of a file that was asked for by its name: that run, or one read for it. Raises BadDataError."""
-    for run in runs:
-        if run.path.resolve() == path.resolve():
-            return run
+def result_at(results: Sequence[Result], path: Path) -> Result:
+    """The result of the file `path`, read if it is not in `results`. Raises BadDataError."""
+    for result in results:
+        if result.path.resolve() == path.resolve():
+            return result
     try:
-        return read_run(path)
+        return read_result(path)
     except NotAResult as error:
         raise BadDataError(f"{path}: {error}") from error
 
 
-def curves(runs: Iterable[Run]) -> list[list[Run]]:
-    """Results that differ in tokens per step or in the algorithm's options only, together; by rising speed."""
-    together: dict[str, list[Run]] = {}
-    for run in runs:
-        together.setdefault(run.curve, []).append(run)
+def remarks(results: Sequence[Result], skipped: Sequence[Skipped]) -> dict[str, list[str]]:
+    """Title -> lines that a reader must see with the tables; without empty lists."""
+    lists = {
+        "Signs that a score measures the format of answers": [
+            f"{result.name}: {warning}" for result in results for warning in result.warnings
+        ],
+        "Files left out": [f"{s.path.name}: {s.reason}" for s in skipped],
+    }
+    return {title: lines for title, lines in lists.items() if lines}
+
+
+# ---------------------------------------------------------------- curves
+
+
+def curves(results: Iterable[Result]) -> list[list[Result]]:
+    """Results grouped by `Result.curve`, each group sorted by rising speed."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.curve, []).append(result)
     return [
         sorted(group, key=lambda r: (r.k or 0, r.tpf or 0, str(r.path)))
-        for group in together.values()
+        for group in groups.values()
     ]
 
 
-def curve_labels(group: Sequence[Sequence[Run]]) -> list[str]:
-    """A name for each curve of a picture or table: the model, and what tells its curves of one task apart."""
-    apart: dict[str, set[str]] = {}
-    settings = [(runs[0], runs[0].identity or {"algorithm": runs[0].algorithm}) for runs in group]
-    for (a, mine), (b, other) in combinations(settings, 2):
+def curve_labels(group: Sequence[Sequence[Result]]) -> list[str]:
+    """A label for each curve: the model, and the settings in which its curves on a task differ."""
+    firsts = [curve[0] for curve in group]
+    differing: dict[str, set[str]] = {result.model: set() for result in firsts}
+    for a, b in combinations(firsts, 2):
         if (a.model, a.task) == (b.model, b.task):
-            apart.setdefault(a.model, set()).update(
-                k for k in {*mine, *other} - {*SPEED} if _differ(k, mine.get(k), other.get(k))
-            )
+            differing[a.model] |= _differing(a.settings, b.settings)
     labels = []
-    for run, mine in settings:
-        names = sorted(apart.get(run.model, ()), key=lambda k: (k != "algorithm", k))
-        shown = [
-            mine[k] if k == "algorithm" else f"{k} {_short(mine[k])}" for k in names if k in mine
-        ]
-        labels.append(", ".join([run.model, *shown]))
+    for result in firsts:
+        names = sorted(differing[result.model] & result.settings.keys())
+        shown = [f"{name} {_short(result.settings[name])}" for name in names if name != "algorithm"]
+        if "algorithm" in names:
+            shown.insert(0, result.settings["algorithm"])
+        labels.append(", ".join([result.model, *shown]))
     return labels
 
 
-def _differ(key: str, a: Any, b: Any) -> bool:
-    """Whether a setting tells two curves apart; that one of them has a verifier its algorithm's name says already."""
-    return a != b and not (key == "verifier_fingerprint" and None in (a, b))
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
+    """Names of the settings in which two curves differ."""
+    names = {name for name in {*a, *b} if a.get(name) != b.get(name)}
+    if a.get("verifier_fingerprint") is None or b.get("verifier_fingerprint") is None:
+        names.discard("verifier_fingerprint")  # the name of the algorithm implies a verifier
+    return names
 
 
 def _short(value: Any) -> str:

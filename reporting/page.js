@@ -1,11 +1,11 @@
 "use strict";
-const PAGE = 100; // samples that are listed at a time
+const PAGE = 100; // samples listed at a time
 const STOPS = [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]]; // viridis
 
 function make(tag, attributes, ...children) {
   const node = document.createElement(tag);
   Object.assign(node, attributes);
-  node.append(...children); // text becomes a text node: nothing of a sample is read as HTML
+  node.append(...children); // strings become text nodes, so a sample is never parsed as HTML
   return node;
 }
 
@@ -24,18 +24,18 @@ function colour(share) { // 0 to 1 -> [css colour, css ink]
 
 function strip(sample) {
   const box = make("div", { className: "strip" });
-  sample.t.forEach((token, position) => {
-    const pass = sample.c[position];
+  sample.token_ids.forEach((token, position) => {
+    const pass = sample.committed_at[position];
     const cell = make("i", { title: `position ${position}, token id ${token}: ` +
-      (pass < 0 ? "never committed" : `forward pass ${pass + 1} of ${sample.n}`) });
+      (pass < 0 ? "never committed" : `forward pass ${pass + 1} of ${sample.nfe}`) });
     if (pass < 0) cell.className = "open";
     else {
-      const [fill, ink] = colour(sample.n > 1 ? pass / (sample.n - 1) : 0);
+      const [fill, ink] = colour(sample.nfe > 1 ? pass / (sample.nfe - 1) : 0);
       cell.textContent = pass + 1;
       cell.style.background = fill;
       cell.style.color = ink;
     }
-    if (position >= sample.k) cell.className += position === sample.k ? " tail cut" : " tail";
+    if (position >= sample.tokens_returned) cell.className += position === sample.tokens_returned ? " tail cut" : " tail";
     box.append(cell);
   });
   return box;
@@ -47,43 +47,44 @@ function part(title, content) {
 }
 
 function verdict(sample) {
-  const lines = [`score ${sample.m}`];
-  for (const [filter, answer] of Object.entries(sample.x || {}))
-    lines.push(`${filter}: ${typeof answer === "string" ? answer : JSON.stringify(answer)}`);
-  for (const [key, value] of Object.entries(sample.v || {})) if (value !== "" && value !== null) lines.push(`${key}: ${value}`);
+  const line = (key, value) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`;
+  const lines = [`score ${sample.score}`];
+  for (const [filter, answer] of Object.entries(sample.extracted || {})) lines.push(line(filter, answer));
+  for (const [key, value] of Object.entries(sample.verdict || {})) if (value !== "" && value !== null) lines.push(line(key, value));
   return lines.join("\n");
 }
 
-function fill(details, sample) { // once, when it is first opened
+function fill(details, sample) { // called when a sample is first opened
   const scale = make("span", { className: "scale", title: "first to last forward pass" });
   scale.style.background = `linear-gradient(90deg, ${STOPS.map((s) => `rgb(${s.join(",")})`).join(",")})`;
-  const facts = `${sample.k} tokens returned, ${sample.n} forward passes, ended: ${sample.f ?? "canvas full"} `;
-  const body = make("div", { className: "body" }, ...part("Prompt", sample.p),
-    ...part("Answer", sample.a || sample.s), ...part("Verdict", verdict(sample)));
-  if (sample.t.length) body.append(...part("Decoding", make("div", {}, facts, scale)), strip(sample));
+  const facts = `${sample.tokens_returned} tokens returned, ${sample.nfe} forward passes, ended: ${sample.ended ?? "canvas full"} `;
+  const body = make("div", { className: "body" }, ...part("Prompt", sample.prompt),
+    ...part("Answer", sample.raw_text || sample.text), ...part("Verdict", verdict(sample)));
+  if (sample.token_ids.length) body.append(...part("Decoding", make("div", {}, facts, scale)), strip(sample));
   details.append(body);
 }
 
 function entry(sample, binary) {
-  const label = binary ? (sample.m ? "right" : "wrong") : sample.m.toPrecision(3);
-  const summary = make("summary", {}, make("span", { className: "doc" }, "doc " + sample.d + (sample.r ? "/" + sample.r : "")),
+  const label = binary ? (sample.score ? "right" : "wrong") : sample.score.toPrecision(3);
+  const doc = `doc ${sample.doc_id}` + (sample.repeat ? `/${sample.repeat}` : "");
+  const summary = make("summary", {}, make("span", { className: "doc" }, doc),
     make("span", { className: "mark " + (binary ? label : "") }, label),
-    make("span", {}, sample.s.slice(0, 200).replace(/\s+/g, " ")));
+    make("span", {}, sample.text.slice(0, 200).replace(/\s+/g, " ")));
   const details = make("details", { className: "sample" }, summary);
-  details.dataset.doc = sample.d;
+  details.dataset.doc = sample.doc_id;
   details.addEventListener("toggle", () => { if (details.open && details.children.length === 1) fill(details, sample); });
   return details;
 }
 
-async function openRun(run) { // lists the samples; unpacked once
-  if (run.ready) return run.ready;
+async function openResult(result) { // unpacks the samples, once, and lists them
+  if (result.ready) return result.ready;
   const status = make("div", { className: "bar" }, "unpacking ...");
-  run.append(status);
-  return (run.ready = (async () => {
+  result.append(status);
+  return (result.ready = (async () => {
     let samples;
-    try { samples = await unpack(run.dataset.samples); }
+    try { samples = await unpack(result.dataset.samples); }
     catch (error) { status.textContent = "the samples cannot be shown in this browser: " + error; throw error; }
-    const binary = samples.every((s) => s.m === 0 || s.m === 1);
+    const binary = samples.every((s) => s.score === 0 || s.score === 1);
     const list = make("div", {}), more = make("button", {}), count = make("span", {});
     const choice = make("select", {}, ...["all", "right", "wrong"].map((name) => make("option", {}, name)));
     const goto = make("input", { type: "number", min: 0, placeholder: "doc", size: 6 });
@@ -94,24 +95,24 @@ async function openRun(run) { // lists the samples; unpacked once
       more.textContent = `show ${Math.min(PAGE, shown.length - at)} more of ${shown.length - at}`;
     };
     const select = () => {
-      shown = samples.filter((s) => choice.value === "all" || (choice.value === "right") === Boolean(s.m));
+      shown = samples.filter((s) => choice.value === "all" || (choice.value === "right") === Boolean(s.score));
       list.replaceChildren();
       at = 0;
       count.textContent = `${shown.length} of ${samples.length} samples`;
       next();
     };
-    run.find = (doc) => { // lists as far as the document; its <details>, or null
+    result.find = (doc) => { // lists samples up to the document; returns its <details>, or null
       choice.value = "all";
       select();
-      const index = shown.findIndex((s) => s.d === doc);
+      const index = shown.findIndex((s) => s.doc_id === doc);
       if (index >= at) next(index + 1);
       return index < 0 ? null : list.children[index];
     };
     more.addEventListener("click", () => next());
     choice.addEventListener("change", select);
-    goto.addEventListener("change", () => show(run.find(Number(goto.value))));
+    goto.addEventListener("change", () => show(result.find(Number(goto.value))));
     status.replaceChildren(...(binary ? [choice] : []), "go to", goto, count);
-    run.append(list, make("div", { className: "bar" }, more));
+    result.append(list, make("div", { className: "bar" }, more));
     select();
   })());
 }
@@ -124,14 +125,14 @@ function show(sample) {
 
 async function follow() { // #result=0&doc=3
   const wanted = new URLSearchParams(location.hash.slice(1));
-  const run = document.querySelectorAll(".run")[Number(wanted.get("result") ?? -1)];
-  if (!run) return;
-  if (!run.open) run.querySelector("summary").click();
-  await openRun(run);
-  if (wanted.has("doc")) show(run.find(Number(wanted.get("doc"))));
+  const result = document.querySelectorAll(".result")[Number(wanted.get("result") ?? -1)];
+  if (!result) return;
+  if (!result.open) result.querySelector("summary").click();
+  await openResult(result);
+  if (wanted.has("doc")) show(result.find(Number(wanted.get("doc"))));
 }
 
-for (const run of document.querySelectorAll(".run"))
-  run.addEventListener("toggle", () => { if (run.open) openRun(run).catch(() => {}); });
+for (const result of document.querySelectorAll(".result"))
+  result.addEventListener("toggle", () => { if (result.open) openResult(result).catch(() => {}); });
 window.addEventListener("hashchange", follow);
 follow();

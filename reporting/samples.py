@@ -1,4 +1,4 @@
-"""The samples of a result, packed for the HTML page: little JSON, compressed, opened by the browser on demand."""
+"""The samples of a result, compressed for the HTML page; the browser unpacks them on demand."""
 
 from __future__ import annotations
 
@@ -8,31 +8,36 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+# fields of a sample that page.js shows as they are
+FIELDS = (
+    "doc_id",
+    "repeat",
+    "prompt",
+    "raw_text",
+    "text",
+    "token_ids",
+    "committed_at",
+    "nfe",
+    "tokens_returned",
+)
+
 
 def pack(result: Mapping[str, Any], metric: str) -> str:
-    """Base64 of zlib-compressed JSON: one object per sample.
+    """Base64 of zlib-compressed JSON: a list with one object per sample.
 
-    d doc_id, r repeat, p prompt, a raw answer, s scored text, x extracted answer per filter, v verdict of a program,
-    m value of `metric`, t token ids, c committing forward pass per position (from 0, -1 open), n forward passes,
-    k tokens returned, f why it ended.
+    Besides FIELDS, an object has `score` (value of `metric`), `ended` (why the answer ended, None
+    if it fills the canvas), `extracted` and `verdict` (None if the sample has none).
     """
-    rows = [
+    samples = [
         {
-            "d": row["doc_id"],
-            "r": row["repeat"],
-            "p": row["prompt"],
-            "a": row["raw_text"],
-            "s": row["text"],
-            "x": row.get("extracted"),
-            "v": row.get("verdict"),
-            "m": row["metrics"][metric],
-            "t": row["token_ids"],
-            "c": row["committed_at"],
-            "n": row["nfe"],
-            "k": row["tokens_returned"],
-            "f": row["cut"] or row["finish_reason"],
+            **{name: sample[name] for name in FIELDS},
+            "score": sample["metrics"][metric],
+            "ended": sample["cut"] or sample["finish_reason"],
+            "extracted": sample.get("extracted"),
+            "verdict": sample.get("verdict"),
         }
-        for row in result["samples"]
+        for sample in result["samples"]
     ]
-    text = json.dumps(rows, ensure_ascii=True, separators=(",", ":"))
-    return base64.b64encode(zlib.compress(text.encode("ascii"), 6)).decode("ascii")
+    text = json.dumps(samples, ensure_ascii=True, separators=(",", ":"))
+    # level 4 takes a seventh of the time of level 6, for 5 % more bytes
+    return base64.b64encode(zlib.compress(text.encode("ascii"), 4)).decode("ascii")

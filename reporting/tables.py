@@ -1,32 +1,49 @@
-"""The tables of the report, once as rows, and each form they are written in: terminal, Markdown, CSV, HTML."""
+"""The tables of the report, and the forms they are written in: terminal, Markdown, CSV, HTML."""
 
 from __future__ import annotations
 
 import csv
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
-from reporting.data import Run, curve_labels, curves
-from reporting.stats import AUP_RESAMPLES, Paired, aup, aup_interval, compare_runs
+from reporting.data import Result, curve_labels, curves
+from reporting.stats import AUP, AUP_RESAMPLES, Paired, aup, aup_interval, compare_results
+
+LEFT_ALIGNED = {"task", "model", "protocol", "algorithm", "difference"}
+LEFT_ALIGNED |= {"A", "B", "test", "verdict", "method", "dropped", "comparison set"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """title: heading. columns, rows: text as shown. notes: what a reader must know, below it.
+    """One table, as text and in full precision.
 
-    records: the same rows in full precision for the CSV file, one dict each. left: columns that are set left.
+    columns, rows: headings and cells as shown. notes: paragraphs below the table.
+    fields, records: the same lines for the CSV file, in full precision.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    fields: tuple[str, ...]
+    records: list[tuple[Any, ...]]
     notes: tuple[str, ...]
-    records: list[dict[str, Any]]
-    left: frozenset[str] = frozenset()
+
+
+def make_table(
+    title: str,
+    items: Sequence[Any],
+    columns: Mapping[str, Callable[[Any], str]],
+    fields: Mapping[str, Callable[[Any], Any]],
+    notes: Iterable[str],
+) -> Table:
+    """One line per item. columns, fields: heading -> function from an item to its cell."""
+    rows = [tuple(cell(item) for cell in columns.values()) for item in items]
+    records = [tuple(cell(item) for cell in fields.values()) for item in items]
+    return Table(title, tuple(columns), rows, tuple(fields), records, tuple(notes))
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
@@ -39,276 +56,245 @@ def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
 def interval(
     value: float, low: float | None, high: float | None, digits: int = 1, sign: bool = False
 ) -> str:
-    """`74.8 [72.4, 77.1]`; without brackets where one sample says nothing of the spread."""
+    """`74.8 [72.4, 77.1]`; without brackets if there is no interval."""
     shown = number(value, digits, sign)
-    return (
-        shown
-        if low is None
-        else f"{shown} [{number(low, digits, sign)}, {number(high, digits, sign)}]"
-    )
-
-
-def _k(run: Run) -> str:
-    return "-" if run.k is None else f"{run.k:.3g}"
+    if low is None:
+        return shown
+    return f"{shown} [{number(low, digits, sign)}, {number(high, digits, sign)}]"
 
 
 # ---------------------------------------------------------------- results
 
 
-def published(run: Run) -> tuple[float, float, bool] | None:
-    """(published score in percent, ours minus it, whether it lies in our 95 % interval); None where there is none."""
-    if run.reference is None:
-        return None
-    ours, score = run.metrics[run.reference["metric"]], run.reference["score"]
-    low, high = ours["ci95"]
-    return score, 100 * ours["value"] - score, low is not None and 100 * low <= score <= 100 * high
+def result_table(results: Sequence[Result]) -> Table:
+    """One line per result; the strict re-check has a column if a result has it."""
+
+    def difference(r: Result) -> str:
+        noise = "within" if r.published.within_noise else "beyond"
+        return f"{number(r.published.difference, sign=True)}, {noise} noise"
+
+    strict = any(r.strict for r in results)
+    strict_column = {"strict % [95 %]": lambda r: interval(*r.strict) if r.strict else "-"}
+    columns = {
+        "task": lambda r: r.task,
+        "model": lambda r: r.model,
+        "protocol": lambda r: r.config["protocol"],
+        "algorithm": lambda r: r.algorithm,
+        "K": lambda r: r.k_text,
+        "accuracy % [95 %]": lambda r: interval(r.value, r.low, r.high, 1 if r.accuracy else 3),
+        **(strict_column if strict else {}),
+        "n": lambda r: str(len(r.scores)),
+        "TPF": lambda r: number(r.tpf, 2),
+        "tok/s": lambda r: number(r.tok_s),
+        "published": lambda r: number(r.published and r.published.score),
+        "difference": lambda r: difference(r) if r.published else "-",
+    }
+    fields = {
+        "file": lambda r: r.path.name,
+        "id": lambda r: r.id,
+        "task": lambda r: r.config["task"],
+        "data": lambda r: r.data["name"],
+        "limit": lambda r: r.limit,
+        "model": lambda r: r.model,
+        "protocol": lambda r: r.config["protocol"],
+        "algorithm": lambda r: r.algorithm,
+        "tokens_per_step": lambda r: r.k,
+        "metric": lambda r: r.metric,
+        "value": lambda r: r.value,
+        "ci95_low": lambda r: r.low,
+        "ci95_high": lambda r: r.high,
+        "n": lambda r: len(r.scores),
+        "tpf": lambda r: r.tpf,
+        "tokens_per_second": lambda r: r.tok_s,
+        "machine": lambda r: r.machine,
+        "published": lambda r: r.published and r.published.score,
+        "published_source": lambda r: r.published and r.published.source,
+        "difference": lambda r: r.published and r.published.difference,
+        "within_noise": lambda r: r.published and r.published.within_noise,
+    }
+    if strict:
+        names = ("strict", "strict_ci95_low", "strict_ci95_high")
+        fields |= {n: lambda r, i=i: r.strict and r.strict[i] for i, n in enumerate(names)}
+    return make_table("Results", results, columns, fields, _result_notes(results))
 
 
-def results(runs: Sequence[Run]) -> Table:
-    rows, records = [], []
-    for run in runs:
-        beside = published(run)
-        digits = 1 if run.accuracy else 3
-        rows.append(
-            (
-                run.task,
-                run.model,
-                run.config["protocol"],
-                run.algorithm,
-                _k(run),
-                interval(run.value, run.low, run.high, digits),
-                str(len(run.scores)),
-                number(run.tpf, 2),
-                number(run.tok_s),
-                number(beside[0]) if beside else "-",
-                f"{number(beside[1], sign=True)}, {'within' if beside[2] else 'beyond'} noise"
-                if beside
-                else "-",
-            )
-        )
-        records.append(
-            {
-                "file": run.path.name,
-                "id": run.id,
-                "task": run.config["task"],
-                "data": run.data["name"],
-                "limit": run.limit,
-                "model": run.model,
-                "protocol": run.config["protocol"],
-                "algorithm": run.algorithm,
-                "tokens_per_step": run.k,
-                "metric": run.metric,
-                "value": run.value,
-                "ci95_low": run.low,
-                "ci95_high": run.high,
-                "n": len(run.scores),
-                "tpf": run.tpf,
-                "tokens_per_second": run.tok_s,
-                "machine": run.machine,
-                "published": beside and beside[0],
-                "published_source": run.reference and run.reference["source"],
-                "difference": beside and beside[1],
-                "within_noise": beside and beside[2],
-            }
-        )
-    columns = (
-        "task",
-        "model",
-        "protocol",
-        "algorithm",
-        "K",
-        "accuracy % [95 %]",
-        "n",
-        "TPF",
-        "tok/s",
-        "published",
-        "difference",
-    )
-    left = frozenset({"task", "model", "protocol", "algorithm", "difference"})
-    return Table("Results", columns, rows, tuple(_result_notes(runs)), records, left)
-
-
-def _result_notes(runs: Sequence[Run]) -> Iterable[str]:
+def _result_notes(results: Sequence[Result]) -> Iterable[str]:
     yield (
-        "K: tokens per step; of an adaptive algorithm the least. TPF: tokens returned per forward pass, measured. tok/s: "
-        "tokens returned per second of "
-        "decoding. [95 %]: Wilson's interval of a share, the normal one of any other mean."
+        "K: tokens per step; the minimum for an adaptive algorithm. TPF: tokens returned per "
+        "forward pass, measured. tok/s: tokens returned per second of decoding. [95 %]: Wilson's "
+        "interval for proportions, the normal interval for other means."
     )
-    metrics = {run.config["task"]: run for run in runs}
-    yield (
-        "Metrics: "
-        + "; ".join(
-            f"{task} {run.metric}{'' if run.accuracy else ' (no share of right answers: not in percent)'}"
-            for task, run in sorted(metrics.items())
-        )
-        + "."
-    )
-    machines = sorted({run.machine for run in runs if run.tok_s is not None})
+    if any(r.strict for r in results):
+        yield "strict: passes that the strict re-check of programs confirms (--strict_exec)."
+    metrics = {
+        r.config["task"]: r.metric + ("" if r.accuracy else " (no accuracy: not in percent)")
+        for r in results
+    }
+    yield f"Metrics: {'; '.join(f'{task} {text}' for task, text in sorted(metrics.items()))}."
+    machines = sorted({r.machine for r in results if r.tok_s is not None})
     if machines:
-        yield f"Decoded on: {'; '.join(machines)}." + (
-            " tok/s compare on one machine only." if len(machines) > 1 else ""
-        )
-    cited = {
-        (r.model, r.task): r.reference for r in runs if r.reference
-    }  # they differ in tokens per step and score alone
-    for (model, task), reference in cited.items():
-        yield f"Published, {model} {task}: {reference['source']}; {reference['metric']}; {reference['settings']}."
-    bare: dict[tuple[str, str, str], list[str]] = {}
-    for r in runs:
-        if r.config["protocol"] == "official" and r.reference_note and not r.reference:
-            bare.setdefault((r.model, r.task, r.reference_note), []).append(
-                f"{r.algorithm} at K = {_k(r)}"
-            )
-    for (model, task, why), runs_of in bare.items():
-        yield f"No published score beside {model} {task}, {', '.join(dict.fromkeys(runs_of))}: {why}."
+        warning = " Compare tok/s on one machine only." if len(machines) > 1 else ""
+        yield f"Decoded on: {'; '.join(machines)}.{warning}"
+    # the published scores of one model and task differ only in tokens per step and score
+    cited = {(r.model, r.task): r.published for r in results if r.published}
+    for (model, task), p in cited.items():
+        yield f"Published, {model} {task}: {p.source}; {p.metric}; {p.settings}."
+    missing: dict[tuple[str, str, str], list[str]] = {}
+    for r in results:
+        if r.config["protocol"] == "official" and r.reference_note and not r.published:
+            methods = missing.setdefault((r.model, r.task, r.reference_note), [])
+            methods.append(f"{r.algorithm} at K = {r.k_text}")
+    for (model, task, why), methods in missing.items():
+        yield f"No published score for {model} {task}, {', '.join(dict.fromkeys(methods))}: {why}."
     if cited:
-        yield "Within noise: the published score lies in the 95 % interval of ours."
+        yield "Within noise: the published score lies in the 95 % interval of our value."
 
 
 # ---------------------------------------------------------------- comparisons
 
 
-def _pairs(runs: Sequence[Run]) -> Iterable[tuple[Run, Run]]:
-    for curve in curves(runs):
-        for a, b in combinations(curve, 2):
-            if a.k is not None and a.same_documents(b):
-                yield a, b
+class Comparison(NamedTuple):
+    a: Result
+    b: Result
+    found: Paired
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of A and B; with their files if the names are equal."""
+        a, b = self.a, self.b
+        if a.name == b.name:
+            return f"{a.name} ({a.path.name})", f"{b.name} ({b.path.name})"
+        same_method = (a.curve, a.algorithm) == (b.curve, b.algorithm)
+        return a.name, f"K = {b.k_text}" if same_method else b.name
+
+    @property
+    def difference(self) -> str:
+        scale, digits = (100, 1) if self.a.accuracy else (1, 3)
+        bounds = self.found.low * scale, self.found.high * scale
+        if self.found.only_a == self.found.only_b == 0:
+            bounds = None, None  # an interval from 0 to 0 would look like certainty
+        return interval(self.found.difference * scale, *bounds, digits, sign=True)
 
 
-def comparisons(runs: Sequence[Run], asked: Sequence[tuple[Run, Run]] = ()) -> Table:
-    """Tokens-per-step settings of one model and task against each other, after the pairs that were asked for.
+def comparison_table(
+    results: Sequence[Result], requested: Sequence[tuple[Result, Result]] = ()
+) -> Table:
+    """The requested pairs, then all pairs of tokens per step on one curve.
 
-    Raises ValueError where an asked pair cannot be compared.
+    Raises ValueError if a requested pair cannot be compared.
     """
-    rows, records = [], []
-    automatic = [pair for pair in _pairs(runs) if pair not in asked]
-    for a, b in [*asked, *automatic]:
-        found = compare_runs(a, b)
-        rows.append((*_pair_names(a, b), *_compared(found, a.accuracy)))
-        records.append(
-            {
-                "a": a.path.name,
-                "b": b.path.name,
-                "metric": a.metric,
-                "n": found.n,
-                "difference": found.difference,
-                "ci95_low": found.low,
-                "ci95_high": found.high,
-                "p": found.p,
-                "only_a": found.only_a,
-                "only_b": found.only_b,
-                "test": found.test,
-                "verdict": found.verdict("A", "B"),
-            }
-        )
-    notes = (
-        "Paired over the documents that both have. Only A / only B: documents that only one of them got right. "
-        "McNemar: exact, two-sided; its interval is for the number of documents on which the two differ. Bootstrap: "
-        "10,000 resamples of the documents, always the same ones. Not distinguishable: p is at least 0.05 (McNemar), or "
-        "the interval holds 0. Not corrected for the number of comparisons: of 20 equal pairs one is told apart.",
+    automatic = [
+        (a, b)
+        for curve in curves(results)
+        for a, b in combinations(curve, 2)
+        if a.k is not None and a.same_documents(b) and (a, b) not in requested
+    ]
+    pairs = [Comparison(a, b, compare_results(a, b)) for a, b in [*requested, *automatic]]
+    columns = {
+        "A": lambda c: c.names[0],
+        "B": lambda c: c.names[1],
+        "n": lambda c: str(c.found.n),
+        "B - A [95 %]": lambda c: c.difference,
+        "only A / only B": lambda c: (
+            "-" if c.found.only_a is None else f"{c.found.only_a} / {c.found.only_b}"
+        ),
+        "p": lambda c: "< 0.001" if c.found.p < 0.001 else f"{c.found.p:.3f}",
+        "test": lambda c: c.found.test,
+        "verdict": lambda c: c.found.verdict("A", "B"),
+    }
+    fields = {
+        "a": lambda c: c.a.path.name,
+        "b": lambda c: c.b.path.name,
+        "metric": lambda c: c.a.metric,
+        "n": lambda c: c.found.n,
+        "difference": lambda c: c.found.difference,
+        "ci95_low": lambda c: c.found.low,
+        "ci95_high": lambda c: c.found.high,
+        "p": lambda c: c.found.p,
+        "only_a": lambda c: c.found.only_a,
+        "only_b": lambda c: c.found.only_b,
+        "test": lambda c: c.found.test,
+        "verdict": lambda c: c.found.verdict("A", "B"),
+    }
+    note = (
+        "Paired over the documents that both results have. Only A / only B: documents that only "
+        "one of them answers correctly. McNemar: exact and two-sided; its interval takes the "
+        "number of documents on which A and B differ as fixed. Bootstrap: 10,000 resamples of the "
+        "documents with a fixed seed. Not distinguishable: p is at least 0.05 (McNemar), or the "
+        "interval contains 0 (bootstrap). Not corrected for the number of comparisons: of 20 equal "
+        "pairs, one is expected to look different."
     )
-    columns = ("A", "B", "n", "B - A [95 %]", "only A / only B", "p", "test", "verdict")
-    return Table(
-        "Comparisons", columns, rows, notes, records, frozenset({"A", "B", "test", "verdict"})
-    )
-
-
-def _pair_names(a: Run, b: Run) -> tuple[str, str]:
-    """What A and B are called; their files too where that does not tell them apart."""
-    if a.name != b.name:
-        return a.name, f"K = {_k(b)}" if (a.curve, a.algorithm) == (
-            b.curve,
-            b.algorithm,
-        ) else b.name
-    return f"{a.name} ({a.path.name})", f"{b.name} ({b.path.name})"
-
-
-def _compared(found: Paired, accuracy: bool) -> tuple[str, ...]:
-    scale, digits = (100, 1) if accuracy else (1, 3)
-    only = "-" if found.only_a is None else f"{found.only_a} / {found.only_b}"
-    p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
-    bounds = (
-        (None, None)
-        if found.only_a == found.only_b == 0
-        else (found.low * scale, found.high * scale)
-    )
-    return (
-        str(found.n),
-        interval(found.difference * scale, *bounds, digits, sign=True),
-        only,
-        p,
-        found.test,
-        found.verdict("A", "B"),
-    )
+    return make_table("Comparisons", pairs, columns, fields, [note])
 
 
 # ---------------------------------------------------------------- AUP
 
 
-def panels(runs: Iterable[Run]) -> dict[tuple[str, str], list[list[Run]]]:
-    """(protocol, task) -> curves of the decoded results: what may stand in one picture, or under one y_max."""
-    found: dict[tuple[str, str], list[list[Run]]] = {}
-    for curve in curves(run for run in runs if run.tpf):
+def panels(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Result]]]:
+    """(protocol, task) -> curves of the results with a TPF: they share a figure and a y_max."""
+    found: dict[tuple[str, str], list[list[Result]]] = {}
+    for curve in curves(result for result in results if result.tpf):
         found.setdefault((curve[0].config["protocol"], curve[0].task), []).append(curve)
     return found
 
 
-def aup_table(runs: Sequence[Run], alpha: float = 3.0, drop: float = 5.0) -> Table:
-    """One row per curve; y_max is the best accuracy over the curves of the same task and protocol."""
-    rows, records = [], []
-    for (protocol, task), group in panels(r for r in runs if r.accuracy).items():
+class ScoredCurve(NamedTuple):
+    protocol: str
+    task: str
+    label: str
+    aup: AUP
+    low: float | None
+    high: float | None
+    y_max: float
+    labels: str  # of every curve under the same y_max
+
+
+def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) -> Table:
+    """One line per curve; y_max is the best accuracy on the same task and protocol."""
+    scored = []
+    for (protocol, task), group in panels(r for r in results if r.accuracy).items():
         labels = curve_labels(group)
-        y_max = max(run.value for curve in group for run in curve)
+        y_max = max(result.value for curve in group for result in curve)
         for label, curve in zip(labels, group, strict=True):
             found = aup([(r.tpf, r.value) for r in curve], y_max, alpha=alpha, drop=drop)
-            low, high = aup_interval(curve, y_max, alpha=alpha, drop=drop)
-            dropped = ", ".join(f"{y:.1f} % at TPF {rho:.2f}" for rho, y in found.dropped) or "-"
-            rows.append(
-                (
-                    task,
-                    protocol,
-                    label,
-                    interval(found.value, low, high, 1),
-                    str(found.points),
-                    dropped,
-                    number(y_max),
-                    "; ".join(labels),
-                )
+            bounds = aup_interval(curve, y_max, alpha=alpha, drop=drop)
+            scored.append(
+                ScoredCurve(protocol, task, label, found, *bounds, y_max, "; ".join(labels))
             )
-            records.append(
-                {
-                    "task": task,
-                    "protocol": protocol,
-                    "method": label,
-                    "aup": found.value,
-                    "ci95_low": low,
-                    "ci95_high": high,
-                    "points": found.points,
-                    "dropped": len(found.dropped),
-                    "y_max": y_max,
-                    "comparison_set": "; ".join(labels),
-                    "alpha": alpha,
-                    "y_drop": drop,
-                }
-            )
-    notes = (
-        f"AUP (arXiv:2601.07568): area under accuracy against measured TPF, alpha {alpha:g}; points more than {drop:g} "
-        f"below the slowest one do not count. [95 %]: {AUP_RESAMPLES:,} resamples of the documents, the same for all points, "
-        "with y_max and TPF as they are. It depends on y_max, the best accuracy in the comparison set, and on the "
-        "number of points: values of other sets do not compare.",
+    columns = {
+        "task": lambda c: c.task,
+        "protocol": lambda c: c.protocol,
+        "method": lambda c: c.label,
+        "AUP [95 %]": lambda c: interval(c.aup.value, c.low, c.high, 1),
+        "points": lambda c: str(c.aup.points),
+        "dropped": lambda c: (
+            ", ".join(f"{y:.1f} % at TPF {rho:.2f}" for rho, y in c.aup.dropped) or "-"
+        ),
+        "y_max": lambda c: number(c.y_max),
+        "comparison set": lambda c: c.labels,
+    }
+    fields = {
+        "task": lambda c: c.task,
+        "protocol": lambda c: c.protocol,
+        "method": lambda c: c.label,
+        "aup": lambda c: c.aup.value,
+        "ci95_low": lambda c: c.low,
+        "ci95_high": lambda c: c.high,
+        "points": lambda c: c.aup.points,
+        "dropped": lambda c: len(c.aup.dropped),
+        "y_max": lambda c: c.y_max,
+        "comparison_set": lambda c: c.labels,
+        "alpha": lambda c: alpha,
+        "y_drop": lambda c: drop,
+    }
+    note = (
+        f"AUP (arXiv:2601.07568): area under accuracy against measured TPF, alpha {alpha:g}; "
+        f"points more than {drop:g} below the slowest one do not count. [95 %]: "
+        f"{AUP_RESAMPLES:,} resamples of the documents, the same for all points, with fixed y_max "
+        "and TPF. AUP depends on y_max, the best accuracy in the comparison set, and on the number "
+        "of points: values of different sets are not comparable."
     )
-    columns = (
-        "task",
-        "protocol",
-        "method",
-        "AUP [95 %]",
-        "points",
-        "dropped",
-        "y_max",
-        "comparison set",
-    )
-    left = frozenset({"task", "protocol", "method", "dropped", "comparison set"})
-    return Table("Accuracy under parallelism", columns, rows, notes, records, left)
+    return make_table("Accuracy under parallelism", scored, columns, fields, [note])
 
 
 # ---------------------------------------------------------------- forms
@@ -318,48 +304,39 @@ def to_text(table: Table) -> str:
     from prettytable import PrettyTable
 
     shown = PrettyTable(list(table.columns))
-    shown.align = "r"
-    for column in table.left & set(table.columns):
-        shown.align[column] = "l"
+    for column in table.columns:
+        shown.align[column] = "l" if column in LEFT_ALIGNED else "r"
     shown.add_rows(table.rows)
     return "\n".join([table.title, shown.get_string(), *table.notes])
 
 
 def to_markdown(table: Table) -> str:
     def line(cells: Iterable[str]) -> str:
-        return (
-            "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
-        )
+        escaped = (cell.replace("|", "\\|").replace("\n", " ") for cell in cells)
+        return f"| {' | '.join(escaped)} |"
 
-    rule = "|" + "|".join("---" if c in table.left else "---:" for c in table.columns) + "|"
-    body = [line(table.columns), rule, *map(line, table.rows)]
-    return "\n".join([f"## {table.title}", "", *body, "", *(f"{note}\n" for note in table.notes)])
+    rule = "|" + "|".join("---" if c in LEFT_ALIGNED else "---:" for c in table.columns) + "|"
+    lines = [line(table.columns), rule, *map(line, table.rows)]
+    return "\n".join([f"## {table.title}", "", *lines, "", *(f"{note}\n" for note in table.notes)])
 
 
 def to_csv(table: Table) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(
-        out, list(table.records[0]) if table.records else list(table.columns), lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(table.records)
+    csv.writer(out, lineterminator="\n").writerows([table.fields, *table.records])
     return out.getvalue()
 
 
 def to_html(table: Table) -> str:
-    def cell(tag: str, column: str, text: str) -> str:
-        kind = "" if column in table.left else ' class="n"'
-        return f"<{tag}{kind}>{html.escape(text)}</{tag}>"
+    def line(tag: str, cells: Iterable[str]) -> str:
+        shown = [
+            f"<{tag}{'' if c in LEFT_ALIGNED else ' class=n'}>{html.escape(text)}</{tag}>"
+            for c, text in zip(table.columns, cells, strict=True)
+        ]
+        return f"<tr>{''.join(shown)}</tr>"
 
-    head = "".join(cell("th", c, c) for c in table.columns)
-    body = "\n".join(
-        "<tr>"
-        + "".join(cell("td", c, t) for c, t in zip(table.columns, row, strict=True))
-        + "</tr>"
-        for row in table.rows
-    )
+    rows = "\n".join(line("td", row) for row in table.rows)
     notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
     return (
-        f"<h2>{html.escape(table.title)}</h2>\n<div class=wide><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>\n{body}\n</tbody></table></div>\n{notes}"
+        f"<h2>{html.escape(table.title)}</h2>\n<div class=wide><table><thead>"
+        f"{line('th', table.columns)}</thead><tbody>\n{rows}\n</tbody></table></div>\n{notes}"
     )

@@ -1,30 +1,35 @@
-"""Runs a candidate program and its tests in a process of its own, and says whether the tests passed.
+"""Judges untrusted programs: runs a candidate and its tests in a confined process.
 
-    judge(candidate, tests)               the verdict of the standard executor: one program, candidate then tests
-    judge(candidate, tests, strict=True)  the tests in a process that never executes candidate code
-    judge_many(programs)                  the same for a list, on every core
+    judge(candidate, tests)               candidate, then tests, in one interpreter, as lm-eval does
+    judge(candidate, tests, strict=True)  the tests in an interpreter without candidate code
+    judge_many(programs)                  judge() for a list, on every core
 
-A fresh interpreter per program, confined as below; which tier of confinement this machine has is tried
-out once (`tier()`), and below the floor nothing runs unless `accept()` was told so. A pass is a message with a
-one-time token after the last test; exit codes and printed text count for nothing. Three outcomes: a pass, a failure
-with its reason, and SandboxError: the machine's fault or the tests', never a failed sample.
+Each program gets a fresh interpreter, confined in files, network, processes, memory and time. There
+are four tiers of confinement. tier() tries out which one works on this machine. Below tiers A and
+A' no program runs, unless accept() allows it.
 
-landlock.py    which files a program may reach: the rule set of a kernel's Landlock
-seccomp.py     which system calls it may make: the filter, as BPF
-bubblewrap.py  the same for files where Landlock is missing, through bwrap
-scratch.py     the directory it may write to, and the sweeping of dead runs
-process.py     starts one interpreter, talks to it, ends it: what came of it
-tiers.py       which of these mechanisms have an effect here, found out by trying
-child.py       the program of that interpreter: confines itself, then runs candidate and tests
-oracle.py      its other program: the strict re-check, in two interpreters that exchange data only
+A program passes by sending a one-time token after its last test. Exit codes and printed text do not
+count. A judgement ends in a Verdict, passed or failed, or in SandboxError. SandboxError means that
+the machine or the tests are at fault. It is never a failed sample.
 
-Not covered: faults of the kernel, side channels, what stat() shows of files, and in the default mode a program that
-searches its own process for the token or returns objects that equal everything. The strict mode refuses those two.
+Without strict mode a program can forge a pass, under lm-eval too: it can search its own process for
+the token, change what the tests use, or return an object that equals everything. Strict mode
+refuses these. Faults of the kernel, side channels and what stat() shows of other files are not
+covered. docs/sandbox.md has the details.
+
+    tiers.py       finds the best tier, by running small hostile programs
+    process.py     starts an interpreter, watches it, ends it, reads its outcome
+    landlock.py    which files a program may reach: rules of the kernel's Landlock
+    bubblewrap.py  the same through bwrap, where Landlock is missing
+    seccomp.py     which system calls a program may make: the filter, in BPF
+    scratch.py     the directories that programs may write to
+    names.py       which names a source binds and reads
+    child.py       runs in the interpreter: confines it, then executes candidate and tests
+    oracle.py      runs in the two interpreters of strict mode, which exchange only data
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
 import os
 import threading
@@ -34,26 +39,42 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sandbox import tiers
+from sandbox.names import defined_names, free_names
 from sandbox.process import Limits, Outcome, run_program, run_strict
-from sandbox.scratch import RUN
 from sandbox.tiers import Tier
+from utils import EnvironmentProblem
 
-TIMEOUT_S = Limits.cpu_s  # CPU; MBPP's slowest reference solution takes 1.6 s
+TIMEOUT_S = Limits.cpu_s  # MBPP's slowest reference solution takes 1.6 s
 WALL_S = Limits.wall_s
 ATTEMPTS = 3
 UNSAFE = ("fs", "all")
 
 
-class SandboxError(RuntimeError):
-    """The program could not be judged: a fault of the machine or of the tests, never a failed sample."""
+class SandboxError(EnvironmentProblem):
+    """A program could not be judged: a fault of the machine or the tests, not a failed sample."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """reason: "passed", or why not: "assertion", "exception", "syntax", "cpu", "wall", "memory", "files" (too much on
-    disk), "threads" (too many), "protocol" (it ended without a verdict: exit() before the last test, a crash, noise in
-    the verdict's pipe); strict also "opaque" (the tests compare an object that is no data) and "unverifiable" (they use one, so this mode
-    cannot tell). detail: at most about 600 characters. seconds, cpu_s: of the process. tier: that of the sandbox.
+    """How a program fared.
+
+    passed:  every test ran and none raised.
+    reason:  "passed", or
+        "assertion"     an AssertionError was raised
+        "exception"     another exception was raised, SystemExit among them
+        "syntax"        the candidate is not Python
+        "cpu"           it used more CPU time than allowed
+        "wall"          it was still running after the wall time allowed
+        "memory"        it ran out of memory
+        "files"         it wrote too much to its directory: bytes, entries or depth
+        "threads"       it started too many threads
+        "protocol"      it ended without a verdict: exit() before the last test, a crash, noise in
+                the verdict's pipe
+        "opaque"        strict mode: the tests compare an object that is not data
+        "unverifiable"  strict mode has no verdict: the tests use an object that is not data
+    detail:  the exception's text, or what was exceeded; at most about 600 characters.
+    seconds: wall time of the process. cpu_s: its CPU time.
+    tier:    name of the sandbox's tier.
     """
 
     passed: bool
@@ -66,10 +87,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Program:
-    """A candidate, its tests, and what the strict mode has to know of the tests.
+    """A candidate and its tests. The other two are for strict mode.
 
-    helpers: trusted source that the tests need, executed beside them. names: what in the tests is the candidate's;
-    None: every name that the tests use and that neither they, nor `helpers`, nor Python define.
+    helpers: trusted source that the tests need; it runs with them.
+    names:   names in the tests that the candidate provides. None: all that the tests use and that
+         neither they,
+             nor helpers, nor Python define.
     """
 
     candidate: str
@@ -78,6 +101,7 @@ class Program:
     names: tuple[str, ...] | None = None
 
     def asked(self) -> tuple[str, ...]:
+        """The names that the candidate provides."""
         if self.names is not None:
             return self.names
         known = defined_names(self.helpers) | set(dir(builtins))
@@ -89,8 +113,11 @@ _executes = True
 
 
 def accept(unsafe: str | None, *, execute: bool = True) -> None:
-    """Run programs also where the sandbox is below the floor: "fs" (tier B), "all" (B and C), None (neither).
-    execute False: run none, here they are only kept (executes() says so to whoever scores)."""
+    """Set for this process what may run.
+
+    unsafe: "fs" allows tier B, "all" tiers B and C, None neither. execute=False: run no program;
+    executes() says so to the scorer, which then keeps programs without a verdict.
+    """
     global _accepted, _executes
     assert unsafe in (None, *UNSAFE), unsafe
     _accepted, _executes = unsafe, execute
@@ -101,16 +128,14 @@ def executes() -> bool:
 
 
 def announcement() -> str:
-    """One line on what programs run in. Raises SandboxError as tier() does."""
-    return (
-        tier().line
-        if _executes
-        else "code sandbox: not used (--no_exec): programs are kept in the result, none is run"
-    )
+    """One line on the sandbox. Raises SandboxError where tier() does."""
+    if not _executes:
+        return "code sandbox: not used (--no_exec): programs are kept in the result, none is run"
+    return tier().line
 
 
 def tier() -> Tier:
-    """The sandbox of this machine. Raises SandboxError where it is below the floor and that was not accepted."""
+    """The sandbox of this machine. Raises SandboxError where its tier is not accepted."""
     found = tiers.find()
     if not found.accepted(_accepted):
         raise SandboxError(found.refusal())
@@ -127,16 +152,17 @@ def judge(
     timeout_s: float = TIMEOUT_S,
     wall_s: float = WALL_S,
 ) -> Verdict:
-    """Execute candidate, then tests, in one empty namespace (`__name__` is not "__main__"); passed if neither raises.
+    """Execute candidate, then tests, in one empty namespace; it passes if neither raises.
 
-    strict: the tests run in another process, which calls the candidate's functions with data and gets data back;
-    helpers, names: see Program. timeout_s: CPU seconds. wall_s: seconds until a program that waits is ended. Raises
-    SandboxError if there is no verdict after three attempts, if the sandbox is below the floor (see accept), and if
-    the tests are not Python.
+    `__name__` is "builtins" there, not "__main__".
+    strict: the tests run in another process, which sends data to the candidate's functions and gets
+    data back.
+    helpers, names: see Program. timeout_s: CPU seconds. wall_s: seconds after which a program that
+    waits is ended. Raises SandboxError if three attempts give no verdict, if the tier is not
+    accepted (see accept), and if the tests are not Python.
     """
-    return _judge(
-        Program(candidate, tests, helpers, names), strict, Limits(timeout_s, wall_s), None
-    )
+    program = Program(candidate, tests, helpers, names)
+    return judge_program(program, strict=strict, limits=Limits(timeout_s, wall_s))
 
 
 def judge_many(
@@ -150,13 +176,17 @@ def judge_many(
 ) -> list[Verdict]:
     """judge() for each program, in order, `workers` at a time (None: one per available core).
 
-    cancel: once the caller sets it, programs are ended at once, and SandboxError is raised.
+    cancel: once it is set, running programs are ended and SandboxError is raised.
     """
     limits, ended = Limits(timeout_s, wall_s), threading.Event() if cancel is None else cancel
-    whole = [p if isinstance(p, Program) else Program(*p) for p in programs]
+
+    def one(program: Program | tuple[str, str]) -> Verdict:
+        whole = program if isinstance(program, Program) else Program(*program)
+        return judge_program(whole, strict=strict, limits=limits, cancel=ended)
+
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
         try:
-            return list(pool.map(lambda program: _judge(program, strict, limits, ended), whole))
+            return list(pool.map(one, programs))
         except BaseException:
             if cancel is None:
                 ended.set()
@@ -164,10 +194,15 @@ def judge_many(
             raise
 
 
-def _judge(
-    program: Program, strict: bool, limits: Limits, cancel: threading.Event | None
+def judge_program(
+    program: Program,
+    *,
+    strict: bool = False,
+    limits: Limits | None = None,
+    cancel: threading.Event | None = None,
 ) -> Verdict:
-    found = tier()
+    """judge() with every limit open to choice, see process.Limits. cancel: see judge_many."""
+    found, limits = tier(), limits or Limits()
     problem = ""
     for attempt in range(ATTEMPTS):
         end = _run(program, strict, limits, found, cancel)
@@ -186,54 +221,11 @@ def _judge(
 def _run(
     program: Program, strict: bool, limits: Limits, found: Tier, cancel: threading.Event | None
 ) -> Outcome | str:
+    """One attempt; a text says why there is no outcome."""
     try:
         if strict:
-            names = program.asked()
-            whole = (program.candidate, program.tests, program.helpers, names)
-            return run_strict(*whole, limits, found.mechanism, cancel)
+            parts = (program.candidate, program.tests, program.helpers, program.asked())
+            return run_strict(*parts, limits, found.mechanism, cancel)
         return run_program(program.candidate, program.tests, limits, found.mechanism, cancel)
     except OSError as error:
         return f"{type(error).__name__}: {error}"
-
-
-def close() -> None:
-    """Remove this process's scratch directory; it is made again on use, and the next run sweeps what is left."""
-    RUN.close()
-
-
-# ---------------------------------------------------------------- names
-
-
-def free_names(source: str) -> set[str]:
-    """Names that a source reads at any depth and does not bind itself. Of what does not parse: none."""
-    tree = _parsed(source)
-    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return read - _bound(tree)
-
-
-def defined_names(source: str) -> set[str]:
-    """Names that a source binds at any depth."""
-    return _bound(_parsed(source))
-
-
-def _parsed(source: str) -> ast.AST:
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ast.Module([], [])
-
-
-def _bound(tree: ast.AST) -> set[str]:
-    bound: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            bound.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
-    return bound

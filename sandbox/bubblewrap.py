@@ -1,4 +1,4 @@
-"""The cell for kernels without Landlock: a file system of what a program may read, and namespaces of its own."""
+"""Confinement for kernels without Landlock: namespaces, and a file system of readable paths."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def program() -> str | None:
 
 
 def command(bwrap: str, folder: str, lib: str, readable: Sequence[str]) -> list[str]:
-    """bwrap and its arguments; what it shall run comes after them.
+    """bwrap and its arguments; the command that it runs has to follow.
 
-    Its own environment has to be clean too, whatever --clearenv says: /proc/1/environ inside is that one.
+    Start it with a clean environment: programs can read it as /proc/1/environ, also under
+    --clearenv.
     """
     binds: list[str] = []
     for path in dict.fromkeys([*readable, *_interpreter(), lib]):
@@ -48,7 +49,7 @@ def command(bwrap: str, folder: str, lib: str, readable: Sequence[str]) -> list[
 
 
 def _links() -> list[str]:
-    """/lib and the like, where they are links into /usr: the loader is looked for through them."""
+    """/lib and /lib64 where they are links: the path of the dynamic loader goes through them."""
     return [
         word
         for name in ("/lib", "/lib64")
@@ -58,7 +59,7 @@ def _links() -> list[str]:
 
 
 def _interpreter() -> list[str]:
-    """The interpreter as it is called and as it is, and what tells it where its library is."""
+    """The interpreter's path, the links on the way to its file, and its pyvenv.cfg."""
     paths = [sys.executable, os.path.realpath(sys.executable), f"{sys.prefix}/pyvenv.cfg"]
     link = sys.executable
     while os.path.islink(link):
@@ -68,7 +69,7 @@ def _interpreter() -> list[str]:
 
 
 def problem(bwrap: str) -> str | None:
-    """Why bwrap does not run here, in its own words, or None."""
+    """Why bwrap does not run here, by its own message, or None."""
     arguments = [
         "--unshare-all",
         "--die-with-parent",

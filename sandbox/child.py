@@ -1,29 +1,31 @@
-"""What a fresh interpreter does: confine itself, then run one candidate and its tests. Started by process.py.
+"""The program of the interpreters that process.py starts: confines itself, then executes the job.
 
-argv: file descriptor of the verdict, "program" | "oracle" | "checker", two more descriptors for the last two.
-stdin: a length, the job (marshal: it comes from the harness, and needs no import), then the token of the verdict.
-Writes "S" when it is confined, or "E" and why it could not be; then "P" and the token, or "F", a reason, a line
-feed and a detail. What is imported here is paid for with every program.
+argv:  file descriptor of the verdict's pipe; "program" | "oracle" | "checker"; for the last two,
+       the descriptors of requests and replies.
+stdin: length of the job; the job, in marshal, which needs no import; the token.
+Sends "S" once it is confined, or "E" and the reason why it could not be. Then "P" and the token,
+or "F", a reason, a line feed and a detail.
+Every import in this file costs time for every program.
 """
 
 import os
 import sys
 
-REASONS = ((AssertionError, b"assertion"), (MemoryError, b"memory"))
+REASON_OF = ((AssertionError, b"assertion"), (MemoryError, b"memory"))
 DETAIL = 500
 TOKEN = 16
 
 
 def text_of(error, limit=DETAIL):
-    """Type and message of an exception whose own methods may be hostile; clean UTF-8."""
+    """Type and message of an exception, as valid UTF-8. Its methods may be hostile."""
     try:
         text = f"{type(error).__name__}: {str(error)[:limit]}"
     except BaseException:
-        return b"an exception whose text cannot be had"
+        return b"an exception whose text raises another"
     return text[: limit + 100].encode("utf-8", "backslashreplace")
 
 
-def reason_of(error, reasons=REASONS):
+def reason_of(error, reasons=REASON_OF):
     return next((reason for kind, reason in reasons if isinstance(error, kind)), b"exception")
 
 
@@ -32,7 +34,7 @@ def read_exactly(fd, size, read=os.read):
     while size > 0:
         part = read(fd, min(size, 1 << 20))
         if not part:
-            raise EOFError("the harness is gone")
+            raise EOFError("the pipe is closed")
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
@@ -42,55 +44,55 @@ def limit_itself(limits):
     import resource
 
     for name, (soft, hard) in limits.items():
-        which = getattr(resource, name)
-        ceiling = resource.getrlimit(which)[1]
-        if (
-            ceiling != resource.RLIM_INFINITY
-        ):  # a limit of the machine's own may be lower and cannot be raised
+        number = getattr(resource, name)
+        ceiling = resource.getrlimit(number)[1]
+        if ceiling != resource.RLIM_INFINITY:  # the machine's own limit cannot be raised
             soft, hard = min(soft, ceiling), min(hard, ceiling)
-        resource.setrlimit(which, (soft, hard))
+        resource.setrlimit(number, (soft, hard))
     try:
-        with open(
-            "/proc/self/oom_score_adj", "w"
-        ) as file:  # where memory ends, this process goes first
+        # when the machine runs out of memory, the kernel kills this process first
+        with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
     except OSError:
         pass
 
 
 def libc_call():
-    """call(what, function, *arguments) of the C library. ctypes' machinery without its package: that takes 4 ms to
-    import, a third of the life of a program. Integers are passed as int, bytes as a pointer to them."""
+    """Returns call(name, function, *arguments), which calls a function of the C library.
+
+    Integers are passed as int, bytes as a pointer to them. A failed call raises OSError with
+    `name`. It uses _ctypes: importing ctypes takes 4 ms, a third of a program's life.
+    """
     import _ctypes
 
     library = _ctypes.dlopen(None, 0)
 
-    def call(what, function, *arguments):
+    def call(name, function, *arguments):
         result = _ctypes.call_function(_ctypes.dlsym(library, function), arguments)
-        if result < 0:  # once more, for errno
+        if result < 0:  # called again, for errno
             import ctypes
 
             getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments)
             code = ctypes.get_errno()
-            raise OSError(code, f"{what}: {os.strerror(code)}")
+            raise OSError(code, f"{name}: {os.strerror(code)}")
         return result
 
     return call
 
 
 def address_of(data):
-    """Where the bytes of a bytes object are (CPython: after its header, before the final zero)."""
+    """Address of the content of a bytes object (in CPython, after its header)."""
     return id(data) + bytes.__basicsize__ - 1
 
 
 def confine(job):
-    """Landlock, no privileges, seccomp: in this order, each as far as the job has it. Raises OSError."""
+    """Apply Landlock, drop privileges, apply seccomp: in this order. Raises OSError."""
     from _struct import pack
 
     call = libc_call()
 
-    def prctl(what, option, value):
-        call(what, "prctl", option, value, 0, 0, 0)
+    def prctl(name, option, value):
+        call(name, "prctl", option, value, 0, 0, 0)
 
     prctl("no_new_privs", 38, 1)
     if job["landlock"]:
@@ -105,8 +107,8 @@ def confine(job):
         call("landlock", "syscall", restrict, ruleset, 0)
         os.close(ruleset)
     if job["seccomp"] or job["landlock"]:
-        call("capset", "capset", pack("<Ii", 0x20080522, 0), bytes(24))  # root without its powers
-    prctl("pdeathsig", 1, 9)  # gone with the harness, also with one that was killed
+        call("capset", "capset", pack("<Ii", 0x20080522, 0), bytes(24))  # no capabilities, for root
+    prctl("pdeathsig", 1, 9)  # killed when the harness ends, however it ends
     if job["parent"] and os.getppid() != job["parent"]:
         os._exit(1)
     if job["seccomp"]:
@@ -119,8 +121,8 @@ def confine(job):
 
 
 def run_program(job, verdict, token_fd):
-    """Compile both parts before either runs, execute them in one empty namespace, say how it went."""
-    # the names below stay the real ones whatever the program rebinds in these modules
+    """Compile both parts, then execute them in one empty namespace, then send the verdict."""
+    # local names: the program cannot replace them by rebinding names in modules
     write, leave, run, get_token = os.write, os._exit, exec, read_exactly
     reason_for, text_for = reason_of, text_of
 
@@ -134,11 +136,10 @@ def run_program(job, verdict, token_fd):
         failed(b"tests", text_for(error))
     try:
         first = compile(job["candidate"], "<candidate>", "exec", dont_inherit=True)
-    except (
-        BaseException
-    ) as error:  # SyntaxError, ValueError, RecursionError, the parser's MemoryError
+    except BaseException as error:  # the parser raises MemoryError and RecursionError too
         failed(b"syntax", text_for(error))
-    # empty, as under lm-eval: __name__ is then "builtins" and no `if __name__ == "__main__"` block runs
+    # empty, as under lm-eval: __name__ is "builtins", so that no `if __name__ == "__main__"` block
+    # runs
     namespace = {}
     try:
         run(first, namespace)
@@ -168,9 +169,7 @@ def main():
 
         del sys.path[0]
         action = getattr(oracle, f"run_{mode}")
-    sys.path += job[
-        "site"
-    ]  # appended without reading .pth files: numpy can be imported as under lm-eval
+    sys.path += job["site"]  # numpy can be imported, as under lm-eval; .pth files are not read
     sys.argv = [""]
     sys.modules["__main__"] = type(sys)("__main__")
     try:

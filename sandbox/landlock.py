@@ -1,8 +1,9 @@
-"""Which files a confined program may reach, as a rule set of the kernel's Landlock (Linux 5.13 and newer).
+"""Which files a confined program may reach: a rule set of the kernel's Landlock (Linux 5.13).
 
-Reading: the standard library, site-packages, shared libraries, time zones. Writing: its scratch directory. Executing:
-nothing. Newer versions add no TCP (4), no signals and no abstract sockets to processes outside (6). What a path is,
-its size and mode stay visible to stat().
+Readable: the standard library, site-packages, shared libraries, time zones.
+Writable: the scratch directory. Executable: nothing.
+Version 4 also forbids TCP, version 6 signals and abstract sockets to processes outside. stat()
+still shows type, size and mode of any path.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ READ = READ_FILE | READ_DIR
 SCRATCH = (
     READ | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | MAKE_SYM | REFER | TRUNCATE
 )
-FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE  # the others are rights to directories
+FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE  # the others apply to directories only
+SYSTEM_PATHS = """
+/lib /lib64 /usr/lib /usr/lib64 /usr/local/lib /etc/ld.so.cache /etc/ld.so.conf
+/usr/share/zoneinfo /etc/localtime /dev/zero /dev/urandom /dev/random
+"""
 
 
 @functools.cache
@@ -40,7 +45,7 @@ def version() -> tuple[int, str]:
 
 
 def handled(abi: int) -> tuple[int, int, int]:
-    """What a rule set of this version forbids where no rule allows it: file rights, network rights, scopes."""
+    """(file rights, network rights, scopes) that are forbidden unless a rule allows them."""
     files = (1 << 13) - 1
     files |= REFER if abi >= 2 else 0
     files |= TRUNCATE if abi >= 3 else 0
@@ -50,24 +55,11 @@ def handled(abi: int) -> tuple[int, int, int]:
 
 @functools.cache
 def readable() -> tuple[str, ...]:
-    """What a Python program may need to read. Never the home directory itself, or a directory that holds it."""
+    """Paths that a Python program may need to read; never the home directory or one above it."""
     base = Path(sys.base_prefix)
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")] + list(site_packages())
-    paths += [
-        str(base / "lib"),
-        *(str(p) for p in base.glob("lib64")),
-        sysconfig.get_config_var("LIBDIR") or "/usr/lib",
-    ]
-    paths += [
-        "/lib",
-        "/lib64",
-        "/usr/lib",
-        "/usr/lib64",
-        "/usr/local/lib",
-        "/etc/ld.so.cache",
-        "/etc/ld.so.conf",
-    ]
-    paths += ["/usr/share/zoneinfo", "/etc/localtime", "/dev/zero", "/dev/urandom", "/dev/random"]
+    paths += [str(base / "lib"), *(str(p) for p in base.glob("lib64"))]
+    paths += [sysconfig.get_config_var("LIBDIR") or "/usr/lib", *SYSTEM_PATHS.split()]
     home = Path(os.path.realpath(os.path.expanduser("~")))
     real = (Path(os.path.realpath(path)) for path in dict.fromkeys(paths) if os.path.exists(path))
     return tuple(dict.fromkeys(str(p) for p in real if p != home and p not in home.parents))
@@ -79,7 +71,7 @@ def site_packages() -> tuple[str, ...]:
 
 
 def rules(scratch: str, abi: int) -> list[tuple[str, int]]:
-    """(path, rights) for everything that stays allowed."""
+    """(path, rights) of everything that is allowed."""
     files = handled(abi)[0]
 
     def rights(path: str, wanted: int) -> tuple[str, int]:

@@ -1,17 +1,22 @@
-"""The strict re-check, in two fresh interpreters: the oracle has the candidate, the checker has the tests.
+"""Strict mode, in two fresh interpreters: an oracle with the candidate, a checker with the tests.
 
-Only data passes between them: requests ["look", names] and ["call", name, args, kwargs], replies ["v", value],
-["o", class, truth] (an object that is no data), ["e", classes, text] (it raised) or ["n", why] (not expressible).
-What the tests expect never leaves the checker, and nothing of the candidate's but data reaches it: an object that
-claims to equal everything has no class left there, and frames, pipes and builtins of the tests are out of reach.
-Messages: four bytes of length, then JSON. Values are tagged lists of exact builtin types; never pickle.
+The checker sends requests, the oracle replies; only data passes between them:
+    ["look", names]                ["v", {name: "missing" | "callable" | reply}]
+    ["call", name, args, kwargs]   ["v", value]           the function returned data
+                                   ["o", class, truth]    it returned an object that is not data
+                                   ["e", classes, text]   it raised
+                                   ["n", why]             the value cannot be sent
+Expected values never leave the checker. From the candidate it receives only data: an object that
+equals everything arrives without its class, and the frames, pipes and builtins of the tests are in
+another process.
+A message is four bytes of length, then JSON. Values are tagged lists of builtin types; no pickle.
 """
 
 import builtins
 import json
 import os
 
-from child import read_exactly, reason_of, text_of
+from child import TOKEN, read_exactly, reason_of, text_of
 
 MAX_BYTES, MAX_DEPTH, MAX_ITEMS = 16 << 20, 60, 100_000
 
@@ -24,7 +29,7 @@ class NotData(Exception):
 
 
 def encode(value, depth=0):
-    """JSON-ready form of a value; a subclass of a builtin type is sent as that type. Raises NotData."""
+    """A value as lists for JSON. A subclass of a builtin type becomes that type. Raises NotData."""
     if depth > MAX_DEPTH:
         raise NotData(f"nested more than {MAX_DEPTH} deep")
     if value is None or value is True or value is False:
@@ -37,11 +42,8 @@ def encode(value, depth=0):
     if isinstance(value, float):
         return ["f", float.hex(value)]
     if isinstance(value, complex):
-        return [
-            "c",
-            float.hex(complex.__complex__(value).real),
-            float.hex(complex.__complex__(value).imag),
-        ]
+        value = complex.__complex__(value)
+        return ["c", float.hex(value.real), float.hex(value.imag)]
     if isinstance(value, bytes | bytearray):
         return ["b" if isinstance(value, bytes) else "B", bytes(value).hex()]
     special = _special(kind, value, depth)
@@ -73,10 +75,7 @@ def _special(kind, value, depth):
     if kind.__module__ == "numpy" and getattr(value, "shape", None) == ():
         return encode(value.item(), depth + 1)
     if name in ("builtins.dict_keys", "builtins.dict_items"):
-        return [
-            "S",
-            [encode(v, depth + 1) for v in value],
-        ]  # as sets they compare, and go on to be iterated
+        return ["S", [encode(v, depth + 1) for v in value]]  # sets compare and iterate as they do
     if hasattr(kind, "__next__"):
         items = []
         for item in value:
@@ -88,7 +87,7 @@ def _special(kind, value, depth):
 
 
 def decode(sent):
-    """The value of an encoded form. Raises ValueError, TypeError, KeyError, ... where it is none."""
+    """The value that encode() was given. Other input raises ValueError, TypeError, KeyError, ..."""
     if sent is None or sent is True or sent is False:
         return sent
     tag, *parts = sent
@@ -143,16 +142,17 @@ def send(fd, message, write=os.write):
 def receive(fd):
     size = int.from_bytes(read_exactly(fd, 4), "little")
     if size > MAX_BYTES:
-        raise ValueError("a message that is too long")
+        raise ValueError("message too long")
     return json.loads(read_exactly(fd, size))
 
 
-# ---------------------------------------------------------------- the candidate's side
+# ---------------------------------------------------------------- the oracle
 
 
 def run_oracle(job, verdict, token_fd, requests, replies):
-    """Execute the candidate, then answer calls until nobody asks any more."""
+    """Execute the candidate, then answer requests until the checker ends."""
     os.close(token_fd)
+    # local names: the program cannot replace them by rebinding names in modules
     answer, next_request, leave, run = send, receive, os._exit, exec
     namespace = {}
     try:
@@ -171,7 +171,7 @@ def run_oracle(job, verdict, token_fd, requests, replies):
             request = next_request(requests)
         except EOFError:
             leave(0)
-        for reply in (_reply(request, namespace), ["n", "more than can be sent"]):
+        for reply in (_reply(request, namespace), ["n", "a value too large to be sent"]):
             try:
                 answer(replies, reply)
                 break
@@ -208,13 +208,13 @@ def _sent(value):
         return ["o", type(value).__name__, bool(value)] if opaque else ["n", str(error)]
 
 
-# ---------------------------------------------------------------- the tests' side
+# ---------------------------------------------------------------- the checker
 
 
 class Stop(BaseException):
-    """The check is over: with which reason and why."""
+    """Ends the check with a reason and a detail."""
 
-    over = None  # the first of them; tests with a bare except do not get past it
+    over = None  # the first one raised: it counts even where the tests catch it
 
     def __init__(self, reason, detail):
         super().__init__(reason, detail)
@@ -222,7 +222,7 @@ class Stop(BaseException):
 
 
 class Opaque:
-    """Stands for an object of the candidate's that is no data: it has a truth, and equals nothing."""
+    """Stands for an object that is not data. It has a truth value; any other use ends the check."""
 
     def __init__(self, kind, truth):
         object.__setattr__(self, "_seen", (kind, truth))
@@ -231,13 +231,13 @@ class Opaque:
         return self._seen[1] is True
 
     def _compared(self, _other):
-        raise Stop("opaque", f"an object of class {self._seen[0]} was compared; it is no data")
+        raise Stop("opaque", f"an object of class {self._seen[0]} was compared; it is not data")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compared
 
     def _used(self, *_args):
         raise Stop(
-            "unverifiable", f"the tests use an object of class {self._seen[0]}, which is no data"
+            "unverifiable", f"the tests use an object of class {self._seen[0]}, which is not data"
         )
 
     __hash__ = __len__ = __iter__ = __call__ = __getitem__ = __contains__ = __setattr__ = (
@@ -246,7 +246,7 @@ class Opaque:
 
 
 class Proxy:
-    """A function of the candidate's, called in its own process."""
+    """Stands for a function of the candidate. A call is a request to the oracle."""
 
     def __init__(self, name, ask):
         object.__setattr__(self, "_target", (name, ask))
@@ -267,7 +267,7 @@ class Proxy:
 
 
 def _value(reply):
-    """What a reply says. Raises what the candidate raised, and Stop where it says nothing that counts."""
+    """The value in a reply. Raises what the candidate raised, and Stop if there is no value."""
     try:
         tag, *parts = reply
         if tag == "v":
@@ -283,16 +283,16 @@ def _value(reply):
     except Stop:
         raise
     except Exception as error:
-        raise Stop("protocol", f"an answer that is none: {type(error).__name__}") from None
+        raise Stop("protocol", f"malformed reply: {type(error).__name__}") from None
     try:
         error = kind(text)
-    except TypeError:  # a class that wants more than a text
+    except TypeError:  # its class takes other arguments
         error = Exception(text)
     raise error
 
 
 def run_checker(job, verdict, token_fd, requests, replies):
-    """Execute the tests; every use of a name of the candidate's is a question to the oracle."""
+    """Execute the tests; the names that the candidate provides are in the oracle."""
 
     def ask(request):
         try:
@@ -303,12 +303,10 @@ def run_checker(job, verdict, token_fd, requests, replies):
         except EOFError:
             raise Stop("gone", "the candidate's process ended") from None
         except (ValueError, OSError, RecursionError) as error:
-            gone = isinstance(error, BrokenPipeError)
-            raise Stop(
-                "gone" if gone else "protocol", f"no answer: {type(error).__name__}"
-            ) from None
+            reason = "gone" if isinstance(error, BrokenPipeError) else "protocol"
+            raise Stop(reason, f"no reply: {type(error).__name__}") from None
 
-    def say(message):
+    def end(message):
         os.write(verdict, message)
         os._exit(0)
 
@@ -317,9 +315,9 @@ def run_checker(job, verdict, token_fd, requests, replies):
         namespace = {}
         exec(compile(job["helpers"], "<helpers>", "exec", dont_inherit=True), namespace)
     except BaseException as error:
-        say(b"Ftests\n" + text_of(error))
+        end(b"Ftests\n" + text_of(error))
     try:
-        _meet(replies)
+        _wait_for_candidate(replies)
         found = _value(ask(["look", job["names"]]))
         for name in job["names"]:
             namespace.pop(name, None)
@@ -335,21 +333,21 @@ def run_checker(job, verdict, token_fd, requests, replies):
     if Stop.over is not None:
         outcome = tuple(part.encode("utf-8", "backslashreplace") for part in Stop.over)
     if outcome is not None:
-        say(b"F" + outcome[0] + b"\n" + outcome[1])
-    say(b"P" + read_exactly(token_fd, 16))
+        end(b"F" + outcome[0] + b"\n" + outcome[1])
+    end(b"P" + read_exactly(token_fd, TOKEN))
 
 
-def _meet(replies):
-    """Wait for the candidate to be loaded. Raises Stop where it was not."""
+def _wait_for_candidate(replies):
+    """Wait until the oracle has executed the candidate. Raises Stop where that failed."""
     try:
-        hello = receive(replies)
+        message = receive(replies)
     except EOFError:
         raise Stop("gone", "the candidate's process ended before it was loaded") from None
     except (ValueError, RecursionError):
-        hello = None
-    if hello == ["ready"]:
-        return
-    known = ("syntax", "assertion", "exception", "memory")
-    if isinstance(hello, list) and len(hello) == 3 and hello[0] == "F" and hello[1] in known:
-        raise Stop(hello[1], str(hello[2])[:600])
-    raise Stop("protocol", "the candidate's process said something that is no greeting")
+        message = None
+    match message:
+        case ["ready"]:
+            return
+        case ["F", "syntax" | "assertion" | "exception" | "memory" as reason, detail]:
+            raise Stop(reason, str(detail)[:600])
+    raise Stop("protocol", "malformed first message of the candidate's process")

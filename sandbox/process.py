@@ -1,8 +1,10 @@
-"""One program in one fresh interpreter (two for the strict re-check): start, talk, end, and what came of it.
+"""Starts an interpreter for a program (two in strict mode), watches it, ends it, reads its outcome.
 
-CPU time decides, so that a loaded machine changes no verdict; wall time ends a program that waits, and the time in
-which it was ready to run but had no core does not count. A program that ends without a verdict has failed; an
-interpreter that never came as far as the program, or that something outside killed, is no verdict at all (None).
+The limit that decides is one of CPU time, so that a loaded machine changes no verdict. Wall time
+ends a program that waits; time in which it was ready to run but had no core does not count. A
+program that ends without a verdict has failed. An interpreter that did not get as far as the
+program, or was killed from outside, has no outcome: then run_program and run_strict return a text
+with the reason.
 """
 
 from __future__ import annotations
@@ -21,28 +23,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from sandbox import bubblewrap, landlock, seccomp
-from sandbox.scratch import RUN, Scratch, holds
+from sandbox.scratch import RUN, Scratch, holds_too_much
 
 MAX_MESSAGE = 4096
-TICK_S = 0.1  # how often a program that runs for long is looked at
-KNOWN = (
-    "assertion",
-    "exception",
-    "syntax",
-    "memory",
-    "protocol",
-    "opaque",
-    "unverifiable",
-    "gone",
-    "tests",
+TICK_S = 0.1  # interval between two checks of a running program
+# reasons that child.py and oracle.py may send; no Verdict has the last two
+REASONS = frozenset(
+    "assertion exception syntax memory protocol opaque unverifiable gone tests".split()
 )
-MUCH_MEMORY_KB = 512 << 10
+MUCH_MEMORY_KB = 512 << 10  # a program that holds more and is killed from outside ran out of memory
 MAX_THREADS = 512
-GONE_S = 2.0  # between the end of a candidate's pipe and its own
+GONE_S = 2.0  # time for a candidate's process to end after its pipe has closed
 
 
 @dataclass(frozen=True)
 class Limits:
+    """Of one interpreter. file_mb: size of one file; scratch_mb: of all files in its directory."""
+
     cpu_s: float = 10.0
     wall_s: float = 30.0
     memory_mb: int = 4096
@@ -52,10 +49,8 @@ class Limits:
     def as_rlimits(self) -> dict[str, tuple[int, int]]:
         cpu = max(1, int(-(-self.cpu_s // 1)))
         return {
-            "RLIMIT_CPU": (
-                cpu,
-                cpu + 1,
-            ),  # the signal of the first can be caught, that of the second cannot
+            # the signal of the soft limit can be caught, that of the hard limit cannot
+            "RLIMIT_CPU": (cpu, cpu + 1),
             "RLIMIT_AS": (self.memory_mb << 20,) * 2,
             "RLIMIT_FSIZE": (self.file_mb << 20,) * 2,
             "RLIMIT_NOFILE": (64, 64),
@@ -67,7 +62,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """What programs are confined by, besides rlimits. bwrap: path of the program, None for none."""
+    """What confines programs, besides rlimits. bwrap: path of bubblewrap, None to do without it."""
 
     landlock: bool = True
     seccomp: bool = True
@@ -76,7 +71,9 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Outcome:
-    reason: str  # "passed", or why not
+    """As in sandbox.Verdict. More reasons: "gone", the other process ended; "tests", not Python."""
+
+    reason: str
     detail: str
     seconds: float
     cpu_s: float
@@ -84,7 +81,14 @@ class Outcome:
 
 @dataclass
 class Child:
-    """A started interpreter: its verdict pipe, what it said, and what it still has to be told."""
+    """A started interpreter.
+
+    verdict:   file descriptor from which its message is read. message: what it has sent.
+    token:     the bytes that make a message a pass.
+    unsent:    the rest of its job, still to be written to stdin.
+    ended_for: why this side ended it: "wall", "files", "threads", "cancelled", "closed"; else "".
+    pidfd:     -1 where the kernel has none.
+    """
 
     process: subprocess.Popen
     verdict: int
@@ -94,11 +98,11 @@ class Child:
     status: int = 0
     cpu_s: float = 0.0
     rss_kb: int = 0
-    cut: str = ""  # why it was ended, if it was
+    ended_for: str = ""
     pidfd: int = field(default=-1)
 
-    def hear(self) -> None:
-        """Take what is in the verdict pipe; never wait, never keep more than MAX_MESSAGE."""
+    def read_message(self) -> None:
+        """Read what is in the verdict pipe, without waiting; keep MAX_MESSAGE + 1 bytes at most."""
         while True:
             try:
                 part = os.read(self.verdict, MAX_MESSAGE)
@@ -110,8 +114,8 @@ class Child:
             if len(self.message) > MAX_MESSAGE:
                 return
 
-    def tell(self) -> None:
-        """Write what the job pipe takes; a program that ended takes nothing more."""
+    def send_job(self) -> None:
+        """Write as much of the job as stdin takes; nothing to a program that has ended."""
         stdin = self.process.stdin
         try:
             self.unsent = self.unsent[os.write(stdin.fileno(), self.unsent) :]
@@ -122,21 +126,30 @@ class Child:
         if not self.unsent:
             stdin.close()
 
-    def look(self) -> int:
-        """Threads of it and its descendants now. What they used is kept: bwrap's own end tells nothing of theirs."""
-        now = [
-            _numbers(f"/proc/{pid}/stat") for pid in family(self.process.pid)
-        ]  # user and system time, threads, memory
-        self.cpu_s = max(self.cpu_s, sum(n[11] + n[12] for n in now) / os.sysconf("SC_CLK_TCK"))
-        self.rss_kb = max(self.rss_kb, sum(n[21] for n in now) * (os.sysconf("SC_PAGE_SIZE") >> 10))
-        return sum(n[17] for n in now)
+    def count_threads(self) -> int:
+        """Threads of it and its descendants now.
 
-    def says(self, start: bytes) -> bool:
-        self.hear()
+        Records their time and memory too: under bwrap, wait4() does not report them.
+        """
+        now = [_numbers(f"/proc/{pid}/stat") for pid in family(self.process.pid)]
+        user, system, threads, pages = (
+            11,
+            12,
+            17,
+            21,
+        )  # fields after the program's name, see proc(5)
+        ticks = sum(n[user] + n[system] for n in now)
+        self.cpu_s = max(self.cpu_s, ticks / os.sysconf("SC_CLK_TCK"))
+        page_kb = os.sysconf("SC_PAGE_SIZE") >> 10
+        self.rss_kb = max(self.rss_kb, sum(n[pages] for n in now) * page_kb)
+        return sum(n[threads] for n in now)
+
+    def has_sent(self, start: bytes) -> bool:
+        self.read_message()
         return self.message.startswith(start)
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether it ends without being killed."""
+        """Whether it ends by itself within so many seconds."""
         end = time.monotonic() + seconds
         while not (ended := self.ended()) and time.monotonic() < end:
             time.sleep(0.001)
@@ -148,20 +161,19 @@ class Child:
         )
 
     def end(self) -> None:
-        """Kill the whole session, reap its leader, close what is open."""
-        for kill in (
-            os.killpg,
-            os.kill,
-        ):  # the leader is not yet reaped: the id cannot be another's
+        """Kill the whole session, reap its leader, close the pipes."""
+        # the leader is not reaped yet: no other process can have its id
+        for kill in (os.killpg, os.kill):
             try:
                 kill(self.process.pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
                 pass
         _, status, usage = os.wait4(self.process.pid, 0)
-        self.hear()
+        self.read_message()
         self.status = self.process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_s = max(self.cpu_s, usage.ru_utime + usage.ru_stime)
-        # between fork and exec it had the memory of this process, which holds a model: that counts in its peak for ever
+        # between fork and exec it had the memory of this process, which may hold a model: that is
+        # part of its peak
         if usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
             self.rss_kb = max(self.rss_kb, usage.ru_maxrss)
         for fd in (self.verdict, self.pidfd):
@@ -175,7 +187,7 @@ class Child:
 
 
 def environment(folder: str) -> dict[str, str]:
-    """Everything a program finds in its environment; also that of the bwrap process, whose own is readable inside."""
+    """The environment of a program, and of bwrap, whose own environment is readable inside."""
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
     paths = {"HOME": folder, "TMPDIR": folder, "PATH": "/usr/bin:/bin"}
     return (
@@ -208,31 +220,19 @@ def start(
     more: dict,
     pipes: tuple[int, ...] = (),
 ) -> Child:
-    """Start an interpreter in `folder`. Raises OSError where that is not possible."""
+    """Start an interpreter in `folder`. mode, pipes: see child.py. Raises OSError."""
     token = secrets.token_bytes(16)
     job = marshal.dumps(_job(mechanism, limits, folder, more))
     read_fd, write_fd = os.pipe()
     try:
-        safe_path = (
-            ["-P"] if sys.version_info >= (3, 11) else []
-        )  # child.py does the same below 3.11
-        program = f"{RUN.lib()}/child.pyc"
-        command = [
-            sys.executable,
-            "-S",
-            "-s",
-            "-B",
-            *safe_path,
-            program,
-            str(write_fd),
-            mode,
-            *map(str, pipes),
-        ]
+        options = ["-S", "-s", "-B"]
+        if sys.version_info >= (3, 11):  # below it, child.py has the same effect
+            options.append("-P")
+        arguments = [str(write_fd), mode, *map(str, pipes)]
+        command = [sys.executable, *options, f"{RUN.lib()}/child.pyc", *arguments]
         if mechanism.bwrap:
-            command = (
-                bubblewrap.command(mechanism.bwrap, folder, RUN.lib(), landlock.readable())
-                + command
-            )
+            paths = (folder, RUN.lib(), landlock.readable())
+            command = bubblewrap.command(mechanism.bwrap, *paths) + command
         process = subprocess.Popen(
             command,
             env=environment(folder),
@@ -255,17 +255,17 @@ def start(
     try:
         child.pidfd = os.pidfd_open(process.pid)
     except (OSError, AttributeError):
-        pass  # before Linux 5.3: looked at every few milliseconds instead
-    child.tell()
+        pass  # before Linux 5.3: watch() polls every few milliseconds
+    child.send_job()
     return child
 
 
-def listen(
+def watch(
     children: list[Child], limits: Limits, folders: list[str], cancel: threading.Event | None
 ) -> None:
-    """Until the last of the children ends, or must be ended: then its .cut says why."""
+    """Wait until the last of the children has ended, or has to be ended: see its .ended_for."""
     last, began = children[-1], time.monotonic()
-    looked, deadline = began, began + limits.wall_s
+    checked, deadline = began, began + limits.wall_s
     while not last.ended():
         poll = select.poll()
         for child in children:
@@ -278,32 +278,34 @@ def listen(
             waited = max(delayed_s(child.process.pid) for child in children)
             deadline = began + min(limits.wall_s + waited, 10 * limits.wall_s)
             if now >= deadline:
-                last.cut = "wall"
+                last.ended_for = "wall"
                 return
-        if now - looked >= TICK_S:
-            looked = now
+        if now - checked >= TICK_S:
+            checked = now
             for child in children:
-                child.hear()
-            if any(holds(folder, limits.scratch_mb << 20) for folder in folders):
-                last.cut = "files"
+                child.read_message()
+            if any(holds_too_much(folder, limits.scratch_mb << 20) for folder in folders):
+                last.ended_for = "files"
                 return
-            if any(child.look() > MAX_THREADS for child in children):
-                last.cut = "threads"
+            if any(child.count_threads() > MAX_THREADS for child in children):
+                last.ended_for = "threads"
                 return
         if cancel is not None and cancel.is_set():
-            last.cut = "cancelled"
+            last.ended_for = "cancelled"
             return
         pause = TICK_S if last.pidfd >= 0 else 0.003
         poll.poll(1000 * max(0.0, min(pause, deadline - now)))
         for child in children:
             if child.unsent:
-                child.tell()
+                child.send_job()
         if any(child.pidfd >= 0 and child is not last and child.ended() for child in children):
-            time.sleep(0.001)  # a pidfd stays readable: the last one is about to notice too
+            time.sleep(
+                0.001
+            )  # its pidfd stays readable and poll() returns at once; the last ends soon
 
 
 def family(pid: int) -> list[int]:
-    """A process and its descendants (bubblewrap puts two processes before the interpreter)."""
+    """A process and its descendants: bubblewrap starts the interpreter as its grandchild."""
     try:
         with open(f"/proc/{pid}/task/{pid}/children") as file:
             children = file.read().split()
@@ -313,20 +315,18 @@ def family(pid: int) -> list[int]:
 
 
 def delayed_s(pid: int) -> float:
-    """Seconds that a process and its descendants were ready to run and had to wait for a core."""
+    """Seconds for which a process and its descendants were ready to run and waited for a core."""
     return sum(_numbers(f"/proc/{p}/schedstat")[1] for p in family(pid)) / 1e9
 
 
 def _numbers(file: str) -> list[int]:
-    """The numbers in a file of /proc, without the name of the program; zeros where they cannot be had."""
+    """The numbers in a file of /proc after the program's name; zeros where it cannot be read."""
     try:
         with open(file) as opened:
-            return [
-                int(word) if word.isdigit() else 0
-                for word in opened.read().rpartition(")")[2].split()
-            ]
+            words = opened.read().rpartition(")")[2].split()
     except OSError:
         return [0] * 52
+    return [int(word) if word.isdigit() else 0 for word in words]
 
 
 def run_program(
@@ -336,13 +336,14 @@ def run_program(
     mechanism: Mechanism,
     cancel: threading.Event | None = None,
 ) -> Outcome | str:
-    """Candidate and tests in one interpreter; a text is why there is no verdict."""
+    """Candidate and tests in one interpreter. A text says why there is no outcome."""
     began = time.monotonic()
     with Scratch() as folder:
-        job = {"candidate": _source(candidate), "tests": _source(tests)}
+        # str(): marshal refuses subclasses of it
+        job = {"candidate": str(candidate), "tests": str(tests)}
         child = start(mechanism, limits, folder, "program", job)
         try:
-            listen([child], limits, [folder], cancel)
+            watch([child], limits, [folder], cancel)
         finally:
             child.end()
         return outcome(child, limits, mechanism, time.monotonic() - began)
@@ -357,27 +358,25 @@ def run_strict(
     mechanism: Mechanism,
     cancel: threading.Event | None = None,
 ) -> Outcome | str:
-    """The candidate in one interpreter, the tests in another; a text is why there is no verdict."""
+    """Candidate and tests in two interpreters. A text says why there is no outcome."""
     began = time.monotonic()
     with ExitStack() as stack:
         folders = [stack.enter_context(Scratch()) for _ in range(2)]
-        questions, answers = os.pipe(), os.pipe()
-        ours = [*questions, *answers]
+        requests, replies = os.pipe(), os.pipe()
+        ours = [*requests, *replies]
         children: list[Child] = []
         try:
-            job = {"candidate": _source(candidate)}
-            children.append(
-                start(mechanism, limits, folders[0], "oracle", job, (questions[0], answers[1]))
-            )
-            job = {"tests": _source(tests), "helpers": _source(helpers), "names": tuple(names)}
-            children.append(
-                start(mechanism, limits, folders[1], "checker", job, (questions[1], answers[0]))
-            )
+            job = {"candidate": str(candidate)}
+            ends = (requests[0], replies[1])
+            children.append(start(mechanism, limits, folders[0], "oracle", job, ends))
+            job = {"tests": str(tests), "helpers": str(helpers), "names": tuple(names)}
+            ends = (requests[1], replies[0])
+            children.append(start(mechanism, limits, folders[1], "checker", job, ends))
             while ours:
-                os.close(ours.pop())  # each end is now held by its process alone
-            listen(children, limits, folders, cancel)
-            if children[1].says(b"SFgone") and not children[0].ends_within(GONE_S):
-                children[0].cut = "closed"
+                os.close(ours.pop())  # now only the children hold the ends
+            watch(children, limits, folders, cancel)
+            if children[1].has_sent(b"SFgone") and not children[0].ends_within(GONE_S):
+                children[0].ended_for = "closed"
         finally:
             for fd in ours:
                 os.close(fd)
@@ -386,66 +385,52 @@ def run_strict(
         oracle, checker = children
         seconds = time.monotonic() - began
         found = outcome(checker, limits, mechanism, seconds)
-        if isinstance(found, Outcome) and found.reason == "gone":  # why, its own end tells
+        if isinstance(found, str):
+            return found
+        if found.reason == "gone":  # the candidate's process ended: its own end is the outcome
             return outcome(oracle, limits, mechanism, seconds)
-        if isinstance(found, Outcome):
-            return Outcome(found.reason, found.detail, seconds, oracle.cpu_s)
-        return found
-
-
-def _source(text: str) -> str | bytes:
-    """marshal takes every str but knows no subclass of it."""
-    return str(text)
+        return Outcome(found.reason, found.detail, seconds, oracle.cpu_s)
 
 
 def outcome(child: Child, limits: Limits, mechanism: Mechanism, seconds: float) -> Outcome | str:
-    """What the end of a child means; a text is why it means nothing."""
+    """The outcome of a child that has ended. A text says why there is none."""
     status = child.status
     if mechanism.bwrap and status > 128:
-        status = 128 - status  # bwrap tells signals as a shell does
+        status = 128 - status  # bwrap reports signals as a shell does
     message, cpu_s = child.message, child.cpu_s
 
     def failed(reason: str, detail: str) -> Outcome:
         return Outcome(reason, detail, seconds, cpu_s)
 
-    if child.cut == "cancelled":
+    if child.ended_for == "cancelled":
         return "cancelled"
     if not message.startswith(b"S"):
-        return (
-            message[1:].decode("utf-8", "replace")
-            or f"the interpreter ended before the program, status {status}"
-        )
-    if child.cut == "wall":
+        problem = message[1:].decode("utf-8", "replace")
+        return problem or f"the interpreter ended before the program started, status {status}"
+    if child.ended_for == "wall":
         return failed("wall", f"still running after {seconds:.0f} s")
-    if child.cut == "files":
-        return failed(
-            "files",
-            f"more than {limits.scratch_mb} MiB, too many files or too deep a tree in its directory",
-        )
-    if child.cut == "threads":
+    if child.ended_for == "files":
+        size = f"more than {limits.scratch_mb} MiB"
+        return failed("files", f"{size}, too many files or too deep a tree in its directory")
+    if child.ended_for == "threads":
         return failed("threads", f"more than {MAX_THREADS} threads")
-    if child.cut == "closed":
-        return failed("protocol", "closed the pipe of its answers")
-    said = message[1:]
-    if said == b"P" + child.token and status == 0:
+    if child.ended_for == "closed":
+        return failed("protocol", "closed the pipe of its replies")
+    sent = message[1:]
+    if sent == b"P" + child.token and status == 0:
         return Outcome("passed", "", seconds, cpu_s)
-    reason, _, detail = said[1:].partition(b"\n")
-    if said.startswith(b"F") and status == 0 and reason.decode("ascii", "replace") in KNOWN:
+    reason, _, detail = sent[1:].partition(b"\n")
+    if sent.startswith(b"F") and status == 0 and reason.decode("ascii", "replace") in REASONS:
         return failed(reason.decode(), detail.decode("utf-8", "backslashreplace"))
-    if said:
-        return failed(
-            "protocol", f"something else than a verdict in the verdict's pipe, exit status {status}"
-        )
-    # the kernel counts for the limit in ticks: its signal may come a little before cpu_s reaches it
-    if (
-        status == -signal.SIGXCPU
-        or status == -signal.SIGKILL
-        and max(cpu_s, seconds * bool(mechanism.bwrap)) >= limits.cpu_s
-    ):
+    if sent:
+        return failed("protocol", f"no verdict in the verdict's pipe, exit status {status}")
+    # The kernel counts in ticks: its signal may come before cpu_s reaches the limit. Under bwrap
+    # the last reading of cpu_s may be too low: wall time stands in for it.
+    used_s = max(cpu_s, seconds) if mechanism.bwrap else cpu_s
+    killed = status == -signal.SIGKILL
+    if status == -signal.SIGXCPU or killed and used_s >= limits.cpu_s:
         return failed("cpu", f"over {limits.cpu_s:g} s of CPU time")
-    if (
-        status == -signal.SIGKILL and mechanism.seccomp
-    ):  # the filter keeps a program from sending it to itself
+    if killed and mechanism.seccomp:  # the filter keeps a program from killing itself
         if child.rss_kb > MUCH_MEMORY_KB:
             return failed("memory", f"killed by the system while it held {child.rss_kb >> 10} MiB")
         return "the interpreter was killed from outside"

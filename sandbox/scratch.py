@@ -1,10 +1,10 @@
-"""Directories that programs may write to: in memory, one below another per run of the harness, swept when it is dead.
+"""Directories that programs may write to, in memory: a busy disk could change a verdict.
 
-<root>/dllmexp-<uid>-<random>/         one per harness process, mode 0700
-    lock                               held (flock) as long as that process lives, whatever kills it
-    lib/                               child.py and oracle.py, compiled
-    <random>/                          the working directory of one program
-Memory rather than disk: creating files on a busy disk is slow enough to change a verdict.
+<root>/dllmexp-<uid>-<random>/    one per harness process, mode 0700
+    lock                          locked (flock) while that process lives
+    lib/                          child.py and oracle.py, compiled
+    s<random>/                    working directory of one program
+A directory whose lock is free belongs to a dead process; the next run removes it.
 """
 
 from __future__ import annotations
@@ -25,25 +25,23 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 MODULES = ("child", "oracle")
-MAX_ENTRIES = 20_000  # files and directories that one program may leave in its scratch
+MAX_ENTRIES = 20_000  # files and directories of one program
 ROOM_BYTES = 1 << 30
 
 
 def roots() -> list[str]:
-    """Where runs may be kept, the best first: shared memory, the user's runtime directory, what TMPDIR says."""
-    found = (
+    """Possible roots, the best first: shared memory, the user's runtime directory, TMPDIR."""
+    found = [path for path in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR")) if path]
+    usable = [
         path
-        for path in ("/dev/shm", os.environ.get("XDG_RUNTIME_DIR") or "")
-        if path and os.path.isdir(path)
-    )
-    return [
-        *(path for path in found if os.access(path, os.R_OK | os.W_OK | os.X_OK)),
-        tempfile.gettempdir(),
+        for path in found
+        if os.path.isdir(path) and os.access(path, os.R_OK | os.W_OK | os.X_OK)
     ]
+    return [*usable, tempfile.gettempdir()]
 
 
 def root() -> str:
-    """The first with room for several programs: a container's /dev/shm often has 64 MiB, which one could fill."""
+    """The first root with room for several programs: a container's /dev/shm often has 64 MiB."""
     found = roots()
     return next((path for path in found if shutil.disk_usage(path).free >= ROOM_BYTES), found[-1])
 
@@ -53,7 +51,7 @@ def prefix() -> str:
 
 
 class Run:
-    """The directory of this process. Made on first use, and again where something took it away."""
+    """The directory of this process. Made on first use, and again if something has removed it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -64,9 +62,8 @@ class Run:
     def path(self) -> str:
         with self._guard:
             gone = self._path is None or not os.path.isdir(f"{self._path}/lib")
-            if (
-                gone or self._pid != os.getpid()
-            ):  # a fork has to make its own: the lock is its parent's
+            # a forked process makes its own: the lock is its parent's
+            if gone or self._pid != os.getpid():
                 self._make()
             return self._path
 
@@ -81,12 +78,10 @@ class Run:
         self._lock = os.open(f"{self._path}/lock", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.mkdir(f"{self._path}/lib")
-        for name in (
-            MODULES
-        ):  # an interpreter starts faster from compiled code, and __pycache__ may be read-only
-            py_compile.compile(
-                str(HERE / f"{name}.py"), f"{self._path}/lib/{name}.pyc", doraise=True
-            )
+        # an interpreter starts faster from compiled code; __pycache__ may be read-only
+        for name in MODULES:
+            compiled = f"{self._path}/lib/{name}.pyc"
+            py_compile.compile(str(HERE / f"{name}.py"), compiled, doraise=True)
 
     def close(self) -> None:
         """Remove the directory, at the end of the process."""
@@ -101,7 +96,7 @@ RUN = Run()
 
 
 class Scratch:
-    """A new directory, removed at the end also where the program took its own permissions away."""
+    """A new directory, removed at exit even if the program took its own permissions away."""
 
     def __enter__(self) -> str:
         self.path = tempfile.mkdtemp(prefix="s", dir=RUN.path())
@@ -112,10 +107,10 @@ class Scratch:
 
 
 def remove(path: str) -> None:
-    """Remove a tree, following no link. What cannot be removed is left to the next sweep: it must not fail a run.
+    """Remove a tree, following no link. It does not fail: the next sweep removes what is left.
 
-    What has just been killed may write for a moment yet - bubblewrap's own end is told before that of its program - so
-    a tree that is not empty then is emptied again.
+    Processes that were just killed may still write for a moment (bubblewrap exits before its
+    program), so that the tree is emptied several times if necessary.
     """
     if os.path.islink(path):
         return
@@ -131,22 +126,20 @@ def remove(path: str) -> None:
 
 
 def _empty(path: str) -> None:
-    """Remove what is in a directory, as far as it can be removed.
+    """Remove the content of a directory, as far as possible.
 
-    A directory found in another is first moved up to `path`: however deep a program nested them, no path gets too long
-    and nothing here recurses.
+    A directory in it is first moved up to `path`, so that however deep the tree is, no path gets
+    too long and nothing recurses.
     """
     waiting = [path]
     while waiting:
         folder = waiting.pop()
         with contextlib.suppress(OSError):
-            os.chmod(folder, 0o700)  # the program may have taken its own permissions away
+            os.chmod(folder, 0o700)
             for entry in list(os.scandir(folder)):
                 with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
-                        os.chmod(
-                            entry.path, 0o700
-                        )  # moving a directory writes to it: its ".." changes
+                        os.chmod(entry.path, 0o700)  # moving a directory writes its ".."
                         moved = f"{path}/{secrets.token_hex(8)}"
                         os.rename(entry.path, moved)
                         waiting.append(moved)
@@ -158,7 +151,7 @@ def _empty(path: str) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove the directories of this user's dead runs; their paths. A run is dead when nobody holds its lock."""
+    """Remove the directories of this user's dead processes. Returns their paths."""
     swept = []
     for folder in dict.fromkeys(roots()):
         for name in os.listdir(folder):
@@ -175,12 +168,12 @@ def _is_dead(path: str) -> bool:
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             return False
         lock = os.open(f"{path}/lock", os.O_RDWR | os.O_NOFOLLOW)
-    except FileNotFoundError:  # it is being made, or was left half made
+    except FileNotFoundError:  # it has no lock: being made, or left half made
         return os.path.isdir(path) and time.time() - status.st_mtime > 60
     except OSError:
         return False
     try:
-        # a lock that is only just being taken: the run has no lib/ yet
+        # a process that is about to take its lock has no lib/ yet
         fresh = time.time() - os.fstat(lock).st_mtime < 60 and not os.path.isdir(f"{path}/lib")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return not fresh
@@ -190,9 +183,11 @@ def _is_dead(path: str) -> bool:
         os.close(lock)
 
 
-def holds(path: str, most_bytes: int) -> bool:
-    """Whether a scratch directory holds more than most_bytes, more than MAX_ENTRIES files and directories, or a
-    directory that cannot be looked into: nested too deep, or closed to its owner. Raises OSError."""
+def holds_too_much(path: str, max_bytes: int) -> bool:
+    """Whether a directory holds more than max_bytes or MAX_ENTRIES, or one that cannot be read.
+
+    That is a directory nested too deep, or without permissions. Raises OSError.
+    """
     total = entries = 0
     waiting = [path]
     while waiting:
@@ -201,13 +196,13 @@ def holds(path: str, most_bytes: int) -> bool:
                 for entry in found:
                     entries += 1
                     total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if total > most_bytes or entries > MAX_ENTRIES:
+                    if total > max_bytes or entries > MAX_ENTRIES:
                         return True
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
         except OSError as error:
             if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
                 return True
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):  # those went away meanwhile
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):  # removed meanwhile
                 raise
     return False

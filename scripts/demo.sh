@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Install into .venv where that is not done yet, then evaluate the two tiny trained checkpoints of assets/ on the four mini
-# benchmarks at 1, 2 and 3 tokens per step, and end with the table and the plots. What is done already is not run again.
-#   ./scripts/demo.sh                   all of it
+# Install into .venv if that has not been done yet. Then evaluate the two tiny trained checkpoints of
+# assets/ on the four mini benchmarks at 1, 2 and 3 tokens per step, and print a table and plots.
+# Finished experiments are not run again.
+#   ./scripts/demo.sh                   all problems
 #   ./scripts/demo.sh --quick           the first 25 problems of each benchmark, under two minutes
 #   ./scripts/demo.sh --tps 1 2 3 8     other options go to `scripts/sweep.py run`
 set -euo pipefail
@@ -13,7 +14,7 @@ for word in "$@"; do
   if [ "$word" = --quick ]; then out=results/demo-quick extra="$extra --limit 25"; else options+=("$word"); fi
 done
 source scripts/setup.sh
-# two experiments at once, one thread each: models this small gain nothing from a second one
+# Two experiments at once, one thread each: a second thread does not speed up models this small.
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 .venv/bin/python scripts/sweep.py run --models tiny-llada tiny-dream --output_dir "$out" --extra "$extra" --workers 2 \
   ${options[@]+"${options[@]}"}

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Run the suite in a tmux session, or re-attach to the one that runs it:
-#   ./scripts/exp.sh [--models ...] [--tasks ...] [--tps ...] [--algs ...] [--extra "..."] [--file YAML] [--workers N]
-#   ./scripts/exp.sh --no_tmux ...     in the foreground instead
+# Run the suite in a tmux session, or attach to the session that runs it:
+#   ./scripts/exp.sh [--models ...] [--tasks ...] [--tps ...] [--algs ...] [--extra "..."]
+#                    [--file YAML] [--workers N]
+#   ./scripts/exp.sh --no_tmux ...                           in the foreground
 #   ./scripts/exp.sh --engine slurm --partition NAME ...     as a job of a SLURM cluster
-# Options go to `scripts/sweep.py run`, whose --help lists them. GPUs: CUDA_VISIBLE_DEVICES. Ctrl-C stops in good order.
+# All options go to `scripts/sweep.py run`; see its --help. CUDA_VISIBLE_DEVICES selects the GPUs.
+# Ctrl-C stops the suite; finished samples are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,22 +14,23 @@ options=()
 for word in "$@"; do
   case "$word" in
     --no_tmux) tmux_wanted=no ;;
-    slurm | --engine=slurm) tmux_wanted=no options+=("$word") ;; # a job that is submitted needs no session
+    slurm | --engine=slurm) tmux_wanted=no options+=("$word") ;; # submitting needs no session
     *) options+=("$word") ;;
   esac
 done
-# a server of its own: a session in one that already runs would not see this shell's environment
+# a tmux server of its own: a running server would not pass on the environment of this shell
 name="${DLLMEXP_TMUX:-dllmexp}"
 attach="tmux -L $name attach -t $name"
 running() { tmux -L "$name" has-session -t "=$name" 2>/dev/null; }
 
 if [ "$tmux_wanted" = yes ]; then
   if ! command -v tmux >/dev/null; then
-    echo "error: tmux is not installed; install it (apt-get install tmux), or run in the foreground with --no_tmux" >&2
+    echo "error: tmux is not installed; install it (apt-get install tmux)," \
+      "or run in the foreground with --no_tmux" >&2
     exit 3
   fi
   if running; then
-    echo "a suite is running already; options given now are not used"
+    echo "a suite is running already; the options of this call are not used"
     [ -t 0 ] && [ -t 1 ] && TMUX= exec $attach
     echo "attach: $attach"
     exit 0
@@ -42,7 +45,7 @@ if [ "$tmux_wanted" = no ]; then
   exec "${command[@]}"
 fi
 
-# what is wrong with the options is said here, not in a session that is gone at once
+# report wrong options here, not in a session that closes at once
 .venv/bin/python scripts/sweep.py run --check ${options[@]+"${options[@]}"}
 tmux -L "$name" new-session -d -s "$name" "$(printf '%q ' "${command[@]}")"
 if [ -t 0 ] && [ -t 1 ]; then
@@ -51,4 +54,4 @@ if [ -t 0 ] && [ -t 1 ]; then
 else
   echo "the suite runs; attach: $attach"
 fi
-echo "where it stands: ./scripts/progress.sh [--watch]; what it said: logs/sweep.log in the results' directory"
+echo "progress: ./scripts/progress.sh [--watch]; log: logs/sweep.log in the directory of the results"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Where the suite stands: ./scripts/progress.sh [--watch [S]] [--output_dir DIR] [filters as for exp.sh]. Reads files only.
+# Progress of the suites: ./scripts/progress.sh [--watch [S]] [--output_dir DIR] [filters of exp.sh]
+# Reads files only, needs no GPU, and can run on another node that sees them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=.venv/bin/python

@@ -1,64 +1,63 @@
 #!/usr/bin/env python3
 """Tables, comparisons, AUP and figures of finished results, and one HTML page with every sample.
 
-python scripts/report.py results                          # writes report/, prints the tables
-python scripts/report.py results --compare A.json B.json  # are these two different?
-
-Reads result files only; no torch, no lm-eval. Files that are no results are named and left out.
-Exit codes: 0 done, 2 usage, 4 no result among the files, 74 not writable.
+Reads result files only; needs neither torch nor lm-eval. Files that are not complete results are
+listed and left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from reporting.data import Run, Skipped, named, read_all  # noqa: E402
+from reporting import tables  # noqa: E402
+from reporting.data import read_all, remarks, result_at  # noqa: E402
 from reporting.page import page  # noqa: E402
-from reporting.plots import draw  # noqa: E402
-from reporting.tables import Table, aup_table, comparisons, results, to_csv, to_markdown, to_text  # noqa: E402
+from reporting.plots import Picture, draw  # noqa: E402
 from utils import BadDataError, DllmexpError, OutputError, UsageError  # noqa: E402
+
+EPILOG = """\
+examples:
+  python scripts/report.py results                          # writes report/, prints the tables
+  python scripts/report.py results --compare A.json B.json  # do these two differ?
+
+exit codes: 0 done, 2 usage error, 4 no complete result, 74 output not writable
+"""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "results", nargs="+", type=Path, help="result files, or directories that hold them"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="directory to write to (default: report)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("results", nargs="+", type=Path, help="result files, or directories of result files")
+    add("--out", type=Path, default=Path("report"), help="output directory (default: report)")
+    add(
         "--compare",
         nargs=2,
         action="append",
         default=[],
         type=Path,
         metavar=("A.json", "B.json"),
-        help="compare two results on the documents that both have; can be repeated",
+        help="compare two results on the documents that both have; repeatable",
     )
-    parser.add_argument(
-        "--aup_alpha", type=float, default=3.0, help="AUP: weight of lost accuracy (default: 3)"
-    )
-    parser.add_argument(
+    add("--aup_alpha", type=float, default=3.0, help="AUP: weight of lost accuracy (default: 3)")
+    add(
         "--aup_drop",
         type=float,
         default=5.0,
-        help="AUP: points that many percentage points below the slowest one do not count (default: 5)",
+        help="AUP: ignore points more than this many percentage points below the slowest one "
+        "(default: 5)",
     )
-    parser.add_argument(
-        "--no_samples", action="store_true", help="leave the samples out of report.html"
-    )
+    add("--no_samples", action="store_true", help="leave the samples out of report.html")
     args = parser.parse_args(argv)
     for name in ("aup_alpha", "aup_drop"):
         if not 0 <= getattr(args, name) < float("inf"):
-            parser.error(f"--{name} {getattr(args, name)}: expected a number from 0 up")
+            parser.error(f"--{name} {getattr(args, name)}: expected a finite number, 0 or more")
     return args
 
 
@@ -68,57 +67,52 @@ def write(path: Path, pieces: Iterable[str]) -> None:
 
 
 def markdown(
-    tables: Sequence[Table], pictures: Sequence, runs: Sequence[Run], skipped: Sequence[Skipped]
+    count: int,
+    shown: Sequence[tables.Table],
+    pictures: Sequence[Picture],
+    notes: Mapping[str, Sequence[str]],
 ) -> str:
-    parts = [
-        "# dllmexp report",
-        f"{len(runs)} results.",
-        *(to_markdown(t) for t in tables if t.rows),
-    ]
-    parts += [f"![{p.title}]({p.name}.png)" for p in pictures]
-    for title, lines in (
-        (
-            "Signs that a score measures the format of answers",
-            [f"{r.name}: {w}" for r in runs for w in r.warnings],
-        ),
-        ("Files left out", [f"{s.path.name}: {s.reason}" for s in skipped]),
-    ):
-        if lines:
-            parts.append("\n".join([f"## {title}", "", *(f"- {line}" for line in lines)]))
-    return "\n\n".join(parts) + "\n"
+    """The text of report.md."""
+    sections = ["# dllmexp report", f"{count} results.", *map(tables.to_markdown, shown)]
+    sections += [f"![{picture.title}]({picture.name}.png)" for picture in pictures]
+    for title, lines in notes.items():
+        sections.append("\n".join([f"## {title}", "", *(f"- {line}" for line in lines)]))
+    return "\n\n".join(sections) + "\n"
 
 
 def report(args: argparse.Namespace) -> None:
-    """Everything between the arguments and the files."""
-    runs, skipped = read_all(args.results)
+    """Read the results, print the tables, write the files."""
+    results, skipped = read_all(args.results)
     for s in skipped:
         print(f"left out: {s.path}: {s.reason}", file=sys.stderr)
-    if not runs:
+    if not results:
         raise BadDataError(f"no complete result in {', '.join(map(str, args.results))}")
-    asked = [(named(runs, a), named(runs, b)) for a, b in args.compare]
+    requested = [(result_at(results, a), result_at(results, b)) for a, b in args.compare]
     try:
-        tables = [
-            results(runs),
-            comparisons(runs, asked),
-            aup_table(runs, args.aup_alpha, args.aup_drop),
-        ]
+        comparisons = tables.comparison_table(results, requested)
     except ValueError as error:
         raise UsageError(f"--compare: {error}") from error
-    print("\n\n".join(to_text(table) for table in tables if table.rows), flush=True)
+    by_name = {
+        "results": tables.result_table(results),
+        "comparisons": comparisons,
+        "aup": tables.aup_table(results, args.aup_alpha, args.aup_drop),
+    }
+    notes = remarks(results, skipped)
+    shown = [table for table in by_name.values() if table.rows]
+    print("\n\n".join(map(tables.to_text, shown)), flush=True)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        pictures = draw(runs, args.out)
-        for table, name in zip(tables, ("results", "comparisons", "aup"), strict=True):
-            write(args.out / f"{name}.csv", [to_csv(table)])
-        write(args.out / "report.md", [markdown(tables, pictures, runs, skipped)])
-        write(args.out / "report.html", page(runs, tables, pictures, skipped, not args.no_samples))
+        pictures = draw(results, args.out)
+        for name, table in by_name.items():
+            write(args.out / f"{name}.csv", [tables.to_csv(table)])
+        write(args.out / "report.md", [markdown(len(results), shown, pictures, notes)])
+        html = page(results, shown, pictures, notes, not args.no_samples)
+        write(args.out / "report.html", html)
     except OSError as error:
-        raise OutputError(
-            f"cannot write {args.out}: {error.strerror}; give another --out"
-        ) from error
-    print(
-        f"\nreport: {args.out / 'report.html'}, report.md, {len(pictures)} figures (PNG, SVG), 3 CSV files"
-    )
+        message = f"cannot write {args.out}: {error.strerror}; give another --out"
+        raise OutputError(message) from error
+    figures = f"{len(pictures)} figures (PNG, SVG)"
+    print(f"\nreport: {args.out / 'report.html'}, report.md, {figures}, {len(by_name)} CSV files")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: a virtual environment $venv (.venv) with what $requirements (requirements.txt) lists.
-# DLLMEXP_PYTHON names another interpreter to make it with.
+# Sourced by the other scripts: create the virtual environment $venv (default .venv) and install what
+# $requirements (default requirements.txt) lists. DLLMEXP_PYTHON names another Python to create it with.
 python="${DLLMEXP_PYTHON:-python3}"
 venv="${venv:-.venv}" requirements="${requirements:-requirements.txt}"
 if [ ! -x "$venv/bin/python" ]; then
@@ -8,15 +8,16 @@ if [ ! -x "$venv/bin/python" ]; then
     exit 3
   }
   echo "creating $venv"
-  "$python" -m venv "$venv" || { # without pip, as Debian's python3 leaves it where python3-venv is missing, it is none
+  "$python" -m venv "$venv" || {
+    # Without python3-venv, Debian's Python leaves an environment without pip.
     rm -rf "$venv"
-    echo "error: $venv cannot be made, see above; DLLMEXP_PYTHON names another Python" >&2
+    echo "error: $venv cannot be made, see above; install python3-venv or name another Python in DLLMEXP_PYTHON" >&2
     exit 3
   }
 fi
 if ! cmp -s "$requirements" "$venv/installed.txt"; then
-  echo "installing what $requirements lists (once; some minutes)"
-  # torch first and as pinned, also where the list leaves it open: a build that is there is never replaced
+  echo "installing the packages of $requirements (once; takes some minutes)"
+  # Install the pinned torch first, also for a list that leaves it open. An installed build is kept, such as a CPU build.
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
   cp "$requirements" "$venv/installed.txt"

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Many experiments: 4 models x 4 tasks x 1, 2, 3 tokens per step, or any others.
+"""Run many experiments: by default 4 models x 4 tasks x 1, 2, 3 tokens per step.
 
-    python scripts/sweep.py plan                                   every experiment, its command, where it stands
-    python scripts/sweep.py run --engine local                     one worker for each visible GPU
+    python scripts/sweep.py plan                                   list the experiments and states
+    python scripts/sweep.py run                                    one worker for each visible GPU
     python scripts/sweep.py run --models llada --tps 1 2 4 8 --extra "--batch_size 8 --limit 100"
-    python scripts/sweep.py run --file my.yaml --workers 2
+    python scripts/sweep.py run --file my.yaml --workers 2         any experiments
+    python scripts/sweep.py run --suite parallel                   algorithms and caches, on a CPU
     python scripts/sweep.py run --engine slurm --partition gpu     an array job of a SLURM cluster
-    python scripts/sweep.py run --suite parallel                   algorithms and caches on the embedded checkpoints
-    python scripts/sweep.py progress --watch
+    python scripts/sweep.py progress --watch                       samples, tok/s, score, time left
 
-A YAML file is a list. Each entry is text ("--model_alias llada --task gsm8k"), a list of words, or flag: value, where a
-list of values means one experiment for each.
+A YAML file is a list. Each entry is text ("--model_alias llada --task gsm8k"), a list of words, or
+flag: value, where a list of values means one experiment for each.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiment.arguments import Parser  # noqa: E402
 from experiment.identity import forget  # noqa: E402
 from experiment.signals import Signalled, signals_raise  # noqa: E402
-from suite.lease import read_claims  # noqa: E402
-from suite.matrix import SUITES, Selection, experiments, select  # noqa: E402
+from suite.lease import read_records  # noqa: E402
+from suite.matrix import SUITES, Selection, argument_sets, select  # noqa: E402
 from suite.state import Watcher, statuses  # noqa: E402
 from suite.table import plan, progress_table  # noqa: E402
 from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
@@ -37,124 +38,103 @@ from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_p
 if TYPE_CHECKING:
     from suite.cluster import Request
 
-# what only --engine slurm asks: fields of Request
-SLURM = ("partition", "gpus_per_job", "array_size", "time", "account", "qos", "slurm_extra")
+# flags for --engine slurm alone: fields of Request
+SLURM = {
+    "partition": (str, "partition, or several with commas (default: the cluster's)"),
+    "gpus_per_job": (int, "GPUs of each task of the array (default: 1); 0 runs on its CPUs"),
+    "array_size": (int, "tasks at most (default: one for each model that is not done)"),
+    "time": (
+        str,
+        "time limit of a task, in a format of sbatch (default: 4:00:00); at the limit the task "
+        "is requeued and resumes",
+    ),
+    "account": (str, "as for sbatch"),
+    "qos": (str, "as for sbatch"),
+    "slurm_extra": (
+        str,
+        "more options of sbatch, such as "
+        '--slurm-extra="--cpus-per-task=8 --mem=64G --constraint=a100"',
+    ),
+}
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UsageError(message)
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    which = argparse.ArgumentParser(add_help=False)
-    group = which.add_argument_group("which experiments")
-    listed = {"nargs": "+", "default": [], "action": "extend"}
-    group.add_argument(
-        "--models", metavar="NAME", help="only these models (default: all)", **listed
-    )
-    group.add_argument(
-        "--tasks",
-        metavar="NAME",
-        help="only these benchmarks; lm_eval:NAME adds another one",
-        **listed,
-    )
-    group.add_argument(
-        "--tps", metavar="K", type=int, help="these tokens per step instead of 1 2 3", **listed
-    )
-    group.add_argument(
-        "--algs",
-        metavar="NAME",
-        help="each of these algorithms that the model has, instead of the protocol's",
-        **listed,
-    )
-    group.add_argument(
-        "--extra",
-        metavar='"..."',
-        action="append",
-        default=[],
-        help="arguments that every experiment gets; may be repeated",
-    )
+def selecting_parser() -> argparse.ArgumentParser:
+    """The flags that select experiments."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("which experiments")
+
+    def add_list(flag: str, metavar: str, text: str, kind: type = str) -> None:
+        group.add_argument(
+            flag, metavar=metavar, help=text, nargs="+", default=[], action="extend", type=kind
+        )
+
+    add_list("--models", "NAME", "only these models (default: all)")
+    add_list("--tasks", "NAME", "only these benchmarks; lm_eval:NAME adds another one")
+    add_list("--tps", "K", "these tokens per step instead of 1 2 3", int)
+    add_list("--algs", "NAME", "each of these algorithms that the model has, not the protocol's")
+    text = "arguments of eval.py that every experiment gets; repeatable"
+    group.add_argument("--extra", metavar='"..."', action="append", default=[], help=text)
     group.add_argument(
         "--suite",
         choices=list(SUITES),
         default="main",
-        help="main: the matrix (default); parallel: adaptive algorithms and KV caches on the tiny checkpoints; filters apply",
+        help="main: the matrix (default); parallel: adaptive algorithms and KV caches on the tiny "
+        "checkpoints; filters apply",
     )
-    group.add_argument(
-        "--file",
-        metavar="YAML",
-        type=Path,
-        help="these argument sets instead of the matrix; filters apply",
-    )
-    group.add_argument(
-        "--output_dir", metavar="DIR", default="results", help="where results go (default: results)"
-    )
+    text = "these argument sets instead of the matrix; filters apply"
+    group.add_argument("--file", metavar="YAML", type=Path, help=text)
+    text = "directory of the results (default: results)"
+    group.add_argument("--output_dir", metavar="DIR", default="results", help=text)
+    return parser
 
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+def build_parser() -> argparse.ArgumentParser:
+    which = selecting_parser()
+    importing = argparse.ArgumentParser(add_help=False)
+    importing.add_argument(
+        "--plugin",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a Python file that adds models, benchmarks or algorithms to every experiment; "
+        "repeatable",
+    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(
-        dest="command", required=True, parser_class=_Parser, metavar="plan | run | progress"
+        dest="command", required=True, parser_class=Parser, metavar="plan | run | progress"
     )
-    commands.add_parser(
-        "plan", parents=[which], help="print every experiment, its command and its state"
-    )
-    run = commands.add_parser("run", parents=[which], help="run what is not done")
+    text = "list the experiments, their commands and states"
+    commands.add_parser("plan", parents=[which, importing], help=text)
+    run = commands.add_parser("run", parents=[which, importing], help="run what is not done")
     run.add_argument(
         "--engine",
         choices=["local", "slurm"],
         default="local",
-        help="local: the devices of this machine (default); slurm: an array job, submitted from here",
+        help="local: the devices of this machine (default); slurm: submit a job array from here",
     )
     run.add_argument(
         "--workers",
         metavar="N",
         type=int,
-        help="processes that generate (default: one for each visible GPU, or one on the CPU); more than GPUs share them",
+        help="processes that generate (default: one for each visible GPU, or one on the CPU); "
+        "more than GPUs share them",
     )
-    run.add_argument(
-        "--check", action="store_true", help="say what is wrong with the options, and leave"
-    )
+    run.add_argument("--check", action="store_true", help="check the options and leave")
     slurm = run.add_argument_group("for --engine slurm")
-    for flag, kind, text in (
-        ("--partition", str, "partition, or several with commas (default: the cluster's)"),
-        ("--gpus-per-job", int, "GPUs of each task of the array (default 1); 0 runs on its CPUs"),
-        (
-            "--array-size",
-            int,
-            "tasks at most (default: one for each model that has something to do)",
-        ),
-        (
-            "--time",
-            str,
-            "time limit of a task, as sbatch takes it (default 4:00:00); at the limit it is requeued and goes on",
-        ),
-        ("--account", str, "as sbatch takes it"),
-        ("--qos", str, "as sbatch takes it"),
-        (
-            "--slurm-extra",
-            str,
-            'more options of sbatch: --slurm-extra="--cpus-per-task=8 --mem=64G --constraint=a100"',
-        ),
-    ):
-        slurm.add_argument(flag, type=kind, metavar=flag[2:].upper().replace("-", "_"), help=text)
-    progress = commands.add_parser(
-        "progress",
-        parents=[which],
-        help="a table of the experiments of the running suites, else of the last ones, else of the matrix",
-    )
-    progress.add_argument(
-        "--watch",
-        metavar="S",
-        type=float,
-        nargs="?",
-        const=5.0,
-        help="again every S seconds (default 5)",
-    )
-    worker = commands.add_parser("worker")  # started by `run`
-    share = commands.add_parser("share")  # started on a node by what `run --engine slurm` submits
+    for name, (kind, text) in SLURM.items():
+        slurm.add_argument(_flag(name), type=kind, metavar=name.upper(), help=text)
+    text = "a table of the running and the last suites, else of the matrix; with filters of these"
+    progress = commands.add_parser("progress", parents=[which], help=text)
+    text = "repeat every S seconds (default: 5)"
+    progress.add_argument("--watch", metavar="S", type=float, nargs="?", const=5.0, help=text)
+    worker = commands.add_parser("worker")  # started by the local engine
+    worker.add_argument("--parent", type=int, required=True)
+    share = commands.add_parser("share")  # started by SLURM on a node
     share.add_argument("--plan", type=Path, required=True)
-    for started in (worker, share):
-        started.add_argument("--parent", type=int, required=True)
     return parser
 
 
@@ -163,27 +143,44 @@ def selection_of(args: argparse.Namespace) -> Selection:
         extra = tuple(word for text in args.extra for word in shlex.split(text))
     except ValueError as error:
         raise UsageError(f"--extra {' '.join(args.extra)}: {error}") from None
-    lists = {
-        name: tuple(w for v in getattr(args, name) for w in str(v).split(","))
-        for name in ("models", "tasks", "algs")
-    }
-    where = {"file": args.file, "suite": args.suite, "output_dir": args.output_dir}
-    return Selection(**lists, tps=tuple(args.tps), extra=extra, **where)
+    models, tasks, algs = (
+        tuple(name for text in texts for name in text.split(","))
+        for texts in (args.models, args.tasks, args.algs)
+    )
+    return Selection(
+        models,
+        tasks,
+        tuple(args.tps),
+        algs,
+        extra,
+        file=args.file,
+        suite=args.suite,
+        output_dir=args.output_dir,
+        plugins=tuple(getattr(args, "plugin", ())),
+    )
 
 
 # ---------------------------------------------------------------- progress
 
 
 def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
-    """What to show, and how many workers share what is left."""
+    """The experiments to show, and the number of workers that share what is left.
+
+    Raises UsageError for experiments with a plugin: progress imports none.
+    """
     selection = selection_of(args)
-    claims = read_claims(Path(selection.output_dir))
-    living = [c for c in claims if c["alive"]]
-    workers = max(1, sum(c.get("workers", 1) for c in living))
-    if selection != Selection(output_dir=selection.output_dir) or not claims:
-        return [Watcher(e) for e in select(selection)], workers
-    told = {tuple(e["argv"]): e["id"] for c in claims for e in c["experiments"]}
-    return [Watcher(e, told[e.argv]) for e in experiments(told)], workers
+    records = read_records(Path(selection.output_dir))
+    workers = max(1, sum(record.workers for record in records if record.alive))
+    if records and selection == Selection(output_dir=selection.output_dir):
+        planned = {p.path: p for record in records for p in record.experiments}
+        return [Watcher(p) for p in planned.values()], workers
+    words = (word for words in argument_sets(selection) for word in words)
+    if any(word.partition("=")[0] == "--plugin" for word in words):
+        raise UsageError(
+            "progress imports no --plugin; without filters it shows the last suites from their "
+            "records"
+        )
+    return [Watcher(e) for e in select(selection)], workers
 
 
 def show_progress(args: argparse.Namespace) -> int:
@@ -193,15 +190,13 @@ def show_progress(args: argparse.Namespace) -> int:
         if args.watch is None:
             print(text)
             return EXIT_COMPLETE
-        # the screen is cleared when there is something to put there, so that it does not flicker
-        print(
-            f"\033[2J\033[H{time.strftime('%Y-%m-%d %H:%M:%S')}  every {args.watch:g} s, Ctrl-C leaves\n{text}",
-            flush=True,
-        )
+        # the screen is cleared together with the new text, so that it does not flicker
+        title = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  every {args.watch:g} s, Ctrl-C leaves"
+        print(f"\033[2J\033[H{title}\n{text}", flush=True)
         time.sleep(max(0.2, args.watch))
         forget()
         fresh, workers = watched(args)
-        if [w.experiment.argv for w in fresh] != [w.experiment.argv for w in watchers]:
+        if [w.experiment for w in fresh] != [w.experiment for w in watchers]:
             watchers = fresh
 
 
@@ -230,17 +225,19 @@ def run(args: argparse.Namespace) -> int:
 
 
 def request_of(args: argparse.Namespace) -> Request | None:
-    """What is asked of the cluster, None for this machine. Raises UsageError where its options are given without it."""
+    """The request to the cluster, None for --engine local.
+
+    Raises UsageError for a bad request, and for its flags without --engine slurm.
+    """
     from suite.cluster import Request
 
     given = {name: getattr(args, name) for name in SLURM if getattr(args, name) is not None}
     if args.engine == "slurm":
         request = Request(**given)
-        request.parameters()
+        request.options()
         return request
     if given:
-        flags = " and ".join("--" + name.replace("_", "-") for name in given)
-        raise UsageError(f"{flags}: only for --engine slurm")
+        raise UsageError(f"{' and '.join(map(_flag, given))}: only for --engine slurm")
     return None
 
 
@@ -255,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.command == "share":
                 from suite.cluster import share
 
-                return share(args.plan, args.parent)
+                return share(args.plan)
             if args.command == "plan":
                 print(plan(statuses([Watcher(e) for e in select(selection_of(args))])))
                 return EXIT_COMPLETE

@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
-# Install into .venv where that is not done yet, then run the tests. Arguments go to pytest: ./scripts/test.sh -k store, or
-# files: ./scripts/test.sh tests/test_store.py
-# --latest, as the first: with the newest of everything (requirements-latest.txt), in .venv-latest; delete it for newer.
+# Install into .venv if that has not been done yet, then run the tests.
+#   ./scripts/test.sh                            the full suite: under ten minutes on two cores
+#   ./scripts/test.sh --quick                    without the tests marked slow: under two minutes
+#   ./scripts/test.sh tests/test_store.py        one file, or several
+#   ./scripts/test.sh --latest                   with the newest packages (requirements-latest.txt), in .venv-latest
+# --quick, --latest and files can be combined. All other arguments go to pytest: ./scripts/test.sh --quick -k store.
+# Delete .venv-latest to get newer packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [ "${1:-}" = --latest ]; then
-  venv=.venv-latest requirements=requirements-latest.txt
-  shift
-fi
-source scripts/setup.sh
-# models this small gain nothing from a second thread, and lose much where two processes share the cores
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-what=(tests)
+options=()
 for word in "$@"; do
-  case "$word" in tests/*) what=() ;; esac
+  case "$word" in
+    --quick) options+=(-m "not slow") ;;
+    --latest) venv=.venv-latest requirements=requirements-latest.txt ;;
+    *) options+=("$word") ;;
+  esac
 done
-exec "$venv/bin/python" -m pytest -q -rs "$@" ${what[@]+"${what[@]}"}
+source scripts/setup.sh
+# A second thread speeds up nothing in models this small, and slows down tests that start two processes.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$venv/bin/python" -m pytest -q -rs ${options[@]+"${options[@]}"}

@@ -3,21 +3,22 @@
 
     python scripts/trace.py --checkpoint DIR --cases cases.jsonl --out trace.jsonl
 
-A case is one JSON object a line; read of it are
+A case is one JSON object a line with
 
     {"id": "any name", "algorithm": "low_confidence", "prompt_ids": [1, 2, 3],
      "params": {"gen_length": 32, "block_length": 16, "tokens_per_step": 2, "temperature": 0.0}}
 
-where params may also hold what eval.py calls --kv_cache ("cache" is the same), --cache_refresh, --kv_window,
---max_lookahead and the algorithm's own options. What drafts (`apd`) needs --verifier_ckpt. `low_confidence` or
-`maskgit_plus` with a "threshold" or a "factor", as Fast-dLLM names its parallel decoding, is the algorithm of that name.
+params may also hold the decoding flags of eval.py, such as "kv_cache" (or "cache"),
+"cache_refresh", "kv_window" and "max_lookahead", the algorithm's own options, and "seed".
+Algorithms that draft (`apd`) need --verifier_ckpt. Fast-dLLM's names are known: `low_confidence` or
+`maskgit_plus` with a "threshold" or a "factor" means the algorithm `threshold` or `factor`.
 
-and written is, per case and in the order of the file,
+For each case, in the order of the file, one line is written:
 
     {"id": "any name", "ids": [...], "forward_passes": 16, "commits": [[[positions], [ids]], ...]}
 
-with one entry of `commits` for each forward pass, positions counted from the prompt's end. Positions that early exit
-left open hold the mask id. Two machines agree where their files are equal.
+`commits` has one entry for each forward pass; positions count from the end of the prompt. Positions
+that early exit left open hold the mask id. Two machines agree if their files are equal.
 """
 
 from __future__ import annotations
@@ -29,29 +30,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from decoding.algorithms import ALGORITHMS, OPTIONS  # noqa: E402
-from decoding.schedule import DecodeConfig, ScheduleError, make_schedule  # noqa: E402
+from decoding.algorithms import ALGORITHMS, algorithm_options  # noqa: E402
+from decoding.config import DecodeConfig  # noqa: E402
+from decoding.option import options_in  # noqa: E402
+from decoding.schedule import Schedule, ScheduleError, make_schedule  # noqa: E402
+from models import FAMILIES  # noqa: E402
 
-SCHEDULE_PARAMS = ("gen_length", "block_length", "tokens_per_step", "num_steps")
-OPTION_PARAMS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "alg_temp",
-    "confidence_dtype",
-    "logits_eos_inf",
-    "confidence_eos_eot_inf",
-    "kv_cache",
-    "cache_refresh",
-    "kv_window",
-    "max_lookahead",
-)
-# A case may also carry its own seed: an integer, 0 where it is left out.
-PARAMS = (*SCHEDULE_PARAMS, *OPTION_PARAMS, *OPTIONS, "cache", "seed")
+SCHEDULE_PARAMS = tuple(name for name in options_in(Schedule) if name != "algorithm")
+DECODE_PARAMS = tuple(name for name in options_in(DecodeConfig) if name != "early_exit")
+
+
+def known_params() -> tuple[str, ...]:
+    """Names that the params of a case may hold. `seed` is an integer, 0 if it is left out."""
+    return (*SCHEDULE_PARAMS, *DECODE_PARAMS, *algorithm_options(), "cache", "seed")
 
 
 def named_as_here(algorithm: str, params: dict) -> tuple[str, dict]:
-    """Algorithm and params of a case in this project's names."""
+    """Algorithm and params of a case, under this project's names."""
     if "cache" in params and "kv_cache" in params:
         raise ValueError("params cache and kv_cache are two names for one thing; give one")
     params = {"kv_cache" if name == "cache" else name: value for name, value in params.items()}
@@ -64,13 +59,14 @@ def named_as_here(algorithm: str, params: dict) -> tuple[str, dict]:
 
 
 def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
-    """The decoding configuration of a case. Raises ValueError that says what is wrong with it."""
+    """The decoding configuration of a case. Raises ValueError or ScheduleError if it is invalid."""
     if not isinstance(case, dict) or not {"algorithm", "prompt_ids", "params"} <= case.keys():
         raise ValueError('must be an object with "algorithm", "prompt_ids" and "params"')
     algorithm, params = named_as_here(case["algorithm"], case["params"])
-    unknown = sorted(case["params"].keys() - set(PARAMS))
+    known = known_params()
+    unknown = sorted(case["params"].keys() - set(known))
     if unknown:
-        raise ValueError(f"unknown params {', '.join(unknown)}; known: {', '.join(PARAMS)}")
+        raise ValueError(f"unknown params {', '.join(unknown)}; known: {', '.join(known)}")
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; there are: {', '.join(ALGORITHMS)}")
     if "gen_length" not in params:
@@ -78,17 +74,17 @@ def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
     if not case["prompt_ids"] or not all(isinstance(i, int) for i in case["prompt_ids"]):
         raise ValueError("prompt_ids must be a list of token ids, not empty")
     schedule = make_schedule(algorithm, **{k: params[k] for k in SCHEDULE_PARAMS if k in params})
-    given = tuple((name, params[name]) for name in OPTIONS if name in params)
-    options = {k: params[k] for k in OPTION_PARAMS if k in params}
+    given = tuple((name, params[name]) for name in algorithm_options() if name in params)
+    options = {k: params[k] for k in DECODE_PARAMS if k in params}
     config = DecodeConfig(schedule, early_exit=early_exit, given=given, **options)
-    problems = config.problems(family)
+    problems = config.problems(family, FAMILIES[family].end_token_flags)
     if problems:
         raise ValueError("; ".join(problems))
     return config
 
 
 def read_cases(path: Path) -> list[dict]:
-    """The cases of a JSON-lines file. Raises ValueError naming the line that is not JSON."""
+    """The cases of a JSON-lines file. Raises ValueError if a line is not JSON or there is none."""
     cases = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
@@ -102,14 +98,17 @@ def read_cases(path: Path) -> list[dict]:
 
 
 def drafts(config: DecodeConfig) -> bool:
-    """Whether a configuration's algorithm has a verifier."""
+    """Whether the algorithm of a configuration needs a verifier."""
     return ALGORITHMS[config.schedule.algorithm].verification is not None
 
 
 def replay(
     model, cases: list[dict], configs: list[DecodeConfig], batch_size: int = 1, verifier=None
 ) -> list[dict]:
-    """Trace rows of the cases, in their order; cases of one configuration share batches of `batch_size` rows."""
+    """Trace rows of the cases, in their order.
+
+    Cases with equal configurations share batches of `batch_size` rows.
+    """
     from decoding.engine import decode
 
     groups: dict[DecodeConfig, list[int]] = {}
@@ -132,7 +131,7 @@ def replay(
 
 
 def commits(completion) -> list[list[list[int]]]:
-    """For each forward pass the positions and the token ids that it committed."""
+    """[positions, token ids] that each forward pass committed."""
     steps: list[list[list[int]]] = [[[], []] for _ in range(completion.nfe)]
     for position, at in enumerate(completion.committed_at):
         if at >= 0:
@@ -191,7 +190,8 @@ def main(argv: list[str] | None = None) -> int:
                 configs.append(case_config(case, family, early_exit=not args.no_early_exit))
                 if drafts(configs[-1]) and args.verifier_ckpt is None:
                     raise ValueError(
-                        f"{case['algorithm']} needs a verifier; give --verifier_ckpt, such as Qwen/Qwen2.5-0.5B"
+                        f"{case['algorithm']} needs a verifier; give --verifier_ckpt, "
+                        "such as Qwen/Qwen2.5-0.5B"
                     )
             except (ScheduleError, ValueError, TypeError) as error:
                 name = case.get("id", i) if isinstance(case, dict) else i

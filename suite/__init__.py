@@ -1,9 +1,11 @@
-"""Many experiments: which there are, where each stands, and running them.
+"""Many experiments: their list, their states, and engines that run them.
 
 matrix   the experiments as data: axes, filters, files of argument sets
-state    where an experiment stands, read from files only; tally: what its sample store holds, counted cheaply
-claims   which suite is running which experiments, on this or another node
-run      a whole run on this machine; local: its workers; worker: one process that keeps a model loaded
-cluster  an array job of a SLURM cluster, each task of which is such a run
-table    what a person sees
+state    the state of an experiment, from files only
+table    what progress and plan print
+lease    the record of a running suite
+run      one suite on this machine
+local    its engine: workers and what each does next
+worker   one process that keeps a model loaded
+cluster  a job array of a SLURM cluster, each task of which is such a suite
 """

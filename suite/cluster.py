@@ -1,14 +1,13 @@
-"""The engine of a SLURM cluster: an array job through submitit, each of whose tasks is a suite on the node that it gets.
+"""The engine of a SLURM cluster: a job array, each task of which is a suite on its node.
 
-The tasks share one run (suite/lease.py): each takes one experiment after the other, of the model that it has loaded where
-there is one, until nothing is left that nobody has. What a task is killed in the middle of goes on where it was, in the
-task itself once it is requeued or in another one: every sample is in the store. So nothing has to be saved when SLURM
-takes a node away, and a task is the same command each time, `sweep.py share`, in its first life and in any later one.
+The experiments are divided among the tasks beforehand, by model. A task begins with its own share
+and goes on with the others': it skips what is finished, and what another task has locked it tries
+again later. So a task that is killed for good leaves its share to the others. Every sample is in
+the store: a task that SLURM requeues runs the same command and resumes.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shlex
@@ -16,62 +15,50 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import uuid
 from collections.abc import Sequence
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
-from unittest import mock
 
-from suite.lease import Lease, busy, holders
+from experiment import plugins
+from experiment.signals import Signalled
+from suite.lease import Lease
 from suite.matrix import Experiment, experiments
 from suite.run import run_suite
-from suite.state import Watcher, statuses
-from suite.worker import die_with_parent
+from suite.state import Watcher
 from utils import BadDataError, EnvironmentProblem, UsageError, atomic_write_json
 
-if TYPE_CHECKING:
-    from submitit.core.utils import DelayedSubmission
-
 COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
-TIMEOUTS = (
-    10_000  # a task that reaches its time limit is requeued; nothing speaks against doing so again
-)
-GRACE_S = 600.0  # what SLURM may leave a task that it pre-empts
-WARN_S, LEAST_MINUTES = (
-    90,
-    5,
-)  # how long before its time limit a task is told, and what that limit must be
-DEFAULT_TIME = "4:00:00"  # short jobs start sooner, and the end of one costs no more than loading a model again
-# sbatch's options that --slurm-extra cannot give, and why
-OURS = {
+WARN_S = 90  # a task gets SIGUSR2 that long before its time limit
+LEAST_MINUTES = 5  # of a time limit: a task that is warned as soon as it starts does nothing
+DEFAULT_TIME = "4:00:00"  # short jobs start sooner; the end of one costs the loading of a model
+# options of sbatch that --slurm-extra cannot give, and the way out
+RESERVED = {
     "partition": "give --partition",
     "time": "give --time",
     "account": "give --account",
     "qos": "give --qos",
     "array": "give --array-size",
-    "gpus_per_node": "give --gpus-per-job",
+    "gpus-per-node": "give --gpus-per-job",
     "output": "logs go to logs/slurm",
     "error": "logs go to logs/slurm",
-    "open_mode": "logs are appended to",
-    "signal": "it is what a task is requeued by",
+    "open-mode": "logs are appended to",
+    "signal": "a task is requeued by it",
     "requeue": "tasks are always requeued",
-    "no_requeue": "tasks are always requeued",
+    "no-requeue": "tasks are always requeued",
     "nodes": "a task has one node",
     "ntasks": "a task is one process",
-    "ntasks_per_node": "a task is one process",
+    "ntasks-per-node": "a task is one process",
+    "wrap": "a task runs the suite",
 }
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of SLURM for each task of the array.
+    """The resources of each task of the array.
 
-    array_size: tasks at most; None: one for each model. gpus_per_job: 0 runs on the CPU. time: as sbatch takes it.
-    slurm_extra: further options of sbatch, as on its command line.
+    array_size: tasks at most; None: one for each model. gpus_per_job: 0 runs on the CPU.
+    time: in a format of sbatch. slurm_extra: further options of sbatch, as on its command line.
     """
 
     partition: str | None = None
@@ -82,220 +69,177 @@ class Request:
     qos: str | None = None
     slurm_extra: str = ""
 
-    def parameters(self) -> dict[str, Any]:
-        """For submitit's SlurmExecutor. Raises UsageError with every problem."""
-        problems = []
+    def options(self) -> list[str]:
+        """Options of sbatch. Raises UsageError with every problem."""
+        problems, more = [], []
         if self.gpus_per_job < 0:
             problems.append(f"--gpus-per-job {self.gpus_per_job}: must be 0 or more")
         if self.array_size is not None and self.array_size < 1:
             problems.append(f"--array-size {self.array_size}: must be at least 1")
-        limit, more = _minutes(self.time), {}
-        if limit is None:
+        minutes = _minutes(self.time)
+        if minutes is None:
             problems.append(f"--time {self.time}: expected minutes, H:MM:SS, D-HH or D-HH:MM")
-        elif limit < LEAST_MINUTES:  # warned as soon as it starts, it would be requeued for ever
+        elif minutes < LEAST_MINUTES:
             problems.append(f"--time {self.time}: must be at least {LEAST_MINUTES} minutes")
         try:
-            more = _options(self.slurm_extra)
+            more = shlex.split(self.slurm_extra)
         except ValueError as error:
             problems.append(f"--slurm-extra {self.slurm_extra!r}: {error}")
-        problems += [f"--slurm-extra --{k.replace('_', '-')}: {OURS[k]}" for k in more if k in OURS]
+        for word in more:
+            name = word.removeprefix("--").partition("=")[0]
+            if word.startswith("-") and not word.startswith("--"):
+                problems.append(
+                    f"--slurm-extra {self.slurm_extra!r}: {word!r} is no --option of sbatch; "
+                    "write short ones out, -C a100 as --constraint=a100"
+                )
+            elif word.startswith("--") and name in RESERVED:
+                problems.append(f"--slurm-extra --{name}: {RESERVED[name]}")
         if problems:
             raise UsageError(problems)
         given = {
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
-            "gpus_per_node": self.gpus_per_job or None,
+            "gpus-per-node": self.gpus_per_job or None,
+            "time": minutes,
+            "signal": f"B:USR2@{WARN_S}",
         }
-        return {k: v for k, v in given.items() if v is not None} | {
-            "time": limit,
-            "job_name": "dllmexp",
-            "signal_delay_s": WARN_S,
-            "stderr_to_stdout": True,
-            "additional_parameters": {"requeue": True} | more,
-            # from SLURM 22.05 on srun does not take this over from sbatch
-            "setup": [
-                '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"'
-            ],
-        }
+        fixed = ["--job-name=dllmexp", "--nodes=1", "--ntasks=1", "--requeue", "--open-mode=append"]
+        return [*fixed, *(f"--{k}={v}" for k, v in given.items() if v is not None), *more]
 
 
 def _minutes(text: str) -> int | None:
-    """Whole minutes of a time as sbatch takes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S. None where it is no time, or none at all."""
+    """M, M:S, H:M:S, D-H, D-H:M or D-H:M:S -> minutes, rounded up; None for 0 or another form."""
     days, dash, rest = text.rpartition("-")
     parts = rest.split(":")
     if not all(part.isdecimal() for part in [*parts, *([days] if dash else [])]) or len(parts) > 3:
         return None
     unit = 3600 if dash or len(parts) == 3 else 60
-    seconds = int(days or 0) * 86400 + sum(
-        int(part) * unit // 60**i for i, part in enumerate(parts)
-    )
-    return -(-seconds // 60) or None
-
-
-def _options(text: str) -> dict[str, Any]:
-    """`--mem=64G --exclusive` or `--mem 64G` -> {"mem": "64G", "exclusive": True}. Raises ValueError."""
-    found: dict[str, Any] = {}
-    name = ""
-    for word in shlex.split(text):
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            found[name] = value if equals else True
-        elif name and found[name] is True and not word.startswith("-"):
-            found[name] = word
-        else:
-            raise ValueError(
-                f"{word!r} is no --option of sbatch; write short ones out, -C a100 as --constraint=a100"
-            )
-    return found
-
-
-# ---------------------------------------------------------------- on a node
-
-
-class ArrayTask:
-    """What submitit starts on a node: a suite of its own process, which is stopped in good order before a requeue."""
-
-    process: subprocess.Popen | None = None
-
-    def __init__(self, command: list[str]):
-        self.command = command
-
-    def __call__(self) -> None:
-        """Ends with the suite's exit code."""
-        # SLURM sends its warning to every process of the task, and by default it kills
-        warning = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        self.process = subprocess.Popen([*self.command, "--parent", str(os.getpid())])
-        signal.signal(signal.SIGUSR2, warning)
-        code = self.process.wait()
-        code = 128 - code if code < 0 else code
-        if code == 128 + signal.SIGTERM:
-            # pre-empted with some time left, perhaps: a task that ended by itself within it would not be requeued
-            end = time.monotonic() + GRACE_S
-            state = ["squeue", "--noheader", "--job", os.environ["SLURM_JOB_ID"], "--format", "%T"]
-            while (
-                time.monotonic() < end
-                and "RUNNING" in subprocess.run(state, capture_output=True, text=True).stdout
-            ):
-                time.sleep(1)
-        sys.exit(code)
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit on SLURM's warning, before it requeues the task."""
-        from submitit.helpers import DelayedSubmission
-
-        if self.process:
-            self.process.terminate()
-            os.waitid(
-                os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT
-            )  # not wait(): this interrupts the one above
-        return DelayedSubmission(ArrayTask(self.command))
-
-
-def share(plan: Path, parent: int) -> int:
-    """The suite of one task of the array: the exit code. Raises BadDataError where the plan cannot be read."""
-    die_with_parent(parent)
-    try:
-        told = json.loads(plan.read_bytes())
-        chosen = experiments(told["sets"])
-        out, workers, run, gpus = (
-            Path(told["output_dir"]),
-            told["workers"],
-            told["run"],
-            told["gpus"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadDataError(f"{plan} is no plan of --engine slurm ({error})") from None
-    if not gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    job, task = (os.environ.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"))
-    who = f"[{job}_{task}] " if job else f"[{os.environ.get('SLURM_JOB_ID', 'no job')}] "
-    return run_suite(chosen, out, workers, run, who)
+    seconds = sum(int(part) * unit // 60**i for i, part in enumerate(parts))
+    return -(-(seconds + int(days or 0) * 86400) // 60) or None
 
 
 # ---------------------------------------------------------------- on the login node
 
 
+def shares(chosen: Sequence[Experiment], n: int) -> list[list[Experiment]]:
+    """The experiments divided among n tasks, with whole models and equal cost as far as possible.
+
+    The longest model comes first. n: at most the number of experiments.
+    """
+    models: dict[str | None, list[Experiment]] = {}
+    for one in chosen:
+        models.setdefault(one.model, []).append(one)
+    parts = list(models.values())
+    while len(parts) < n:  # more tasks than models: divide the longest part
+        parts.sort(key=lambda part: (len(part) > 1, _cost(part)))
+        parts += _packed([[one] for one in parts.pop()], 2)
+    return _packed(parts, n)
+
+
+def _packed(parts: Sequence[list[Experiment]], n: int) -> list[list[Experiment]]:
+    """n shares: each part, the longest first, goes to the share with the least cost so far."""
+    found: list[list[Experiment]] = [[] for _ in range(n)]
+    for part in sorted(parts, key=_cost, reverse=True):
+        min(found, key=_cost).extend(part)
+    return found
+
+
+def _cost(part: Sequence[Experiment]) -> int:
+    return sum(one.cost for one in part)
+
+
 def submit(chosen: Sequence[Experiment], out: Path, n_workers: int | None, request: Request) -> str:
-    """Submit what is not done and nobody has; what to tell about it. Raises BusyError, EnvironmentProblem, UsageError."""
-    parameters = request.parameters()
+    """Submit what is not done and with no other suite; a message about it.
+
+    Raises BusyError, EnvironmentProblem, UsageError.
+    """
+    options = request.options()
     check_cluster()
-    taken = holders(out)
-    rows = [(e, s) for e, s in statuses([Watcher(e) for e in chosen]) if s.state != "done"]
-    todo = [e for e, _ in rows if str(e.job.path.resolve()) not in taken]
-    if not rows:
+    left = [e for e in chosen if Watcher(e).status().state != "done"]
+    if not left:
         return f"all {len(chosen)} experiments are done"
-    if not todo:
-        raise busy(taken[str(rows[0][0].job.path.resolve())])
-    run = uuid.uuid4().hex[:12]
-    folder = out.resolve() / "logs" / "slurm"
-    plan = folder / f"plan-{run}.json"
-    atomic_write_json(
-        plan,
-        {
-            "run": run,
-            "output_dir": str(out),
-            "workers": n_workers,
-            "gpus": request.gpus_per_job,
-            "sets": [list(e.argv) for e in todo],
-        },
-    )
+    lease = Lease(out, left, workers=0)
+    todo = lease.mine
     n = min(request.array_size or len({e.model for e in todo}), len(todo))
-    job = _sbatch(
-        folder, parameters, [sys.executable, str(COMMAND), "share", "--plan", str(plan)], n
-    )
-    Lease(
-        out, todo, 0, run
-    ).release()  # so that progress shows them while the job waits in the queue
-    left = (
-        f" ({len(rows) - len(todo)} more are with another suite)" if len(todo) < len(rows) else ""
-    )
+    run, folder = uuid.uuid4().hex[:12], out.resolve() / "logs" / "slurm"
+    plan = {
+        "run": run,
+        "output_dir": str(out),
+        "workers": n_workers,
+        "gpus": request.gpus_per_job,
+        "plugins": plugins.loaded(),
+        "shares": [[list(e.argv) for e in share] for share in shares(todo, n)],
+    }
+    path = folder / f"plan-{run}.json"
+    command = ["exec", sys.executable, str(COMMAND), "share", "--plan", str(path)]
+    options += [f"--array=0-{n - 1}", f"--output={folder}/%A_%a.log"]
+    try:
+        atomic_write_json(path, plan)
+        job = _sbatch([*options, "--wrap", shlex.join(command)])
+    finally:
+        lease.release()  # progress shows its experiments while the job waits in the queue
+    more = f" ({len(lease.elsewhere)} more are with another suite)" if lease.elsewhere else ""
+    where = "" if str(out) == "results" else f" --output_dir {out}"
     return "\n".join(
         [
-            f"job {job}: {len(todo)} experiments{left}, {n} task{'s' * (n != 1)} at most at a time",
-            f"where it stands: ./scripts/progress.sh{'' if str(out) == 'results' else f' --output_dir {out}'}; squeue --job {job}",
-            f"logs: {folder}/{job}_*_log.out, {out / 'logs'}/<experiment>.log",
-            f"cancel: scancel {job}; the same command goes on, and so does scontrol requeue {job}",
+            f"job {job}: {len(todo)} experiments{more}, {n} task{'s' * (n != 1)} at most at a time",
+            f"progress: ./scripts/progress.sh{where}; squeue --job {job}",
+            f"logs: {folder}/{job}_*.log, {out / 'logs'}/<experiment>.log",
+            f"cancel: scancel {job}; the same command resumes, and so does scontrol requeue {job}",
         ]
     )
 
 
 def check_cluster() -> None:
-    """Raises EnvironmentProblem where jobs cannot be submitted from here."""
-    missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
+    """Raises EnvironmentProblem if jobs cannot be submitted from here."""
+    missing = [name for name in ("sbatch", "scontrol") if shutil.which(name) is None]
     if missing:
         raise EnvironmentProblem(
-            f"{' and '.join(missing)} not found: --engine slurm submits from a login node of a SLURM cluster; --engine local runs here"
+            f"{' and '.join(missing)} not found: --engine slurm submits from a login node of a "
+            "SLURM cluster; --engine local runs here"
         )
 
 
-def imported_submitit() -> ModuleType:
-    """submitit, without what its import does to logging: it closes every handler of the process.
+def _sbatch(arguments: Sequence[str]) -> str:
+    """Submit; the id of the job. Raises EnvironmentProblem with the message of sbatch."""
+    run = subprocess.run(["sbatch", "--parsable", *arguments], capture_output=True, text=True)
+    if run.returncode:
+        lines = [line for line in run.stderr.splitlines() if line.strip()] or ["failed silently"]
+        raise EnvironmentProblem(f"sbatch: {lines[-1].removeprefix('sbatch: error: ')}")
+    return run.stdout.strip().partition(";")[0]
 
-    One of absl's, which lm-eval's metrics bring, closes with it what was standard error when it was made.
-    """
-    with mock.patch.dict(os.environ, SUBMITIT_LOG_LEVEL="NOCONFIG"):
-        import submitit
-    return submitit
+
+# ---------------------------------------------------------------- on a node
 
 
-def _sbatch(folder: Path, parameters: dict[str, Any], command: list[str], n: int) -> str:
-    """The id of the job. Raises EnvironmentProblem with what sbatch says."""
-    import cloudpickle
-
-    submitit = imported_submitit()
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node need not find this module
+def share(path: Path) -> int:
+    """The suite of one task of the array; its exit code. Raises BadDataError for a broken plan."""
+    signal.signal(signal.SIGUSR2, _warned)
+    job, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     try:
-        executor = submitit.SlurmExecutor(folder, max_num_timeout=TIMEOUTS)
-        executor.update_parameters(**parameters)
-        with redirect_stderr(io.StringIO()):  # it prints what sbatch says before it raises it
-            jobs = executor.submit_array([ArrayTask(command) for _ in range(n)])
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()] or [
-            "failed and said nothing"
-        ]
-        raise EnvironmentProblem(f"sbatch: {lines[-1].removeprefix('sbatch: error: ')}") from None
-    finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    return jobs[0].job_id.partition("_")[0]
+        plan = json.loads(path.read_bytes())
+        first = int(task or 0)
+        own, *others = plan["shares"][first:] + plan["shares"][:first]
+        # from their ends: the tasks whose shares they are begin at the front
+        sets = [*own, *(argv for share in others for argv in reversed(share))]
+        plugins.expect(plan["plugins"])
+        chosen = experiments(sets)
+        out, workers, run = Path(plan["output_dir"]), plan["workers"], plan["run"]
+        if not plan["gpus"]:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise BadDataError(f"{path} is no plan of --engine slurm ({error})") from None
+    name = f"{job}_{task}" if job else os.environ.get("SLURM_JOB_ID", "no job")
+    begins_with = {e.name for e in chosen[: len(own)]}
+    try:
+        return run_suite(chosen, out, workers, run, begins_with, f"[{name}] ")
+    except Signalled as error:
+        if error.args[0] == signal.SIGUSR2:  # the time limit is near
+            subprocess.run(["scontrol", "requeue", name])
+        raise
+
+
+def _warned(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise Signalled(number)

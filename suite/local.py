@@ -1,8 +1,8 @@
-"""The engine of one machine: a worker for each device, one for scoring, and who does what next.
+"""The engine of one machine: a worker for each device, one worker for scoring, and their tasks.
 
-Experiments of one model go to the same worker, which keeps the model loaded; a worker whose model has nothing left
-takes the model with most left for each of its workers. So a worker loads each model once, and no device idles. Where
-several suites share a run, an idle worker takes one experiment more of what nobody has, by the same rule.
+The experiments of one model go to one worker, which keeps the model loaded. A worker whose model
+has nothing left takes the model with the most work left for each of its workers. So a worker
+loads each model once, and no device idles.
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from suite.lease import Lease
 from suite.matrix import Experiment
-from suite.state import Status, Watcher, write_note
+from suite.state import Status, Watcher, read_failure, write_failure
 from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_USAGE
 
 RETRIES = 2
-FINAL = (EXIT_USAGE, EXIT_DATA, EXIT_OUTPUT)  # trying again changes nothing
-CLEAN = (
-    EXIT_COMPLETE,
-    EXIT_INCOMPLETE,
-    EXIT_BUSY,
-    *FINAL,
-)  # after these a worker is as good as before
+FINAL = (EXIT_USAGE, EXIT_DATA, EXIT_OUTPUT)  # another attempt would end in the same way
+# after these exit codes a worker is in good order and goes on
+CLEAN = (EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_BUSY, *FINAL)
 BUSY_WAITS_S = (3.0, 15.0, 60.0)  # an orphan of a killed suite needs a moment to end
 STOP_S = 20.0
 COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
@@ -37,10 +34,18 @@ COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
 
 @dataclass
 class Task:
-    """An experiment on its way. stage: generate | score | ended. outcome: done | failed | elsewhere | stopped."""
+    """An experiment and its way through the suite.
+
+    stage:    generate | score | ended.
+    own:      part of the share of this suite; the share of another suite comes later.
+    attempts: attempts that failed. busy: attempts that found another process at work.
+    outcome:  done | failed | elsewhere (with another process) | skipped (over, by a suite that
+              shares the run) | stopped.
+    """
 
     experiment: Experiment
     stage: str = "generate"
+    own: bool = True
     attempts: int = 0
     busy: int = 0
     not_before: float = 0.0
@@ -50,12 +55,15 @@ class Task:
 
 @dataclass
 class Worker:
-    """A process for one device ("cuda 0", "cpu") or, with device None, for scoring. Started when first needed."""
+    """A process for one device ("cuda 0", "cpu"), or for scoring (device None).
+
+    It starts with its first task.
+    """
 
     device: str | None
     environ: dict[str, str]
     task: Task | None = None
-    model: tuple[str, str] | None = None
+    model: str | None = None
     process: subprocess.Popen | None = None
     loads: int = 0
     _rest: bytes = field(default=b"", repr=False)
@@ -71,47 +79,41 @@ class Worker:
                 start_new_session=True,
             )
             self._rest = b""
-        self.task = task
+        self.task, experiment = task, task.experiment
         if self.device:
-            self.model = task.experiment.model
-        device = (self.device or "cpu").partition(" ")[0]
-        argv = [
-            *task.experiment.argv,
-            *([] if task.experiment.job.predictions else ["--device", device]),
-        ]
-        what = f"on {self.device or 'cpu'}, attempt {task.attempts + 1}: {task.experiment.command}"
+            self.model = experiment.model
+        where = self.device or "cpu"
+        device = [] if experiment.model is None else ["--device", where.partition(" ")[0]]
         order = {
-            "argv": argv,
-            "log": str(task.experiment.log),
+            "argv": [*experiment.argv, *device],
+            "log": str(experiment.log),
             "score": task.stage == "score",
-            "what": what,
+            "title": f"on {where}, attempt {task.attempts + 1}: {experiment.command}",
         }
         try:
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
         except OSError:
-            pass  # it has just died, which read() will see
+            pass  # it has just died: read() will report it
 
     def read(self) -> int | None:
-        """The exit code of the task, None where there is no answer yet. A dead process answers as a shell would say it."""
+        """The exit code of the task, None if there is no answer yet; 128 + n after signal n."""
         data = os.read(self.process.stdout.fileno(), 65536)
         self._rest += data
         if not data:
             code = self.process.wait()
-            self.process.stdin.close()
-            self.process.stdout.close()
-            self.process = None
+            self._close()
             return 128 - code if code < 0 else code or 1
         if not self._rest.endswith(b"\n"):
             return None
         answer = json.loads(self._rest)
         self._rest, self.loads = b"", answer["loads"]
         if answer["code"] not in CLEAN:
-            self.stop(time.monotonic() + STOP_S)  # what it holds, memory above all, goes with it
+            self.stop(time.monotonic() + STOP_S)  # frees what it holds, above all memory
         return answer["code"]
 
     def stop(self, deadline: float) -> None:
-        """SIGTERM, and SIGKILL after the deadline. What it was doing is kept."""
+        """SIGTERM, and SIGKILL after the deadline. Finished samples are kept."""
         if self.process is None:
             return
         self.process.terminate()
@@ -120,121 +122,138 @@ class Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
         self.process.stdin.close()
         self.process.stdout.close()
         self.process = None
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may be set to, one for each GPU that this process may use. No torch is loaded for it."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is not None:
-        names = [name.strip() for name in told.split(",")]
+    """A value of CUDA_VISIBLE_DEVICES for each GPU that this process may use, without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name.strip() for name in visible.split(",")]
         return [] if names[0] in ("", "-1") else names
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        run = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
+        run = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
     return run.stdout.split() if run.returncode == 0 else []
 
 
 def make_workers(n: int | None) -> list[Worker]:
-    """One worker for each visible GPU, or n spread over them; without a GPU n on the CPU, else one."""
+    """One worker for each visible GPU, or n spread over them; without a GPU n or one on the CPU."""
     gpus = visible_gpus()
     n = n or len(gpus) or 1
-    threads = os.environ.get("OMP_NUM_THREADS") or str(
-        max(1, len(os.sched_getaffinity(0)) // (n + 1))
-    )
+    threads = max(1, len(os.sched_getaffinity(0)) // (n + 1))
     common = {
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads),
         "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "10"),
     }
     if not gpus:
         return [Worker("cpu", common | {"CUDA_VISIBLE_DEVICES": ""}) for _ in range(n)]
     return [
-        Worker(f"cuda {g}", common | {"CUDA_VISIBLE_DEVICES": g})
-        for g in (gpus[i % len(gpus)] for i in range(n))
+        Worker(f"cuda {gpu}", common | {"CUDA_VISIBLE_DEVICES": gpu})
+        for gpu in (gpus[i % len(gpus)] for i in range(n))
     ]
 
 
 class LocalEngine:
-    """Runs what the claim has, and will take, until each is done, has failed, or is found to be running elsewhere."""
+    """Runs experiments until each is done, has failed, or is with another process.
+
+    Suites that share a run (lease.run) have the same experiments. Each begins with its own share
+    and goes on with the others': what is over is skipped, what is locked is tried again later.
+    last: whether this suite has ended the last experiment of the run.
+    """
 
     def __init__(
         self,
-        claim: Lease,
+        lease: Lease,
         todo: Sequence[tuple[Experiment, Status]],
         workers: Sequence[Worker],
         say: Callable[[str], None],
         tick: Callable[[], None] = lambda: None,
+        own: Collection[str] | None = None,
     ):
-        """say: is told what happens. tick: is called every second or so."""
-        self.claim, self.say, self.tick = claim, say, tick
-        self.tasks = [_task(e, standing) for e, standing in todo]
+        """say: takes messages. tick: called every second. own: names of the share, None: all."""
+        self.lease, self.say, self.tick, self.last = lease, say, tick, False
+        self.tasks = [Task(e, _stage(e, s), own is None or e.name in own) for e, s in todo]
         scorer = Worker(None, workers[0].environ | {"CUDA_VISIBLE_DEVICES": ""})
         self.workers = [*workers, scorer]
 
     def run(self) -> list[Task]:
-        """All tasks with their outcomes. Whatever ends this, the workers end first."""
+        """All tasks with their outcomes. The workers end first, however this ends."""
         try:
-            while True:
+            while any(task.stage != "ended" for task in self.tasks):
                 for worker in self.workers:
                     task = None if worker.task else self._next(worker)
                     if task:
                         self._begin(worker, task)
-                if any(task.stage != "ended" for task in self.tasks):
-                    self._wait()
-                elif not self.claim.wait_for_the_silent():
-                    break
-                self.claim.touch()
+                self._wait()
+                self.lease.touch()
                 self.tick()
         finally:
             self._stop()
         return self.tasks
 
-    # -- who does what
+    # -- which task is next
 
     def _next(self, worker: Worker) -> Task | None:
-        stage = "generate" if worker.device else "score"
-        held = {id(w.task) for w in self.workers}
-        now = time.monotonic()
-        open_ = [
-            t for t in self.tasks if t.stage == stage and id(t) not in held and t.not_before <= now
+        stage, now = "generate" if worker.device else "score", time.monotonic()
+        held = [w.task for w in self.workers if w.task]
+        free = [
+            task
+            for task in self.tasks
+            if task.stage == stage and task.not_before <= now and all(task is not h for h in held)
         ]
-        if not worker.device:
-            return open_[0] if open_ else None
-        at_it = [w.task.experiment for w in self.workers if w.device and w.task]
-        if open_:
-            chosen = _preferred([t.experiment for t in open_], worker.model, at_it)
-            return next(t for t in open_ if t.experiment is chosen)
-        return self._one_more(worker, at_it)
-
-    def _one_more(self, worker: Worker, at_it: list[Experiment]) -> Task | None:
-        """What the claim can still take for an idle worker; one that only has to be scored is not for it."""
-        while taken := self.claim.more(
-            lambda free, elsewhere: _preferred(free, worker.model, at_it + elsewhere)
-        ):
-            self.tasks.append(_task(taken, Watcher(taken).standing()))
-            if self.tasks[-1].stage == "generate":
-                return self.tasks[-1]
+        while free:
+            task = self._preferred(free, worker)
+            if not self._is_over(task.experiment):
+                return task
+            task.stage, task.outcome = "ended", "skipped"
+            free.remove(task)
         return None
 
-    def _begin(self, worker: Worker, task: Task) -> None:
-        phase = "generating" if task.stage == "generate" else "scoring"
-        write_note(task.experiment, phase, task.attempts + 1, sweep=self.claim.told)
-        worker.give(task)
-        self._tell(task, f"{phase} on {worker.device}" if worker.device else phase)
+    def _preferred(self, free: list[Task], worker: Worker) -> Task:
+        """The next task of the loaded model, else of the model with most work per worker.
 
-    def _tell(self, task: Task, what: str) -> None:
+        The own share goes first, and what another process was at goes last.
+        """
+        if not worker.device:
+            return free[0]
+        rank = min((not task.own, task.busy > 0) for task in free)
+        free = [task for task in free if (not task.own, task.busy > 0) == rank]
+        model, work = worker.model, Counter()
+        for task in free:
+            work[task.experiment.model] += task.experiment.cost
+        if model not in work:
+            busy = [w.task.experiment.model for w in self.workers if w.device and w.task]
+            model = max(work, key=lambda name: work[name] / (1 + busy.count(name)))
+        return next(task for task in free if task.experiment.model == model)
+
+    def _is_over(self, experiment: Experiment) -> bool:
+        """Whether a suite that shares the run has finished the experiment, or given up on it."""
+        if self.lease.run is None:
+            return False
+        failure = read_failure(experiment)
+        if failure and failure["run"] == self.lease.run:
+            return True
+        return Watcher(experiment).status().state == "done"
+
+    # -- what happens to it
+
+    def _begin(self, worker: Worker, task: Task) -> None:
+        worker.give(task)
+        stage = "generating" if task.stage == "generate" else "scoring"
+        self._report(task, f"{stage} on {worker.device}" if worker.device else stage)
+
+    def _report(self, task: Task, text: str) -> None:
         ended = sum(t.stage == "ended" for t in self.tasks)
-        self.say(
-            f"{time.strftime('%H:%M:%S')} [{ended}/{len(self.tasks)}] {task.experiment.name}: {what}"
-        )
+        count = f"[{ended}/{len(self.tasks)}]"
+        self.say(f"{time.strftime('%H:%M:%S')} {count} {task.experiment.name}: {text}")
 
     def _wait(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -242,15 +261,14 @@ class LocalEngine:
                 if worker.task:
                     selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
             if not selector.get_map():
-                time.sleep(0.2)  # all that is left waits for another process
-            for key, _ in selector.select(1.0) if selector.get_map() else ():
+                time.sleep(0.2)  # every task waits for another process
+                return
+            for key, _ in selector.select(1.0):
                 worker = key.data
                 code = worker.read()
                 if code is not None:
                     task, worker.task = worker.task, None
                     self._answered(task, code)
-
-    # -- what an answer means
 
     def _answered(self, task: Task, code: int) -> None:
         if code == EXIT_COMPLETE and task.stage == "generate":
@@ -265,58 +283,49 @@ class LocalEngine:
             if code in FINAL or task.attempts > RETRIES:
                 self._end(task, "failed", task.error)
             else:
-                self._tell(task, f"{task.error}; tried again")
+                self._report(task, f"{task.error}; tried again")
                 task.stage = "generate"
 
     def _busy(self, task: Task) -> None:
-        if task.busy == len(BUSY_WAITS_S):
-            return self._end(task, "elsewhere", "another process has it")
-        task.not_before = time.monotonic() + BUSY_WAITS_S[task.busy]
+        """Another process has the experiment: try again later, and leave it once all else is over.
+
+        A process that dies within these waits leaves nothing behind; a task of a job array that
+        dies later is requeued, and resumes its experiment itself.
+        """
         task.busy += 1
+        task.not_before = time.monotonic() + BUSY_WAITS_S[min(task.busy, len(BUSY_WAITS_S)) - 1]
+        left = [t for t in self.tasks if t.stage != "ended"]
+        if all(t.busy > len(BUSY_WAITS_S) for t in left):
+            for t in left:
+                self._end(t, "elsewhere", "another process has it")
 
     def _end(self, task: Task, outcome: str, error: str = "") -> None:
         task.stage, task.outcome, task.error = "ended", outcome, error
-        write_note(
-            task.experiment, outcome, task.attempts + (outcome == "done"), error, self.claim.told
-        )
-        self._tell(task, f"{outcome}: {error}" if error else outcome)
+        if outcome == "failed":
+            write_failure(task.experiment, error, self.lease.run)
+        if outcome != "elsewhere":
+            left = [t for t in self.tasks if t.stage != "ended"]
+            self.last = all(self._is_over(t.experiment) for t in left)
+        self._report(task, f"{outcome}: {error}" if error else outcome)
 
     def _stop(self) -> None:
-        """End the workers: at once those that have nothing to do, in good order the others."""
+        """End the workers; they end in order, and together."""
         for worker in self.workers:
             if worker.process:
                 worker.process.terminate()
         deadline = time.monotonic() + STOP_S
         for worker in self.workers:
             worker.stop(deadline)
-        for task in self.tasks:
-            if task.stage != "ended":
-                write_note(task.experiment, "stopped", task.attempts)
 
 
-def _task(experiment: Experiment, standing: Status) -> Task:
-    """Where only scoring is left no device is needed."""
-    generated = bool(experiment.job.predictions) or (
-        standing.state == "partial" and standing.n == standing.of
-    )
-    return Task(experiment, "score" if generated else "generate")
-
-
-def _preferred(
-    free: Sequence[Experiment], model: tuple[str, str] | None, at_it: Sequence[Experiment]
-) -> Experiment:
-    """The first one of the model that is loaded, else of the model with most left for each worker that is at it."""
-    models = [e.model for e in free]
-    busy = [e.model for e in at_it]
-    if model not in models:
-        model = max(
-            models, key=lambda m: models.count(m) / (1 + busy.count(m))
-        )  # the first of equals: the matrix's order
-    return free[models.index(model)]
+def _stage(experiment: Experiment, status: Status) -> str:
+    """ "score" if every answer is there: no device is needed."""
+    complete = status.state == "partial" and status.n == status.of
+    return "score" if experiment.model is None or complete else "generate"
 
 
 def _reason(log: Path, code: int) -> str:
-    """The last error that an experiment's log tells of the last attempt, else what the code says."""
+    """The last error that the log has of the last attempt, else what the exit code means."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - 20000))

@@ -1,31 +1,34 @@
-"""Which experiments there are: axes as data, filters, extensions, files of argument sets -> eval.py's arguments."""
+"""The experiments of a suite: axes, filters, files -> argument sets of eval.py -> experiments."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithms_of
-from eval import MODEL_DEFAULTS, TASKS
+from eval import MODEL_DEFAULTS, TABLES, TASKS
+from experiment import plugins
 from experiment.arguments import parse
+from experiment.identity import known_ids
 from experiment.resolve import Job, resolve
 from tasks import DataError, TaskSpec, load_data
 from tasks.installed import spec_of
-from utils import UsageError, nearest
+from utils import ManyProblems, UsageError, nearest
 
-# The suite: every combination of these values. A file given with --file has entries of the same form.
+# The suite "main": every combination of these values. Entries of a --file have the same form.
 MATRIX: dict[str, list] = {
     "model_alias": ["llada", "llada1.5", "dream", "diffucoder"],
     "task": ["humaneval", "mbpp", "gsm8k", "truthfulqa"],
     "tokens_per_step": [1, 2, 3],
 }
 
-# Adaptive algorithms, caches and fixed tokens per step on the embedded tiny checkpoints, in blocks of 8: a CPU does it.
+# The suite "parallel": adaptive algorithms, caches and fixed tokens per step, in blocks of 8, on
+# the embedded tiny checkpoints; a CPU is enough.
 TINY = {
     "model_alias": ["tiny-llada", "tiny-dream"],
     "task": ["gsm8k"],
@@ -34,22 +37,17 @@ TINY = {
     "batch_size": 8,
     "data_dir": str(Path(__file__).resolve().parent.parent / "assets" / "benchmarks"),
 }
-DRAFTS = TINY | {
-    "model_alias": "tiny-dream",
-    "block_length": None,
-}  # left to right over the whole canvas
+# left to right over the whole canvas
+DRAFTS = TINY | {"model_alias": "tiny-dream", "block_length": None}
+CACHED = {"kv_cache": ["prefix", "dual"]}
+THRESHOLD = {"alg": "threshold", "threshold": [0.95, 0.9, 0.7]}
+FAST_DREAM = {"model_alias": "tiny-dream", "alg": "confidence_threshold", "threshold": [0.9, 0.7]}
+APD = {"alg": "apd", "apd_mixture_weight": [0.5, 0.7, 0.9]}
 PARALLEL: list[dict[str, Any]] = [
     TINY | {"tokens_per_step": [1, 2, 3, 4]},
-    TINY | {"tokens_per_step": [1, 2], "kv_cache": ["prefix", "dual"]},
-    TINY
-    | {"alg": "threshold", "threshold": [0.95, 0.9, 0.7], "kv_cache": ["none", "prefix", "dual"]},
-    TINY
-    | {
-        "model_alias": "tiny-dream",
-        "alg": "confidence_threshold",
-        "threshold": [0.9, 0.7],
-        "kv_cache": ["prefix", "dual"],
-    },
+    TINY | {"tokens_per_step": [1, 2]} | CACHED,
+    TINY | THRESHOLD | {"kv_cache": ["none", "prefix", "dual"]},
+    TINY | FAST_DREAM | CACHED,
     TINY | {"alg": "factor", "factor": [0.5, 1.0]},
     TINY | {"alg": "entropy_threshold", "threshold": [0.1, 0.4]},
     TINY | {"alg": "eb_sampler", "gamma": [0.001, 0.1]},
@@ -57,14 +55,14 @@ PARALLEL: list[dict[str, Any]] = [
     TINY | {"alg": "credit", "threshold": [0.9, 0.7]},
     TINY | {"alg": "certainty", "tokens_per_step": [1, 2]},
     DRAFTS | {"alg": "leftright", "tokens_per_step": [1, 2]},
-    DRAFTS | {"alg": "apd", "apd_mixture_weight": [0.5, 0.7, 0.9]},
-    DRAFTS | {"alg": "apd", "apd_mixture_weight": [0.5, 0.7, 0.9], "kv_window": 8},
+    DRAFTS | APD,
+    DRAFTS | APD | {"kv_window": 8},
     DRAFTS | {"alg": ["apd", "apd_released"], "temperature": 0.2, "tag": "t0.2"},
 ]
 SUITES: dict[str, list[dict[str, Any]]] = {"main": [MATRIX], "parallel": PARALLEL}
 
-# eval.py's flags that an experiment of a suite cannot have, and why
-OURS = {
+# flags of eval.py that an experiment of a suite cannot have, and the way out
+REFUSED = {
     "device": "the engine chooses the device: CUDA_VISIBLE_DEVICES and --workers",
     "devices": "the engine chooses the devices: CUDA_VISIBLE_DEVICES and --workers",
     "output_dir": "give --output_dir to the suite",
@@ -75,38 +73,67 @@ OURS = {
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One call of eval.py.
+class Planned:
+    """An experiment as the record of a suite describes it: all that progress needs.
 
-    argv: its arguments. n: samples that it has, None where only lm-eval knows.
+    path:           of its result.
+    id, store:      generation id and directory of its samples; None while an input is missing.
+    result_id:      of a result that is scored as it would be now; None as above.
+    n:              number of samples, None if only lm-eval knows.
+    model:          checkpoint and dtype, None for predictions: nothing is generated.
+    forward_passes: of the schedule, per sample.
+    metric:         headline metric.
     """
+
+    name: str
+    path: Path
+    id: str | None
+    result_id: str | None
+    store: Path | None
+    n: int | None
+    command: str
+    log: Path
+    model: str | None
+    task: str
+    forward_passes: int
+    metric: str
+
+    def identified(self) -> Planned:
+        """The same with its id, if that can be found now."""
+        return self
+
+
+@dataclass(frozen=True)
+class Experiment(Planned):
+    """One call of eval.py. argv: its arguments."""
 
     argv: tuple[str, ...]
     job: Job
-    spec: TaskSpec
-    n: int | None
 
     @property
-    def name(self) -> str:
-        return self.job.path.stem
+    def cost(self) -> int:
+        """Forward passes that it may need, to compare experiments."""
+        return (self.n or 1) * self.forward_passes
 
-    @property
-    def model(self) -> tuple[str, str] | None:
-        """What has to be loaded for it; experiments that have it in common run after each other."""
-        return None if self.job.predictions else (self.job.config.checkpoint, self.job.config.dtype)
+    def identified(self) -> Experiment:
+        if self.id or (ids := known_ids(self.job)) is None:
+            return self
+        store = self.job.output_dir / "cache" / ids[0][:16]
+        return replace(self, id=ids[0], result_id=ids[1], store=store)
 
-    @property
-    def command(self) -> str:
-        return shlex.join(["python", "eval.py", *self.argv])
-
-    @property
-    def log(self) -> Path:
-        return self.job.output_dir / "logs" / f"{self.name}.log"
+    def entry(self) -> dict[str, Any]:
+        """The fields of Planned for the record of a suite, ready for JSON, with absolute paths."""
+        values = ((field.name, getattr(self, field.name)) for field in fields(Planned))
+        return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in values}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a command line asks for. Empty tuples filter nothing; file None means the suite of that name."""
+    """The experiments that a command line selects. An empty tuple filters nothing.
+
+    file:    argument sets instead of the suite of the name `suite`.
+    plugins: files that every experiment gets as --plugin.
+    """
 
     models: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -116,32 +143,47 @@ class Selection:
     file: Path | None = None
     suite: str = "main"
     output_dir: str = "results"
+    plugins: tuple[str, ...] = ()
+
+    @property
+    def is_matrix(self) -> bool:
+        """The axes of the matrix can have any value; entries of other suites are filtered."""
+        return self.file is None and self.suite == "main"
 
 
 def select(selection: Selection) -> list[Experiment]:
     """The experiments, in order. Raises UsageError with every problem of every one of them."""
-    matrix = (
-        selection.file is None and selection.suite == "main"
-    )  # its axes can be any; other entries are filtered
-    listed = SUITES[selection.suite] if selection.file is None else read_file(selection.file)
-    entries: Sequence[Any] = [_narrowed(selection)] if matrix else listed
-    words = [w for entry in entries for w in arguments(entry, selection.algs if matrix else ())]
-    words = [[*w, *selection.extra] for w in words]
-    given = {w[2:].partition("=")[0]: None for one in words for w in one if w.startswith("--")}
-    if ours := [flag for flag in given if flag in OURS]:
-        raise UsageError(
-            f"--{flag} cannot be given to an experiment of a suite: {OURS[flag]}" for flag in ours
-        )
-    own = ["--output_dir", selection.output_dir] if selection.output_dir != "results" else []
-    found = experiments([*w, *own] for w in words)
-    kept = found if matrix else [e for e in found if _wanted(e, selection)]
+    found = experiments(argument_sets(selection))
+    kept = found if selection.is_matrix else [e for e in found if _wanted(e, selection)]
     if not kept:
         raise UsageError("the filters leave no experiment")
     return kept
 
 
+def argument_sets(selection: Selection) -> list[list[str]]:
+    """The argument sets of all entries; those of a file are not filtered yet. Raises UsageError."""
+    common = [*selection.extra]
+    for file in selection.plugins:
+        common += ["--plugin", str(Path(file).resolve())]
+    plugins.load(common, TABLES)  # the filters may name what it adds
+    if selection.is_matrix:
+        entries: Sequence[Any] = [_narrowed(selection)]
+    else:
+        entries = read_file(selection.file) if selection.file else SUITES[selection.suite]
+    algs = selection.algs if selection.is_matrix else ()
+    sets = [[*words, *common] for entry in entries for words in arguments(entry, algs)]
+    given = {w[2:].partition("=")[0]: None for words in sets for w in words if w.startswith("--")}
+    if refused := [flag for flag in given if flag in REFUSED]:
+        raise UsageError(
+            f"--{flag} cannot be given to an experiment of a suite: {REFUSED[flag]}"
+            for flag in refused
+        )
+    own = ["--output_dir", selection.output_dir] if selection.output_dir != "results" else []
+    return [[*words, *own] for words in sets]
+
+
 def _narrowed(selection: Selection) -> dict[str, list]:
-    """MATRIX with the axes that the filters name: models and tasks must be known, any K may be asked for."""
+    """MATRIX with the axes that the filters name; models and tasks must be known, K is free."""
     problems = [
         f"--{flag} {value!r} is not known{nearest(value, known)}; there are: {', '.join(known)}"
         for flag, values, known in (
@@ -154,22 +196,19 @@ def _narrowed(selection: Selection) -> dict[str, list]:
     ]
     if problems:
         raise UsageError(problems)
-    chosen = {
-        "model_alias": selection.models,
-        "task": selection.tasks,
-        "tokens_per_step": selection.tps,
-    }
+    chosen = dict(zip(MATRIX, (selection.models, selection.tasks, selection.tps), strict=True))
     return {axis: list(chosen[axis]) or values for axis, values in MATRIX.items()}
 
 
 def _wanted(experiment: Experiment, selection: Selection) -> bool:
-    config = experiment.job.config
-    return (
-        (not selection.models or config.model_alias in selection.models)
-        and (not selection.tasks or config.task in selection.tasks)
-        and (not selection.tps or config.tokens_per_step in selection.tps)
-        and (not selection.algs or config.algorithm in selection.algs)
-    )
+    settings = experiment.job.config.as_dict()
+    chosen = {
+        "model_alias": selection.models,
+        "task": selection.tasks,
+        "tokens_per_step": selection.tps,
+        "algorithm": selection.algs,
+    }
+    return all(not values or settings.get(name) in values for name, values in chosen.items())
 
 
 def read_file(path: Path) -> list[Any]:
@@ -184,20 +223,23 @@ def read_file(path: Path) -> list[Any]:
         raise UsageError(f"--file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not entries:
         raise UsageError(
-            f"--file {path}: expected a list of argument sets, such as `- --model_alias llada --task gsm8k`"
+            f"--file {path}: expected a list of argument sets, "
+            "such as `- --model_alias llada --task gsm8k`"
         )
     wrong = [e for e in entries if not isinstance(e, str | dict | list)]
     if wrong:
         raise UsageError(
-            f"--file {path}: {wrong[0]!r} is no argument set; give text, a list of words or flag: value"
+            f"--file {path}: {wrong[0]!r} is no argument set; "
+            "give text, a list of words or flag: value"
         )
     return entries
 
 
 def arguments(entry: str | Mapping[str, Any] | list, algs: Sequence[str] = ()) -> list[list[str]]:
-    """The argument sets of one entry: text, a list of words, or flag -> value, where a list means each of its values.
+    """The argument sets of one entry.
 
-    algs: to run each set of a mapping that names no algorithm with those of them that the model's family has.
+    entry: text, a list of words, or flag -> value; a list of values means one set for each.
+    algs:  for a mapping without an algorithm, one set for each of these that the model has.
     """
     if isinstance(entry, str):
         return [shlex.split(entry)]
@@ -207,17 +249,17 @@ def arguments(entry: str | Mapping[str, Any] | list, algs: Sequence[str] = ()) -
     sets = []
     for chosen in product(*values.values()):
         flags = dict(zip(values, chosen, strict=True))
-        given = MODEL_DEFAULTS.get(str(flags.get("model_alias")))
-        of_family = [a for a in algs if given and a in algorithms_of(given["family"])]
-        if algs and given and not {"alg", "remasking"} & flags.keys():
-            sets += [_words(flags | {"alg": a}) for a in of_family]
+        model = MODEL_DEFAULTS.get(str(flags.get("model_alias")))
+        if algs and model and not {"alg", "remasking"} & flags.keys():
+            has = algorithms_of(model["family"])
+            sets += [_words(flags | {"alg": a}) for a in algs if a in has]
         else:
             sets.append(_words(flags))
     return sets
 
 
 def _words(flags: Mapping[str, Any]) -> list[str]:
-    """true is a switch that is on, false and null one that is left out."""
+    """true is a switch that is on; false and null leave the flag out."""
     words: list[str] = []
     for flag, value in flags.items():
         if value is not None and value is not False:
@@ -226,7 +268,7 @@ def _words(flags: Mapping[str, Any]) -> list[str]:
 
 
 def experiments(sets: Iterable[Sequence[str]]) -> list[Experiment]:
-    """Argument sets -> experiments; one that occurs twice is one.
+    """Argument sets -> experiments, without repetitions.
 
     Raises UsageError with all problems, each once; two experiments cannot write one result.
     """
@@ -235,12 +277,13 @@ def experiments(sets: Iterable[Sequence[str]]) -> list[Experiment]:
     for words in sets:
         try:
             one = _experiment(tuple(words))
-        except (UsageError, DataError) as error:
+        except (UsageError, DataError, ManyProblems) as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        other = found.setdefault(one.job.path, one)
+        other = found.setdefault(one.path, one)
         if other.argv != one.argv:
-            text = f"two experiments would write {one.job.path}: `{other.command}` and `{one.command}`; --tag NAME keeps them apart"
+            both = f"`{other.command}` and `{one.command}`"
+            text = f"two experiments would write {one.path}: {both}; --tag NAME keeps them apart"
             problems[text] = None
     if problems:
         raise UsageError(problems)
@@ -248,25 +291,42 @@ def experiments(sets: Iterable[Sequence[str]]) -> list[Experiment]:
 
 
 def _experiment(argv: tuple[str, ...]) -> Experiment:
+    plugins.load(argv, TABLES)
     args, problems = parse(list(argv), MODEL_DEFAULTS, list(TASKS))
-    job = resolve(args, problems, MODEL_DEFAULTS, list(TASKS))
-    spec = spec_named(job.config.task)
-    n = _n_docs(job.config.task, job.data_dir)
-    return Experiment(argv, job, spec, min(n, job.limit or n) if n else job.limit)
+    job = resolve(args, problems, MODEL_DEFAULTS, TASKS)
+    config, spec = job.config, job.spec
+    n = _n_docs(spec.name, job.data_dir)
+    found = Experiment(
+        name=job.path.stem,
+        path=job.path,
+        id=None,
+        result_id=None,
+        store=None,
+        n=min(n, job.limit or n) if n else job.limit,
+        command=shlex.join(["python", "eval.py", *argv]),
+        log=job.output_dir / "logs" / f"{job.path.stem}.log",
+        model=None if job.predictions else f"{config.checkpoint} in {config.dtype}",
+        task=config.task,
+        forward_passes=job.schedule.forward_passes if job.schedule else 0,
+        metric=spec.headline,
+        argv=argv,
+        job=job,
+    )
+    return found.identified()
 
 
 @lru_cache
-def spec_named(task: str) -> TaskSpec:
+def _spec_named(task: str) -> TaskSpec:
     return TASKS.get(task) or spec_of(task)
 
 
 @lru_cache
 def _n_docs(task: str, data_dir: Path | None) -> int | None:
-    """Documents of a benchmark; a manifest beside the files may give another number. None: unknown before it runs."""
-    spec = spec_named(task)
+    """Documents of a benchmark; a manifest may give another number. None: unknown."""
+    spec = _spec_named(task)
     if data_dir is None or spec.foreign or not (data_dir / "manifest.json").is_file():
         return spec.n_docs or None
     try:
         return len(load_data(spec, data_dir).splits[spec.eval_split])
     except DataError:
-        return None  # the run will say what is wrong
+        return None  # the run reports what is wrong

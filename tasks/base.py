@@ -24,7 +24,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class PromptForm:
     """One way to ask a benchmark's questions.
 
     source:       where the wording comes from.
-    yaml:         lm-eval's installed definition it builds on, e.g. "gsm8k/gsm8k-cot.yaml".
+    yaml:         lm-eval's installed definition it builds on, e.g. "gsm8k/gsm8k-cot.yaml"; "" for none.
     doc_to_text:  None: the installed one; a template; or a function installed template -> template.
     doc_to_target: as doc_to_text; it is only read for few-shot examples.
     num_fewshot:  default number of worked examples.
@@ -47,7 +47,7 @@ class PromptForm:
     """
 
     source: str
-    yaml: str
+    yaml: str = ""
     doc_to_text: str | Callable[[str], str] | None = None
     doc_to_target: str | Callable[[str], str] | None = None
     num_fewshot: int = 0
@@ -62,26 +62,44 @@ class TaskSpec:
     """A benchmark. `build(data, form)` makes the lm-eval task; use build_task, which also reads the data.
 
     n_docs:   documents of the original test set.
+    gen_length: the canvas under the uniform protocol, in tokens.
     sources:  the original files below data_dir; `files` is their paths.
-    hub:      (data set, configuration) for the case that there is no data_dir.
-    splits:   rows by file -> rows by split, in the hub's naming; eval_split is the one that is asked.
+    hub:      (data set, configuration), read where there is no data_dir; None: there is none.
+    splits:   rows by file -> rows by split, in the hub's naming; None: the one file is the eval_split.
+    eval_split: the split that is asked.
     headline: lm-eval's key of the metric that stands for the benchmark.
-    kind:     "code" | "math" | "qa" | "other".
+    kind:     "code" runs the answers as programs; any other word: "math", "qa".
     foreign:  lm-eval reads its data by itself, see tasks/installed.py.
+    note:     where the scoring knowingly departs from lm-eval's; stored with every result.
     """
 
     name: str
     build: Callable[[Data, str], object]
     n_docs: int
     sources: tuple[Source, ...]
-    hub: tuple[str, str | None]
-    splits: Callable[[dict[str, Rows]], dict[str, Rows]]
-    eval_split: str
     forms: Mapping[str, PromptForm]
     headline: str
-    kind: str
-    doc_fields: Mapping[str, str] = field(default_factory=dict)
+    hub: tuple[str, str | None] | None = None
+    splits: Callable[[dict[str, Rows]], dict[str, Rows]] | None = None
+    eval_split: str = "test"
+    kind: str = "qa"
     foreign: bool = False
+    gen_length: int = 256
+    note: str | None = None
+
+    @property
+    def scores_alone(self) -> bool:
+        """Whether an answer can be scored at once, without the others: no program is run for it."""
+        return self.kind != "code" and not self.foreign
+
+    @property
+    def default_form(self) -> str:
+        """The prompt form of the uniform protocol."""
+        return "chat" if "chat" in self.forms else next(iter(self.forms))
+
+    def split(self, rows: dict[str, Rows]) -> dict[str, Rows]:
+        """Rows by file -> rows by split."""
+        return self.splits(rows) if self.splits else {self.eval_split: rows[self.sources[0].path]}
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -1,14 +1,15 @@
-"""What the two code benchmarks share: answers become programs, all of them are run, pass@1 is their mean.
+"""Scoring of the code benchmarks: answers become programs, and programs run in the sandbox.
 
-lm-eval hands a `custom` filter every answer of a task in one call, which is the place to run in parallel what has not been
-judged beside the generation by then.
+lm-eval calls a `custom` filter once, with all answers of a task. That is where the programs run in
+parallel, except those that were judged while the model was still generating (Judging.beside).
 The filter puts one dict per document into `filtered_resps`:
-    program    the source that was executed, tests included
-    candidate  the part of it that came from the answer (and the prompt)
-    how        how it was found, see extract.Extracted
-    why_cut    what was left out of the answer and why
-    passed, reason, detail, tier, seconds, cpu_seconds    see sandbox.Verdict; passed is None with --no_exec
-    strict     {passed, reason, detail} of the strict re-check of a pass, None where there was no pass
+    program    source that was executed, tests included
+    candidate  the part of it that comes from the answer (and the prompt)
+    how        how the candidate was found, see utils.Extracted
+    why_cut    what was left out of the answer, and why
+    passed, reason, detail, tier, seconds, cpu_seconds
+               see sandbox.Verdict; passed is None under --no_exec
+    strict     only after add_strict: {passed, reason, detail} of a pass's second run, else None
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import sandbox
-from sandbox import Program, Verdict, judge_many
-from tasks.programs import Extracted
+from sandbox import Program, judge_many
+from utils import Extracted, UsageError
 
 FILTER = "create_test"
 METRIC, STRICT = "pass@1", "pass@1_strict"
-HEADLINE = f"{METRIC},{FILTER}"  # lm-eval's key for humaneval; its mbpp calls the same number "pass_at_1,none"
+HEADLINE = f"{METRIC},{FILTER}"  # lm-eval's key for humaneval; its mbpp has "pass_at_1,none"
 NOT_RUN = {
     "passed": None,
     "reason": "not run",
@@ -34,28 +35,39 @@ NOT_RUN = {
     "cpu_seconds": None,
 }
 
-Extract = Callable[[dict, str], Extracted]
-ProgramOf = Callable[
-    [dict, str], Program
-]  # document, candidate -> with its tests and what the strict mode needs
-
 
 class Judging:
-    """A task's answers to verdicts. extract(doc, answer) gives the candidate, program_of(doc, candidate) the program to judge."""
+    """How one task's answers are judged.
 
-    def __init__(self, extract: Extract, program_of: ProgramOf):
+    extract:    (doc, answer) -> the candidate found in the answer.
+    program_of: (doc, candidate) -> the program to judge, with its tests.
+    strict:     judge every pass a second time in strict mode; add_strict sets it.
+    """
+
+    def __init__(
+        self,
+        extract: Callable[[dict, str], Extracted],
+        program_of: Callable[[dict, str], Program],
+    ):
         self.extract, self.program_of = extract, program_of
+        self.strict = False
         self._early: dict[Program, Future] = {}
 
     @contextmanager
     def beside(self, n: int) -> Iterator[Callable[[dict, str], None]]:
-        """Judge what the callable is given, (doc, answer), in n threads while the caller goes on; score() takes it from there."""
+        """Judge answers in n threads while the model generates others.
+
+        Yields a function of (doc, answer) that queues an answer. score() takes the verdicts from
+        here. At exit, programs that still run are ended.
+        """
         cancel, pool = threading.Event(), ThreadPoolExecutor(n)
 
         def ahead(doc: dict, answer: str) -> None:
             program = self.program_of(doc, self.extract(doc, answer).code)
             if program not in self._early:
-                self._early[program] = pool.submit(verdicts, [program], cancel)
+                self._early[program] = pool.submit(
+                    verdicts, [program], strict=self.strict, cancel=cancel
+                )
 
         try:
             yield ahead
@@ -65,17 +77,16 @@ class Judging:
             self._early.clear()
 
     def score(self, resps: list[list[str]], docs: list[dict]) -> list[dict]:
-        """lm-eval's filter: the dict above for each document."""
+        """lm-eval's filter: the dict described above for each document."""
         answers = [answer for answer, *_ in resps]
         found = [self.extract(doc, answer) for answer, doc in zip(answers, docs, strict=True)]
         programs = [self.program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
-        early, asked = self._early, dict.fromkeys(programs)
-        late = [
-            p for p in asked if p not in early or early[p].cancel()
-        ]  # not begun: taken back, for here are all cores
-        judged = dict(zip(late, verdicts(late), strict=True))
-        again = [p for p in asked if p not in judged and early[p].exception()]
-        judged |= zip(again, verdicts(again), strict=True)
+        early, distinct = self._early, dict.fromkeys(programs)
+        # a queued program that has not started is withdrawn: judge_many uses every core
+        late = [p for p in distinct if p not in early or early[p].cancel()]
+        judged = dict(zip(late, verdicts(late, strict=self.strict), strict=True))
+        failed = [p for p in distinct if p not in judged and early[p].exception()]
+        judged |= zip(failed, verdicts(failed, strict=self.strict), strict=True)
         return [
             {
                 "program": f"{p.candidate.rstrip()}\n\n{p.tests}\n",
@@ -88,15 +99,16 @@ class Judging:
         ]
 
 
-def verdicts(programs: Sequence[Program], cancel: threading.Event | None = None) -> list[dict]:
-    """How each program fared, and what the strict re-check says of those that passed. cancel: see judge_many."""
+def verdicts(
+    programs: Sequence[Program], *, strict: bool = False, cancel: threading.Event | None = None
+) -> list[dict]:
+    """The part of the dict above that judging gives. strict: judge passes again.
+
+    cancel: see judge_many.
+    """
     if not sandbox.executes():
-        return [NOT_RUN | {"strict": None} for _ in programs]
-    first = judge_many(programs, cancel=cancel)
-    passes = [i for i, v in enumerate(first) if v.passed]
-    strict = judge_many([programs[i] for i in passes], strict=True, cancel=cancel)
-    again: dict[int, Verdict] = dict(zip(passes, strict, strict=True))
-    return [
+        return [NOT_RUN | ({"strict": None} if strict else {}) for _ in programs]
+    rows = [
         {
             "passed": v.passed,
             "reason": v.reason,
@@ -104,37 +116,56 @@ def verdicts(programs: Sequence[Program], cancel: threading.Event | None = None)
             "tier": v.tier,
             "seconds": round(v.seconds, 4),
             "cpu_seconds": round(v.cpu_s, 3),
-            "strict": {k: getattr(again[i], k) for k in ("passed", "reason", "detail")}
-            if i in again
-            else None,
         }
-        for i, v in enumerate(first)
+        for v in judge_many(programs, cancel=cancel)
     ]
+    if strict:
+        passes = [i for i, row in enumerate(rows) if row["passed"]]
+        again = judge_many([programs[i] for i in passes], strict=True, cancel=cancel)
+        for row in rows:
+            row["strict"] = None
+        for i, v in zip(passes, again, strict=True):
+            rows[i]["strict"] = {"passed": v.passed, "reason": v.reason, "detail": v.detail}
+    return rows
 
 
 def process_results(doc: dict, results: list[dict]) -> dict[str, float]:
-    """Both metrics; none of a program that was not run."""
+    """pass@1 of one document, and pass@1_strict after add_strict; {} if no program was run."""
     (found,) = results
     if found["passed"] is None:
         return {}
-    return {
-        METRIC: float(found["passed"]),
-        STRICT: float(found["passed"] and found["strict"]["passed"]),
-    }
+    scores = {METRIC: float(found["passed"])}
+    if "strict" in found:
+        scores[STRICT] = float(found["passed"] and found["strict"]["passed"])
+    return scores
 
 
 def scoring(judging: Judging) -> dict:
-    """The part of an lm-eval configuration that runs programs instead of asking the hub for code_eval."""
+    """The part of an lm-eval configuration that scores, without the hub's code_eval."""
 
-    def score(
-        resps: list[list[str]], docs: list[dict]
-    ) -> list[dict]:  # lm-eval copies what is no function
+    # lm-eval deep-copies a configuration's objects, but not its functions
+    def score(resps: list[list[str]], docs: list[dict]) -> list[dict]:
         return judging.score(resps, docs)
 
     return {
         "filter_list": [{"name": FILTER, "filter": [{"function": "custom", "filter_fn": score}]}],
         "process_results": process_results,
-        "metric_list": [
-            {"metric": m, "aggregation": "mean", "higher_is_better": True} for m in (METRIC, STRICT)
-        ],
+        "metric_list": [{"metric": METRIC, "aggregation": "mean", "higher_is_better": True}],
     }
+
+
+def add_strict(task):
+    """Make a code task report pass@1_strict too: every pass is judged again in strict mode.
+
+    task: what build_task returned, before it is evaluated. Returns the task. Raises UsageError
+    where the task runs no programs.
+    """
+    judging = getattr(task, "judging", None)
+    if judging is None:
+        raise UsageError(
+            f"--strict_exec: {task.config.task} runs no programs; humaneval and mbpp do"
+        )
+    judging.strict = True
+    task.aggregation()[STRICT] = task.aggregation()[METRIC]
+    task.higher_is_better()[STRICT] = True
+    return task

@@ -19,19 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils import BadDataError
+
 if TYPE_CHECKING:
     from tasks.base import TaskSpec
+
 
 Rows = list[dict]
 MAX_PROBLEMS = 5  # per file: a file of another format would otherwise give thousands
 
 
-class DataError(ValueError):
-    """Benchmark data that is missing, malformed or of the wrong size. `.problems`: list[str], a sentence each."""
-
-    def __init__(self, problems: list[str]):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+class DataError(BadDataError):
+    """Benchmark data that is missing, malformed or of the wrong size."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,15 @@ class Source:
     """One original file. fields: name -> "int" | "text" | "texts" (a list) | "source" (Python) | "sources", with a
     "?" at the end where it may be empty.
 
-    rows: how many it must have. key: a field whose value may not occur twice. sha256: of the published file.
+    rows: how many it must have. key: a field whose value may not occur twice. sha256: of the published file, None
+    where nothing is published.
     columns + convert: for a CSV, the columns it must have and the row -> doc function.
     """
 
     path: str
     rows: int
     fields: Mapping[str, str]
-    sha256: str
+    sha256: str | None = None
     key: str | None = None
     columns: tuple[str, ...] = ()
     convert: Callable[[dict], dict] | None = None
@@ -68,12 +68,12 @@ class Data:
 def check_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> list[str]:
     """Every problem of the files below data_dir, each a sentence with file, line and field; empty is good.
 
-    With data_dir None there is nothing to check before the hub is asked.
+    Without data_dir nothing is checked where the hub has the data.
     """
-    if data_dir is None or spec.foreign:
+    if spec.foreign or (data_dir is None and spec.hub is not None):
         return []
     try:
-        _read_local(spec, Path(data_dir))
+        load_data(spec, data_dir)
     except DataError as e:
         return e.problems
     return []
@@ -109,7 +109,7 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
         rows[source.path], found = _read_source(data_dir / source.path, source, expected)
         problems += found
     if not problems:
-        splits = spec.splits(rows)
+        splits = spec.split(rows)
         n = len(splits[spec.eval_split])
         if n == 0 or not manifest and n != spec.n_docs:
             problems.append(
@@ -119,7 +119,7 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
         raise DataError(problems)
     if manifest:
         return Data(manifest["name"], str(data_dir), splits)
-    published = all(_sha256(data_dir / source.path) == source.sha256 for source in spec.sources)
+    published = all(_sha256(data_dir / s.path) == s.sha256 for s in spec.sources if s.sha256)
     return Data("original" if published else "modified", str(data_dir), splits)
 
 
@@ -241,21 +241,22 @@ def _read_hub(spec: TaskSpec) -> Data:
     """The hub's data set through `datasets` (its cache, HF_HOME and offline mode are honoured)."""
     import datasets
 
+    if spec.hub is None:
+        files = ", ".join(spec.files)
+        raise DataError(f"{spec.name} has no data set on the hub; --data_dir DIR reads {files}")
     repo, config = spec.hub
     try:
         loaded = datasets.load_dataset(repo, config)
     except Exception as e:  # whatever the network or the cache raises, the way out is the same
         raise DataError(
-            [
-                f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR reads local files"
-            ]
+            f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR reads local files"
         ) from e
     splits = {name: [dict(row) for row in rows] for name, rows in loaded.items()}
     docs = splits.get(spec.eval_split, [])
     problems = [
         f"{repo}, row {i}: {bad}"
         for i, d in enumerate(docs)
-        if (bad := _field_problem(d, spec.doc_fields))
+        if (bad := _field_problem(d, spec.sources[0].fields))
     ]
     if len(docs) != spec.n_docs:
         problems.append(

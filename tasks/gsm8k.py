@@ -3,7 +3,8 @@
 A row: {"question": "Janet's ducks lay 16 eggs ...", "answer": "Janet sells 16 - 3 ...\\n#### 18"}
 
 Scored by lm-eval's own filters and exact_match: strict-match wants the definition's exact closing phrase,
-flexible-extract takes the last number of the answer and is the headline (chat models rarely write "####").
+flexible-extract takes the last number of the answer (utils.GSM8K_NUMBER) and is the headline: chat models rarely
+write "####".
 "1,000" is read as 1000.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.data import Data, Source
+from utils import GSM8K_NUMBER
 
 FIELDS = {"question": "text", "answer": "text"}
 TEST, TRAIN = "gsm8k/test.jsonl", "gsm8k/train.jsonl"
@@ -27,7 +29,10 @@ FORMS = {
 
 def build(data: Data, form_name: str):
     form = FORMS[form_name]
-    return make_task(data, form_name, form, installed_config(form.yaml) | {"task": "gsm8k"})
+    config = installed_config(form.yaml) | {"task": "gsm8k"}
+    (flexible,) = [chain for chain in config["filter_list"] if chain["name"] == "flexible-extract"]
+    flexible["filter"][0]["regex_pattern"] = GSM8K_NUMBER
+    return make_task(data, form_name, form, config)
 
 
 SPEC = TaskSpec(
@@ -48,5 +53,4 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline="exact_match,flexible-extract",
     kind="math",
-    doc_fields=FIELDS,
 )

@@ -1,10 +1,12 @@
-"""HumanEval: complete a Python function from its signature and docstring. Chen et al., arXiv:2107.03374.
+"""HumanEval: complete a Python function from its signature and docstring.
 
+Chen et al., arXiv:2107.03374.
 A row: {"task_id": "HumanEval/0", "prompt": "def f(...):\\n    \\"\\"\\"...", "entry_point": "f",
         "canonical_solution": "    return ...", "test": "def check(candidate): ..."}
 
-Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every chat answer
-as a syntax error; here the program is taken out of the answer first (tasks/programs.py).
+Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every
+chat answer as a syntax error; here the program is taken out of the answer first
+(utils.humaneval_program).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from sandbox import Program
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.code import HEADLINE, Judging, scoring
 from tasks.data import Data, Source
-from tasks.programs import Extracted, called_names, extract_code
+from utils import Extracted, humaneval_program
 
 FILE = "HumanEval.jsonl.gz"
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
@@ -33,8 +35,8 @@ FORMS = {
         source="this project's, for every model alike",
         yaml=YAML,
         doc_to_text=(
-            "Complete the following Python function. Reply with the whole function, with the imports it needs, "
-            "in one Python code block.\n\n```python\n{{prompt.strip()}}\n```"
+            "Complete the following Python function. Reply with the whole function, with the "
+            "imports it needs, in one Python code block.\n\n```python\n{{prompt.strip()}}\n```"
         ),
         until=(),  # a chat answer may begin with an import, a comment or the function itself
     ),
@@ -49,7 +51,8 @@ FORMS = {
         source="humaneval_instruct, version 2 of the lm-eval fork with which Dream reports",
         yaml=YAML,
         doc_to_text=(
-            "Write a solution to the following problem and make sure that it passes the tests:\n```{{prompt}}"
+            "Write a solution to the following problem and make sure that it passes the tests:\n"
+            "```{{prompt}}"
         ),
         prefill="Here is the completed function:\n```python\n{{prompt}}\n",
     ),
@@ -61,7 +64,7 @@ def tests_of(doc: dict) -> str:
 
 
 def program_of(doc: dict, candidate: str) -> Program:
-    """The tests of some tasks use functions that the prompt defines: the strict mode takes the prompt's own."""
+    """The program of a candidate. In strict mode helper functions of the prompt are trusted."""
     try:
         prompt = ast.parse(doc["prompt"].rstrip() + "\n    pass\n")
     except SyntaxError:
@@ -76,13 +79,7 @@ def build(data: Data, form_name: str):
     form = FORMS[form_name]
 
     def extract(doc: dict, answer: str) -> Extracted:
-        return extract_code(
-            answer,
-            doc["entry_point"],
-            doc["prompt"],
-            roots=called_names(tests_of(doc)),
-            prefill=task.prefill(doc),
-        )
+        return humaneval_program(answer, doc, tests=tests_of(doc), prefill=task.prefill(doc))
 
     judging = Judging(extract, program_of)
     config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(judging)
@@ -101,5 +98,5 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline=HEADLINE,
     kind="code",
-    doc_fields=FIELDS,
+    gen_length=512,
 )

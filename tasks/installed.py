@@ -79,6 +79,7 @@ def spec_of(task: str) -> TaskSpec:
         headline="",
         kind="other",
         foreign=True,
+        note=NOTE,
     )
 
 

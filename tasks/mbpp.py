@@ -1,22 +1,25 @@
 """MBPP: short Python programs from one sentence and three asserts. Austin et al., arXiv:2108.07732.
 
-A row: {"task_id": 11, "text": "Write a python function to ...", "code": "def ...", "test_list": ["assert ...", ...],
+A row: {"task_id": 11, "text": "Write a python function to ...", "code": "def ...",
+        "test_list": ["assert ...", ...],
         "test_setup_code": "", "challenge_test_list": []}
 
-The test set is task_id 11 to 510 (500 tasks); the worked examples are 2, 3 and 4. Metric "pass@1,create_test" (the
-number that lm-eval calls "pass_at_1,none"). `test_setup_code` is run between the program and its tests: lm-eval
-forgets it, so that its best possible score is 499 of 500 (task 367).
+The test set is task_id 11 to 510 (500 tasks); the worked examples are 2, 3 and 4. Metric
+"pass@1,create_test" (the number that lm-eval calls "pass_at_1,none"). `test_setup_code` is run
+between the program and its tests. lm-eval leaves it out, so that its best possible score is 499 of
+500 (task 367).
 """
 
 from __future__ import annotations
 
 import builtins
 
-from sandbox import Program, defined_names, free_names
+from sandbox import Program
+from sandbox.names import defined_names, free_names
 from tasks.base import PromptForm, TaskSpec, installed_config, installed_constant, make_task
 from tasks.code import HEADLINE, Judging, scoring
 from tasks.data import Data, Source
-from tasks.programs import Extracted, called_names, extract_code
+from utils import Extracted, mbpp_program
 
 FILE = "mbpp.jsonl"
 SHA256 = "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f"
@@ -32,7 +35,7 @@ SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train
 
 
 def without_begin(installed: str) -> str:
-    """The installed sentence and tests, without the "[BEGIN]" that a chat answer does not continue."""
+    """The installed sentence and tests without "[BEGIN]", which a chat answer does not continue."""
     sentence = installed.removesuffix("\n[BEGIN]\n")
     assert sentence != installed, "lm-eval's mbpp prompt no longer ends with [BEGIN]"
     return sentence
@@ -85,12 +88,12 @@ def tests_of(doc: dict) -> str:
 
 
 def program_of(doc: dict, candidate: str) -> Program:
-    """What the reference defines is the candidate's in the tests, also where it is a builtin's name (task 126: sum)."""
-    tests = tests_of(doc)
-    names = free_names(tests)
-    own = {
-        name for name in names if name in defined_names(doc["code"]) or not hasattr(builtins, name)
-    }
+    """The program of a candidate. In strict mode the candidate provides all names but builtins.
+
+    A builtin that the reference defines is the candidate's too: task 126 asks for `sum`.
+    """
+    tests, defined = tests_of(doc), defined_names(doc["code"])
+    own = {n for n in free_names(tests) if n in defined or not hasattr(builtins, n)}
     return Program(candidate, tests, names=tuple(sorted(own)))
 
 
@@ -98,13 +101,7 @@ def build(data: Data, form_name: str):
     form = FORMS[form_name]
 
     def extract(doc: dict, answer: str) -> Extracted:
-        asked = called_names("\n".join(doc["test_list"]))
-        return extract_code(
-            answer,
-            asked[0] if asked else None,
-            roots=called_names(tests_of(doc)),
-            prefill=task.prefill(doc),
-        )
+        return mbpp_program(answer, doc, tests=tests_of(doc), prefill=task.prefill(doc))
 
     judging = Judging(extract, program_of)
     config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(judging)
@@ -126,5 +123,6 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline=HEADLINE,
     kind="code",
-    doc_fields=FIELDS,
+    gen_length=512,
+    note="test_setup_code is run before the tests; lm-eval forgets it, which costs it task 367",
 )

@@ -13,7 +13,7 @@ from functools import cache
 
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.data import Data, Source
-from tasks.programs import clean_answer
+from utils import truthfulqa_answer
 
 FILE = "TruthfulQA.csv"
 SHA256 = "99d6ae7755e3b435eade956068c9de7c0c474770344237aeb66b56519ba4b697"
@@ -74,7 +74,7 @@ def build(data: Data, form_name: str):
 
 
 def clean_filter(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
-    return [[clean_answer(r) for r in rs] for rs in resps]
+    return [[truthfulqa_answer(r) for r in rs] for rs in resps]
 
 
 @cache
@@ -116,5 +116,5 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline="bleu_acc,none",
     kind="qa",
-    doc_fields=FIELDS,
+    gen_length=128,
 )

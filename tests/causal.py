@@ -1,4 +1,4 @@
-"""A verifier for tests: the same weights as the model that drafts, read from left to right, so that they often agree."""
+"""A verifier for tests: causal, with the drafting model's weights, so that they often agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from models import Transformer
 
 
 def causal_twin(model: Transformer, n_tokens: int | None = None) -> Transformer:
-    """A causal model with the weights of `model`; n_tokens: with a vocabulary of its own size, the first ones alike."""
+    """A causal model with the weights of `model`.
+
+    n_tokens: size of its vocabulary, of which the first tokens are the same; None: that of `model`.
+    """
     config = replace(model.config, family="qwen2", causal=True, mask_id=None)
     twin = Transformer(config if n_tokens is None else replace(config, vocab_size=n_tokens))
     theirs = model.weights()
@@ -34,7 +37,7 @@ def decoded(model, prompts, config, seeds, **more):
 
 
 def verifier_checkpoint(folder: Path) -> Path:
-    """dream-tiny as a causal model's checkpoint: the same tensors and tokenizer, another model_type."""
+    """dream-tiny as a causal checkpoint: the same tensors and tokenizer, another model_type."""
     shutil.copytree(DREAM, folder, copy_function=shutil.copyfile)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = {k: v for k, v in config.items() if k != "mask_token_id"} | {"model_type": "qwen2"}

@@ -1,4 +1,4 @@
-"""Ways to change and break a copied checkpoint, and to see that it is refused."""
+"""Change or break a copied checkpoint, and check that it is refused."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def edit_tensors(path: Path, change) -> None:
 
 
 def refused(folder: Path, *patterns: str) -> list[str]:
-    """check_checkpoint names each of `patterns`, and load_model raises the first problem at least."""
+    """The problems of a checkpoint, which match `patterns`; load_model raises some of them."""
     problems = check_checkpoint(folder)
     for pattern in patterns:
         assert any(re.search(pattern, p) for p in problems), (pattern, problems)

@@ -1,35 +1,47 @@
-"""Tests run offline, on the CPU, one thread, with the repository root on the path."""
+"""Tests run offline, on the CPU and on one thread."""
 
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # started in the background of a shell: what tests start would ignore it too
+# A shell starts background jobs with SIGINT ignored, which the tests' processes would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from mini import ROOT  # noqa: E402
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def conformance_dir() -> Path:
-    """The conformance set: tests/conformance, or the directory that DLLMEXP_CONFORMANCE_DIR names."""
+    """The conformance set: tests/conformance, or DLLMEXP_CONFORMANCE_DIR."""
     return Path(os.environ.get("DLLMEXP_CONFORMANCE_DIR") or ROOT / "tests" / "conformance")
+
+
+@pytest.fixture(scope="session")
+def benchmarks() -> Path:
+    """The directory of the benchmarks' original files; without it the test is skipped.
+
+    DLLMEXP_DATA_DIR names it; the default is shared/benchmarks next to the repository.
+    """
+    folder = Path(os.environ.get("DLLMEXP_DATA_DIR") or ROOT.parent / "shared" / "benchmarks")
+    if not (folder / "mbpp.jsonl").is_file():
+        pytest.skip(
+            f"the benchmarks' original files are not in {folder}; "
+            "set DLLMEXP_DATA_DIR to their directory"
+        )
+    return folder
 
 
 def _copy(source: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(source, tmp_path / source.name, copy_function=shutil.copyfile))
-    folder.chmod(0o755)  # copied from the source, which may be read-only
+    folder.chmod(0o755)  # the source may be read-only
     return folder
 
 

@@ -1,22 +1,19 @@
-"""What the command line's tests share: tiny checkpoints, a tiny benchmark, the real one where it is."""
+"""What several test files share: the tiny checkpoints, a tiny benchmark, random prompts."""
 
 import json
-import os
 from pathlib import Path
 
-import pytest
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-LLADA, DREAM = (
-    ROOT / "tests" / "conformance" / "llada-tiny",
-    ROOT / "tests" / "conformance" / "dream-tiny",
-)
-REAL = Path(os.environ.get("DLLMEXP_DATA_DIR") or ROOT.parent / "shared" / "benchmarks")
+LLADA = ROOT / "tests" / "conformance" / "llada-tiny"
+DREAM = ROOT / "tests" / "conformance" / "dream-tiny"
 
-real_data = pytest.mark.skipif(
-    not (REAL / "mbpp.jsonl").is_file(),
-    reason=f"the benchmarks' original files are not in {REAL}; DLLMEXP_DATA_DIR names them",
-)
+
+def prompts_for(n: int, vocabulary: int = 400) -> list[list[int]]:
+    """n prompts of 1 to 39 random tokens, the same ones in every call."""
+    rng = np.random.default_rng(7)
+    return [rng.integers(5, vocabulary, size=int(rng.integers(1, 40))).tolist() for _ in range(n)]
 
 
 def gsm8k_dir(folder: Path, n: int = 3) -> Path:
@@ -31,17 +28,14 @@ def gsm8k_dir(folder: Path, n: int = 3) -> Path:
     (folder / "gsm8k").mkdir(parents=True)
     for name in ("test", "train"):
         write_lines(folder / "gsm8k" / f"{name}.jsonl", rows)
-    (folder / "manifest.json").write_text(
-        json.dumps({"name": "mini", "counts": {"gsm8k/test.jsonl": n, "gsm8k/train.jsonl": n}}),
-        encoding="utf-8",
-    )
+    counts = {"gsm8k/test.jsonl": n, "gsm8k/train.jsonl": n}
+    manifest = json.dumps({"name": "mini", "counts": counts})
+    (folder / "manifest.json").write_text(manifest, encoding="utf-8")
     return folder
 
 
 def write_lines(path: Path, rows: list) -> Path:
-    """One row per line; what is text already is written as it is."""
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows),
-        encoding="utf-8",
-    )
+    """Write one row per line. A row that is a string is written as it is, others as JSON."""
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path

@@ -1,7 +1,7 @@
-"""The slow, plain loops that the engine is held against: one prompt, all logits, no early exit, no batching.
+"""Slow, plain loops to compare the engine with: one prompt, all logits, no early exit, no batch.
 
-Each is written from the official algorithm's description, sharing with the engine only the random numbers
-(`uniforms`) and the schedule's float32 linspace from torch itself.
+Each follows the description of the official algorithm. It shares with the engine only the random
+numbers (`uniforms`) and the float32 linspace of the schedule, from torch itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from decoding.sampling import uniforms
 
 
 def aligned(model, canvas: list[int]) -> np.ndarray:
-    """[L, V] float64 logits for each position of a canvas, shifted for Dream, mask token at -inf."""
+    """[L, V] float64 logits of each position of a canvas, shifted for Dream; mask token -inf."""
     with torch.inference_mode():
         logits = model.logits(torch.tensor([canvas], device=model.device))[0].double().cpu().numpy()
     if model.config.family == "dream":
@@ -28,7 +28,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def nucleus(logits: np.ndarray, top_p: float | None, top_k: int | None) -> np.ndarray:
-    """Logits [V] outside the nucleus, then outside the top k, at -inf."""
+    """Logits [V] with -inf outside the nucleus, then outside the top k."""
     logits = logits.copy()
     if top_p is not None and top_p < 1:
         order = np.argsort(-logits, kind="stable")
@@ -45,7 +45,7 @@ def nucleus(logits: np.ndarray, top_p: float | None, top_k: int | None) -> np.nd
 def sample(
     logits: np.ndarray, temperature: float, top_p, top_k, u: float
 ) -> tuple[int, np.ndarray]:
-    """A token and the distribution [V] that it was taken from."""
+    """A token and the distribution [V] that it is drawn from."""
     if temperature == 0:
         return int(logits.argmax()), softmax(logits)
     probs = softmax(nucleus(logits / temperature, top_p, top_k))
@@ -72,7 +72,7 @@ def llada(
     logits_eos_inf=False,
     confidence_eos_eot_inf=False,
 ) -> list[int]:
-    """low_confidence and random, as ML-GSAI/LLaDA generate.py describes them."""
+    """low_confidence and random, as in ML-GSAI/LLaDA generate.py."""
     mask, eos, ends = model.config.mask_id, model.config.eos_id, list(model.config.end_ids)
     x = list(prompt) + [mask] * gen_length
     n_blocks = gen_length // block_length
@@ -114,7 +114,7 @@ def dream(
     top_k=None,
     alg_temp: float | None = None,
 ) -> list[int]:
-    """maskgit_plus, topk_margin, entropy and origin, as DreamLM/Dream generation_utils.py describes them."""
+    """maskgit_plus, topk_margin, entropy and origin, as in DreamLM/Dream generation_utils.py."""
     mask = model.config.mask_id
     x = list(prompt) + [mask] * gen_length
     t = torch.linspace(1, 1e-3, num_steps + 1)
@@ -169,7 +169,7 @@ def leftright(
     return x[len(prompt) :]
 
 
-# ---- blocks, caches, and algorithms that decide themselves how many positions they commit
+# ---- blocks, caches and adaptive algorithms
 
 
 def blockwise(
@@ -183,7 +183,7 @@ def blockwise(
     kv_cache: str = "none",
     cache_refresh: int | None = None,
 ) -> tuple[list[int], int, int]:
-    """A canvas in blocks, each step by `rule(Step)`: (ids, forward passes, columns computed). One row, one cache."""
+    """(ids, forward passes, computed columns) of a canvas in blocks; `rule` commits in a Step."""
     mask, first = model.config.mask_id, len(prompt)
     x = list(prompt) + [mask] * gen_length
     cache = model.new_cache()
@@ -223,17 +223,11 @@ def blockwise(
 
 
 class Step:
-    """What a rule sees: logits [V] and, from them, the proposed token and the distribution of each open position."""
+    """One step: logits [V], proposed token and distribution [V] of each open position."""
 
     def __init__(self, config, x, first, lo, step, logits, memory, temperature, u):
-        self.config, self.x, self.first, self.lo, self.step, self.memory = (
-            config,
-            x,
-            first,
-            lo,
-            step,
-            memory,
-        )
+        self.config, self.x, self.first, self.lo = config, x, first, lo
+        self.step, self.memory = step, memory
         self.temperature, self.u = temperature, u
         self.take(logits)
 
@@ -300,7 +294,7 @@ def eb_sampler(gamma: float):
 
 
 def bound(entropies: list[float]) -> float:
-    """Sum less maximum: the paper's bound on what a joint commit loses."""
+    """Sum minus maximum: the paper's bound on the error of a joint commit."""
     return sum(entropies) - max(entropies) if len(entropies) > 1 else 0.0
 
 
@@ -342,7 +336,7 @@ def credit(value: float, credit_weight: float, credit_decay: float, credit_power
 
 
 def certainty(sigma: float, k: int = 1):
-    """The density as d2Cache's docstring has it: known on the left; on the right as the last position is."""
+    """With d2Cache's density: the left is known, the right is like the last position."""
 
     def rule(now: Step) -> dict[int, int]:
         canvas = [token != now.config.mask_id for token in now.x[now.first :]]
@@ -368,7 +362,10 @@ def onward(
     max_lookahead: int | None = None,
     block_length: int | None = None,
 ):
-    """(canvas, first open column, step, logits [n, V] of what is in sight) of each forward pass; the consumer commits."""
+    """(canvas, first open column, step, logits [n, V] within the lookahead) of each forward pass.
+
+    The consumer commits.
+    """
     mask, x = model.config.mask_id, list(prompt) + [model.config.mask_id] * gen_length
     cache, size = model.new_cache(), block_length or gen_length
     cache.add(len(x))
@@ -404,7 +401,10 @@ def apd(
     k: int = 1,
     **sight,
 ) -> tuple[list[int], list[int]]:
-    """Ids and accepted counts: the paper's algorithm 1, or what danielmisrael/apd runs in its place. No verifier's cache."""
+    """Ids and accepted counts, by algorithm 1 of the paper or by the released code.
+
+    The verifier has no cache.
+    """
     from decoding.verifier import gumbels
 
     accepted = []
@@ -424,13 +424,13 @@ def apd(
             )
         read = [t if t < verifier.config.vocab_size else 0 for t in x[:first] + drafts]
         with torch.inference_mode():
-            said = verifier.logits(torch.tensor([read]))[0].double().numpy()
+            expected = verifier.logits(torch.tensor([read]))[0].double().numpy()
         taken = 0
         for j, token in enumerate(drafts):
-            both = min(logits.shape[1], said.shape[1])
+            both = min(logits.shape[1], expected.shape[1])
             mine, theirs = (
                 np.log(softmax(row), where=row > -np.inf, out=np.full_like(row, -np.inf))
-                for row in (logits[j], said[first + j - 1])
+                for row in (logits[j], expected[first + j - 1])
             )
             with np.errstate(invalid="ignore"):
                 mixed = weight * mine[:both] + (1 - weight) * theirs[:both]
@@ -448,7 +448,7 @@ def apd(
 
 
 def noise_key(seed: int, step: int, column: int) -> int:
-    """The engine's key of a drafted position's noise: the one number, besides the noise itself, that they share."""
+    """The noise key of a drafted position. The oracle shares it, and the noise, with the engine."""
     from decoding.sampling import scrambled
 
     return scrambled(scrambled(seed, step), column)

@@ -1,17 +1,19 @@
-"""APD and what goes with it: drafts, the verifier's cache, windows and lookahead, against plain loops without them."""
+"""APD: drafts, the verifier's cache, windows and lookahead, against plain loops without a cache."""
 
 import numpy as np
 import oracle
 import pytest
 import torch
 from causal import causal_twin, decoded
+from mini import prompts_for
 
 from decoding.algorithms import ALGORITHMS, apd
 from decoding.apd import PAPER, RELEASED
+from decoding.config import DecodeConfig
 from decoding.engine import decode
-from decoding.kv_cache import SpanView, window
+from decoding.kv_cache import CacheView, window
 from decoding.sampling import Rules
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.schedule import make_schedule
 from decoding.step_view import StepView
 from decoding.verifier import gumbels
 from models import load_model
@@ -27,11 +29,6 @@ def model(conformance_dir):
 @pytest.fixture(scope="module")
 def verifier(model):
     return causal_twin(model)
-
-
-def prompts_for(n: int) -> list[list[int]]:
-    rng = np.random.default_rng(5)
-    return [rng.integers(5, 400, size=int(rng.integers(1, 24))).tolist() for _ in range(n)]
 
 
 def config(
@@ -108,7 +105,10 @@ def test_windows_and_lookahead_equal_the_plain_loop(model, verifier, sight):
 
 @pytest.mark.parametrize("draw", [{}, {"temperature": 0.7}])
 def test_blocks_equal_the_plain_loop(model, verifier, draw):
-    """A block's last position, left alone, is not verified: what was drafted there before it must not stay in the cache."""
+    """The last position of a block may be drafted alone, and is then not verified.
+
+    An older draft of that position must not stay in the verifier's cache.
+    """
     prompts = prompts_for(6)
     got = decode(
         model,
@@ -126,7 +126,7 @@ def test_blocks_equal_the_plain_loop(model, verifier, draw):
 
 
 def test_a_window_wider_than_the_canvas_is_no_cache(model, verifier):
-    """Exactness mode: nothing is kept that anything was committed after."""
+    """Then no column is reused after a token was committed."""
     prompts = prompts_for(4)
     wide, none = (
         decode(model, prompts, config(temperature=0.8, **s), range(4), verifier=verifier)
@@ -136,7 +136,7 @@ def test_a_window_wider_than_the_canvas_is_no_cache(model, verifier):
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
-@pytest.mark.parametrize("name", ["apd", "apd_released"])
+@pytest.mark.parametrize("name", ["apd", pytest.param("apd_released", marks=pytest.mark.slow)])
 def test_tokens_do_not_depend_on_the_batch(model, verifier, name, sight):
     prompts = prompts_for(6)
     chosen = config(name, temperature=0.7, top_p=0.95, **sight)
@@ -182,7 +182,7 @@ def test_the_verifier_s_cache_computes_each_committed_column_about_once(model, v
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_a_mixture_of_the_model_alone_accepts_every_draft(model, verifier, temperature):
-    """One noise for both: the same distribution draws the same tokens. In the released code it does not."""
+    """With shared noise equal distributions draw equal tokens; not so in the released code."""
     [done] = decode(
         model, [[5, 6, 7]], config(weight=1.0, temperature=temperature), [1], verifier=verifier
     )
@@ -208,7 +208,7 @@ def test_at_temperature_zero_the_paper_and_the_released_code_are_one(model, veri
 
 @pytest.mark.parametrize("n_tokens", [300, 2500])
 def test_a_verifier_may_have_another_number_of_tokens(model, n_tokens):
-    """Qwen2.5-0.5B has 151936 rows, Dream 152064: what only one has is never agreed on, nor looked up."""
+    """Qwen2.5-0.5B has 151936 tokens, Dream 152064; a token that one lacks is not accepted."""
     other = causal_twin(model, n_tokens)
     for seed, prompt in enumerate([[5, 8, 9], [12]]):
         [done] = decode(
@@ -240,7 +240,7 @@ def view(agreed, masked=None, quota: int = 1) -> StepView:
             [True, True, False, False],
             1,
             [0, 1],
-        ),  # nothing beyond what is in sight
+        ),  # nothing beyond the lookahead
     ],
 )
 def test_what_is_agreed_on_without_a_gap_is_accepted_and_always_the_first(
@@ -273,7 +273,7 @@ def test_the_noise_is_gumbel_and_a_function_of_key_and_token_alone():
 def test_drafts_are_drawn_at_the_temperature_and_in_the_released_code_at_its_square(
     verification, power
 ):
-    """Two tokens 0.3 apart at temperature 0.5: 0.646 of the draws, or 0.769 where the temperature counts twice."""
+    """Two logits differ by 0.3, T is 0.5: a share of 0.646, or 0.769 if T is applied twice."""
     logits = torch.tensor([[1.3, 1.0, -9.0]]).double().expand(20_000, -1)
     drawn = verification.draft(
         logits, Rules(temperature=0.5), gumbels(range(20_000), 3, torch.device("cpu"))
@@ -282,7 +282,10 @@ def test_drafts_are_drawn_at_the_temperature_and_in_the_released_code_at_its_squ
 
 
 def test_draft_and_mixture_agree_as_often_as_the_coupling_promises():
-    """p = (0.6, 0.4) drafted, q = (0.3, 0.7) verified: one noise for both makes 0.3 / 0.6 of token 0 and all of token 1 stand."""
+    """The draft has p = (0.6, 0.4), the mixture q = (0.3, 0.7), and they share their noise.
+
+    Then token 0 is accepted with probability 0.3 / 0.6, token 1 always.
+    """
     n = 20_000
     p, q = (torch.tensor([x]).double().log().expand(n, -1) for x in ([0.6, 0.4], [0.3, 0.7]))
     noise = gumbels(range(n), 2, torch.device("cpu"))
@@ -292,7 +295,7 @@ def test_draft_and_mixture_agree_as_often_as_the_coupling_promises():
     assert (checked[drawn == 1] == 1).all()
 
 
-# ---- spans, and what cannot be
+# ---- columns, and invalid configurations
 
 
 @pytest.mark.parametrize(
@@ -305,7 +308,9 @@ def test_draft_and_mixture_agree_as_often_as_the_coupling_promises():
     ],
 )
 def test_a_window_reaches_back_from_what_was_committed_last(fresh, since, width, span):
-    assert window(SpanView(lo=10, hi=60, length=50, fresh=fresh, since=since, window=width)) == span
+    assert (
+        window(CacheView(lo=10, hi=60, length=50, fresh=fresh, since=since, window=width)) == span
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,11 +323,11 @@ def test_a_window_reaches_back_from_what_was_committed_last(fresh, since, width,
         ),
         (
             config("apd", max_lookahead=4, kv_cache="dual"),
-            "kv_cache dual keeps what lies ahead; take none or window",
+            "kv_cache dual reuses columns beyond the lookahead; give none or window",
         ),
         (
             DecodeConfig(make_schedule("entropy", 8), max_lookahead=4),
-            "entropy may commit anywhere; left to right go leftright, apd",
+            "entropy may commit anywhere; left-to-right algorithms: leftright, apd",
         ),
         (
             DecodeConfig(make_schedule("entropy", 8), kv_cache="window", kv_window=4),
@@ -334,7 +339,7 @@ def test_a_window_reaches_back_from_what_was_committed_last(fresh, since, width,
         ),
         (
             DecodeConfig(make_schedule("apd", 8), kv_window=4),
-            "kv_window 4 is of kv_cache window, not of none",
+            "kv_window 4 needs kv_cache window, not none",
         ),
         (config("apd", weight=1.1), "apd_mixture_weight 1.1 must be at least 0 and at most 1"),
     ],
@@ -352,7 +357,7 @@ def test_a_verifier_is_there_if_and_only_if_it_is_needed(model, verifier):
 
 
 def test_early_exit_changes_no_text(model, verifier):
-    """APD ends at the end token by itself; a second end token and stop strings end a row like any other."""
+    """APD itself ends at the end token; early exit adds the second end token and stop strings."""
     for name in [n for n, a in ALGORITHMS.items() if a.verification]:
         for seed, prompt in enumerate(prompts_for(3)):
             full, early = (

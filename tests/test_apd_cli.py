@@ -98,12 +98,12 @@ def test_a_suite_knows_a_finished_result_with_a_verifier(run, mini, verifier):
     """Its state is read without eval.py: an id without the verifier's files would call the result another one's."""
     words = shlex.split(f"{mini} --verifier_ckpt {verifier}")
     [experiment] = experiments([words])
-    assert Watcher(experiment).standing().state == "waiting"
+    assert Watcher(experiment).status().state == "waiting"
     assert run(mini, "--verifier_ckpt", verifier)[0] == 0
-    standing = Watcher(experiment).standing()
-    assert (standing.state, standing.n) == ("done", 3), standing.note
+    found = Watcher(experiment).status()
+    assert (found.state, found.n) == ("done", 3), found.note
     [absent] = experiments([[*words[:-1], "not/here"]])
-    assert Watcher(absent).id is None
+    assert absent.id is None
 
 
 def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
@@ -122,19 +122,19 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
         ),
         (
             "--alg entropy --kv_window 4",
-            "--kv_cache window: entropy may commit anywhere; left to right go leftright, apd, apd_released",
+            "--kv_cache window: entropy may commit anywhere; left-to-right algorithms: leftright, apd, apd_released",
         ),
         (
             "--alg apd --kv_cache dual --kv_window 4",
-            "--kv_window 4 is of kv_cache window, not of dual",
+            "--kv_window 4 needs kv_cache window, not dual",
         ),
         (
             "--alg apd --kv_cache prefix --max_lookahead 4",
-            "--max_lookahead 4: kv_cache prefix keeps what lies ahead",
+            "--max_lookahead 4: kv_cache prefix reuses columns beyond the lookahead",
         ),
         (
             "--alg apd --apd_mixture_weight 2",
-            "--apd_mixture_weight 2 must be at least 0 and at most 1",
+            "--apd_mixture_weight 2: must be a number of at least 0 and at most 1",
         ),
         (
             "--alg apd --verifier_ckpt ''",

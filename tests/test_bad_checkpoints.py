@@ -1,4 +1,4 @@
-"""What every broken checkpoint says before any weights are loaded, and that it never loads."""
+"""Every broken checkpoint is refused with its reason before weights are loaded."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_dream_configs_that_are_not_computed_here(dream, changes, pattern):
     refused(dream, r"config\.json: " + pattern)
 
 
-def test_all_problems_are_told_at_once(llada):
+def test_all_problems_are_reported_at_once(llada):
     edit(llada / "config.json", alibi=True, n_layers=-1, mask_token_id=...)
     (llada / SHARDS[0]).unlink()
     (llada / SHARDS[1]).write_bytes(b"")
@@ -111,33 +111,31 @@ def test_json_files_that_are_something_else(llada, file, content, pattern):
 
 # ---- weights
 
+BROKEN = r"its \d+ bytes are not a whole safetensors file: .*; download it again"
+
 
 @pytest.mark.parametrize(
     ("damage", "pattern"),
     [
-        (
-            lambda data: data[: len(data) // 2],
-            r"truncated: \d+\.\d+ of \d+\.\d+ (MB|kB) of tensor data",
-        ),
-        (lambda data: data[:-1], "truncated"),
-        (lambda data: data[:100], "truncated: .* of the header alone"),
-        (lambda data: data[:5], "not a safetensors file: 5 bytes"),
+        (lambda data: data[: len(data) // 2], BROKEN),
+        (lambda data: data[:-1], BROKEN),
+        (lambda data: data[:100], BROKEN),
+        (lambda data: data[:5], BROKEN),
         (lambda data: b"", "is empty"),
-        (lambda data: data + b"\0\0", "2 bytes more than its header describes"),
+        (lambda data: data + b"\0\0", BROKEN),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "git-LFS pointer"),
         (lambda data: b"\n<html><body>404</body></html>", "HTML page"),
-        (lambda data: b"\xff" * 8 + data[8:], "not a safetensors file"),
-        (lambda data: data[:8] + b"x" + data[9:], "bad safetensors header"),
-        (lambda data: data[:8] + b"\xff" + data[9:], "bad safetensors header"),
+        (lambda data: b"\xff" * 8 + data[8:], BROKEN),
+        (lambda data: data[:8] + b"x" + data[9:], BROKEN),
+        (lambda data: data[:8] + b"\xff" + data[9:], BROKEN),
         (
             lambda data: data.replace(b'"F32"', b'"I32"', 1),
             "dtype I32; supported: F64, F32, F16, BF16",
         ),
-        (
-            lambda data: data.replace(b'"shape":[64', b'"shape":[65', 1),
-            "bad safetensors header: tensor",
-        ),
-        (lambda data: data.replace(b'"shape":[64', b'"shape":"64', 1), "bad safetensors header"),
+        (lambda data: data.replace(b'"F32"', b'"BF16"', 1), BROKEN),
+        (lambda data: data.replace(b'"shape":[64', b'"shape":[65', 1), BROKEN),
+        (lambda data: data.replace(b'"shape":[64', b'"shape":"64', 1), BROKEN),
+        (lambda data: data.replace(b'"shape":[64', b'"shape":[-1', 1), BROKEN),
     ],
 )
 @pytest.mark.parametrize("file", SHARDS)
@@ -178,7 +176,8 @@ def test_missing_unexpected_repeated_and_misshapen_tensors_are_listed(llada):
         r"^1 tensors missing: model\.transformer\.blocks\.0\.attn_out\.weight$",
         r"^1 tensors unexpected: model\.transformer\.blocks\.9\.extra\.weight$",
         r"^1 tensors repeated: model\.transformer\.ln_f\.weight$",
-        r"^1 tensors wrong shape: model\.transformer\.blocks\.0\.up_proj\.weight \[160, 63\] instead of \[160, 64\]$",
+        r"^1 tensors wrong shape: model\.transformer\.blocks\.0\.up_proj\.weight "
+        r"\[160, 63\] instead of \[160, 64\]$",
     )
     assert len(problems) == 4
 
@@ -218,7 +217,8 @@ def test_tokenizer_files_that_do_not_fit(dream, llada):
     (dream / "added_tokens.json").unlink()
     (dream / "merges.txt").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert check_checkpoint(dream) == [
-        'merges.txt: is a git-LFS pointer (it starts with "version https://git-lfs"); run git lfs pull'
+        'merges.txt: is a git-LFS pointer (it starts with "version https://git-lfs"); '
+        "run git lfs pull"
     ]
     tokenizer = json.loads((llada / "tokenizer.json").read_text())
     del tokenizer["model"]

@@ -1,10 +1,11 @@
-"""Checkpoints: what is accepted, and where it may lie. test_bad_checkpoints.py has the broken ones."""
+"""Valid checkpoints: their forms and their places. test_bad_checkpoints.py has the broken ones."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from checkpoint_files import INDEX, SHARDS, edit, edit_tensors, refused
 from safetensors.torch import load_file, save_file
 
 from models import (
+    FAMILIES,
     CheckpointError,
     check_checkpoint,
     fingerprint,
@@ -20,11 +22,12 @@ from models import (
     load_tokenizer,
     read_config,
 )
+from models.hub import hub_id
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-# ---- what is accepted
+# ---- accepted forms
 
 
 def test_good_checkpoints_have_no_problems(either):
@@ -127,6 +130,17 @@ def test_added_tokens_from_either_file(dream):
     assert load_tokenizer(dream).decode(expected, skip_special_tokens=True) == "it's   so"
 
 
+def test_a_new_family_is_one_record(dream, monkeypatch):
+    """Nothing in models/ knows a family by its name."""
+    expected = logits_of(dream)
+    record = replace(FAMILIES["dream"], name="mine", model_type="Mine", scores_the_draw=False)
+    monkeypatch.setitem(FAMILIES, "mine", record)
+    edit(dream / "config.json", model_type="mine")
+    assert check_checkpoint(dream) == [] and torch.equal(logits_of(dream), expected)
+    config = read_config(dream)
+    assert (config.family, config.shift, config.scores_the_draw) == ("mine", True, False)
+
+
 def test_a_template_in_its_own_file_wins(either):
     (either / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
     tokenizer = load_tokenizer(either)
@@ -154,7 +168,7 @@ def test_fingerprint_changes_with_the_small_files_and_names_the_shards(llada):
 
 
 def test_fingerprint_sees_other_weights_of_the_same_size(llada):
-    """By name and size alone, a checkpoint trained on would inherit the samples of the one it replaced."""
+    """By name and size alone, a newly trained checkpoint would inherit the old one's samples."""
     before, weights = fingerprint(llada), load_file(llada / SHARDS[1])
     name = sorted(weights)[0]
     weights[name] = weights[name].flip(0).contiguous()
@@ -166,7 +180,7 @@ def test_fingerprint_sees_other_weights_of_the_same_size(llada):
     )
 
 
-# ---- where it is
+# ---- places
 
 
 def test_no_such_directory(tmp_path):
@@ -190,20 +204,25 @@ def test_a_hub_id_offline_and_not_cached():
     )
 
 
-def test_a_revision_of_a_local_directory_is_not_ignored(llada):
-    assert "revision 'main' given" in check_checkpoint(llada, "main")[0]
+def test_a_directory_whose_name_has_an_at_sign_is_a_directory(llada, tmp_path, monkeypatch):
+    (tmp_path / "owner").mkdir()
+    shutil.copytree(llada, tmp_path / "owner" / "tiny@main")
+    monkeypatch.chdir(tmp_path)
+    assert check_checkpoint("owner/tiny@main") == []
+    assert fingerprint("owner/tiny@main")["revision"] is None
+    assert "does not exist" in check_checkpoint(llada / "x@main")[0]
 
 
-def in_cache(folder: Path, home: Path, commit: str = "1" * 40) -> None:
-    """Lay the checkpoint out as the hub's cache has it."""
-    repo = home / "hub" / "models--owner--tiny"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text(commit)
-    shutil.copytree(folder, repo / "snapshots" / commit, copy_function=shutil.copyfile)
+def in_cache(folder: Path, hub: Path, commit: str = "1" * 40, ref: str = "main") -> Path:
+    """Lay the checkpoint out as the hub's cache has it; returns the snapshot's directory."""
+    repo = hub / "models--owner--tiny"
+    (repo / "refs").mkdir(parents=True, exist_ok=True)
+    (repo / "refs" / ref).write_text(commit)
+    return Path(shutil.copytree(folder, repo / "snapshots" / commit, copy_function=shutil.copyfile))
 
 
-def offline_python(code: str, home: Path) -> str:
-    env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+def offline_python(code: str, home: Path, **more: str) -> str:
+    env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"} | more
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
     )
@@ -211,31 +230,100 @@ def offline_python(code: str, home: Path) -> str:
     return run.stdout.strip()
 
 
+@pytest.mark.slow
 def test_a_cached_hub_id_loads_offline(llada, tmp_path):
-    """HF_HOME is honoured; the snapshot's commit is the revision; a shard that is not cached is missed."""
+    """HF_HOME is honoured, the snapshot's commit is the revision, a missing shard is a problem."""
     home = tmp_path / "home"
-    in_cache(llada, home)
+    snapshot = in_cache(llada, home / "hub")
     code = (
         "from models import check_checkpoint, fingerprint, load_model\n"
         "print(check_checkpoint('owner/tiny'), fingerprint('owner/tiny')['revision'][:4])\n"
         "print(load_model('owner/tiny', device='cpu', dtype='float32')[1].name_or_path)"
     )
     assert offline_python(code, home).split("\n") == ["[] 1111", "owner/tiny"]
-    (home / "hub/models--owner--tiny/snapshots" / ("1" * 40) / SHARDS[1]).unlink()
-    told = offline_python(
+    (snapshot / SHARDS[1]).unlink()
+    problems = offline_python(
         "from models import check_checkpoint; print(check_checkpoint('owner/tiny'))", home
     )
-    assert f"{SHARDS[1]} is named in {INDEX} but missing" in told
+    assert f"{SHARDS[1]} is named in {INDEX} but missing" in problems
+
+
+@pytest.mark.slow
+def test_a_revision_of_a_hub_id_is_pinned(llada, tmp_path):
+    """A tag, a branch and a commit; every reader takes the pinned snapshot, not the default one."""
+    home = tmp_path / "home"
+    in_cache(llada, home / "hub")
+    edit(llada / "config.json", max_sequence_length=128)
+    in_cache(llada, home / "hub", "2" * 40, "v1.0")
+    in_cache(llada, home / "hub", "3" * 40, "a-branch")
+    code = (
+        "from models import check_checkpoint, fingerprint, load_model\n"
+        "from models import load_tokenizer, read_config\n"
+        "for pin in ('', '@v1.0', '@a-branch', '@' + '3' * 40):\n"
+        "    name = 'owner/tiny' + pin\n"
+        "    length = load_model(name, device='cpu', dtype='float32')[0].config.max_length\n"
+        "    assert read_config(name).max_length == length and not check_checkpoint(name)\n"
+        "    assert load_tokenizer(name).name_or_path == name\n"
+        "    print(length, fingerprint(name)['revision'][:4])\n"
+        "print(check_checkpoint('owner/tiny@v2')[0])"
+    )
+    *found, refusal = offline_python(code, home).split("\n")
+    assert found == ["4096 1111", "128 2222", "128 3333", "128 3333"]
+    assert refusal.startswith("owner/tiny@v2: ") and "not in the local cache" in refusal
+
+
+def test_the_commit_of_a_cached_hub_id(llada, tmp_path):
+    """Nothing is downloaded, a partial snapshot has a commit, HF_HUB_CACHE is honoured."""
+    hub = tmp_path / "elsewhere"
+    in_cache(llada, hub)
+    partial = in_cache(llada, hub, "2" * 40, "v1.0")
+    for path in partial.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    (hub / "models--owner--tiny" / "refs" / "lost").write_text("4" * 40)  # no snapshot of it
+    names = ["owner/tiny", "owner/tiny@v1.0", f"owner/tiny@{'2' * 40}", "owner/tiny@lost"]
+    names += ["owner/tiny@v2", "owner/never-seen", "a--b/c", "no hub id", str(llada)]
+    code = (
+        "from models import cached_revision\n"
+        f"print(*(str(cached_revision(name))[:4] for name in {names}))"
+    )
+    found = offline_python(code, tmp_path / "home", HF_HUB_CACHE=str(hub)).split()
+    assert found == ["1111", "2222", "2222", *["None"] * 6]
+    assert offline_python(code, tmp_path / "home").split() == ["None"] * 9
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/na.me-1_x@v1.0", ("owner/na.me-1_x", "v1.0")),
+        ("owner/name@refs/pr/3", ("owner/name", "refs/pr/3")),
+        ("owner/name@", None),
+        ("owner/name@../../x", None),
+        ("owner@v1/name", None),
+        ("/owner/name", None),
+        ("./owner/name", None),
+        ("name", None),
+    ],
+)
+def test_hub_ids(name, parts):
+    assert hub_id(name) == parts
+
+
+def test_a_name_that_the_hub_does_not_allow_is_refused():
+    [problem] = check_checkpoint("a--b/c")
+    assert problem.startswith("a--b/c: no such directory here and no name of a model on the hub")
 
 
 def test_checking_imports_neither_torch_nor_transformers(conformance_dir):
-    """It runs before anything heavy, so that bad input answers at once."""
+    """It runs before anything heavy is loaded, so that bad input is refused at once."""
     code = (
         "import sys\n"
-        "from models import CheckpointError, ModelConfig, Span, check_checkpoint, fingerprint, read_config\n"
+        "from models import FAMILIES, CheckpointError, ModelConfig, Span, cached_revision\n"
+        "from models import check_checkpoint, fingerprint, load_tokenizer, read_config\n"
         f"p = {str(conformance_dir / 'dream-tiny')!r}\n"
         "assert check_checkpoint(p) == [] and read_config(p) and fingerprint(p)\n"
         "assert check_checkpoint('owner/name')\n"
-        "print([m for m in ('torch', 'transformers', 'tokenizers', 'numpy') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'tokenizers') if m in sys.modules])"
     )
     assert offline_python(code, ROOT) == "[]"

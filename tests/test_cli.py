@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini import DREAM, LLADA, REAL, ROOT, gsm8k_dir, write_lines
+from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
 
 import eval as cli
 from utils import OutputError
@@ -120,10 +120,7 @@ def test_print_output_path_prints_nothing_else(run):
         ("--task humaneval", ["logits_eos_inf          True"]),
         (
             "--task humaneval --logits_eos_inf false",
-            [
-                "logits_eos_inf          False",
-                "override: logits_eos_inf False (protocol uniform: True)",
-            ],
+            ["override: logits_eos_inf False (protocol uniform: True)"],
         ),
         (
             "--task gsm8k --num_steps 64",
@@ -143,7 +140,7 @@ def test_print_output_path_prints_nothing_else(run):
         ),
         (
             "--task gsm8k --top_k 5 --top_p 0.9",
-            ["top_p 0.9 and top_k 5 inactive", "top_k                   None"],
+            ["top_p 0.9 and top_k 5 inactive", "tokens_per_step         1"],
         ),
         ("--task gsm8k --no_early_exit", ["early_exit              False"]),
         ("--task mbpp", ["note: test_setup_code is run before the tests"]),
@@ -154,6 +151,18 @@ def test_flags_win_over_the_protocol(run, arguments, shown):
     assert (code, err) == (0, "")
     for text in shown:
         assert text in out
+
+
+@pytest.mark.parametrize(
+    "arguments, setting",
+    [
+        ("--task humaneval --logits_eos_inf false", "logits_eos_inf"),
+        ("--task gsm8k --top_k 5 --top_p 0.9", "top_k"),
+    ],
+)
+def test_an_option_that_is_off_is_not_listed(run, arguments, setting):
+    _, out, _ = run("--model_alias llada --dry_run", *shlex.split(arguments))
+    assert f"\n  {setting} " not in out
 
 
 def test_dream_has_no_blocks_and_its_own_schedule(run):
@@ -271,7 +280,7 @@ def test_help_has_every_flag_with_its_default(capsys):
         ),
         (
             "--model_alias llada --task gsm8k --alg threshold --threshold 1.5",
-            ["--threshold 1.5 must be at least 0 and at most 1"],
+            ["--threshold 1.5: must be a number of at least 0 and at most 1"],
         ),
         (
             "--model_alias llada --task gsm8k --alg threshold --threshold x",
@@ -279,7 +288,7 @@ def test_help_has_every_flag_with_its_default(capsys):
         ),
         (
             "--model_alias llada --task gsm8k --alg threshold --num_steps 8",
-            ["threshold decides itself how many steps it takes"],
+            ["threshold decides the number of steps"],
         ),
         (
             "--model_alias llada --task gsm8k --alg confidence_threshold",
@@ -287,7 +296,7 @@ def test_help_has_every_flag_with_its_default(capsys):
         ),
         (
             "--model_alias llada --task gsm8k --kv_cache deal",
-            ["--kv_cache 'deal' is not known; did you mean 'dual'?"],
+            ["--kv_cache deal: must be one of none, prefix, dual, window; did you mean 'dual'?"],
         ),
         (
             "--model_alias llada --task gsm8k --cache_refresh 4",
@@ -295,7 +304,7 @@ def test_help_has_every_flag_with_its_default(capsys):
         ),
         (
             "--model_alias dream --task gsm8k --logits_eos_inf",
-            ["logits_eos_inf is a rule of the llada family; dream lacks it"],
+            ["logits_eos_inf: the dream family has no such rule; leave it out"],
         ),
         (
             "--model_alias llada --task gsm8k --alg_temp 0.3",
@@ -327,7 +336,7 @@ def test_help_has_every_flag_with_its_default(capsys):
         ("--model_alias llada --task gsm8k --dtype int8", ["bfloat16, float16, float32"]),
         (
             "--model_alias llada --task gsm8k --confidence_dtype half",
-            ["--confidence_dtype 'half' is not known; there are: float64, float32, model"],
+            ["--confidence_dtype half: must be one of float64, float32, model"],
         ),
         ("--model_alias llada --task gsm8k --device gpu", ["--device 'gpu': allowed: cpu, cuda"]),
         (
@@ -553,7 +562,7 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
     """Out of memory or a crash must not lower a score: the run is incomplete, and says on how many it rests."""
     import harness
 
-    real = harness.decode
+    real = harness.decode_each
 
     def failing(model, prompts, config, seeds, **options):
         if any(p == bad for p in prompts):
@@ -564,10 +573,9 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
     whole = result_in(tmp_path / "out")
     import models
 
-    bad = models.load_tokenizer(LLADA).encode(
-        whole["samples"][1]["prompt"], add_special_tokens=False
-    )
-    monkeypatch.setattr(harness, "decode", failing)
+    prompt = whole["samples"][1]["prompt"]
+    bad = tuple(models.load_tokenizer(LLADA).encode(prompt, add_special_tokens=False))
+    monkeypatch.setattr(harness, "decode_each", failing)
     code, out, err = run(mini, "--output_dir", str(tmp_path / "part"))
     result = result_in(tmp_path / "part")
     assert code == 5 and result["status"] == "incomplete" and result["n_failed"] == 1
@@ -584,7 +592,7 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
         s["token_ids"] for s in whole["samples"][::2]
     ]
     assert "1 samples failed" in out
-    monkeypatch.setattr(harness, "decode", real)  # an incomplete result is no reason to stop
+    monkeypatch.setattr(harness, "decode_each", real)  # an incomplete result is no reason to stop
     assert run(mini, "--output_dir", str(tmp_path / "part"))[0] == 0
     assert result_in(tmp_path / "part")["status"] == "complete"
 
@@ -688,12 +696,10 @@ def test_a_full_disk_behind_stdout_is_no_riddle(mini, tmp_path):
     )
 
 
-def test_data_of_the_right_size_and_other_content_is_not_the_published_set(run, tmp_path):
-    if not (REAL / "TruthfulQA.csv").is_file():
-        pytest.skip(
-            f"the benchmarks' original files are not in {REAL}; DLLMEXP_DATA_DIR names them"
-        )
-    shutil.copy(REAL / "TruthfulQA.csv", tmp_path)
+def test_data_of_the_right_size_and_other_content_is_not_the_published_set(
+    run, benchmarks, tmp_path
+):
+    shutil.copy(benchmarks / "TruthfulQA.csv", tmp_path)
     texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": 0, "text": "No."}])
     arguments = f"--model_alias llada --task truthfulqa --data_dir {tmp_path} --limit 1 --predictions {texts}"
     for change, name in (

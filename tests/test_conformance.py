@@ -1,6 +1,6 @@
-"""Decoding gives, token for token, what the official implementations were recorded to give.
+"""Decoding reproduces the recorded tokens of the official implementations.
 
-The set is tests/conformance, or the directory that DLLMEXP_CONFORMANCE_DIR names.
+The recorded set is tests/conformance, or the directory that DLLMEXP_CONFORMANCE_DIR names.
 """
 
 import json
@@ -12,6 +12,8 @@ from decoding.engine import decode
 from decoding.schedule import make_schedule
 from models import load_model
 from scripts.trace import case_config, commits, main, replay
+
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +41,17 @@ def until_end(ids: list[int], end_ids) -> list[int]:
 
 
 def recorded(case: dict) -> list[dict[int, int]]:
-    """What each recorded forward pass committed, passes that committed nothing left out."""
+    """{position: id} of each recorded forward pass that committed something."""
     return [dict(zip(positions, ids)) for positions, ids in case["commits"] if positions]
 
 
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
 @pytest.mark.parametrize(
-    ("batch_size", "early_exit"), [(1, False), (3, False), (8, False), (1, True), (3, True)]
+    ("batch_size", "early_exit"),
+    [
+        (8, False),
+        *(pytest.param(*p, marks=SLOW) for p in ((1, False), (3, False), (1, True), (3, True))),
+    ],
 )
 def test_official_tokens(models, cases, name, early_exit, batch_size):
     """Every recorded case, alone and among prompts of other lengths, with early exit on and off."""
@@ -71,9 +77,10 @@ def test_official_tokens(models, cases, name, early_exit, batch_size):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
 def test_forward_passes_are_those_of_the_schedule(models, cases, name):
-    """Without early exit a sample costs exactly the steps that commit something, never an idle one."""
+    """Without early exit a sample costs exactly the steps that are not idle."""
     model = models[name]
     for case in (c for c in cases[name] if "commits" in c):
         config = case_config(case, model.config.family, early_exit=False)
@@ -169,7 +176,7 @@ def test_trace_script_names_what_is_wrong_with_a_case(
 
 def test_commits_lists_every_forward_pass(models):
     schedule = make_schedule("leftright", 5, tokens_per_step=2)
-    from decoding.schedule import DecodeConfig
+    from decoding.config import DecodeConfig
 
     [done] = decode(
         models["dream-tiny"], [[5, 6, 7]], DecodeConfig(schedule, early_exit=False), [0]

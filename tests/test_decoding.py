@@ -1,15 +1,32 @@
-"""Schedules, algorithms, sampling and the engine, held against plain loops and literal values."""
+"""Options, schedules, algorithms, sampling and the engine, against plain loops and known values."""
+
+import json
+import weakref
+from dataclasses import fields, replace
 
 import numpy as np
 import oracle
 import pytest
 import torch
 from causal import decoded
+from mini import prompts_for
 
-from decoding.algorithms import ALGORITHMS, StepView, algorithms_of, leftright, origin, top_k
-from decoding.engine import decode
+from decoding.algorithms import (
+    ALGORITHMS,
+    FAMILIES,
+    Algorithm,
+    StepView,
+    algorithm_options,
+    algorithms_of,
+    leftright,
+    origin,
+    top_k,
+)
+from decoding.config import END_TOKEN_FLAGS, DecodeConfig, label_parts, name_parts
+from decoding.engine import decode, decode_each
+from decoding.option import Option, options_in, written
 from decoding.sampling import Rules, draw, filtered, propose, uniforms
-from decoding.schedule import DecodeConfig, ScheduleError, floor_quotas, make_schedule
+from decoding.schedule import Schedule, ScheduleError, floor_quotas, make_schedule
 from models import load_model
 
 
@@ -20,12 +37,6 @@ def models(conformance_dir):
         f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0]
         for f, n in names.items()
     }
-
-
-def prompts_for(n: int, vocabulary: int = 400) -> list[list[int]]:
-    """n prompts of different lengths."""
-    rng = np.random.default_rng(7)
-    return [rng.integers(5, vocabulary, size=int(rng.integers(3, 40))).tolist() for _ in range(n)]
 
 
 # ---- schedules
@@ -80,8 +91,8 @@ def test_the_readme_example_is_four_tokens_per_step_and_says_so():
         and schedule.tokens_per_step is None
     )
     assert (
-        schedule.note
-        == "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1, which would be 512 steps"
+        schedule.note == "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1, "
+        "which would be 512 steps"
     )
 
 
@@ -121,7 +132,7 @@ def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
         ),
         (
             ("threshold", 64, 32, None, 8),
-            "num_steps 8: threshold decides itself how many steps it takes; leave it out",
+            "num_steps 8: threshold decides the number of steps; leave it out",
         ),
         (("entrpy", 64), "unknown algorithm 'entrpy'"),
     ],
@@ -130,6 +141,108 @@ def test_an_impossible_schedule_says_why(arguments, message):
     with pytest.raises(ScheduleError) as error:
         make_schedule(*arguments)
     assert message in str(error.value)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        (Option(0.9, "", high=1.0), "1", 1.0),
+        (Option(2, "", low=1, whole=True), "3", 3),
+        (Option(None, "", low=0.0, high=1.0, above=True), "1e-9", 1e-9),
+        (Option("none", "", choices=("none", "dual")), "dual", "dual"),
+        (Option(False, "", truth=True), "true", True),
+        (Option(True, "", switch=True, negated=True), "false", False),
+    ],
+)
+def test_an_option_reads_the_text_that_it_writes(option, text, value):
+    assert option.read(text) == value and type(option.read(text)) is type(value)
+    assert option.problem(value) is None and option.read(written(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("option", "texts", "message"),
+    [
+        (Option(0.9, "", high=1.0), ("1.1", "-0.1"), "must be at least 0 and at most 1"),
+        (Option(0.9, "", high=1.0), ("x", ""), "must be a number of at least 0 and at most 1"),
+        (Option(0.0, ""), ("inf", "nan"), "must be at least 0"),
+        (Option(2, "", low=1, whole=True), ("0",), "must be at least 1"),
+        (Option(2, "", low=1, whole=True), ("1.5",), "must be a whole number of at least 1"),
+        (Option(1, "", high=1.0, above=True), ("0",), "must be above 0 and at most 1"),
+        (Option("none", "", choices=("none", "dual")), ("deal",), "must be one of none, dual"),
+        (Option(False, "", truth=True), ("yes", "1"), "must be true or false"),
+    ],
+)
+def test_an_option_refuses_other_text(option, texts, message):
+    for text in texts:
+        with pytest.raises(ValueError) as error:
+            option.read(text)
+        assert str(error.value) == message
+
+
+def test_an_option_checks_values_of_any_type():
+    """A case of scripts/trace.py can hold any JSON value."""
+    count, share = Option(2, "", low=1, whole=True), Option(None, "", high=1.0)
+    assert count.problem(1.5) == "must be a whole number, at least 1" and not count.problem(2.0)
+    assert share.problem(None) is None and count.problem(None) is not None
+    for value in ("1", True, [1], {}):
+        assert share.problem(value) == "must be a number of at least 0 and at most 1"
+    assert Option("a", "", choices={"a": 1}).problem(1) == "must be one of a"
+    assert share.sentence("top_p", "x") == "top_p 'x' must be a number of at least 0 and at most 1"
+    assert share.sentence("top_p", 2) == "top_p 2 must be at least 0 and at most 1"
+
+
+def test_every_field_of_the_configuration_declares_an_option():
+    declared = options_in(DecodeConfig)
+    assert [*declared] == [f.name for f in fields(DecodeConfig)][1:-1]  # schedule, ..., given
+    knobs = {"algorithm", "gen_length", "block_length", "num_steps", "tokens_per_step"}
+    assert options_in(Schedule).keys() == knobs
+    for name, option in (declared | options_in(Schedule)).items():
+        assert option.help.endswith(".") and option.problem(option.default) is None, name
+    flags = {flag for n, o in (declared | options_in(Schedule)).items() for flag in o.names(n)}
+    assert {"alg", "remasking", "max_new_tokens", "no_early_exit", "top_p"} <= flags
+    texts = {n: o.description for n, o in declared.items() if not o.switch}
+    assert all(text.count(" Default: ") == 1 for text in texts.values())
+    assert texts["top_p"].endswith(" Default: the protocol's.")
+    assert texts["kv_cache"].endswith(" Default: none.")
+    assert not flags & {"algorithm", "early_exit"}
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "label"),
+    [
+        ({}, [], []),
+        (dict(early_exit=False, temperature=0.5), [], []),
+        (dict(kv_cache="dual"), ["dual"], ["dual cache"]),
+        (
+            dict(kv_cache="window", kv_window=16, cache_refresh=4, max_lookahead=8),
+            ["window16", "refresh4", "lookahead8"],
+            ["window cache of 16 refreshed every 4", "lookahead 8"],
+        ),
+    ],
+)
+def test_parts_of_names_and_labels(options, name, label):
+    """For a whole configuration and for a result's, which leaves out defaults."""
+    chosen = DecodeConfig(make_schedule("leftright", 64), **options)
+    assert name_parts(chosen) == name and label_parts(vars(chosen)) == label
+    assert label_parts(options) == label
+    chosen = replace(chosen, schedule=make_schedule("klass", 64), given=(("kl_history", 3.0),))
+    assert name_parts(chosen) == ["threshold0.9", "kl_threshold0.01", "kl_history3", *name]
+    stored = json.loads(json.dumps({"options": chosen.options} | options))
+    assert label_parts(stored) == ["threshold 0.9", "kl_threshold 0.01", "kl_history 3", *label]
+
+
+def test_tables_count_as_they_are_when_they_are_read(monkeypatch):
+    """Families, algorithms and their options can be added after the import."""
+    assert "own" in FAMILIES and "own" not in algorithm_options()
+    entry = Algorithm(leftright, ("own",), "stride", options={"own": Option(1.0, "")})
+    monkeypatch.setitem(ALGORITHMS, "new", entry)
+    assert (
+        algorithm_options()["own"] == ["new"] and "new" in options_in(Schedule)["algorithm"].choices
+    )
+    assert algorithms_of("own")[-1] == "new" and "leftright" in algorithms_of("own")
 
 
 # ---- algorithms
@@ -211,7 +324,7 @@ def test_algorithms_by_family():
 
 
 def test_confidence_of_the_families_above_temperature_zero():
-    """LLaDA scores under the plain softmax, Dream under what the token was drawn from: 0.6 against 1.0 here."""
+    """LLaDA uses the plain softmax (0.6), Dream the distribution of the draw (1.0)."""
     logits = torch.tensor([[0.6, 0.3, 0.1]]).double().log()
     noise = torch.tensor([0.5]).double()
     for scores_the_draw, expected in [(False, 0.6), (True, 1.0)]:
@@ -222,7 +335,7 @@ def test_confidence_of_the_families_above_temperature_zero():
 
 
 def test_top_p_is_inactive_at_temperature_zero():
-    """Filtered before the confidence, every position above top_p would tie at exactly 1."""
+    """If the filter came before the confidence, all positions above top_p would tie at 1."""
     logits = torch.tensor([[0.96, 0.04], [0.99, 0.01]]).double().log()
     rules = Rules(top_p=0.95, top_k=1, scores_the_draw=True)
     assert propose(logits, rules, frozenset({"confidence"})).confidence.tolist() == pytest.approx(
@@ -271,7 +384,7 @@ def test_draws_follow_the_distribution():
 
 
 def test_a_tiny_temperature_takes_the_likeliest_token():
-    """Dividing first would overflow to inf - inf."""
+    """A division before the subtraction would overflow to inf - inf."""
     logits = torch.tensor([[3.0, 5.0, -torch.inf, 4.0]])
     rules = Rules(temperature=1e-308, scores_the_draw=True)
     p = propose(logits, rules, frozenset({"confidence"}), torch.tensor([0.9], dtype=torch.float64))
@@ -340,7 +453,7 @@ DREAM = [
     "family, steps, options", [("llada", *c) for c in LLADA] + [("dream", *c) for c in DREAM]
 )
 def test_engine_equals_the_plain_loop(models, family, steps, options):
-    """Batches of different prompts, random orders and drawn tokens, which no recorded case holds."""
+    """In batches of different prompts, with random orders and draws, which no recorded case has."""
     model, prompts = models[family], prompts_for(4)
     schedule = make_schedule(**steps)
     config = DecodeConfig(schedule, early_exit=False, **options)
@@ -380,9 +493,15 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
     return configs
 
 
-@pytest.mark.parametrize("family, config", every_config())
+@pytest.mark.parametrize(
+    "family, config",
+    [
+        pytest.param(f, c, marks=[pytest.mark.slow] * (c.temperature == 0))
+        for f, c in every_config()
+    ],
+)
 def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
-    """A generator shared by the batch, a batch mean or a padded neighbour would show here."""
+    """A generator or a mean shared by the batch, or padding, would change tokens here."""
     prompts = prompts_for(9)
     alone = [decoded(models[family], [p], config, [i])[0].token_ids for i, p in enumerate(prompts)]
     for batch_size in (3, 8):
@@ -397,7 +516,7 @@ def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
 
 
 class Scripted:
-    """A model that always wants the same answer, most confident at the position that `order` puts first."""
+    """A model that always predicts `answer`, with its confidence falling along `order`."""
 
     def __init__(
         self,
@@ -410,7 +529,14 @@ class Scripted:
 
         self.answer, self.device, self.vocabulary = answer, torch.device("cpu"), vocabulary
         self.order = order or list(range(len(answer)))
-        self.config = SimpleNamespace(family=family, mask_id=11, eos_id=10, end_ids=(10, 9))
+        self.config = SimpleNamespace(
+            family=family,
+            mask_id=11,
+            eos_id=10,
+            end_ids=(10, 9),
+            scores_the_draw=family == "dream",
+            end_token_flags=END_TOKEN_FLAGS if family == "llada" else (),
+        )
         self.forwards = 0
 
     def predict(self, tokens, spans, rows, cache=None):
@@ -438,7 +564,7 @@ def test_a_row_leaves_once_everything_before_its_first_end_token_is_committed():
 
 
 def test_an_end_token_does_not_end_a_row_while_a_position_before_it_is_open():
-    """apd stops at any end token on the canvas, and so cuts answers whose beginning is still masked."""
+    """A loop that stops at any end token on the canvas cuts answers with a masked beginning."""
     model = Scripted([1, 2, 3, 10, 10, 10, 10, 10], order=[3, 4, 5, 6, 7, 0, 1, 2])
     [done] = decode(model, [[5]], config(block=8), [0])
     assert (done.nfe, done.token_ids[:4], done.forwards_saved) == (8, (1, 2, 3, 10), 0)
@@ -468,7 +594,7 @@ def test_a_stop_string_is_only_looked_for_in_the_committed_prefix():
 
 
 def test_leftright_stops_at_the_end_token_even_without_early_exit():
-    """As the official loop does: it is part of the algorithm."""
+    """The official loop does so: it is part of the algorithm."""
     model = Scripted([1, 2, 10, 3, 3, 3, 3, 3])
     [done] = decode(
         model, [[5]], config(block=None, algorithm="leftright", k=2, early_exit=False), [0]
@@ -479,7 +605,7 @@ def test_leftright_stops_at_the_end_token_even_without_early_exit():
 
 
 def test_rows_leave_and_others_take_their_place():
-    """No row waits for the slowest: 3 + 8 forward passes of one row fit into 8 steps of two."""
+    """No row waits for another: four rows of 3 forward passes take 6 passes in batches of two."""
 
     class Mixed(Scripted):
         def predict(self, tokens, spans, rows, cache=None):
@@ -487,20 +613,73 @@ def test_rows_leave_and_others_take_their_place():
             self.answer = [1, 2, 10, 10, 10, 10, 10, 10]
             return super().predict(tokens, spans, rows, cache)
 
-    model, order = Mixed([0] * 8), []
-    done = decode(
-        model,
-        [[5], [5, 6], [7], [8]],
-        config(),
-        [0] * 4,
-        batch_size=2,
-        on_finish=lambda i, c: order.append(i),
-    )
-    assert order == [0, 1, 2, 3] and [c.nfe for c in done] == [3] * 4 and model.rows_seen == [2] * 6
+    model = Mixed([0] * 8)
+    done = list(decode_each(model, [[5], [5, 6], [7], [8]], config(), [0] * 4, batch_size=2))
+    assert [i for i, _ in done] == [0, 1, 2, 3] and [c.nfe for _, c in done] == [3] * 4
+    assert model.rows_seen == [2] * 6
+
+
+class EndsAt(Scripted):
+    """A model whose answer to prompt [n] has its end token at position n."""
+
+    def predict(self, tokens, spans, rows, cache=None):
+        starts = np.cumsum([0] + [hi - lo for lo, hi, _ in spans])
+        logits = []
+        for i, start in enumerate(starts[:-1]):
+            self.answer = [1] * int(tokens[start]) + [10] * (8 - int(tokens[start]))
+            own = rows[(rows >= start) & (rows < starts[i + 1])] - start
+            logits.append(super().predict(tokens, spans[i : i + 1], own))
+        self.forwards -= len(logits) - 1
+        return torch.cat(logits)
+
+
+def test_decode_each_yields_a_completion_before_the_other_rows_are_done():
+    """`decode` returns the same completions, in the order of the prompts."""
+    prompts, model = [[7], [1], [3]], EndsAt([0] * 8)
+    forwards, got = [], []
+    for item in decode_each(model, prompts, config(), [0] * 3):
+        forwards.append(model.forwards)
+        got.append(item)
+    assert [i for i, _ in got] == [1, 2, 0] and forwards == [2, 4, 8]
+    again = decode(EndsAt([0] * 8), prompts, config(), [0] * 3)
+    assert [c.token_ids for c in again] == [c.token_ids for _, c in sorted(got, key=lambda x: x[0])]
+
+
+def test_a_closed_decode_each_leaves_nothing_behind(models):
+    """It frees the cache with its rows, ends inference mode, and computes nothing more."""
+    caches, model = [], models["llada"]
+
+    class Watched:
+        config, device = model.config, model.device
+
+        def predict(self, *inputs):
+            caches[0].append(len(inputs[-1].slots))
+            return model.predict(*inputs)
+
+        def new_cache(self):
+            cache = model.new_cache()
+            caches[:] = [[], weakref.ref(cache)]
+            return cache
+
+    each = decode_each(Watched(), prompts_for(5), config(kv_cache="dual"), range(5), batch_size=3)
+    index, completion = next(each)
+    assert not torch.is_inference_mode_enabled() and caches[1]() is not None
+    slots, cache = caches
+    passes = len(slots)
+    each.close()
+    assert (len(slots), cache(), torch.is_inference_mode_enabled()) == (passes, None, False)
+    assert list(each) == []
+    [alone] = decode(model, [prompts_for(5)[index]], config(kv_cache="dual"), [index])
+    assert alone.token_ids == completion.token_ids and max(slots) == 3
+
+
+def test_decode_each_refuses_a_configuration_at_the_call():
+    with pytest.raises(ValueError, match="must be at least 1"):
+        decode_each(Scripted([1] * 8), [[5]], config(), [0], batch_size=0)
 
 
 def test_the_whole_canvas_as_one_block_saves_nothing():
-    """End tokens are committed first there: the docs say so."""
+    """There the end tokens are committed first, as the docs say."""
     model = Scripted([1, 10, 10, 10, 10, 10, 10, 10], order=[7, 6, 5, 4, 3, 2, 1, 0])
     assert decode(model, [[5]], config(block=8), [0])[0].forwards_saved == 0
 
@@ -514,10 +693,10 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
         (
             "llada",
             dict(algorithm="entropy", block=None),
-            "'entropy' is not defined for llada; it has: low_confidence, random, leftright, threshold, ",
+            "'entropy' is not defined for llada; it has: low_confidence, random, leftright, ",
         ),
         ("dream", dict(), "'low_confidence' is not defined for dream"),
-        ("llada", dict(temperature=-1.0), "temperature -1 must be 0 or more"),
+        ("llada", dict(temperature=-1.0), "temperature -1 must be at least 0"),
         ("llada", dict(top_p=1.5), "top_p 1.5"),
         ("llada", dict(top_k=0), "top_k 0"),
         (
@@ -533,7 +712,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
         (
             "dream",
             dict(algorithm="entropy", block=None, logits_eos_inf=True),
-            "logits_eos_inf is a rule of the llada family",
+            "logits_eos_inf: the dream family has no such rule",
         ),
     ],
 )

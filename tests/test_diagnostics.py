@@ -1,9 +1,9 @@
-"""Shares of samples whose format looks wrong."""
+"""experiment/diagnostics.py: shares of samples whose format looks wrong."""
 
 from experiment.diagnostics import diagnostics
 
 
-def row(text="a", reason="end_token", committed=(0, 1), status="ok", code=None):
+def sample(text="a", reason="end_token", committed=(0, 1), status="ok", code=None):
     extracted = {} if code is None else {"extracted": {"create_test": code}}
     return {
         "status": status,
@@ -14,29 +14,43 @@ def row(text="a", reason="end_token", committed=(0, 1), status="ok", code=None):
 
 
 def test_shares_and_warnings():
-    rows = [row() for _ in range(7)] + [row(" \n"), row(reason="length"), row(reason="stop_string")]
-    found = diagnostics(rows, code=False)
+    samples = [sample() for _ in range(7)] + [
+        sample(" \n"),
+        sample(reason="length"),
+        sample(reason="stop_string"),
+    ]
+    found = diagnostics(samples, code=False)
     assert found["empty"] == {"n": 1, "of": 10, "share": 0.1} and found["warnings"] == []
-    found = diagnostics([*rows, row(""), row(reason="length")], code=False)
+    found = diagnostics([*samples, sample(""), sample(reason="length")], code=False)
     assert found["warnings"] == [
         "2 of 12 answers are empty",
         "2 of 12 answers fill the canvas without an end token: a longer --gen_length may be needed",
     ]
 
 
-def test_open_positions_behind_the_end_are_no_residual_masks():
-    rows = [row(committed=(0, -1)), row(reason="length", committed=(0, -1)), row(reason="length")]
-    assert diagnostics(rows, code=False)["residual_masks"]["n"] == 1
+def test_open_positions_after_the_end_are_no_residual_masks():
+    samples = [
+        sample(committed=(0, -1)),
+        sample(reason="length", committed=(0, -1)),
+        sample(reason="length"),
+    ]
+    assert diagnostics(samples, code=False)["residual_masks"]["n"] == 1
 
 
-def test_code_that_does_not_parse_or_is_not_there():
-    rows = [row(code="x = 1"), row(code="x ="), row(code=""), row(code="# only a comment"), row()]
-    assert diagnostics(rows, code=True)["unparseable_code"] == {"n": 4, "of": 5, "share": 0.8}
+def test_code_that_does_not_parse_or_is_missing():
+    samples = [
+        sample(code="x = 1"),
+        sample(code="x ="),
+        sample(code=""),
+        sample(code="# only a comment"),
+        sample(),
+    ]
+    assert diagnostics(samples, code=True)["unparseable_code"] == {"n": 4, "of": 5, "share": 0.8}
 
 
 def test_failed_samples_and_given_texts_are_left_out():
-    rows = [row(status="error", text=""), row(reason=None)]
-    assert diagnostics(rows, code=False) == {
+    samples = [sample(status="error", text=""), sample(reason=None)]
+    assert diagnostics(samples, code=False) == {
         "empty": {"n": 0, "of": 1, "share": 0.0},
         "warnings": [],
     }

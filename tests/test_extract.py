@@ -1,8 +1,9 @@
-"""Finding the program in an answer."""
+"""How answers are read: the program in an answer, names that tests ask for, short answers."""
 
 import pytest
 
-from tasks.programs import called_names, clean_answer, extract_code
+from tasks.programs import called_names
+from utils import extract_code, humaneval_program, mbpp_program, truthfulqa_answer
 
 FENCE = "```"
 GOOD = "def f(xs):\n    return sum(xs)\n"
@@ -182,7 +183,7 @@ def test_no_program_gives_the_raw_text(text):
     ],
 )
 def test_an_answer_that_was_begun_for_the_model(prefill, answer):
-    """The fence is open before the answer starts; its wording is not counted as text the model lost."""
+    """The fence is open before the answer starts; the prefill is no text outside the program."""
     found = extract_code(answer, "f", PROMPT, prefill=prefill)
     assert value(found.code) == 3 and "Here" not in found.why_cut
 
@@ -226,6 +227,10 @@ def test_degenerate_text_is_given_up_quickly(text):
         ("assert sum(10, 15) == 6", ["sum"]),  # MBPP/126 asks for a function of this name
         ("assert len(f(1)) == 6", ["f"]),
         ("def check(candidate):\n    assert candidate(1) == other(1)\ncheck(f)", ["other", "f"]),
+        # its own names, wherever they are bound, are not asked for; the same name elsewhere is
+        ("async def check():\n    assert f(1)\nasyncio.run(check())", ["f", "asyncio"]),
+        ("try:\n    f(1)\nexcept ValueError as e:\n    assert str(e)", ["f"]),
+        ("assert all(f(x) for x in [1, 2])\nassert x == f(2)", ["f", "x"]),
     ],
 )
 def test_names_asked_for_by_tests(tests, names):
@@ -246,7 +251,44 @@ def test_names_asked_for_by_tests(tests, names):
     ],
 )
 def test_short_answers_are_cleaned(text, answer):
-    assert clean_answer(text) == answer
+    assert truthfulqa_answer(text) == answer
+
+
+def test_each_code_benchmark_knows_its_entry_point_and_what_its_tests_need():
+    answer = fenced("class Node:\n    pass\n\ndef unused():\n    pass\n\n" + GOOD)
+    doc = {"prompt": "def f(xs):\n", "entry_point": "f", "test_list": ["assert f(Node()) == 1"]}
+    for found in (
+        humaneval_program(answer, doc, tests="check(f, Node)"),
+        mbpp_program(answer, doc, tests="assert f(Node()) == 1"),
+    ):
+        assert "class Node" in found.code and "def f" in found.code and "unused" not in found.code
+    prefill = f"Here:\n{FENCE}python\ndef f(xs):\n"
+    assert (
+        value(humaneval_program("    return sum(xs)\n", doc, tests="", prefill=prefill).code) == 3
+    )
+    assert value(mbpp_program("    return sum(xs)\n", doc, tests="", prefill=prefill).code) == 3
+
+
+@pytest.mark.parametrize(
+    "helper",
+    [
+        "async def g(xs):\n    return sum(xs)",
+        "if (g := sum):\n    pass",
+        "[g := sum for _ in [1]]",
+        "match sum:\n    case g:\n        pass",
+        "class A:\n    g = sum\ng = A.g",
+    ],
+)
+def test_a_helper_is_kept_however_it_is_bound(helper):
+    code = f"def unused():\n    pass\n{helper}\ndef f(xs):\n    return g(xs)\n"
+    found = extract_code(fenced(code), "f").code
+    assert helper in found and "unused" not in found
+
+
+def test_a_variable_of_a_comprehension_needs_no_statement_of_its_name():
+    """Python 3.12 and newer list it among the names of the module."""
+    code = "x = print\nt = [x for x in (1, 2)]\ndef f(xs):\n    return sum(t)\n"
+    assert "print" not in extract_code(fenced(code), "f").code
 
 
 def test_a_stub_that_raises_not_implemented_is_no_answer():

@@ -1,27 +1,36 @@
-"""harness.py, experiment/: from a request to a text, its record, and the result of a whole run."""
+"""harness.py, experiment/: from a request to a sample, and the result of a whole run."""
 
 import importlib.metadata
 import json
+import os
 import random
 import shlex
+import signal
 import socket
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from mini import DREAM, LLADA, REAL, gsm8k_dir, real_data
+from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
 import models
+from decoding.config import DecodeConfig
 from decoding.row_state import Completion
-from decoding.schedule import DecodeConfig, make_schedule
-from experiment.predictions import Predictions
-from experiment.result import VOLATILE, Record, load_result, profile
+from decoding.schedule import make_schedule
+from experiment.lmeval import evaluate
+from experiment.predictions import predictions_lm
+from experiment.result import VOLATILE, load_result, profile
+from experiment.sample import Request, Sample
 from experiment.sample_cache import SampleCache
-from experiment.stops import first_stop, stops_of, text_is_final
 from experiment.store import Store
-from harness import DreamHarness, LladaHarness
-from utils import BadDataError, UsageError, sample_seed, sha256
+from experiment.text import first_stop, read_answer, stops_of, text_is_final, text_of
+from harness import DreamHarness, LladaHarness, _ProfilingHarness
+from tasks import build_task
+from utils import SCHEMA_VERSION, BadDataError, UsageError, sample_seed, sha256
 
 
 def harness_of(
@@ -33,7 +42,7 @@ def harness_of(
     prefill=lambda doc: "",
     algorithm="leftright",
     k=1,
-    ledger=None,
+    cache=None,
     **options,
 ):
     checkpoint, kind = (LLADA, LladaHarness) if family == "llada" else (DREAM, DreamHarness)
@@ -42,12 +51,16 @@ def harness_of(
         models.load_tokenizer(checkpoint),
         models.read_config(checkpoint),
         decode,
-        load=load or (lambda: models.load_model(checkpoint, device="cpu", dtype="float32")[0]),
-        device="cpu",
-        batch_size=batch_size,
-        ledger=ledger,
+        load=load or (lambda: loaded(checkpoint)),
         prefill=prefill,
+        batch_size=batch_size,
+        cache=cache or SampleCache(""),
     )
+
+
+def loaded(checkpoint):
+    """A model without a verifier, as a harness loads it."""
+    return models.load_model(checkpoint, device="cpu", dtype="float32")[0], None
 
 
 def request(prompt: str, doc_id: int = 0, until=(), doc=None):
@@ -74,9 +87,9 @@ def completion(ids, open_from=None, **fields):
     )
 
 
-def read(harness, ids, stops=(), open_from=None) -> Record:
-    job = SimpleNamespace(doc_id=0, repeat=0, prompt="p", ids=[1], seed=0, stops=tuple(stops))
-    return harness._record(job, completion(ids, open_from), prompt_tokens=1, cost_seconds=0.1)
+def read(harness, ids, stops=(), open_from=None) -> Sample:
+    asked = Request({}, 0, prompt="p", stops=tuple(stops), prompt_ids=(1,))
+    return read_answer(asked, completion(ids, open_from), harness.tokenizer, harness.model_config)
 
 
 # ---------------------------------------------------------------- stop strings
@@ -113,7 +126,7 @@ def test_text_is_final_only_when_no_earlier_stop_can_follow(text, stops, final):
 
 
 def test_a_final_text_never_changes():
-    """The rule behind early exit, on every prefix of many texts: what is cut from it is what is cut from the whole."""
+    """The rule behind early exit, on every prefix of many texts: it is cut where the whole is."""
     rng = random.Random(0)
     for _ in range(3000):
         text = "".join(rng.choice("ab\n") for _ in range(rng.randint(1, 12)))
@@ -136,14 +149,14 @@ def test_stops_of_a_request(until, stops):
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_text_of_a_prefix_is_a_prefix_of_the_text(family):
-    """Stop strings are looked for in prefixes: a tokenizer that cleans spaces would make them lie."""
+    """Stop strings are looked for in prefixes; a tokenizer that cleans spaces would change them."""
     harness = harness_of(family)
     ids = harness.tokenizer.encode(
         "He said : 'do n't' , 3 . 5 \u00e9\u4e16\U0001f600 \n\n end .", add_special_tokens=False
     )
-    whole = harness._text(ids)
+    whole = text_of(harness.tokenizer, ids)
     for n in range(len(ids) + 1):
-        assert whole.startswith(harness._text(ids[:n]).rstrip("\ufffd"))
+        assert whole.startswith(text_of(harness.tokenizer, ids[:n]).rstrip("\ufffd"))
 
 
 # ---------------------------------------------------------------- ids -> text
@@ -155,28 +168,29 @@ def test_text_ends_at_the_first_end_token_by_id(family):
     harness = harness_of(family)
     answer, junk = (harness.tokenizer.encode(t, add_special_tokens=False) for t in ("42", " junk"))
     for end in harness.model_config.end_ids:
-        record = read(harness, [*answer, end, *junk])
+        sample = read(harness, [*answer, end, *junk])
         assert (
-            record.text == "42"
-            and record.cut == f"end token {end}"
-            and record.finish_reason == "end_token"
+            sample.text == "42"
+            and sample.cut == f"end token {end}"
+            and sample.finish_reason == "end_token"
         )
-        assert record.tokens_returned == len(answer)
-        assert record.raw_text.startswith("42<|") and "junk" not in record.raw_text
+        assert sample.tokens_returned == len(answer)
+        assert sample.raw_text.startswith("42<|") and "junk" not in sample.raw_text
 
 
 def test_text_ends_at_the_first_stop_string():
     harness = harness_of("llada")
     ids = harness.tokenizer.encode("so 42\nQuestion: and", add_special_tokens=False)
-    record = read(harness, ids, stops=["Question:"])
-    assert (record.text, record.cut, record.finish_reason) == (
+    sample = read(harness, ids, stops=["Question:"])
+    assert (sample.text, sample.cut, sample.finish_reason) == (
         "so 42\n",
         "stop string 'Question:'",
         "stop_string",
     )
-    assert harness._text(ids[: record.tokens_returned]).startswith("so 42\n")
-    assert not harness._text(ids[: record.tokens_returned - 1]).startswith("so 42\n")
-    assert "Question:" in record.raw_text
+    returned = sample.tokens_returned
+    assert text_of(harness.tokenizer, ids[:returned]).startswith("so 42\n")
+    assert not text_of(harness.tokenizer, ids[: returned - 1]).startswith("so 42\n")
+    assert "Question:" in sample.raw_text
 
 
 def test_open_positions_are_no_text():
@@ -184,14 +198,15 @@ def test_open_positions_are_no_text():
     harness = harness_of("dream")
     ids = harness.tokenizer.encode("all of it", add_special_tokens=False)
     mask = harness.model_config.mask_id
-    record = read(harness, [*ids, mask, mask], open_from=len(ids))
-    assert record.text == record.raw_text == "all of it" and record.tokens_committed == len(ids)
+    sample = read(harness, [*ids, mask, mask], open_from=len(ids))
+    assert sample.text == sample.raw_text == "all of it"
+    assert sample.completion.tokens_committed == len(ids)
 
 
 def test_a_full_canvas_is_said():
     harness = harness_of("dream")
-    record = read(harness, harness.tokenizer.encode("no end", add_special_tokens=False))
-    assert record.cut is None and record.finish_reason == "length"
+    sample = read(harness, harness.tokenizer.encode("no end", add_special_tokens=False))
+    assert sample.cut is None and sample.finish_reason == "length"
 
 
 # ---------------------------------------------------------------- requests -> decode
@@ -202,11 +217,10 @@ def test_prefill_is_appended_as_it_is():
     harness = harness_of("llada", prefill=lambda doc: f"```python\n{doc['code']}\n")
     prompt = harness.apply_chat_template([{"role": "user", "content": "Go"}])
     harness.generate_until([request(prompt, doc={"code": "def f():"})], disable_tqdm=True)
-    [record] = harness.records
-    assert record.prompt == prompt + "```python\ndef f():\n"
-    assert record.prompt_tokens == len(
-        harness.tokenizer.encode(record.prompt, add_special_tokens=False)
-    )
+    [sample] = harness.samples
+    assert sample.request.prompt == prompt + "```python\ndef f():\n"
+    ids = harness.tokenizer.encode(sample.request.prompt, add_special_tokens=False)
+    assert list(sample.request.prompt_ids) == ids and sample.row()["prompt_tokens"] == len(ids)
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -233,7 +247,10 @@ def test_template_that_refuses_a_message_is_an_error():
     """lm-eval would drop the system message with a warning, and measure another prompt."""
     harness = harness_of("dream")
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Go"}]
-    harness.tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
+    harness.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{% endfor %}"
+    )
     with pytest.raises(BadDataError, match="no system"):
         harness.apply_chat_template(chat)
     harness.tokenizer.chat_template = (
@@ -262,13 +279,13 @@ def test_model_loads_for_the_first_sample_that_needs_it(tmp_path):
 
     def load():
         loads.append(1)
-        return models.load_model(LLADA, device="cpu", dtype="float32")[0]
+        return loaded(LLADA)
 
     with Store.open(tmp_path, {}, "f" * 64) as store:
-        texts = harness_of("llada", ledger=SampleCache("f" * 64, store)).generate_until(
+        texts = harness_of("llada", cache=SampleCache("f" * 64, store)).generate_until(
             [request("a")], disable_tqdm=True
         )
-        harness = harness_of("llada", load=load, ledger=SampleCache("f" * 64, store))
+        harness = harness_of("llada", load=load, cache=SampleCache("f" * 64, store))
         assert harness.generate_until([request("a")], disable_tqdm=True) == texts and loads == []
         harness.generate_until([request("a"), request("b", 1)], disable_tqdm=True)
         harness.generate_until([request("c")], disable_tqdm=True)
@@ -277,7 +294,7 @@ def test_model_loads_for_the_first_sample_that_needs_it(tmp_path):
 
 def test_loglikelihood_raises():
     """The stock method returns a plausible number."""
-    for lm in (harness_of("llada"), Predictions({})):
+    for lm in (harness_of("llada"), predictions_lm({})):
         for method in (lm.loglikelihood, lm.loglikelihood_rolling):
             with pytest.raises(NotImplementedError):
                 method([])
@@ -285,38 +302,37 @@ def test_loglikelihood_raises():
 
 def test_harness_refuses_the_other_family():
     with pytest.raises(UsageError, match="dream family"):
-        LladaHarness(
-            models.load_tokenizer(DREAM), models.read_config(DREAM), None, load=None, device="cpu"
-        )
+        LladaHarness(models.load_tokenizer(DREAM), models.read_config(DREAM), None, load=None)
 
 
 def test_repeats_differ_and_requests_keep_their_order():
-    """lm-eval repeats one Instance object; each repeat is a sample of its own, with a seed of its own."""
+    """lm-eval repeats one Instance object; each repeat is a sample with a seed of its own."""
     harness = harness_of("llada", temperature=1.0, gen_length=8)
     a, b = request("one two three", 0), request("x", 1)
     texts = harness.generate_until([a, a, b], disable_tqdm=True)
-    records = {(r.doc_id, r.repeat): r for r in harness.records}
-    assert texts == [records[0, 0].text, records[0, 1].text, records[1, 0].text]
-    assert records[0, 0].seed == sample_seed(0, "one two three", 0) != records[0, 1].seed
-    assert records[0, 0].token_ids != records[0, 1].token_ids
+    samples = {(s.request.doc_id, s.request.repeat): s for s in harness.samples}
+    assert texts == [samples[0, 0].text, samples[0, 1].text, samples[1, 0].text]
+    first, second = samples[0, 0], samples[0, 1]
+    assert first.request.seed == sample_seed(0, "one two three", 0) != second.request.seed
+    assert first.completion.token_ids != second.completion.token_ids
 
 
 def test_one_failing_sample_does_not_take_the_others_with_it(monkeypatch):
     import harness as module
 
-    real, harness = module.decode, harness_of("llada", gen_length=8)
-    bad = harness.tokenizer.encode("bad", add_special_tokens=False)
+    real, harness = module.decode_each, harness_of("llada", gen_length=8)
+    bad = tuple(harness.tokenizer.encode("bad", add_special_tokens=False))
 
     def failing(model, prompts, *more, **options):
         if bad in prompts:
             raise RuntimeError("boom")
         return real(model, prompts, *more, **options)
 
-    monkeypatch.setattr(module, "decode", failing)
+    monkeypatch.setattr(module, "decode_each", failing)
     texts = harness.generate_until(
         [request("good", 0), request("bad", 1), request("fine", 2)], disable_tqdm=True
     )
-    status = {r.doc_id: r.error for r in harness.records}
+    status = {s.request.doc_id: s.error for s in harness.samples}
     assert (
         status[0] is None
         and status[2] is None
@@ -327,13 +343,13 @@ def test_one_failing_sample_does_not_take_the_others_with_it(monkeypatch):
 
 
 def test_error_of_the_project_is_no_failed_sample():
-    """A full disk while samples are kept must end the run, not fill the result with failed samples."""
+    """A full disk must end the run, not fill the result with failed samples."""
     harness = harness_of("llada", gen_length=4)
 
     def full(*_):
         raise BadDataError("no space")
 
-    harness.ledger.remember = full
+    harness.generation.cache.remember = full
     with pytest.raises(BadDataError):
         harness.generate_until([request("a")], disable_tqdm=True)
 
@@ -348,7 +364,7 @@ def test_error_of_the_project_is_no_failed_sample():
     ],
 )
 def test_early_exit_changes_no_text(family, algorithm, k):
-    """Stop strings of one and several letters, on random weights, which produce every letter soon."""
+    """Stop strings of one and several letters; random weights produce every letter soon."""
     prompts = [f"Question {i}: what?" for i in range(6)]
     for stops in (["e"], ["\n", "th", "e t"], ["1", "ing", " "]):
         outcome = {}
@@ -357,10 +373,10 @@ def test_early_exit_changes_no_text(family, algorithm, k):
             texts = harness.generate_until(
                 [request(p, i, stops) for i, p in enumerate(prompts)], disable_tqdm=True
             )
-            records = sorted(harness.records, key=lambda r: r.doc_id)
+            samples = sorted(harness.samples, key=lambda s: s.request.doc_id)
             outcome[early] = (
-                (texts, [(r.cut, r.finish_reason, r.tokens_returned) for r in records]),
-                sum(r.nfe for r in records),
+                (texts, [(s.cut, s.finish_reason, s.tokens_returned) for s in samples]),
+                sum(s.completion.nfe for s in samples),
             )
         assert outcome[True][0] == outcome[False][0]
         assert (
@@ -368,19 +384,139 @@ def test_early_exit_changes_no_text(family, algorithm, k):
         )  # the whole canvas as one block saves little
 
 
+# ---------------------------------------------------------------- a harness of one's own
+
+
+class FixedAnswer(_ProfilingHarness):
+    """Answers every request with the same ids: one method, no torch model."""
+
+    kill_at = None  # before this answer the process ends as by kill -9
+
+    def decode(self, requests):
+        ids = self.tokenizer.encode("#### 4", add_special_tokens=False)
+        for n, request in enumerate(reversed(requests)):
+            if n == self.kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield request, completion(ids)
+
+
+def evaluate_fixed(folder, kind=FixedAnswer) -> tuple[_ProfilingHarness, list[dict]]:
+    """The harness, and lm-eval's logged samples of five documents; samples are kept in `folder`."""
+    task = build_task(cli.TASKS["gsm8k"], folder / "data", "chat")
+    with Store.open(folder / "cache", {}, "f" * 64) as store:
+        harness = kind(
+            models.load_tokenizer(LLADA),
+            replace(models.read_config(LLADA), family="new"),
+            DecodeConfig(make_schedule("leftright", 16, None, 1)),
+            load=lambda: pytest.fail("a model was loaded"),
+            cache=SampleCache("f" * 64, store),
+            batch_size="auto",
+        )
+        return harness, evaluate(harness, task, chat_template=True, system=None, limit=None)
+
+
+@pytest.mark.slow
+def test_a_harness_of_ones_own_overrides_decode_alone(tmp_path):
+    """Resumed after a kill, in any order, it decodes only what is missing."""
+    gsm8k_dir(tmp_path / "data", 5)
+    script = (
+        "import pathlib, sys, test_harness as t; t.FixedAnswer.kill_at = 2; "
+        "t.evaluate_fixed(pathlib.Path(sys.argv[1]))"
+    )
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    killed = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], env=os.environ | {"PYTHONPATH": path}
+    )
+    assert killed.returncode == -signal.SIGKILL
+
+    asked = []
+
+    class Counting(FixedAnswer):
+        def decode(self, requests):
+            asked.extend(requests)
+            return super().decode(requests)
+
+    harness, logged = evaluate_fixed(tmp_path, Counting)
+    assert len(asked) == 3 and {r.doc_id for r in asked} < {
+        s.request.doc_id for s in harness.samples
+    }
+    flexible = {s["doc_id"]: s["exact_match"] for s in logged if s["filter"] == "flexible-extract"}
+    assert flexible == {0: 0, 1: 0, 2: 1, 3: 0, 4: 0}
+    assert [s.text for s in harness.samples] == ["#### 4"] * 5
+    assert harness.profile()["samples"] == 5
+    asked.clear()
+    assert evaluate_fixed(tmp_path, Counting)[1] == logged and asked == []
+
+
+@pytest.mark.parametrize("fault", ["raises", "leaves one out", "answers twice", "no memory"])
+def test_a_fault_in_decode_is_the_status_of_its_samples(fault):
+    class Faulty(FixedAnswer):
+        def decode(self, requests):
+            for request, answer in super().decode(requests):
+                if request.doc_id != 1:
+                    yield request, answer
+                elif fault == "answers twice":
+                    yield from [(request, answer)] * 2
+                elif fault == "raises":
+                    raise RuntimeError("injected")
+                elif fault == "no memory" and self.batch_size > 1:
+                    raise MemoryError
+
+    harness = Faulty(
+        models.load_tokenizer(LLADA),
+        models.read_config(LLADA),
+        DecodeConfig(make_schedule("leftright", 16, None, 1)),
+        load=None,
+        batch_size=4,
+    )
+    texts = harness.generate_until([request(str(i), i) for i in range(3)], disable_tqdm=True)
+    assert texts == ["#### 4", "#### 4" if fault == "answers twice" else "", "#### 4"]
+    errors = {s.request.doc_id: s.error.splitlines()[-1] for s in harness.samples if s.error}
+    left_open = "ValueError: decode() leaves 1 of 1 requests open"
+    assert (
+        errors
+        == {
+            "raises": {1: "RuntimeError: injected"},
+            "leaves one out": {1: left_open},
+            "answers twice": {},
+            "no memory": {1: left_open},
+        }[fault]
+    )
+    assert harness.generation.halved == ([4, 2] if fault == "no memory" else [])
+
+
+def test_load_error_ends_the_run():
+    """Were it the status of the samples, a missing file would be a result with no score."""
+
+    def load():
+        raise RuntimeError("no such weights")
+
+    with pytest.raises(RuntimeError, match="no such weights"):
+        harness_of("llada", load=load).generate_until([request("a")], disable_tqdm=True)
+
+
+def test_loading_is_no_cost_of_a_sample():
+    def load():
+        time.sleep(1)
+        return loaded(LLADA)
+
+    harness = harness_of("llada", load=load, gen_length=4)
+    harness.generate_until([request("a")], disable_tqdm=True)
+    assert 0 < harness.profile()["seconds"] < 0.9
+
+
 # ---------------------------------------------------------------- what it cost
 
 
 def test_profile_has_one_definition():
-    done = dict(prompt="", tokens_committed=8, positions_computed=100)
-    records = [
-        Record(
-            0, 0, **done, tokens_returned=6, nfe=4, seconds=1.0, cost_seconds=0.5, forwards_saved=2
-        ),
-        Record(1, 0, **done, tokens_returned=2, nfe=4, seconds=3.0, cost_seconds=1.5),
-        Record(2, 0, "", error="Traceback"),
+    decoded = Completion((1,) * 8, (0,) * 8, 4, 2, 100, seconds=1.0, finish_reason="length")
+    slower = replace(decoded, seconds=3.0, forwards_saved=0)
+    samples = [
+        Sample(Request({}, 0), decoded, tokens_returned=6, cost_seconds=0.5),
+        Sample(Request({}, 1), slower, tokens_returned=2, cost_seconds=1.5),
+        Sample(Request({}, 2), error="Traceback"),
     ]
-    p = profile(records, peak_bytes={"device": None, "host": 1})
+    p = profile(samples, peak_bytes={"device": None, "host": 1})
     assert (p["samples"], p["tokens_returned"], p["tokens_committed"], p["positions_computed"]) == (
         2,
         8,
@@ -432,13 +568,12 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@real_data
 @pytest.mark.parametrize(
     "alias, flag, checkpoint", [("llada", "--llada_ckpt", LLADA), ("dream", "--dream_ckpt", DREAM)]
 )
 @pytest.mark.parametrize("task", ["humaneval", "mbpp", "gsm8k", "truthfulqa"])
 def test_end_to_end_offline_on_the_real_benchmarks(
-    tmp_path, no_network, capsys, alias, flag, checkpoint, task
+    tmp_path, benchmarks, no_network, capsys, alias, flag, checkpoint, task
 ):
     result = run(
         tmp_path,
@@ -449,7 +584,7 @@ def test_end_to_end_offline_on_the_real_benchmarks(
         "--task",
         task,
         "--data_dir",
-        REAL,
+        benchmarks,
         "--limit",
         2,
         "--gen_length",
@@ -461,7 +596,7 @@ def test_end_to_end_offline_on_the_real_benchmarks(
     )
     spec = cli.TASKS[task]
     assert (
-        result["schema_version"] == 1
+        result["schema_version"] == SCHEMA_VERSION
         and result["status"] == "complete"
         and result["n_samples"] == 2
     )
@@ -554,7 +689,8 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
     def reference(overrides=None, limit=None, name="original", **config):
         return build_result(
             config=config,
-            config_id="x",
+            generation_id="x",
+            result_id="y",
             protocol={
                 "references": [
                     {"score": 79.3, "tokens_per_step": 1},
@@ -565,7 +701,7 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
             notes=[],
             data={"name": name},
             limit=limit,
-            records=[Record(0, 0, "")],
+            samples=[Sample(Request({}, 0))],
             logged=[
                 {
                     "doc_id": 0,
@@ -597,6 +733,8 @@ def test_published_score_only_beside_its_own_protocol(tmp_path):
 
 def test_result_of_another_schema_is_named(tmp_path):
     (tmp_path / "r.json").write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(BadDataError, match="schema_version 99, this program writes 1"):
+    with pytest.raises(
+        BadDataError, match=f"schema_version 99, this program writes {SCHEMA_VERSION}"
+    ):
         load_result(tmp_path / "r.json")
     assert load_result(tmp_path / "none.json") is None

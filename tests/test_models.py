@@ -43,7 +43,7 @@ def random_tokens(length: int, seed: int) -> torch.Tensor:
 
 
 def aligned(model, tokens: torch.Tensor) -> torch.Tensor:
-    """The distribution for every column of one sequence, from its raw logits: what predict must give."""
+    """The result of predict for every column of one sequence, from its raw logits."""
     raw = model.logits(tokens[None])[0]
     if model.config.shift:
         raw = torch.cat([raw[:1], raw[:-1]])
@@ -62,7 +62,7 @@ def test_float32_logits_are_the_official_ones(model, golden):
 
 
 def test_bfloat16_logits_are_the_official_ones(name, conformance_dir, golden):
-    """Far closer to the official bfloat16 than that is to float32: the same casts in the same order.
+    """Far closer to the official bfloat16 than that is to float32: the casts have the same order.
 
     Measured where this was written: mean difference 0.0 (bit-identical), against 0.081 to 0.104
     between the official bfloat16 and float32. The factor of 20 leaves room for other CPUs' kernels.
@@ -76,7 +76,10 @@ def test_bfloat16_logits_are_the_official_ones(name, conformance_dir, golden):
 def test_the_bfloat16_comparison_sees_a_rotation_in_the_wrong_precision(
     name, conformance_dir, golden
 ):
-    """Otherwise the test above would prove nothing. Measured: 0.63 to 0.77 of the bfloat16 error itself."""
+    """Otherwise the test above would prove nothing.
+
+    Measured: 0.63 to 0.77 of the bfloat16 error itself.
+    """
     model, _ = load_model(conformance_dir / name, device="cpu", dtype="bfloat16")
     model.config = replace(model.config, rope_in_float32=not model.config.rope_in_float32)
     for ids, exact, official in golden:
@@ -92,13 +95,12 @@ def test_predict_is_logits_shifted_and_without_the_mask_token(model):
     rows = torch.tensor([40, 0, 1, 7, 7])
     got = model.predict(tokens, [Span(0, 41, 41)], rows)
     assert torch.equal(got, aligned(model, tokens)[rows])
-    assert (got[:, model.config.mask_id] == -torch.inf).all() and got.isfinite().sum() == 5 * (
-        got.shape[1] - 1
-    )
+    assert (got[:, model.config.mask_id] == -torch.inf).all()
+    assert got.isfinite().sum() == 5 * (got.shape[1] - 1)
 
 
 def test_the_last_layer_computes_the_asked_rows_alone_with_the_same_bits(model):
-    """Any subset, in any order, repeated: what all columns' logits say, not one bit off; and float work is saved."""
+    """Any subset, in any order, repeated, has the bits that all columns have; and work is saved."""
     tokens, seen = random_tokens(61, 2), []
     full, generator = aligned(model, tokens), torch.Generator().manual_seed(0)
     last = model.layers[-1]
@@ -114,7 +116,7 @@ def test_the_last_layer_computes_the_asked_rows_alone_with_the_same_bits(model):
 
 
 def test_bits_of_the_last_rows_of_a_tile_may_differ_in_the_last_place(model):
-    """A CPU attends 32 queries at a time; where 1 to 3 are left over it takes another kernel for these."""
+    """A CPU computes 32 queries at a time, and 1 to 3 remaining ones with a different kernel."""
     tokens = random_tokens(65, 2)
     assert_close(
         model.predict(tokens, [(0, 65, 65)], torch.tensor([64])),
@@ -123,9 +125,10 @@ def test_bits_of_the_last_rows_of_a_tile_may_differ_in_the_last_place(model):
 
 
 def test_fused_weights_are_the_checkpoints_tensors(name, model, conformance_dir):
-    """Each tensor of the official layout is found in its part of a fused parameter.
+    """Each tensor of the official layout is its part of a fused parameter.
 
-    The products keep their bits too: measured in float32 and bfloat16, and the recorded logits are met to 0.0.
+    The products keep their bits too: measured in float32 and bfloat16, and the recorded logits are
+    met to 0.0.
     """
     from models.files import read_config, read_headers, shard_paths, tensor_plan
 
@@ -138,19 +141,10 @@ def test_fused_weights_are_the_checkpoints_tensors(name, model, conformance_dir)
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_row_does_not_depend_on_its_neighbours(model, threads):
-    """Bit for bit in float32, for any number of columns and rows: batching must not change a token."""
+    """Bit for bit in float32, for any columns and rows: a batch must not change a token."""
     generator = torch.Generator().manual_seed(3)
-    lengths = [
-        1,
-        2,
-        3,
-        5,
-        9,
-        10,
-        11,
-        17,
-        *torch.randint(1, 150, (8,), generator=generator).tolist(),
-    ]
+    more = torch.randint(1, 150, (8,), generator=generator).tolist()
+    lengths = [1, 2, 3, 5, 9, 10, 11, 17, *more]
     torch.set_num_threads(threads)
     try:
         sequences = [random_tokens(n, n) for n in lengths]
@@ -175,10 +169,8 @@ def test_spans_may_be_plain_triples_and_no_rows_may_be_asked(model):
     tokens = random_tokens(6, 1)
     got = model.predict(tokens, [(0, 6, 6)], torch.tensor([3]))
     assert torch.equal(got, model.predict(tokens, [Span(0, 6, 6)], torch.tensor([3])))
-    assert model.predict(tokens, [(0, 6, 6)], torch.tensor([], dtype=torch.int64)).shape == (
-        0,
-        got.shape[1],
-    )
+    none = model.predict(tokens, [(0, 6, 6)], torch.tensor([], dtype=torch.int64))
+    assert none.shape == (0, got.shape[1])
 
 
 def test_predict_refuses_what_does_not_fit(model):
@@ -203,7 +195,7 @@ def test_predict_refuses_what_does_not_fit(model):
 
 
 def test_a_shifted_model_refuses_the_first_column_of_a_cut_span(conformance_dir):
-    """Its hidden state is not computed; a neighbour's would be read in silence."""
+    """The hidden state for it is not computed; without the check another one would be used."""
     model, _ = load_model(conformance_dir / "dream-tiny", device="cpu", dtype="float32")
     cache = KVCache(model.config, [8], device="cpu", dtype=torch.float32)
     tokens = random_tokens(8, 1)
@@ -217,19 +209,18 @@ def test_a_shifted_model_refuses_the_first_column_of_a_cut_span(conformance_dir)
 
 
 def plain_forward(model, tokens: torch.Tensor, lo: int, stored: list | None = None) -> tuple:
-    """Hidden-state logits of the columns lo.., and each layer's keys and values, in float64.
+    """Unshifted logits of the columns from lo on, and each layer's keys and values, in float64.
 
-    stored: keys and values [length, K, E] of an earlier pass; those of the columns given now
-    replace them. Written from the formulas, sharing nothing with models/ but the weights.
+    stored: keys and values [length, K, E] of an earlier pass; those of the given columns are
+    replaced. Written from the formulas: it shares only the weights with models/.
     """
     c, w = model.config, {k: v.double() for k, v in model.weights().items()}
 
     def norm(x, weight):
         return x / (x.pow(2).mean(-1, keepdim=True) + c.norm_eps).sqrt() * weight
 
-    def turned(
-        x,
-    ):  # each pair (x[j], x[j + E/2]) is a complex number, turned by column / theta^(2j/E)
+    def turned(x):
+        # each pair (x[j], x[j + E/2]) is a complex number, rotated by column / theta^(2j/E)
         half = c.head_dim // 2
         z = torch.complex(x[..., :half], x[..., half:])
         rate = c.rope_theta ** (-torch.arange(half).double() * 2 / c.head_dim)
@@ -275,7 +266,7 @@ def test_the_plain_forward_gives_the_same_logits(model):
 
 
 def test_a_cache_refreshed_every_step_changes_nothing(model):
-    """Bit for bit: reading keys back from the cache is not another computation."""
+    """Bit for bit: keys that are read back from the cache are the same keys."""
     lengths = [33, 6, 50]
     cache = KVCache(model.config, [40, 6, 64], device="cpu", dtype=torch.float32)
     spans = [Span(0, n, n) for n in lengths]
@@ -291,9 +282,9 @@ def test_a_cache_refreshed_every_step_changes_nothing(model):
     ("window", "kv_end"), [((20, 48), 48), ((20, 32), 48), ((20, 32), 40), ((20, 32), 32)]
 )
 def test_spans_read_the_stale_keys_of_the_other_columns(model, window, kv_end):
-    """Prefix cache (to the end), dual cache (a window in the middle), and a read cut short, twice in a row.
+    """Prefix cache (to the end), dual cache (a window in the middle), and a shorter read, twice.
 
-    The tokens outside the window change too, so that a cache that recomputed them would show.
+    The tokens outside the window change too: a cache that recomputed them would fail.
     """
     lo, hi = window
     old, other = random_tokens(48, 1), random_tokens(9, 2)
@@ -367,7 +358,7 @@ def test_slots_follow_rows_that_leave_and_join(model):
 def plain_varlen(
     query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa=False, num_splits=None
 ):
-    """torch.nn.attention.varlen.varlen_attn, written plainly."""
+    """The definition of torch.nn.attention.varlen.varlen_attn."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
     assert max_q >= cu_seq_q.diff().max() and max_k >= cu_seq_k.diff().max()
@@ -383,8 +374,8 @@ def plain_varlen(
     return out
 
 
-def test_the_varlen_call_says_the_same_as_the_loop(model, monkeypatch):
-    """The real kernel needs a GPU; what it is handed (offsets, lengths, keys from the cache) does not."""
+def test_the_varlen_call_gives_the_same_as_the_loop(model, monkeypatch):
+    """The real kernel needs a GPU; its arguments (offsets, lengths, keys of a cache) do not."""
     import inspect
 
     import torch.nn.attention.varlen as varlen
@@ -422,7 +413,7 @@ def test_the_varlen_kernel_is_for_half_precision_on_cuda_only():
     ("raises", "expected"), [((), {"num_splits": 1}), (("num_splits",), {}), (None, None)]
 )
 def test_the_varlen_probe_takes_what_runs(monkeypatch, raises, expected):
-    """A kernel that refuses num_splits is called without; one that does not run is not called at all."""
+    """A kernel that refuses num_splits is called without it; one that does not run is not used."""
     import torch.nn.attention.varlen as varlen
 
     def kernel(*arguments, **options):
@@ -440,10 +431,8 @@ def test_the_varlen_probe_takes_what_runs(monkeypatch, raises, expected):
 
 def test_every_recorded_tokenization(name, conformance_dir):
     tokenizer = load_tokenizer(conformance_dir / name)
-    rows = [
-        json.loads(line)
-        for line in (conformance_dir / "golden" / "tokenization.jsonl").open(encoding="utf-8")
-    ]
+    recorded = (conformance_dir / "golden" / "tokenization.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in recorded.splitlines()]
     rows = [row for row in rows if row["model"] == name]
     assert len(rows) >= 16
     for row in rows:
@@ -453,15 +442,12 @@ def test_every_recorded_tokenization(name, conformance_dir):
                 row["messages"], tokenize=False, add_generation_prompt=True
             )
             assert text == row["rendered"]
-        assert (
-            tokenizer(text, add_special_tokens=False)["input_ids"]
-            == row["ids"]
-            == tokenizer(text)["input_ids"]
-        )
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == row["ids"]
+        assert tokenizer(text)["input_ids"] == row["ids"]
 
 
 def test_tokenizers_load_without_a_warning(name, conformance_dir, caplog, capfd, recwarn):
-    """transformers would name a class mismatch at length, on every start."""
+    """transformers would print a long warning about the tokenizer's class at every start."""
     tokenizer = load_tokenizer(conformance_dir / name)
     assert tokenizer.name_or_path == str(conformance_dir / name)
     assert capfd.readouterr() == ("", "") and not caplog.records and not recwarn.list
@@ -483,17 +469,11 @@ def test_config_and_parameters(name, model):
         "llada-tiny": ("llada", (501, 506), 507, False, True, False, 520, 4, 1e-5),
         "dream-tiny": ("dream", (500, 502), 506, True, False, True, 519, 2, 1e-6),
     }[name]
-    assert (
-        c.family,
-        c.end_ids,
-        c.mask_id,
-        c.shift,
-        c.rope_in_float32,
-        c.qkv_bias,
-        c.vocab_size,
-        c.n_kv_heads,
-        c.norm_eps,
-    ) == expected
+    found = (c.family, c.end_ids, c.mask_id, c.shift, c.rope_in_float32, c.qkv_bias)
+    assert (*found, c.vocab_size, c.n_kv_heads, c.norm_eps) == expected
+    flags = ("logits_eos_inf", "confidence_eos_eot_inf")
+    decoding = {"llada-tiny": (False, flags, True), "dream-tiny": (True, (), False)}[name]
+    assert (c.scores_the_draw, c.end_token_flags, c.skip_special_tokens) == decoding
     assert c.eos_id == c.end_ids[0] and c.model_type == c.family and c.dtype_on_disk == "float32"
     assert {k: tuple(v.shape) for k, v in model.weights().items()} == parameter_shapes(c)
     assert not model.training and not any(p.requires_grad for p in model.parameters())

@@ -1,5 +1,6 @@
-"""Blocks, KV caches and adaptive algorithms: the engine against plain loops, alone and in batches."""
+"""Blocks, KV caches and adaptive algorithms: the engine against plain loops, also in batches."""
 
+import ast
 import re
 
 import numpy as np
@@ -7,13 +8,14 @@ import oracle
 import pytest
 import torch
 from causal import decoded
-from mini import ROOT
+from mini import ROOT, prompts_for
 
 from decoding import adaptive
-from decoding.algorithms import ALGORITHMS, CONFIDENCE, OPTIONS, algorithms_of
+from decoding.algorithms import ALGORITHMS, CONFIDENCE, algorithm_options, algorithms_of
+from decoding.config import DecodeConfig
 from decoding.engine import decode
-from decoding.kv_cache import CACHES, SpanView
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.kv_cache import CACHES, CacheView
+from decoding.schedule import make_schedule
 from decoding.step_view import Algorithm, Observation, StepView, top_k
 from models import load_model
 
@@ -27,11 +29,6 @@ def models(conformance_dir):
         f: load_model(conformance_dir / n, device="cpu", dtype=torch.float32)[0]
         for f, n in names.items()
     }
-
-
-def prompts_for(n: int) -> list[list[int]]:
-    rng = np.random.default_rng(11)
-    return [rng.integers(5, 400, size=int(rng.integers(1, 30))).tolist() for _ in range(n)]
 
 
 def config(
@@ -55,11 +52,11 @@ def config(
     ],
 )
 def test_a_cache_is_three_integers(cache, fresh, span):
-    assert CACHES[cache](SpanView(lo=19, hi=28, length=50, fresh=fresh)) == span
+    assert CACHES[cache](CacheView(lo=19, hi=28, length=50, fresh=fresh)) == span
 
 
 class Recording:
-    """A model that notes the spans that it is asked for, and the columns that it is asked about."""
+    """A model that records the spans and the rows of each call of `predict`."""
 
     def __init__(self, model):
         self.model, self.config, self.device, self.new_cache = (
@@ -81,8 +78,8 @@ class Recording:
     [
         ("llada", "prefix", [(6, 22, 22), (14, 22, 22)]),
         ("llada", "dual", [(6, 14, 22), (14, 22, 22)]),
-        # one column more to the left, where a shifted model predicts the block's first position; left to right it is
-        # committed by the first pass and needed no longer
+        # a shifted model predicts a block's first position from one column further left; left to
+        # right the first pass commits that position, so later passes do not need the column
         ("dream", "prefix", [(6, 22, 22), (14, 22, 22)]),
         ("dream", "dual", [(6, 14, 22), (14, 22, 22)]),
     ],
@@ -114,10 +111,10 @@ def test_a_prompt_without_tokens_has_no_column_to_its_left(models):
 BLOCKWISE = [(family, name) for family in ("llada", "dream") for name in algorithms_of(family)]
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
 @pytest.mark.parametrize(("family", "name"), BLOCKWISE)
 def test_a_cache_refreshed_every_step_is_no_cache(models, family, name, cache):
-    """Token for token and pass for pass, drawn tokens too; every column is computed anew each time."""
+    """Tokens, passes and columns are equal, with drawn tokens too."""
     prompts = prompts_for(4)
     for temperature in (0.0, 0.7):
         plain = config(name, 2, temperature=temperature)
@@ -170,13 +167,13 @@ def test_every_adaptive_algorithm_has_a_plain_loop():
         name for name, a in ALGORITHMS.items() if a.schedule == "adaptive" and not a.verification
     }
     held = {option for _, given in RULES.values() for option in given}
-    assert {*OPTIONS} == held | {"apd_mixture_weight"}  # in test_apd.py
+    assert {*algorithm_options()} == held | {"apd_mixture_weight"}  # in test_apd.py
 
 
 @pytest.mark.parametrize(("cache", "refresh"), [("none", None), ("prefix", 3), ("dual", None)])
 @pytest.mark.parametrize(("family", "name"), ADAPTIVE)
 def test_adaptive_algorithms_equal_the_plain_loop(models, family, name, cache, refresh):
-    """Tokens, forward passes and columns; at temperature 0 and above; in a batch that rows join and leave."""
+    """Tokens, passes and columns, at temperature 0 and above, while rows join and leave."""
     model, prompts = models[family], prompts_for(3)
     make, given = RULES[name]
     for temperature in (0.0, 0.7) if cache == "none" else (0.0,):
@@ -192,13 +189,13 @@ def test_adaptive_algorithms_equal_the_plain_loop(models, family, name, cache, r
             assert (list(done.token_ids), done.nfe, done.positions_computed) == plain
     if ALGORITHMS[name].schedule == "adaptive":
         assert any(c.nfe < LENGTH for c in got), (
-            "the option is such that nothing is decided in parallel"
+            "the option must let some step commit several positions"
         )
 
 
 @pytest.mark.parametrize(("family", "name"), ADAPTIVE)
 def test_tokens_do_not_depend_on_the_batch_with_a_cache(models, family, name):
-    """Rows that are at different steps of different blocks share a forward pass and a cache."""
+    """Rows at different steps of different blocks share a forward pass and a cache."""
     prompts = prompts_for(9)
     chosen = config(name, given=RULES[name][1], kv_cache="dual")
     alone = [decode(models[family], [p], chosen, [i])[0].token_ids for i, p in enumerate(prompts)]
@@ -223,7 +220,7 @@ def test_tokens_per_step_is_the_least_that_an_adaptive_algorithm_commits(models)
         assert done.nfe == 6 and done.forwards_saved == 0
 
 
-# ---- what cannot be
+# ---- invalid options
 
 
 @pytest.mark.parametrize(
@@ -282,7 +279,7 @@ def taken(mask: torch.Tensor) -> list[int]:
 
 
 def test_factor_takes_the_longest_run_that_holds_and_no_more():
-    """Every order of few values against the definition; published loops are off by one at the last rank."""
+    """Random values against the definition; published loops are off by one at the last rank."""
     rng = np.random.default_rng(0)
     for _ in range(300):
         c, f = rng.integers(0, 11, size=int(rng.integers(1, 6))) / 10, rng.integers(1, 30) / 10
@@ -303,12 +300,12 @@ def test_factor_takes_the_longest_run_that_holds_and_no_more():
     [
         ([0.875, 0.875, 0.1], 0.375, 1),  # 3 * 0.125 is 0.375: equality does not hold
         ([0.875, 0.875, 0.1], 0.376, 2),
-        ([0.99, 0.99, 0.99], 1.0, 3),  # none fails: all, where d2Cache's loop leaves the last
+        ([0.99, 0.99, 0.99], 1.0, 3),  # none fails: all; d2Cache's loop leaves the last open
         (
             [0.99, 0.99, 0.2],
             1.0,
             2,
-        ),  # only the last fails: it stays, where Fast-dLLM's loop takes it
+        ),  # only the last fails: it stays open; Fast-dLLM's loop commits it
         ([0.1, 0.1], 1.0, 1),
     ],
 )
@@ -343,7 +340,7 @@ def test_klass_is_strict_and_falls_back_to_the_most_confident():
         0
     ]
     assert taken(adaptive.klass(view([0.4, 0.9, 0.8], observed=[0.0, 0.2, 0.1], **options))) == [1]
-    # what is ready is all that is committed, also where tokens_per_step asks for more
+    # only positions that are ready are committed, even if tokens_per_step asks for more
     assert taken(
         adaptive.klass(view([0.9, 0.9, 0.8], observed=[0.0, 0.2, 0.1], quota=2, **options))
     ) == [0]
@@ -369,7 +366,7 @@ def test_what_is_committed_is_open():
 
 
 def test_a_memory_is_of_the_open_positions_and_of_the_block(models):
-    """What `observe` gets back: nothing on a block's first pass, then the rows of what is still open, in order."""
+    """`observe` gets no memory on a block's first pass, then that of the open positions."""
     seen = []
 
     def observe(logits, memory, options):
@@ -393,11 +390,13 @@ def test_a_memory_is_of_the_open_positions_and_of_the_block(models):
 
 
 def test_the_readme_example_is_an_algorithm(models):
-    """It is run as it stands there."""
-    [code] = re.findall(
+    """The code runs as it stands there: an import, one function and one entry, nothing else."""
+    blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
     )
-    assert len([line for line in code.splitlines() if line]) <= 10
+    [code] = [block for block in blocks if "best_share" in block]
+    kinds = [type(statement) for statement in ast.parse(code).body]
+    assert kinds == [ast.ImportFrom, ast.FunctionDef, ast.Assign]
     try:
         exec(code, {})
         for family in ("llada", "dream"):

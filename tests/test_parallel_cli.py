@@ -8,11 +8,11 @@ from crafted import save
 from mini import LLADA, gsm8k_dir
 
 import eval as cli
-from decoding.algorithms import ALGORITHMS, OPTIONS
+from decoding.algorithms import ALGORITHMS, algorithm_options
 from decoding.kv_cache import CACHES
 from reporting.data import curve_labels, curves, read_all
-from reporting.plots import Line, _caption
-from reporting.tables import comparisons
+from reporting.plots import Line, caption
+from reporting.tables import comparison_table
 from scripts import sweep
 from suite.matrix import Selection, select
 from utils import UsageError
@@ -122,14 +122,14 @@ def test_adaptive_algorithms_have_blocks_for_dream_too(run):
 
 def test_a_count_is_a_whole_number(run):
     code, _, error = run("--model_alias dream --task gsm8k --alg klass --kl_history 1.5")
-    assert code == 2 and error == "error: --kl_history 1.5 must be a whole number, at least 1\n"
+    assert code == 2 and error == "error: --kl_history 1.5: must be a whole number of at least 1\n"
 
 
 def test_every_option_of_an_algorithm_has_a_flag(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(f"--{name} " in out for name in OPTIONS)
+    assert all(f"--{name} " in out for name in algorithm_options())
 
 
 def test_the_report_tells_methods_apart_and_joins_a_threshold_s_points(tmp_path):
@@ -150,11 +150,11 @@ def test_the_report_tells_methods_apart_and_joins_a_threshold_s_points(tmp_path)
         "threshold (threshold 0.9, dual cache refreshed every 4)",
     ]
     assert sorted(len(curve) for curve in curves(runs)) == [1, 2]
-    told = _caption([Line("a", curve, {}) for curve in curves(runs)], "tpf")
+    told = caption([Line("a", curve, {}) for curve in curves(runs)], "tpf")
     assert "K = 1." in told and told.endswith(
         "Lines of adaptive algorithms join values of their option."
     )
-    names = [row[:2] for row in comparisons(runs).rows]
+    names = [row[:2] for row in comparison_table(runs).rows]
     assert (
         len(names) == 1
         and "threshold 0.7" in " ".join(names[0])
@@ -195,20 +195,25 @@ def test_the_report_names_another_temperature_and_verifier_and_no_checksum(tmp_p
 
 
 def test_the_parallel_suite_has_every_algorithm_and_cache_and_its_baselines():
-    configs = [e.job.config for e in select(Selection(suite="parallel"))]
-    assert {c.algorithm for c in configs} >= {name for name, a in ALGORITHMS.items() if a.options}
-    assert {c.kv_cache for c in configs} == {*CACHES}
+    settings = [
+        {"kv_cache": "none"} | e.job.config.as_dict() for e in select(Selection(suite="parallel"))
+    ]
+    with_options = {name for name, a in ALGORITHMS.items() if a.options}
+    assert {s["algorithm"] for s in settings} >= with_options
+    assert {s["kv_cache"] for s in settings} == {*CACHES}
     for alias, algorithm in (("tiny-llada", "low_confidence"), ("tiny-dream", "maskgit_plus")):
-        mine = [c for c in configs if c.model_alias == alias]
-        assert {c.block_length for c in mine if not ALGORITHMS[c.algorithm].left_to_right} == {8}
-        assert {
-            c.tokens_per_step for c in mine if c.algorithm == algorithm and c.kv_cache == "none"
-        } == {1, 2, 3, 4}
+        mine = [s for s in settings if s["model_alias"] == alias]
+        anywhere = [s for s in mine if not ALGORITHMS[s["algorithm"]].left_to_right]
+        assert {s["block_length"] for s in anywhere} == {8}
+        plain = [s for s in mine if s["algorithm"] == algorithm and s["kv_cache"] == "none"]
+        assert {s["tokens_per_step"] for s in plain} == {1, 2, 3, 4}
 
 
 def test_a_suite_is_filtered():
     chosen = select(Selection(suite="parallel", models=("tiny-dream",), algs=("threshold",)))
-    assert len(chosen) == 9 and {e.job.config.algorithm for e in chosen} == {"threshold"}
+    assert len(chosen) == 9 and {e.job.config.decode.schedule.algorithm for e in chosen} == {
+        "threshold"
+    }
     with pytest.raises(UsageError, match="the filters leave no experiment"):
         select(Selection(suite="parallel", models=("llada",)))
 

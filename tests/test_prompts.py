@@ -18,15 +18,23 @@ sys.path.insert(0, str(ROOT))
 from mini import DREAM, LLADA, write_lines  # noqa: E402
 
 import models  # noqa: E402
-from decoding.schedule import DecodeConfig, make_schedule  # noqa: E402
-from eval import TASKS  # noqa: E402
-from experiment.lmeval import evaluate  # noqa: E402
-from harness import DreamHarness, LladaHarness  # noqa: E402
+from decoding.config import DecodeConfig  # noqa: E402
+from decoding.schedule import make_schedule  # noqa: E402
+from eval import MODEL_DEFAULTS, TASKS  # noqa: E402
+from experiment.lmeval import request_of  # noqa: E402
+from harness import HARNESSES  # noqa: E402
+from models import FAMILIES  # noqa: E402
 from tasks import build_task  # noqa: E402
-from tasks.protocols import FAMILY, PROTOCOLS, protocol  # noqa: E402
+from tasks.protocols import PROTOCOLS, protocol  # noqa: E402
 
 FIXTURE = ROOT / "tests" / "prompts.json"
-CELLS = [(name, alias, task) for name in PROTOCOLS for alias in FAMILY for task in TASKS]
+CELLS = [
+    (name, alias, task)
+    for name in PROTOCOLS
+    for alias, entry in MODEL_DEFAULTS.items()
+    for task in TASKS
+    if name == "uniform" or name in entry
+]
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",
@@ -86,13 +94,12 @@ def write_data(folder: Path) -> Path:
 
 def rendered(data: Path, name: str, alias: str, task: str) -> dict:
     """The prompt, its stop strings and its length, as the harness gets them from lm-eval."""
-    cell, (checkpoint, kind) = (
-        protocol(name, alias, task),
-        {"llada": (LLADA, LladaHarness), "dream": (DREAM, DreamHarness)}[FAMILY[alias]],
-    )
+    family = MODEL_DEFAULTS[alias]["family"]
+    cell = protocol(name, alias, MODEL_DEFAULTS, TASKS[task], FAMILIES[family])
+    checkpoint = {"llada": LLADA, "dream": DREAM}[family]
     asked = build_task(TASKS[task], data, cell.form, cell.num_fewshot)
     decode = DecodeConfig(make_schedule(cell.algorithm, cell.gen_length, cell.block_length))
-    harness = kind(
+    harness = HARNESSES[family](
         models.load_tokenizer(checkpoint),
         models.read_config(checkpoint),
         decode,
@@ -100,17 +107,12 @@ def rendered(data: Path, name: str, alias: str, task: str) -> dict:
         device="cpu",
         prefill=asked.prefill,
     )
-    jobs = []
-
-    def capture(requests, disable_tqdm=False):
-        jobs.extend(harness._jobs(requests))
-        return ["" for _ in requests]
-
-    harness.generate_until = capture
-    evaluate(harness, asked, chat_template=cell.chat_template, system=cell.system, limit=None)
-    [job] = jobs
-    harness._tokenize(jobs)
-    return {"prompt": job.prompt, "stops": list(job.stops), "tokens": len(job.ids)}
+    request = request_of(harness, asked, cell, 0)
+    return {
+        "prompt": request.prompt,
+        "stops": list(request.stops),
+        "tokens": len(request.prompt_ids),
+    }
 
 
 @pytest.fixture(scope="module")

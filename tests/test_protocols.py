@@ -6,23 +6,36 @@ from pathlib import Path
 
 import pytest
 
-from tasks import gsm8k, humaneval, mbpp, truthfulqa
-from tasks.protocols import FAMILY, PROTOCOLS, TASKS, TINY, protocol
+from eval import MODEL_DEFAULTS, TASKS
+from models import FAMILIES
+from tasks.protocols import PROTOCOLS, protocol
+from utils import UsageError
 
-SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
-CELLS = [(name, alias, task) for name in PROTOCOLS for alias in FAMILY for task in TASKS]
+TINY = ("tiny-llada", "tiny-dream")
+CELLS = [
+    (name, alias, task)
+    for name in PROTOCOLS
+    for alias in MODEL_DEFAULTS
+    for task in TASKS
+    if name == "uniform" or alias not in TINY
+]
+
+
+def cell(name: str, alias: str, task: str):
+    family = FAMILIES[MODEL_DEFAULTS[alias]["family"]]
+    return protocol(name, alias, MODEL_DEFAULTS, TASKS[task], family)
 
 
 @pytest.mark.parametrize("name, alias, task", CELLS)
 def test_every_cell_names_a_form_of_its_task(name, alias, task):
-    p = protocol(name, alias, task)
-    form = SPECS[task].forms[p.form]
+    p = cell(name, alias, task)
+    form = TASKS[task].forms[p.form]
     assert p.name == name
     assert p.num_fewshot == form.num_fewshot
     assert p.gen_length % (p.block_length or p.gen_length) == 0
     assert p.temperature > 0 or p.top_p is None  # at temperature 0 it would be inactive
     for reference in p.references:
-        assert reference["metric"] == SPECS[task].headline
+        assert reference["metric"] == TASKS[task].headline
         assert 0 < reference["score"] < 100 and reference["source"] and reference["settings"]
     assert not p.references or p.references[0]["tokens_per_step"] == 1
 
@@ -31,7 +44,7 @@ def test_every_cell_names_a_form_of_its_task(name, alias, task):
     "task, canvas", [("humaneval", 512), ("mbpp", 512), ("gsm8k", 256), ("truthfulqa", 128)]
 )
 def test_uniform_asks_every_model_the_same(task, canvas):
-    cells = [protocol("uniform", alias, task) for alias in FAMILY if alias not in TINY]
+    cells = [cell("uniform", alias, task) for alias in MODEL_DEFAULTS if alias not in TINY]
     assert {(c.form, c.num_fewshot, c.gen_length, c.temperature, c.references) for c in cells} == {
         ("chat", 0, canvas, 0.0, ())
     }
@@ -43,10 +56,9 @@ def test_uniform_asks_every_model_the_same(task, canvas):
 @pytest.mark.parametrize("alias, block", [("tiny-llada", 8), ("tiny-dream", None)])
 def test_the_embedded_checkpoints_have_one_small_canvas_and_no_published_score(alias, block):
     """They are trained for 24 positions; 512 would be mostly end tokens and minutes of waiting."""
-    for name in PROTOCOLS:
-        for task in TASKS:
-            p = protocol(name, alias, task)
-            assert (p.form, p.gen_length, p.block_length, p.references) == ("chat", 24, block, ())
+    for task in TASKS:
+        p = cell("uniform", alias, task)
+        assert (p.form, p.gen_length, p.block_length, p.references) == ("chat", 24, block, ())
 
 
 @pytest.mark.parametrize(
@@ -66,7 +78,7 @@ def test_the_embedded_checkpoints_have_one_small_canvas_and_no_published_score(a
 )
 def test_end_token_flags_are_the_authors_in_both_protocols(alias, task, flags):
     for name in PROTOCOLS:
-        p = protocol(name, alias, task)
+        p = cell(name, alias, task)
         assert (p.logits_eos_inf, p.confidence_eos_eot_inf) == flags
 
 
@@ -90,14 +102,14 @@ def test_end_token_flags_are_the_authors_in_both_protocols(alias, task, flags):
     ],
 )
 def test_official_cells(alias, task, form, canvas, block, sampling, score):
-    p = protocol("official", alias, task)
+    p = cell("official", alias, task)
     assert (p.form, p.gen_length, p.block_length) == (form, canvas, block)
     assert (p.algorithm, p.temperature, p.top_p) == sampling
     assert next((r["score"] for r in p.references), None) == score
 
 
 def test_scores_that_are_published_at_more_tokens_per_step():
-    cells = [(a, t, protocol("official", a, t).references) for a in FAMILY for t in TASKS]
+    cells = [(a, t, cell("official", a, t).references) for n, a, t in CELLS if n == "official"]
     more = {
         (a, t): {r["tokens_per_step"]: r["score"] for r in found}
         for a, t, found in cells
@@ -106,17 +118,18 @@ def test_scores_that_are_published_at_more_tokens_per_step():
     assert more == {("llada", "gsm8k"): {1: 79.3, 2: 74.8, 4: 66.5, 8: 30.7}}
 
 
-@pytest.mark.parametrize(
-    "cell, listed",
-    [
-        (("offical", "llada", "gsm8k"), "uniform, official"),
-        (("uniform", "lada", "gsm8k"), "llada, llada1.5, dream, diffucoder"),
-        (("uniform", "llada", "gsm"), "humaneval, mbpp, gsm8k, truthfulqa"),
-    ],
-)
-def test_an_unknown_name_lists_what_there_is(cell, listed):
-    with pytest.raises(ValueError, match=f"unknown .*; there are: {listed}"):
-        protocol(*cell)
+@pytest.mark.parametrize("alias", TINY)
+def test_official_without_a_cell_lists_who_has_one(alias):
+    with pytest.raises(UsageError, match="one for gsm8k: llada, llada1.5, dream, diffucoder$"):
+        cell("official", alias, "gsm8k")
+
+
+def test_a_new_entry_needs_no_cells():
+    """An alias or a benchmark that nothing here has heard of gets the family's and the benchmark's defaults."""
+    models = {"mine": {"family": "llada", "checkpoint": "x/y", "flag": "mine_ckpt"}}
+    p = protocol("uniform", "mine", models, TASKS["mbpp"], FAMILIES["llada"])
+    assert (p.algorithm, p.block_length, p.gen_length) == ("low_confidence", 32, 512)
+    assert not p.confidence_eos_eot_inf
 
 
 def test_protocols_and_data_checks_load_nothing_heavy():

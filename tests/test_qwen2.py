@@ -1,6 +1,7 @@
-"""The causal family: transformers' own Qwen2 as the slow reference; cached pieces, batches, refusals, tokenizers.
+"""The causal family: cached pieces, batches, refusals, tokenizers, against transformers' Qwen2.
 
-A verifier reads a draft, keeps some of it, and reads the next one over what it threw away: the cache must not show it.
+A verifier reads a draft, keeps a part of it and overwrites the rest with the next draft: the cache
+must leave no trace of the rejected part.
 """
 
 import json
@@ -13,6 +14,7 @@ from checkpoint_files import edit, edit_tensors, refused
 from safetensors.torch import load_file
 
 from models import (
+    FAMILIES,
     KVCache,
     Span,
     check_checkpoint,
@@ -55,7 +57,7 @@ HUB = {
 
 
 def write(folder: Path, tokenizer: Path, tied: bool) -> Path:
-    """A random checkpoint as transformers saves it, under the hub's config.json, with dream-tiny's tokenizer."""
+    """A random checkpoint as transformers saves it, with the hub's config.json and a tokenizer."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = HUB | {"tie_word_embeddings": tied, "torch_dtype": "float32"}
@@ -107,7 +109,7 @@ def official(folder: Path, dtype: torch.dtype, ids: torch.Tensor) -> torch.Tenso
 
 
 def shifted(model, tokens: torch.Tensor) -> torch.Tensor:
-    """The distribution for every column of one sequence; column 0 has none before it and keeps its own."""
+    """The distribution for every column of one sequence; column 0, the first one, keeps its own."""
     raw = model.logits(tokens[None])[0]
     return torch.cat([raw[:1], raw[:-1]])
 
@@ -132,8 +134,11 @@ def test_float32_logits_are_those_of_transformers(made, length):
 
 
 def test_bfloat16_logits_are_those_of_transformers(made):
-    """The same casts in the same order. Measured where this was written: bit-identical, and 0.006 with the rotation in
-    float32, which is about what bfloat16 itself costs; the factor of 20 leaves room for other CPUs' kernels."""
+    """The same casts in the same order.
+
+    Measured where this was written: bit-identical, and 0.006 with the rotation in float32, which is
+    about the error of bfloat16 itself. The factor of 20 leaves room for other CPUs' kernels.
+    """
     ids = torch.stack([random_tokens(61, seed) for seed in (1, 2)])
     expected, exact = (
         official(made, dtype, ids).float() for dtype in (torch.bfloat16, torch.float32)
@@ -143,7 +148,7 @@ def test_bfloat16_logits_are_those_of_transformers(made):
 
 
 def test_a_later_token_changes_nothing_before_it(model):
-    """Not one bit: otherwise a draft would be judged by what follows it."""
+    """Not one bit: otherwise the tokens behind a draft would decide about it."""
     tokens, other = random_tokens(40, 1), random_tokens(40, 2)
     before = model.logits(tokens[None])[0, :25]
     assert torch.equal(model.logits(torch.cat([tokens[:25], other[25:]])[None])[0, :25], before)
@@ -160,7 +165,7 @@ def test_predict_is_logits_shifted_and_proposes_any_token(model):
 
 
 def test_asked_rows_have_the_bits_that_all_rows_have(model):
-    """The last layer attends with the asked rows alone, in any order: what each sees must come from its column."""
+    """The last layer has queries for the asked rows only, in any order: the mask goes by column."""
     tokens, generator = random_tokens(61, 2), torch.Generator().manual_seed(0)
     full = shifted(model, tokens)
     for n in (1, 2, 3, 7, 8, 9, 30, 61):
@@ -184,7 +189,7 @@ def test_pieces_through_a_cache_are_the_whole(model, cuts):
 
 
 def test_a_rejected_draft_leaves_no_trace(model):
-    """Drafts of 16 of which k are kept; the next span begins behind them, over the keys of what was thrown away."""
+    """Of each draft of 16 tokens k are kept; the next span overwrites the keys of the others."""
     text, cache, at = random_tokens(80, 4), cache_for(model, 80), 17
     model.predict(text[:at], [(0, at, at)], torch.tensor([0]), cache)
     for k in (3, 0, 16, 1, 7):
@@ -198,7 +203,7 @@ def test_a_rejected_draft_leaves_no_trace(model):
 
 
 def test_a_column_sees_nothing_to_its_right_that_the_cache_has(model):
-    """kv_end beyond hi reads what was written there before; a causal column must not."""
+    """kv_end beyond hi reads columns that were written before; a causal column must not."""
     old, new = random_tokens(30, 5), random_tokens(5, 6)
     cache = cache_for(model, 30)
     model.predict(old, [(0, 30, 30)], torch.tensor([0]), cache)
@@ -247,11 +252,10 @@ def test_no_varlen_kernel_and_no_graph_for_a_causal_model(model, monkeypatch):
     monkeypatch.setattr("models.transformer.varlen_options", lambda *_: {"num_splits": 1})
     assert model.varlen is None
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cuda")))
-    told = []
-    model.accelerate(cuda_graphs=True, tell=told.append)
-    assert model.acceleration.graphs is None and told == [
-        "note: CUDA graphs: none for a causal model"
-    ]
+    notes = []
+    model.accelerate(cuda_graphs=True, tell=notes.append)
+    assert notes == ["note: CUDA graphs: none for a causal model"]
+    assert model.acceleration.graphs is None
     model.accelerate()
 
 
@@ -261,24 +265,14 @@ def test_no_varlen_kernel_and_no_graph_for_a_causal_model(model, monkeypatch):
 def test_config_and_parameters(made):
     c = read_config(made)
     model, tokenizer = load_model(made, device="cpu", dtype="float32")
-    assert (c.family, c.mask_id, c.end_ids, c.causal, c.shift, c.qkv_bias) == (
-        "qwen2",
-        None,
-        (500, 502),
-        True,
-        True,
-        True,
-    )
+    assert (c.family, c.mask_id, c.end_ids) == ("qwen2", None, (500, 502))
+    assert c.causal and c.shift and c.qkv_bias and FAMILIES["qwen2"].algorithm is None
     assert (c.n_heads, c.n_kv_heads, c.head_dim, c.max_length, c.rope_theta) == (4, 2, 16, 256, 1e6)
     stored = load_file(made / "model.safetensors")
-    assert (
-        ("lm_head.weight" in stored)
-        is not c.tie_embeddings
-        is ("head.weight" not in parameter_shapes(c))
-    )
-    assert check_checkpoint(made) == [] and fingerprint(made)["shards"].keys() == {
-        "model.safetensors"
-    }
+    assert ("lm_head.weight" in stored) is not c.tie_embeddings
+    assert ("head.weight" in parameter_shapes(c)) is not c.tie_embeddings
+    assert check_checkpoint(made) == []
+    assert fingerprint(made)["shards"].keys() == {"model.safetensors"}
     assert tokenizer("so <|im_end|>")["input_ids"][-1] == 502
     assert matmul_flops(c, [Span(0, 8, 8)], 8) > 0
 
@@ -333,7 +327,7 @@ def test_an_output_head_must_be_there_or_be_tied(qwen):
 
 
 def test_a_tokenizer_agrees_with_itself_whatever_either_has_alone(qwen, dream):
-    """The mask token is no matter, and neither are tokens that are behind all the others."""
+    """Neither the mask token matters nor tokens behind all the others."""
     assert tokenizer_disagreement(dream, qwen) == []
     decoder = json.loads((qwen / "tokenizer_config.json").read_text())["added_tokens_decoder"]
     decoder = {i: t for i, t in decoder.items() if t["content"] != "<|mask|>"} | {
@@ -343,7 +337,7 @@ def test_a_tokenizer_agrees_with_itself_whatever_either_has_alone(qwen, dream):
     assert tokenizer_disagreement(dream, qwen) == []
 
 
-def test_every_disagreement_is_told_with_the_first_of_its_kind(qwen, dream):
+def test_every_disagreement_names_the_first_of_its_kind(qwen, dream):
     vocab = json.loads((dream / "vocab.json").read_text())
     texts = {i: text for text, i in vocab.items()}
     edit(qwen / "vocab.json", **{texts[300]: 301, texts[301]: 300})
@@ -359,7 +353,8 @@ def test_every_disagreement_is_told_with_the_first_of_its_kind(qwen, dream):
         f"the first is {texts[300]!r}, 301 instead of 300"
     )
     assert added.endswith(
-        f"added tokens have other ids than in {dream}; the first is '<|im_start|>', 502 instead of 501"
+        f"added tokens have other ids than in {dream}; "
+        "the first is '<|im_start|>', 502 instead of 501"
     )
     assert merges.endswith(
         f"the first that differs is number 5, {lines[5]!r} instead of {lines[6]!r}"
@@ -369,11 +364,11 @@ def test_every_disagreement_is_told_with_the_first_of_its_kind(qwen, dream):
 def test_another_family_s_tokenizer_is_another_one(qwen, llada):
     """LLaDA's is in tokenizer.json, its merges as pairs or as strings."""
     assert tokenizer_disagreement(llada, llada) == []
-    told = tokenizer_disagreement(llada, qwen)
-    assert told and all(sentence.startswith(f"{qwen}: ") for sentence in told)
+    problems = tokenizer_disagreement(llada, qwen)
+    assert problems and all(problem.startswith(f"{qwen}: ") for problem in problems)
 
 
-def test_a_tokenizer_that_cannot_be_read_is_told(qwen, dream):
+def test_a_tokenizer_that_cannot_be_read_is_a_disagreement(qwen, dream):
     (qwen / "merges.txt").unlink()
     assert tokenizer_disagreement(dream, qwen) == [
         f"tokenizer files not found in {qwen}: merges.txt"

@@ -1,4 +1,4 @@
-"""scripts/report.py: tables, figures, what is left out, and the page in a browser."""
+"""scripts/report.py: tables, figures, files that are left out, and the page in a browser."""
 
 import csv
 import json
@@ -15,9 +15,18 @@ from mini import ROOT
 
 from experiment.result import VOLATILE
 from reporting.data import curve_labels, curves, read_all
-from reporting.plots import Line, _caption, _figure, _ranks
-from reporting.stats import aup_interval, compare_runs
-from reporting.tables import aup_table, comparisons, interval, results, to_csv, to_markdown, to_text
+from reporting.plots import Line, caption, make_figure, overlaps
+from reporting.stats import aup_interval, compare_results
+from reporting.tables import (
+    aup_table,
+    comparison_table,
+    interval,
+    result_table,
+    to_csv,
+    to_html,
+    to_markdown,
+    to_text,
+)
 from scripts import report
 from utils import UsageError, atomic_write_json, sha256
 
@@ -29,12 +38,12 @@ def test_only_the_documents_that_both_have_are_compared(tmp_path):
     save(tmp_path, k=2, scores=[0.0] * 6, n=6, limit=6)
     save(tmp_path, k=2, task="humaneval", n=10)
     save(tmp_path, k=3, n=10, data="mini")
-    by_task = {run.task: run for run in read_all([tmp_path])[0]}
+    by_task = {result.task: result for result in read_all([tmp_path])[0]}
     whole, first = by_task["gsm8k"], by_task["gsm8k (first 6)"]
-    # same rows: the data's hash says so, the number of documents may differ
-    assert compare_runs(whole, first).n == 6 and compare_runs(whole, first).p == 0.03125
+    # the data have one hash; the number of documents may differ
+    assert compare_results(whole, first).n == 6 and compare_results(whole, first).p == 0.03125
     with pytest.raises(ValueError, match="not on the same documents"):
-        compare_runs(whole, by_task["humaneval"])
+        compare_results(whole, by_task["humaneval"])
 
 
 @pytest.mark.parametrize(
@@ -54,8 +63,7 @@ def test_interval_display(arguments, shown):
 
 def test_results_show_what_was_measured(tmp_path):
     save(tmp_path, k=2, scores=[1.0] * 30 + [0.0] * 10)
-    (run,) = read_all([tmp_path])[0]
-    table = results([run])
+    table = result_table(read_all([tmp_path])[0])
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert row["accuracy % [95 %]"] == "75.0 [59.8, 85.8]" and row["K"] == "2" and row["n"] == "40"
     result, _ = craft(k=2, scores=[1.0] * 30 + [0.0] * 10)
@@ -74,7 +82,31 @@ def test_results_show_what_was_measured(tmp_path):
     assert "75.0 [59.8, 85.8]" in to_text(table) and "NVIDIA H200" in to_text(table)
 
 
-def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
+def test_the_strict_re_check_has_a_column_only_if_a_result_has_it(tmp_path):
+    save(tmp_path, k=1, task="humaneval", scores=[1.0] * 30 + [0.0] * 10)
+    table = result_table(read_all([tmp_path])[0])
+    for text in (to_text(table), to_markdown(table), to_csv(table), to_html(table)):
+        assert "strict" not in text
+    result, _ = craft(k=2, task="humaneval", scores=[1.0] * 30 + [0.0] * 10)
+    strict = {"value": 0.5, "stderr": 0.08, "ci95": [0.35, 0.65], "n": 40}
+    metrics = result["metrics"] | {"pass@1_strict,create_test": strict}
+    atomic_write_json(tmp_path / "strict.json", _sign(result, metrics=metrics))
+    table = result_table(read_all([tmp_path])[0])
+    column = table.columns.index("strict % [95 %]")
+    assert [row[column - 1 : column + 1] for row in table.rows] == [
+        ("75.0 [59.8, 85.8]", "-"),
+        ("75.0 [59.8, 85.8]", "50.0 [35.0, 65.0]"),
+    ]
+    records = list(csv.DictReader(to_csv(table).splitlines()))
+    assert [r["strict"] for r in records] == ["", "50.0"]
+    assert [r["strict_ci95_high"] for r in records] == ["", "65.0"]
+
+
+def test_an_empty_table_still_has_a_csv_header():
+    assert to_csv(comparison_table([])).startswith("a,b,metric,n,difference,")
+
+
+def test_a_published_score_is_shown_for_its_own_protocol_only(tmp_path):
     """79.3 is published for LLaDA on GSM8K."""
     for name, options in {
         "within": {"scores": [1.0] * 80 + [0.0] * 20},
@@ -86,11 +118,11 @@ def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
     }.items():
         save(tmp_path / name, n=100, **({"protocol": "official"} | options))
     save(tmp_path / "none", task="truthfulqa", protocol="official")
-    shown, said = {}, {}
+    shown, notes = {}, {}
     for name in ("within", "beyond", "uniform", "mini", "limit", "override", "none"):
-        table = results(read_all([tmp_path / name])[0])
+        table = result_table(read_all([tmp_path / name])[0])
         shown[name] = table.rows[0][-2:]
-        said[name] = [note for note in table.notes if note.startswith("No published score")]
+        notes[name] = [note for note in table.notes if note.startswith("No published score")]
     assert shown == {
         "within": ("79.3", "+0.7, within noise"),
         "beyond": ("79.3", "-19.3, beyond noise"),
@@ -100,10 +132,11 @@ def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
         "override": ("-", "-"),
         "none": ("-", "-"),
     }
-    assert said["none"] == [
-        "No published score beside llada truthfulqa, low_confidence at K = 1: no score is published for this protocol, model and task."
+    assert notes["none"] == [
+        "No published score for llada truthfulqa, low_confidence at K = 1: "
+        "no score is published for this protocol, model and task."
     ]
-    assert [bool(said[name]) for name in ("within", "uniform", "mini", "limit", "override")] == [
+    assert [bool(notes[name]) for name in ("within", "uniform", "mini", "limit", "override")] == [
         False,
         False,
         True,
@@ -113,7 +146,7 @@ def test_a_published_score_stands_beside_its_own_protocol_only(tmp_path):
 
 
 def test_each_number_of_tokens_per_step_has_its_own_published_score(tmp_path):
-    """Fast-dLLM gives LLaDA's gsm8k at 1, 2, 4 and 8 of them, and nobody at 3."""
+    """Fast-dLLM publishes LLaDA's gsm8k at 1, 2, 4 and 8 tokens per step; nobody does at 3."""
     for k in (1, 2, 3, 4):
         save(tmp_path, k=k, protocol="official", data="original")
     save(
@@ -123,7 +156,7 @@ def test_each_number_of_tokens_per_step_has_its_own_published_score(tmp_path):
         algorithm="leftright",
         overrides={"algorithm": {}},
     )
-    table = results(read_all([tmp_path])[0])
+    table = result_table(read_all([tmp_path])[0])
     assert [row[table.columns.index("published")] for row in table.rows] == [
         "-",
         "79.3",
@@ -131,9 +164,9 @@ def test_each_number_of_tokens_per_step_has_its_own_published_score(tmp_path):
         "-",
         "66.5",
     ]
-    [bare] = [note for note in table.notes if note.startswith("No published score beside")]
+    [bare] = [note for note in table.notes if note.startswith("No published score for")]
     assert bare.startswith(
-        "No published score beside llada gsm8k, leftright at K = 1, low_confidence at K = 3: "
+        "No published score for llada gsm8k, leftright at K = 1, low_confidence at K = 3: "
     )
 
 
@@ -149,79 +182,78 @@ def test_another_data_set_carries_its_name_everywhere(tmp_path):
     atomic_write_json(tmp_path / "forged.json", result)
     save(tmp_path, data="mini", protocol="official", k=2)
     save(tmp_path, data="original", protocol="official", k=3)
-    runs, _ = read_all([tmp_path])
-    minis = [run for run in runs if run.data["name"] == "mini"]
-    assert [(run.task, run.reference) for run in minis] == [("gsm8k (on mini)", None)] * 2
-    assert all("on mini" in run.name for run in minis)
-    assert [len(curve) for curve in curves(runs)] == [1, 2]  # no line joins the two data sets
-    assert {row[0] for row in aup_table(runs).rows} == {"gsm8k", "gsm8k (on mini)"}
-    assert {row[6] for row in comparisons(runs).rows} == {"McNemar exact"} and len(
-        comparisons(runs).rows
-    ) == 1
+    results, _ = read_all([tmp_path])
+    minis = [result for result in results if result.data["name"] == "mini"]
+    assert [(result.task, result.published) for result in minis] == [("gsm8k (on mini)", None)] * 2
+    assert all("on mini" in result.name for result in minis)
+    assert [len(curve) for curve in curves(results)] == [1, 2]  # no line joins the two data sets
+    assert {row[0] for row in aup_table(results).rows} == {"gsm8k", "gsm8k (on mini)"}
+    assert [row[6] for row in comparison_table(results).rows] == ["McNemar exact"]
 
 
 def test_settings_of_one_model_are_compared_by_themselves(tmp_path):
     for k, right in ((1, 30), (2, 29), (3, 10)):
         save(tmp_path, k=k, scores=[1.0] * right + [0.0] * (40 - right))
     save(tmp_path, "dream", k=1)
-    runs, _ = read_all([tmp_path])
-    told = [(row[0][-5:], row[1], row[-1]) for row in comparisons(runs).rows]
-    assert told == [
+    results, _ = read_all([tmp_path])
+    shown = [(row[0][-5:], row[1], row[-1]) for row in comparison_table(results).rows]
+    assert shown == [
         ("K = 1", "K = 2", "not distinguishable"),
         ("K = 1", "K = 3", "A higher"),
         ("K = 2", "K = 3", "A higher"),
     ]
-    llada = [run for run in runs if run.model == "llada"]
-    (dream,) = [run for run in runs if run.model == "dream"]
-    asked = comparisons(runs, [(llada[0], dream), (llada[0], llada[1])]).rows
-    assert len(asked) == 4 and asked[0][1] == dream.name  # what was asked for comes first, and once
+    llada = [result for result in results if result.model == "llada"]
+    (dream,) = [result for result in results if result.model == "dream"]
+    rows = comparison_table(results, [(llada[0], dream), (llada[0], llada[1])]).rows
+    assert len(rows) == 4 and rows[0][1] == dream.name  # requested pairs come first, and once
 
 
 def test_results_that_never_differ_have_no_interval(tmp_path):
-    """An interval from 0 to 0 would read as certainty."""
+    """An interval from 0 to 0 would look like certainty."""
     for k in (1, 2):
         save(tmp_path, k=k, scores=[0.0] * 10, n=10)
-    assert comparisons(read_all([tmp_path])[0]).rows[0][2:6] == ("10", "0.0", "0 / 0", "1.000")
+    assert comparison_table(read_all([tmp_path])[0]).rows[0][2:6] == ("10", "0.0", "0 / 0", "1.000")
 
 
-def test_aup_says_what_it_depends_on(tmp_path):
+def test_aup_shows_y_max_and_the_comparison_set(tmp_path):
     save(tmp_path, k=1, scores=[1.0] * 30 + [0.0] * 10)
     save(tmp_path, k=2, scores=[1.0] * 10 + [0.0] * 30)
     save(tmp_path, "dream", k=1, scores=[1.0] * 36 + [0.0] * 4)
-    runs, _ = read_all([tmp_path])
+    results, _ = read_all([tmp_path])
     rows = [
-        dict(zip(aup_table(runs).columns, row, strict=True)) for row in aup_table(runs, 3, 5).rows
+        dict(zip(aup_table(results).columns, row, strict=True))
+        for row in aup_table(results, 3, 5).rows
     ]
     assert [(r["method"], r["points"], r["y_max"], r["comparison set"]) for r in rows] == [
         ("dream", "1", "90.0", "dream; llada"),
         ("llada", "1", "90.0", "dream; llada"),
     ]
     assert rows[1]["dropped"].startswith("25.0 % at TPF ")
-    assert aup_table(runs, 3, 100).rows[1][4] == "2"
+    assert aup_table(results, 3, 100).rows[1][4] == "2"
 
 
 def test_points_in_one_place_become_rings(tmp_path):
-    """Else the curve that is drawn last hides the others."""
+    """Otherwise the curve that is drawn last hides the others."""
     for alias in ("dream", "llada", "llada1.5"):
         save(tmp_path, alias, k=1, scores=[1.0] * 30 + [0.0] * 10)
         save(tmp_path, alias, k=2, scores=[1.0] * 20 + [0.0] * 20)
-    runs, _ = read_all([tmp_path])
-    for run in runs:
-        tpf = {1: 1.0, 2: {"dream": 1.9, "llada": 2.0, "llada1.5": 2.01}[run.model]}[run.k]
-        object.__setattr__(run, "tpf", tpf)
+    results, _ = read_all([tmp_path])
+    for result in results:
+        tpf = {1: 1.0, 2: {"dream": 1.9, "llada": 2.0, "llada1.5": 2.01}[result.model]}[result.k]
+        object.__setattr__(result, "tpf", tpf)
     lines = [
         Line(curve[0].model, curve, {"color": "k", "marker": "o", "linestyle": "-"})
-        for curve in curves(runs)
+        for curve in curves(results)
     ]
-    assert _ranks(lines, "tpf") == [[0, 0], [1, 0], [2, 1]]
-    figure = _figure(lines, "tpf")
+    assert overlaps(lines, "tpf") == [[0, 0], [1, 0], [2, 1]]
+    figure = make_figure(lines, "tpf")
     rings = [
         line.get_markersize()
         for line in figure.axes[0].lines
         if line.get_linestyle() == "None" and len(line.get_xdata()) == 1
     ]
-    assert [size for size in rings if size > 5] == [9, 13, 9] and "Rings" in _caption(lines, "tpf")
-    assert "Rings" not in _caption(lines[:1], "tpf")
+    assert [size for size in rings if size > 5] == [9, 13, 9] and "Rings" in caption(lines, "tpf")
+    assert "Rings" not in caption(lines[:1], "tpf")
     drawn = figure.axes[0].lines
     lines_at = [
         line.get_zorder()
@@ -237,11 +269,11 @@ def test_points_in_one_place_become_rings(tmp_path):
 
 
 def test_the_interval_of_aup_resamples_documents(tmp_path):
-    """A curve of one point is that point's mean times its TPF, whose interval is known; no spread, no width."""
+    """The AUP of one point is its mean times its TPF, with a known interval."""
     rng = random.Random(1)
     save(tmp_path, k=2, scores=[float(rng.random() < 0.7) for _ in range(400)], n=400)
     save(tmp_path, "dream", k=1, scores=[1.0] * 40)
-    dream, llada = sorted(read_all([tmp_path])[0], key=lambda run: run.model)
+    dream, llada = sorted(read_all([tmp_path])[0], key=lambda result: result.model)
     p, half = llada.value / 100, 100 * 1.96 * llada.tpf
     spread = half * (p * (1 - p) / 400) ** 0.5
     assert aup_interval([llada], 100) == pytest.approx(
@@ -252,7 +284,7 @@ def test_the_interval_of_aup_resamples_documents(tmp_path):
     assert aup_interval([dream, llada], 100) == (None, None)  # not the same documents
 
 
-def test_curves_of_one_model_are_told_apart(tmp_path):
+def test_labels_distinguish_the_curves_of_one_model(tmp_path):
     save(tmp_path, k=1)
     save(tmp_path, k=2, algorithm="leftright")
     save(tmp_path, "dream", k=2)
@@ -264,8 +296,8 @@ def test_curves_of_one_model_are_told_apart(tmp_path):
         checkpoint="/x/mine",
         fingerprint=None,
     )
-    runs, _ = read_all([tmp_path])
-    assert sorted(curve_labels(curves(runs))) == [
+    results, _ = read_all([tmp_path])
+    assert sorted(curve_labels(curves(results))) == [
         "dream",
         "llada [mine]",
         "llada, leftright",
@@ -273,7 +305,7 @@ def test_curves_of_one_model_are_told_apart(tmp_path):
     ]
 
 
-# ---------------------------------------------------------------- what is left out
+# ---------------------------------------------------------------- files that are left out
 
 
 def damaged(folder, name, change):
@@ -298,14 +330,18 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
     damaged(tmp_path, "edited.json", lambda r: r["headline"].update(value=0.99))
     damaged(tmp_path, "newer.json", lambda r: r.update(schema_version=99))
     damaged(tmp_path, "failed.json", lambda r: _sign(r, status="incomplete", n_failed=2))
+    damaged(tmp_path, "no_exec.json", lambda r: _sign(r, status="unscored", headline=None))
     damaged(tmp_path, "lacking.json", lambda r: _sign(r, headline={"metric": "m"}))
     damaged(tmp_path, "wrong.json", lambda r: _sign(r, samples=[1]))
     damaged(
         tmp_path, "speed.json", lambda r: r["profile"].update(tpf="fast")
-    )  # no checksum covers what varies by day
+    )  # the checksum does not cover the profile
+    for name, count in {"zero.json": 0, "text.json": "64"}.items():
+        damaged(tmp_path, name, lambda r, n=count: _sign(r, config=r["config"] | {"num_steps": n}))
+    damaged(tmp_path, "task.json", lambda r: _sign(r, config=r["config"] | {"task": None}))
     damaged(tmp_path, "nan.json", lambda r: r["profile"].update(tokens_per_second=float("nan")))
-    runs, skipped = read_all([tmp_path])
-    assert [run.path for run in runs] == [good]
+    results, skipped = read_all([tmp_path])
+    assert [result.path for result in results] == [good]
     reasons = {s.path.name: s.reason for s in skipped}
     for name, reason in {
         "cut.json": "not JSON",
@@ -320,10 +356,14 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
         "edited.json": "checksum",
         "newer.json": "schema_version 99",
         "failed.json": "2 of 3 samples failed",
+        "no_exec.json": "its programs were not run (--no_exec)",
         "lacking.json": "malformed",
         "wrong.json": "malformed",
         "speed.json": "'fast' is no number",
         "nan.json": "nan is no number",
+        "zero.json": "positive integers, got 0",
+        "text.json": "positive integers, got '64'",
+        "task.json": "task is None, expected a string",
     }.items():
         assert reason in reasons.pop(name), name
     assert reasons == {}
@@ -332,6 +372,7 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
 def _sign(result, **changes):
     result.update(changes)
     result["content_sha256"] = sha256({k: v for k, v in result.items() if k not in VOLATILE})
+    return result
 
 
 def test_of_two_files_of_one_experiment_the_newer_counts(tmp_path):
@@ -339,8 +380,8 @@ def test_of_two_files_of_one_experiment_the_newer_counts(tmp_path):
     result, _ = craft(k=1)
     result["meta"]["started"] = "2026-02-01T00:00:00+00:00"
     atomic_write_json(tmp_path / "again.json", result)
-    runs, skipped = read_all([tmp_path])
-    assert [run.path.name for run in runs] == ["again.json"]
+    results, skipped = read_all([tmp_path])
+    assert [result.path.name for result in results] == ["again.json"]
     assert "the same experiment as again.json" in skipped[0].reason
 
 
@@ -354,13 +395,16 @@ def test_a_place_that_is_not_there_is_an_error(tmp_path):
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
-    """A small suite, reported: the folder of the results and that of the report."""
+    """(folder of a small suite's results, folder of its report)."""
     folder, out = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("report")
     for alias in ("llada", "dream"):
         for task in ("gsm8k", "humaneval"):
             for k in (1, 2):
                 save(folder, alias, task, k, right=0.8 - 0.2 * k, n=12)
-    save(folder, "dream", "gsm8k", 3, n=230, data="mini", limit=230)
+    last = save(folder, "dream", "gsm8k", 3, n=230, data="mini", limit=230)
+    result = json.loads(last.read_text())
+    result["samples"][205]["verdict"] = {"passed": True, "strict": {"passed": False}}
+    atomic_write_json(last, _sign(result))
     (folder / "notes.txt").write_text("x")
     assert report.main([str(folder), "--out", str(out)]) == 0
     return folder, out
@@ -394,7 +438,8 @@ def test_the_same_results_make_the_same_report(suite, tmp_path):
 
 def test_it_loads_neither_torch_nor_lm_eval(suite, tmp_path):
     code = (
-        "import sys; sys.path.insert(0, '.'); from scripts import report; report.main(sys.argv[1:]); "
+        "import sys; sys.path.insert(0, '.'); "
+        "from scripts import report; report.main(sys.argv[1:]); "
         "assert not {'torch', 'lm_eval', 'transformers', 'datasets'} & sys.modules.keys()"
     )
     subprocess.run(
@@ -412,14 +457,14 @@ def test_two_named_results_are_compared(suite, tmp_path, capsys):
         folder / "dream_gsm8k_maskgit_plus_tps1.json",
     )
     assert report.main([str(a), "--out", str(tmp_path), "--compare", str(a), str(b)]) == 0
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     assert re.search(
-        r"llada gsm8k, uniform.*\| dream gsm8k.*\| 12 \|.*(not distinguishable|higher)", told
+        r"llada gsm8k, uniform.*\| dream gsm8k.*\| 12 \|.*(not distinguishable|higher)", shown
     )
 
 
 @pytest.mark.parametrize(
-    "arguments, code, told",
+    "arguments, code, message",
     [
         (["{out}/nothing"], 2, "nothing does not exist"),
         (["{results}/notes.txt"], 4, "no complete result"),
@@ -441,11 +486,11 @@ def test_two_named_results_are_compared(suite, tmp_path, capsys):
         (["{results}", "--out", "/dev/null/x"], 74, "cannot write /dev/null/x"),
     ],
 )
-def test_errors_are_lines_and_exit_codes(suite, tmp_path, capsys, arguments, code, told):
+def test_errors_are_lines_and_exit_codes(suite, tmp_path, capsys, arguments, code, message):
     words = [a.format(out=tmp_path, results=suite[0]) for a in arguments]
     out = [] if "--out" in words else ["--out", str(tmp_path / "report")]
     assert report.main([*words, *out]) == code
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_suite_of_zeros_and_predictions_has_a_report(tmp_path):
@@ -463,7 +508,7 @@ def test_a_suite_of_zeros_and_predictions_has_a_report(tmp_path):
 
 
 class Links(HTMLParser):
-    """Whatever an HTML page could load: every src and href, and the tags in it."""
+    """Everything an HTML page could load: each src and href, and its tags."""
 
     def __init__(self):
         super().__init__()
@@ -514,12 +559,13 @@ def chromium(tmp_path, *arguments):
     ).stdout
 
 
+@pytest.mark.slow
 def test_a_click_opens_a_sample(suite, tmp_path):
-    """The fragment makes the page click a result and a sample, far below those that are listed at first."""
+    """The fragment of the address opens a sample that is not among those listed at first."""
     url = (suite[1] / "report.html").as_uri()
     folded = chromium(tmp_path, "--dump-dom", url)
-    assert folded.count('class="run"') == 9 and 'class="sample"' not in folded
-    index = [run.task for run in read_all([suite[0]])[0]].index("gsm8k (on mini, first 230)")
+    assert folded.count('class="result"') == 9 and 'class="sample"' not in folded
+    index = [result.task for result in read_all([suite[0]])[0]].index("gsm8k (on mini, first 230)")
     dom = chromium(tmp_path, "--dump-dom", f"{url}#result={index}&doc=205")
     assert dom.count('class="sample"') == 206  # of 230: those in front of it, and no more
     assert re.findall(r'<details class="sample" data-doc="(\d+)" open', dom) == ["205"]
@@ -527,6 +573,7 @@ def test_a_click_opens_a_sample(suite, tmp_path):
         "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom
     )  # text of a sample is text, not HTML
     assert "Answer to 205: &lt;b&gt;" in dom and "flexible-extract: 205" in dom
+    assert 'passed: true\nstrict: {"passed":false}' in dom
     assert (
         len(re.findall(r'title="position \d+, token id \d+: forward pass \d+ of 86"', dom)) == 256
     )

@@ -1,8 +1,13 @@
-"""reporting/stats.py: AUP, McNemar, exact interval, bootstrap, against values that are known."""
+"""reporting/stats.py: AUP, McNemar and bootstrap against known values and plain implementations."""
+
+import math
+import random
 
 import pytest
+from scipy.stats import binomtest
 
-from reporting.stats import aup, bootstrap, compare, exact_interval, mcnemar
+from experiment.statistics import wilson
+from reporting.stats import aup, bootstrap, compare, mcnemar
 
 # ---------------------------------------------------------------- AUP
 
@@ -29,13 +34,13 @@ def test_aup_of_the_published_curves(points, y_max, expected):
     "accuracy, weight", [(80, 1.0), (79, 0.963), (78, 0.928), (76, 0.861), (75, 0.829)]
 )
 def test_aup_weights(accuracy, weight):
-    """Two points of equal accuracy one apart: what the second adds is the weighted accuracy."""
+    """Of two points one apart with equal accuracy, the second adds its weighted accuracy."""
     added = aup([(1, accuracy), (2, accuracy)], 80).value - accuracy
     assert added / accuracy == pytest.approx(weight, abs=5e-4)
 
 
-def test_aup_drops_what_fell_too_far_and_says_so():
-    """The leaderboard's code raises where it is the last point; a dip in the middle leaves the value as it is."""
+def test_aup_drops_and_reports_points_far_below_the_slowest():
+    """The leaderboard's code raises an error if the last point is one of them."""
     ends = aup([(1, 80), (3, 79)], 80)
     assert aup([(1, 80), (2, 74.9), (3, 79)], 80).value == ends.value
     found = aup([(1, 80), (2, 75.0), (3, 74.9)], 80)
@@ -59,14 +64,55 @@ def test_aup_drops_what_fell_too_far_and_says_so():
     ],
 )
 def test_mcnemar(only_a, only_b, p):
-    assert mcnemar(only_a, only_b) == mcnemar(only_b, only_a) == p
+    assert mcnemar(only_a, only_b)[0] == pytest.approx(p, rel=1e-12)
+    assert mcnemar(only_b, only_a)[0] == pytest.approx(p, rel=1e-12)
 
 
-def test_exact_interval():
-    """Clopper and Pearson's, as scipy.stats.binomtest(...).proportion_ci() gives it."""
-    assert exact_interval(2, 12) == pytest.approx((0.0208625, 0.4841377), abs=1e-6)
-    assert exact_interval(0, 10) == pytest.approx((0.0, 0.3084971), abs=1e-6)
-    assert exact_interval(10, 10) == pytest.approx((0.6915029, 1.0), abs=1e-6)
+@pytest.mark.parametrize(
+    "only_a, only_b, low, high",
+    [(10, 2, 0.0208625, 0.4841377), (10, 0, 0.0, 0.3084971), (0, 10, 0.6915029, 1.0)],
+)
+def test_the_interval_is_clopper_and_pearson_s(only_a, only_b, low, high):
+    """The interval of b's share of the differing documents, scaled to only_b - only_a."""
+    n = only_a + only_b
+    expected = (n * (2 * low - 1), n * (2 * high - 1))
+    assert mcnemar(only_a, only_b)[1:] == pytest.approx(expected, abs=1e-5)
+
+
+def binomial_cdf(k: int, n: int, chance: float) -> float:
+    return math.fsum(math.comb(n, i) * chance**i * (1 - chance) ** (n - i) for i in range(k + 1))
+
+
+def chance_where(k: int, n: int, tail: float) -> float:
+    """The chance at which at most k of n successes have probability `tail`, by bisection."""
+    below, above = 0.0, 1.0
+    for _ in range(60):
+        middle = (below + above) / 2
+        if binomial_cdf(k, n, middle) > tail:
+            below = middle
+        else:
+            above = middle
+    return (below + above) / 2
+
+
+@pytest.mark.parametrize(
+    "only_a, only_b", [(1, 0), (0, 4), (7, 3), (48, 38), (219, 231), (120, 20)]
+)
+def test_mcnemar_equals_the_plain_sums(only_a, only_b):
+    n = only_a + only_b
+    p, low, high = mcnemar(only_a, only_b)
+    tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1))
+    assert p == pytest.approx(min(1.0, 2 * tail / 2**n), abs=1e-9)
+    lowest = 0.0 if only_b == 0 else chance_where(only_b - 1, n, 0.975)
+    highest = 1.0 if only_a == 0 else chance_where(only_b, n, 0.025)
+    assert (low / n, high / n) == pytest.approx((2 * lowest - 1, 2 * highest - 1), abs=1e-9)
+
+
+@pytest.mark.parametrize("k, n", [(0, 1), (1, 1), (0, 50), (50, 50), (81, 263), (1000, 1319)])
+def test_wilson_s_formula_equals_scipy_s(k, n):
+    """The formula serves `progress`, which cannot wait for scipy.stats to be imported."""
+    expected = binomtest(k, n).proportion_ci(method="wilson")
+    assert wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def pairs(only_a: int, only_b: int, both: int = 0, neither: int = 0) -> tuple[list, list]:
@@ -87,13 +133,13 @@ def test_pass_or_fail_is_compared_by_mcnemar():
 @pytest.mark.parametrize("only_a", range(0, 12))
 @pytest.mark.parametrize("only_b", [0, 3, 9])
 def test_interval_and_p_agree(only_a, only_b):
-    """Or a table would show an interval that holds 0 beside "A higher"."""
+    """Otherwise a table shows an interval that contains 0 together with "A higher"."""
     found = compare(*pairs(only_a, only_b, 20, 20))
     assert found.low <= found.difference <= found.high
     assert found.distinguishable is not (found.low <= 1e-9 and found.high >= -1e-9)
 
 
-def test_anything_else_is_bootstrapped_always_alike():
+def test_other_values_are_bootstrapped_with_a_fixed_seed():
     a = [0.1 * (i % 7) for i in range(60)]
     b = [x + 0.05 * (i % 3) for i, x in enumerate(a)]
     found = compare(a, b)
@@ -105,3 +151,22 @@ def test_anything_else_is_bootstrapped_always_alike():
     back = bootstrap(b, a)
     assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
     assert compare([0.5, 0.2, 0.3], [0.5, 0.3, 0.2]).verdict("A", "B") == "not distinguishable"
+
+
+def test_the_bootstrap_equals_plain_resampling_within_noise():
+    rng = random.Random(3)
+    a = [rng.random() for _ in range(50)]
+    b = [x + rng.gauss(0.05, 0.2) for x in a]
+    found = compare(a, b)
+    difference = [y - x for x, y in zip(a, b, strict=True)]
+    means = sorted(math.fsum(rng.choices(difference, k=50)) / 50 for _ in range(10_000))
+    assert found.difference == pytest.approx(math.fsum(difference) / 50)
+    assert (found.low, found.high) == pytest.approx((means[250], means[9750]), abs=0.005)
+    p = 2 * min(sum(m <= 0 for m in means), sum(m >= 0 for m in means)) / len(means)
+    assert found.p == pytest.approx(p, abs=0.02)
+
+
+def test_one_document_is_never_distinguishable():
+    found = compare([0.5], [0.6])
+    assert (found.low, found.high, found.p) == (-math.inf, math.inf, 1.0)
+    assert found.verdict("A", "B") == "not distinguishable"

@@ -1,7 +1,8 @@
-"""Nothing is lost and nothing depends on luck: resume, signals, several workers, running out of memory."""
+"""No sample is lost or changed: resume, signals, several workers, lack of memory."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import eval as cli
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
+from experiment.store import Store
 from experiment.workers import LeaderGone, WorkerInfo, WorkerPool, await_leader, worker_info
 
 N = 6
@@ -82,7 +84,7 @@ def shards(out: Path) -> list[Path]:
 
 @pytest.mark.parametrize("temperature", ["0", "0.7"])
 def test_a_resumed_run_is_the_run_that_was_never_interrupted(data, tmp_path, temperature):
-    """Other limit, other batch size, in two parts: the same result, and nothing is decoded twice."""
+    """In two parts, with other limits and batch sizes: the same result, nothing decoded twice."""
     more = ("--temperature", temperature)
     _, whole = run(data, tmp_path / "a", *more)
     _, part = run(data, tmp_path / "b", *more, "--limit", "4", "--batch_size", "3")
@@ -108,11 +110,52 @@ def test_the_text_is_cut_anew_from_what_is_kept(data, tmp_path, monkeypatch):
     """A change of extraction re-scores in seconds: what is kept is the canvas, not the text."""
     run(data, tmp_path / "a")
     drop_result(tmp_path / "a")
-    monkeypatch.setattr(
-        harness._ProfilingHarness, "_text", lambda self, ids, special=False: f"#### {len(ids)}"
-    )
+    monkeypatch.setattr("experiment.text.text_of", lambda _, ids, **__: f"#### {len(ids)}")
     _, again = run(data, tmp_path / "a")
     assert all(s["text"].startswith("#### ") for s in again["samples"])
+
+
+def test_a_mended_scorer_scores_the_kept_samples_anew(data, tmp_path, monkeypatch, capsys):
+    """No mending of a scorer costs a forward pass or leaves a stale verdict."""
+    _, first = run(data, tmp_path / "a")
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert run(data, tmp_path / "a")[1]["meta"] == first["meta"]  # finished already
+    monkeypatch.setattr("experiment.config.SCORING_VERSION", 99)
+    monkeypatch.setattr("experiment.text.text_of", lambda *_, **__: "#### 2")
+    code, again = run(data, tmp_path / "a")
+    assert code == 0 and "its samples are scored anew" in capsys.readouterr().err
+    assert again["generation_id"] == first["generation_id"] and again["id"] != first["id"]
+    assert {s["text"] for s in again["samples"]} == {"#### 2"}
+    assert again["headline"]["value"] != first["headline"]["value"]
+    assert again["profile"]["forward_passes"] == first["profile"]["forward_passes"]
+
+
+def test_strict_exec_judges_a_finished_result_again(tmp_path, monkeypatch):
+    words = ["--model_alias", "tiny-llada", "--task", "humaneval", "--dtype", "float32"]
+    words += ["--data_dir", str(ROOT / "assets" / "benchmarks"), "--output_dir", str(tmp_path)]
+    words += ["--limit", "2", "--batch_size", "2", "--device", "cpu"]
+    assert cli.main(words) == 0
+    [path] = tmp_path.glob("*.json")
+    plain = json.loads(path.read_text())
+    assert plain["strict"] is None and list(plain["metrics"]) == ["pass@1,create_test"]
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    assert cli.main([*words, "--strict_exec"]) == 0
+    strict = json.loads(path.read_text())
+    assert strict["strict"] == {"suspects": [], "unverifiable": []}
+    assert set(strict["metrics"]) == {"pass@1,create_test", "pass@1_strict,create_test"}
+    assert strict["generation_id"] == plain["generation_id"] and strict["id"] != plain["id"]
+
+
+def test_a_result_file_stands_in_for_a_store_that_was_deleted(data, tmp_path, monkeypatch):
+    """A mended scorer must not cost a second generation where the old result is there."""
+    _, first = run(data, tmp_path / "a", "--temperature", "0.7", "--batch_size", "3")
+    shutil.rmtree(tmp_path / "a" / "cache")
+    monkeypatch.setattr("experiment.config.SCORING_VERSION", 99)
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    code, again = run(data, tmp_path / "a", "--temperature", "0.7")
+    assert code == 0 and again["samples"] == first["samples"] and again["id"] != first["id"]
+    assert again["meta"]["samples_made"] == first["meta"]["samples_made"]
+    assert again["profile"]["sample_seconds"] == first["profile"]["sample_seconds"]
 
 
 def test_another_configuration_shares_nothing(data, tmp_path):
@@ -140,8 +183,6 @@ def test_overwrite_ignores_what_is_kept_and_says_so(data, tmp_path, caplog):
 
 
 def test_results_deleted_between_runs(data, tmp_path):
-    import shutil
-
     _, first = run(data, tmp_path / "a")
     shutil.rmtree(tmp_path / "a")
     assert run(data, tmp_path / "a")[1]["content_sha256"] == first["content_sha256"]
@@ -167,7 +208,7 @@ def test_a_damaged_sample_alone_is_made_again(data, tmp_path, capsys):
 
 def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypatch):
     _, whole = run(data, tmp_path / "a")
-    real = harness.decode
+    real = harness.decode_each
     bad = whole["samples"][2]["prompt"]
 
     def failing(model, prompts, *more, **options):
@@ -176,7 +217,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
             raise RuntimeError("injected")
         return real(model, prompts, *more, **options)
 
-    monkeypatch.setattr(harness, "decode", failing)
+    monkeypatch.setattr(harness, "decode_each", failing)
     code, result = run(data, tmp_path / "b", "--batch_size", "2")
     assert (
         code == 5
@@ -185,7 +226,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
         and result["headline"] is None
     )
     assert "injected" in result["samples"][2]["error"]
-    monkeypatch.setattr(harness, "decode", real)
+    monkeypatch.setattr(harness, "decode_each", real)
     code, again = run(data, tmp_path / "b")
     assert code == 0 and again["content_sha256"] == whole["content_sha256"]
     assert again["meta"]["samples_made"][0]["samples"] == N - 1, "the others were decoded once"
@@ -202,7 +243,7 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
     ],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(data, tmp_path, monkeypatch, error):
-    """The samples in flight are decoded again, none is lost, none is scored as wrong, and the result says so."""
+    """The samples in flight are decoded again, none is lost; the result names the batch sizes."""
     _, whole = run(data, tmp_path / "a")
     real = models.Transformer.predict
 
@@ -235,21 +276,20 @@ def test_out_of_memory_with_one_sample_in_flight_is_a_status(data, tmp_path, mon
 
 
 def test_a_second_process_exits_75_and_says_who_has_it(data, tmp_path, capsys):
-    from experiment.store import Store
-
-    job_id = run(data, tmp_path / "a")[1]["id"]
+    generation_id = run(data, tmp_path / "a")[1]["generation_id"]
     drop_result(tmp_path / "a")
     config = json.loads(next(tmp_path.glob("a/cache/*/config.json")).read_text())
     identity = {k: v for k, v in config.items() if k not in ("config_id", "store_version")}
-    with Store.open(tmp_path / "a" / "cache", identity, job_id):
+    with Store.open(tmp_path / "a" / "cache", identity, generation_id):
         capsys.readouterr()
         assert run(data, tmp_path / "a")[0] == 75
     assert f"pid {os.getpid()}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
-    """Pre-emption: exit 128+n within seconds, nothing finished is lost, no result pretends to be final."""
+    """Pre-emption: exit 128+n within seconds, no finished sample is lost, no result is written."""
     big = gsm8k_dir(tmp_path / "big", n=200)
     process = start(
         big, tmp_path / "a", "--device", "cpu", "--gen_length", "64", "--tokens_per_step", "1"
@@ -292,6 +332,7 @@ def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, c
     assert "which is no place among workers" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["devices", "torchrun"])
 def test_two_processes_give_the_result_of_one(data, tmp_path, how):
     _, whole = run(data, tmp_path / "a", "--temperature", "0.7")
@@ -311,7 +352,7 @@ def test_two_processes_give_the_result_of_one(data, tmp_path, how):
 
 
 def test_what_a_dead_worker_leaves_is_decoded_by_the_leader(data, tmp_path, monkeypatch):
-    """A worker that cannot start, say for want of memory on its device, costs time and no sample."""
+    """A worker that cannot start, for lack of memory say, costs time and no sample."""
     _, whole = run(data, tmp_path / "a")
 
     class Stillborn(WorkerPool):
@@ -342,6 +383,7 @@ def test_device_and_devices_are_not_given_together(data, tmp_path, capsys):
 # ---- determinism of every algorithm, through the command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_path, family):
     """temperature 0 and 0.7; batch sizes 1, 3, 8; half of it resumed."""
@@ -394,6 +436,7 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_pat
             assert len(seen) == 1, (algorithm, temperature)
 
 
+@pytest.mark.slow
 def test_kill_test_small(capsys):
     """SIGKILL at random moments, each resumed: dev/kill_test.py in small."""
     from dev.kill_test import main

@@ -1,4 +1,4 @@
-"""Running a program: what counts as a pass, and what ends the rest."""
+"""Judging a program: what counts as a pass, what does not, and what ends a program."""
 
 import os
 from dataclasses import replace
@@ -8,6 +8,7 @@ import pytest
 import sandbox
 from sandbox import SandboxError, judge, judge_many, tiers
 from sandbox.scratch import RUN
+from utils import EnvironmentProblem
 
 GOOD = "def f(x):\n    return x + 1\n"
 BAD = "def f(x):\n    return x\n"
@@ -39,7 +40,8 @@ FAILURES = {
     "generator exit": ("def f(x):\n    raise GeneratorExit\n", "exception"),
     "atexit": ("import atexit, os\natexit.register(os._exit, 0)\n" + BAD, "assertion"),
     "thread exits": (
-        "import os, threading\nthreading.Timer(0.05, os._exit, (0,)).start()\ndef f(x):\n    import time; time.sleep(5)\n",
+        "import os, threading, time\nthreading.Timer(0.05, os._exit, (0,)).start()\n"
+        "def f(x):\n    time.sleep(5)\n",
         "protocol",
     ),
     "prints passed": ("print('passed', flush=True)\n" + BAD, "assertion"),
@@ -49,7 +51,8 @@ FAILURES = {
         "assertion",
     ),
     "writes to every pipe": (
-        'import os\nfor i in range(3, 64):\n    try: os.write(i, b\'{"reason": "passed"}\\n\')\n    except OSError: pass\nos._exit(0)\n',
+        "import os\nfor i in range(3, 64):\n    try: os.write(i, b'P' + bytes(16))\n"
+        "    except OSError: pass\nos._exit(0)\n",
         "protocol",
     ),
     "closes every pipe": ("import os\nos.closerange(0, 64)\n" + BAD, "protocol"),
@@ -80,13 +83,16 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("name", FAILURES)
-def test_a_failure_is_told_by_its_reason(name):
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n == "stops itself" else n for n in FAILURES],
+)
+def test_a_failure_has_its_reason(name):
     candidate, reason = FAILURES[name]
     verdict = judge(candidate, TESTS, wall_s=3 if reason == "wall" else 30)
     assert not verdict.passed and verdict.reason == (reason or verdict.reason)
     assert len(verdict.detail) < 1500
-    verdict.detail.encode()  # no surrogates: it will be written to a file
+    verdict.detail.encode()  # it will be written to a file: no surrogates
 
 
 @pytest.mark.parametrize(
@@ -98,10 +104,12 @@ def test_a_failure_is_told_by_its_reason(name):
             "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
             "cpu",
         ),
-        (
+        pytest.param(
             "ignores signals",
-            "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass",
+            "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
+            "    except (OSError, ValueError): pass\nwhile True: pass",
             "cpu",
+            marks=pytest.mark.slow,
         ),
         ("loops in C", "import itertools\nsum(itertools.repeat(0))", "cpu"),
         ("sleeps", "import time\ntime.sleep(10**6)", "wall"),
@@ -115,8 +123,9 @@ def test_a_program_that_does_not_end_is_ended(name, candidate, reason):
 
 PASSES = {
     "no main block": GOOD + "if __name__ == '__main__':\n    raise SystemExit\n",
-    "thread left running": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n"
-    + GOOD,
+    "thread left running": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\n" + GOOD
+    ),
     "verbose": "print('x' * 10_000_000)\n" + GOOD,
     "dataclass": "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\n" + GOOD,
     "numpy": "import numpy as np\ndef f(x):\n    return int(np.add(x, 1))\n",
@@ -137,7 +146,7 @@ def test_harmless_habits_do_not_fail_a_right_program(name):
 def test_the_programs_environment_is_made_from_scratch(monkeypatch):
     """A token in the harness's environment must not be in the program's."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    spy = "import os, sys\ndef f(x):\n    return x + 1\nassert 'hf_secret' not in str(os.environ), os.environ\n"
+    spy = f"import os, sys\n{GOOD}assert 'hf_secret' not in str(os.environ), os.environ\n"
     spy += "assert os.environ['PYTHONHASHSEED'] == '0' and '/dllmexp-' in os.getcwd()\n"
     spy += (
         "assert __name__ == 'builtins'\nassert not any(p in ('', os.getcwd()) for p in sys.path)\n"
@@ -160,7 +169,7 @@ def test_nothing_is_left_behind():
     assert scratch_folders() <= before
 
 
-def test_the_sandbox_says_what_it_is():
+def test_the_tier_is_announced_and_stored():
     found = sandbox.tier()
     assert found.line.startswith(f"code sandbox: tier {found.name} (")
     assert judge(GOOD, TESTS).tier == found.name
@@ -202,8 +211,9 @@ def test_many_programs_keep_their_order():
 
 
 def test_tests_that_are_not_python_are_no_verdict():
-    with pytest.raises(SandboxError, match="tests are not Python"):
+    with pytest.raises(EnvironmentProblem, match="tests are not Python") as raised:
         judge(GOOD, "assert (")
+    assert isinstance(raised.value, SandboxError) and len(raised.value.problems) == 1
 
 
 def test_an_interpreter_that_does_not_start_is_no_verdict(monkeypatch):

@@ -1,7 +1,7 @@
-"""Many programs at once: the standard executor's verdicts, no failure without a cause, and nothing left by a kill -9.
+"""Many programs at once: plain exec's verdicts, no spurious failure, nothing left by a kill -9.
 
-Sizes are small by default. DLLMEXP_PARITY: how many changed solutions are compared (60; 1200 is the full size);
-DLLMEXP_SOAK: how many good programs must pass (2000; 20000 is the full size).
+Sizes are small by default. DLLMEXP_PARITY: how many changed solutions are compared (60; 1200 is the
+full size). DLLMEXP_SOAK: how many good programs must pass (2000; 20000 is the full size).
 """
 
 import gzip
@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mini import REAL, ROOT, real_data
+from mini import ROOT
 
 import eval as command
 import sandbox
@@ -31,7 +31,7 @@ from sandbox import Program, SandboxError, judge, judge_many, process, scratch, 
 from sandbox.scratch import RUN
 from tasks import code, humaneval, load_data, mbpp
 from tasks.code import Judging
-from tasks.programs import Extracted
+from utils import Extracted
 
 PARITY = int(os.environ.get("DLLMEXP_PARITY") or 60)
 SOAK = int(os.environ.get("DLLMEXP_SOAK") or 2000)
@@ -55,7 +55,8 @@ SWAPS = {
 
 STANDARD = """
 import os, resource, sys
-program, word, cpu_s, size = sys.stdin.buffer.read().decode(), sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+program, word = sys.stdin.buffer.read().decode(), sys.argv[1]
+cpu_s, size = int(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
 resource.setrlimit(resource.RLIMIT_AS, (size, size))
 write, leave, out = os.write, os._exit, os.dup(1)
@@ -67,11 +68,9 @@ leave(0)
 
 
 def standard(program: tuple[str, str]) -> str:
-    """What plain exec of program and tests in a process of its own says: "passed", "failed" or "time"."""
-    source, word = (
-        f"{program[0].rstrip()}\n\n{program[1]}\n".encode("utf-8", "surrogatepass"),
-        secrets.token_hex(8),
-    )
+    """The verdict of plain exec in a process of its own: "passed", "failed" or "time"."""
+    source = f"{program[0].rstrip()}\n\n{program[1]}\n".encode("utf-8", "surrogatepass")
+    word = secrets.token_hex(8)
     with tempfile.TemporaryDirectory() as folder:
         run = subprocess.run(
             [sys.executable, "-c", STANDARD, word, str(CPU_S), str(BYTES)],
@@ -104,11 +103,11 @@ def changed(text: str, rng: random.Random) -> str:
     return text[:at] + SWAPS[old] + text[at + len(old) :]
 
 
-def mutants(n: int) -> list[tuple[str, str]]:
-    """n changed reference solutions of HumanEval and MBPP with their tests, the same in every run."""
+def mutants(n: int, data_dir: Path) -> list[tuple[str, str]]:
+    """n changed reference solutions of both benchmarks with their tests, the same in every run."""
     rng = random.Random(4)
     rows = {
-        spec.name: list(load_data(spec, REAL).splits[spec.eval_split])
+        spec.name: list(load_data(spec, data_dir).splits[spec.eval_split])
         for spec in (humaneval.SPEC, mbpp.SPEC)
     }
     whole = [
@@ -119,11 +118,11 @@ def mutants(n: int) -> list[tuple[str, str]]:
     return [(prompt + changed(solution, rng), tests) for prompt, solution, tests in chosen]
 
 
-@real_data
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid escape")
-def test_changed_solutions_get_the_standard_executors_verdict():
-    """A sandbox that fails right programs, or passes wrong ones, would change every published score."""
-    programs = mutants(PARITY)
+def test_changed_solutions_get_the_standard_executors_verdict(benchmarks):
+    """A sandbox that fails right programs or passes wrong ones would change every score."""
+    programs = mutants(PARITY, benchmarks)
     with ThreadPoolExecutor(2) as pool:
         theirs = list(pool.map(standard, programs))
     verdicts = judge_many(programs, 2, timeout_s=CPU_S)
@@ -132,18 +131,18 @@ def test_changed_solutions_get_the_standard_executors_verdict():
         for v in verdicts
     ]
     timed = sum("time" in pair for pair in zip(ours, theirs, strict=True))
-    print(
-        f"{len(programs)} changed solutions: {theirs.count('passed')} pass, {theirs.count('failed')} fail, {timed} by time"
-    )
+    passed, failed = theirs.count("passed"), theirs.count("failed")
+    print(f"{len(programs)} changed solutions: {passed} pass, {failed} fail, {timed} by time")
     both = zip(ours, theirs, programs, strict=True)
     assert [found for found in both if found[0] != found[1] and "time" not in found[:2]] == []
-    assert theirs.count("passed") > 0 < theirs.count("failed")
+    assert passed > 0 < failed
     assert timed < max(3, len(programs) // 20)
 
 
 # ---------------------------------------------------------------- many good ones
 
 
+@pytest.mark.slow
 def test_good_programs_never_fail():
     """One spurious failure in thousands is a wrong score that nobody can reproduce."""
     began = time.monotonic()
@@ -155,7 +154,7 @@ def test_good_programs_never_fail():
     assert failed == []
 
 
-# ---------------------------------------------------------------- judged while others are generated
+# ---------------------------------------------------------------- judging while the model generates
 
 ANSWERS = [GOOD, "def f(x):\n    return x\n", "def f(x): return"]
 
@@ -172,14 +171,14 @@ def scored(found: Judging) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "cpu_seconds")} for row in rows]
 
 
-def test_what_is_judged_beside_the_generation_is_judged_once_and_the_same(monkeypatch):
+def test_an_answer_judged_early_is_judged_once_with_the_same_verdict(monkeypatch):
     plain, asked = scored(judging()), []
     assert [row["passed"] for row in plain] == [True, False, False]
     real = code.verdicts
     monkeypatch.setattr(
         code,
         "verdicts",
-        lambda programs, cancel=None: asked.append(len(programs)) or real(programs, cancel),
+        lambda programs, **more: asked.append(len(programs)) or real(programs, **more),
     )
     found = judging()
     with found.beside(1) as ahead:
@@ -190,12 +189,9 @@ def test_what_is_judged_beside_the_generation_is_judged_once_and_the_same(monkey
     assert asked == [1, 1, 1, 0]
 
 
-def test_a_program_that_cannot_be_judged_beside_holds_up_no_other_and_is_tried_again(monkeypatch):
-    plain, real, failures = (
-        scored(judging()),
-        sandbox.run_program,
-        [OSError("no process can be started")] * sandbox.ATTEMPTS,
-    )
+def test_a_program_that_cannot_be_judged_early_delays_no_other_and_is_tried_again(monkeypatch):
+    plain, real = scored(judging()), sandbox.run_program
+    failures = [OSError("no process can be started")] * sandbox.ATTEMPTS
 
     def run_program(candidate, *rest):
         if candidate == ANSWERS[0] and failures:
@@ -214,23 +210,18 @@ def test_a_program_that_cannot_be_judged_beside_holds_up_no_other_and_is_tried_a
         assert scored(found) == plain
 
 
-def test_what_has_not_begun_beside_is_judged_with_the_rest(monkeypatch):
-    plain, real, begun, gate, late = (
-        scored(judging()),
-        code.verdicts,
-        threading.Event(),
-        threading.Event(),
-        [],
-    )
+def test_a_queued_program_that_has_not_started_is_judged_with_the_rest(monkeypatch):
+    plain, real, late = scored(judging()), code.verdicts, []
+    begun, gate = threading.Event(), threading.Event()
 
-    def verdicts(programs, cancel=None):
+    def verdicts(programs, *, cancel=None, **more):
         if cancel is None:
             late.append(len(programs))
             gate.set()
         else:
             begun.set()
             gate.wait(60)
-        return real(programs, cancel)
+        return real(programs, cancel=cancel, **more)
 
     monkeypatch.setattr(code, "verdicts", verdicts)
     found = judging()
@@ -241,7 +232,7 @@ def test_what_has_not_begun_beside_is_judged_with_the_rest(monkeypatch):
     assert late == [2, 0]
 
 
-def test_programs_beside_an_interrupted_run_are_ended_at_once():
+def test_programs_that_are_judged_early_end_with_an_interrupted_run():
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), judging().beside(2) as ahead:
         ahead({}, "import time\ntime.sleep(600)")
@@ -252,7 +243,8 @@ def test_programs_beside_an_interrupted_run_are_ended_at_once():
 
 # ---------------------------------------------------------------- nothing stays
 
-PLACE = "from sandbox import scratch\nscratch.roots = lambda: [{folder!r}]\n"  # where no other run sweeps
+# a root that no other run sweeps
+PLACE = "from sandbox import scratch\nscratch.roots = lambda: [{folder!r}]\n"
 HARNESS = """
 import sys
 import sandbox
@@ -270,12 +262,13 @@ STAYING = [
     "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\ntime.sleep(600)",
     "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\ntime.sleep(600)",
     "import os, time\ntry: os.fork()\nexcept OSError: pass\ntime.sleep(600)",
-    "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\ntime.sleep(600)",
+    "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+    "time.sleep(600)",
 ]
 
 
 def holding(text: str) -> list[int]:
-    """Processes whose command line has this text."""
+    """Processes with this text in their command line."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -297,11 +290,9 @@ def within(seconds: float, condition) -> bool:
 
 @pytest.mark.parametrize("moment", ["probing", "judging", "strict"])
 def test_nothing_survives_a_killed_harness(moment, request, monkeypatch):
-    """kill -9 runs no handler: the kernel has to end the programs, and the next start to sweep."""
+    """kill -9 runs no handler: the kernel has to end the programs, and the next run to sweep."""
     if sandbox.tier().name == "C":
-        pytest.skip(
-            f"without a filter a program may ask to outlive its parent: {sandbox.tier().line}"
-        )
+        pytest.skip(f"without seccomp a program may outlive its parent: {sandbox.tier().line}")
     folder = tempfile.mkdtemp(dir=scratch.root())
     request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
     monkeypatch.setenv("TMPDIR", folder)
@@ -317,7 +308,7 @@ def test_nothing_survives_a_killed_harness(moment, request, monkeypatch):
         wanted = {"probing": 1, "judging": len(STAYING), "strict": 2 * len(STAYING)}[moment]
         assert within(120, lambda: len(holding(run)) >= wanted), holding(run)
         if moment != "probing":
-            time.sleep(0.3)  # some of them are in the midst of it
+            time.sleep(0.3)  # until some of them have done what they try
     finally:
         harness.kill()
         harness.wait()
@@ -344,14 +335,14 @@ def test_the_tier_is_found_once_however_many_ask(monkeypatch):
 
 
 def test_a_deep_tree_is_removed():
-    """shutil.rmtree recurses: a tree that is deeper than Python's stack ended the harness."""
+    """shutil.rmtree recurses: a tree deeper than Python's stack ended the harness."""
     deep = "import os\nfor _ in range(3000):\n    os.mkdir('a'); os.chdir('a')\n"
     judge(deep + GOOD, TESTS)
     assert {p for p in os.listdir(RUN.path()) if p.startswith("s")} == set()
 
 
 def test_a_directory_is_removed_though_something_writes_to_it_for_a_moment(monkeypatch, tmp_path):
-    """Programs under bubblewrap are killed a moment after it has ended."""
+    """Under bubblewrap a program ends a moment after bwrap itself."""
     folder, real, late = tmp_path / "s", os.rmdir, []
     (folder / "a").mkdir(parents=True)
 
@@ -367,7 +358,7 @@ def test_a_directory_is_removed_though_something_writes_to_it_for_a_moment(monke
 
 
 def test_a_small_dev_shm_is_not_used(monkeypatch):
-    """One program could fill a container's 64 MiB, and fail its neighbours."""
+    """One program could fill a container's 64 MiB, and other programs would fail."""
     monkeypatch.setattr(scratch, "ROOM_BYTES", 1 << 60)
     assert scratch.root() == tempfile.gettempdir()
     monkeypatch.setattr(scratch, "ROOM_BYTES", 0)
@@ -392,7 +383,7 @@ def test_a_start_that_fails_is_tried_again(monkeypatch):
 
 
 def judged_and_killed(program: str, seconds: float = 0.0) -> tuple[sandbox.Verdict, bool]:
-    """The verdict on a program whose first run is killed from outside after so many seconds, and whether it was."""
+    """(verdict, whether it was killed) of a program; its first run is killed after `seconds`."""
     seen: list[int] = []
 
     def kill_the_first() -> None:
@@ -412,31 +403,30 @@ def judged_and_killed(program: str, seconds: float = 0.0) -> tuple[sandbox.Verdi
 @pytest.fixture
 def little_memory_is_much(monkeypatch):
     if sandbox.tier().name == "C":
-        pytest.skip(f"without a filter a program may kill itself: {sandbox.tier().line}")
+        pytest.skip(f"without seccomp a program may kill itself: {sandbox.tier().line}")
     monkeypatch.setattr(process, "MUCH_MEMORY_KB", 64 << 10)
 
 
 def test_a_program_that_is_killed_from_outside_runs_again(little_memory_is_much):
-    """An administrator's or the system's kill says nothing about the program, however large the harness is."""
+    """A kill from outside says nothing about the program, however large the harness is."""
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > process.MUCH_MEMORY_KB
     verdict, killed = judged_and_killed("import time\ntime.sleep(1)\n" + GOOD)
     assert verdict.passed and killed
 
 
+@pytest.mark.slow
 def test_a_program_that_is_killed_while_it_holds_much_memory_ran_out_of_it(little_memory_is_much):
-    verdict, killed = judged_and_killed(
-        "import time\nx = bytearray(200 << 20)\nx[::4096] = b'1' * 51200\ntime.sleep(20)\n" + GOOD,
-        2.0,
-    )
-    assert (
-        killed
-        and verdict.reason == "memory"
-        and "killed by the system while it held 2" in verdict.detail
-    )
+    program = "import time\nx = bytearray(200 << 20)\nx[::4096] = b'1' * 51200\ntime.sleep(20)\n"
+    verdict, killed = judged_and_killed(program + GOOD, 2.0)
+    assert killed and verdict.reason == "memory"
+    assert "killed by the system while it held 2" in verdict.detail
 
 
 def scoring(folder: Path, texts: list[str], value: str = "") -> list[str]:
-    """Arguments of a run that scores texts on as many copies of one problem; `value` is what its test looks at."""
+    """Arguments of a run that scores texts on copies of one problem.
+
+    value: source that the test appends to f(1) before it compares.
+    """
     row = {
         "entry_point": "f",
         "prompt": "def f(x):\n",
@@ -452,8 +442,8 @@ def scoring(folder: Path, texts: list[str], value: str = "") -> list[str]:
     predictions.write_text(
         "".join(json.dumps({"doc_id": i, "text": text}) + "\n" for i, text in enumerate(texts))
     )
-    words = f"--model_alias llada --task humaneval --data_dir {folder} --predictions {predictions} --output_dir {folder}/out"
-    return words.split()
+    words = f"--model_alias llada --task humaneval --data_dir {folder}"
+    return f"{words} --predictions {predictions} --output_dir {folder}/out".split()
 
 
 def result_in(folder: Path) -> dict:
@@ -463,13 +453,13 @@ def result_in(folder: Path) -> dict:
 
 @pytest.fixture
 def as_before():
-    """A run says for the whole process what is accepted."""
+    """A run sets for the whole process what is accepted: undo it."""
     yield
     sandbox.accept(None)
 
 
 def test_faults_of_the_machine_stop_a_run_and_score_nothing(monkeypatch, tmp_path, capsys):
-    """An infrastructure error in a score would be a model's failure that is none."""
+    """An error of the machine would count as a failure of the model."""
     sandbox.tier()
     real = process.run_program
 
@@ -487,38 +477,67 @@ def test_faults_of_the_machine_stop_a_run_and_score_nothing(monkeypatch, tmp_pat
 
 # ---------------------------------------------------------------- what a user gets
 
-EQUAL = "def f(x):\n    class Equal:\n        def __eq__(self, other):\n            return True\n    return Equal()\n"
+EQUAL = "def f(x):\n    class Equal:\n        __eq__ = lambda *_: True\n    return Equal()\n"
 OBJECT = "class Found:\n    value = 2\ndef f(x):\n    return Found()\n"
 
 
-def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys):
-    """pass@1 is what lm-eval would give; beside it stands what of it holds, and which passes to look at."""
+@pytest.fixture
+def strict_exec(monkeypatch):
+    """The run's task is built with the strict re-check."""
+    real = command.build_task
+    monkeypatch.setattr(command, "build_task", lambda *args: code.add_strict(real(*args)))
+
+
+def test_a_forged_pass_counts_and_is_run_once_unless_strict_mode_is_asked_for(tmp_path, capsys):
+    """pass@1 is lm-eval's number: what passes there passes here too, without a warning."""
+    assert command.main(scoring(tmp_path, [GOOD, EQUAL])) == 0
+    out, result = capsys.readouterr().out, result_in(tmp_path / "out")
+    assert list(result["metrics"]) == ["pass@1,create_test"]
+    assert result["headline"]["value"] == 1.0 and result["strict"] is None
+    assert all("strict" not in row["verdict"] for row in result["samples"])
+    assert "strict" not in out
+
+
+def test_without_strict_mode_no_program_runs_twice(monkeypatch):
+    monkeypatch.setattr(sandbox, "run_strict", lambda *_: pytest.fail("a second run"))
+    assert [row["passed"] for row in scored(judging())] == [True, False, False]
+
+
+def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys, strict_exec):
+    """pass@1 stays lm-eval's number; pass@1_strict leaves the forged pass out."""
     assert command.main(scoring(tmp_path, [GOOD, EQUAL, "def f(x):\n    return x\n"])) == 0
     out, result = capsys.readouterr().out, result_in(tmp_path / "out")
     values = {key.partition(",")[0]: found["value"] for key, found in result["metrics"].items()}
     assert values == {"pass@1": pytest.approx(2 / 3), "pass@1_strict": pytest.approx(1 / 3)}
+    assert result["headline"]["metric"] == "pass@1,create_test"
     [suspect] = result["strict"]["suspects"]
-    assert (suspect["doc_id"], suspect["reason"], result["strict"]["unverifiable"]) == (
-        1,
-        "opaque",
-        [],
-    )
+    assert (suspect["doc_id"], suspect["reason"]) == (1, "opaque")
+    assert result["strict"]["unverifiable"] == []
     assert "class Equal" in suspect["program"] and "check(f)" in suspect["program"]
-    assert "warning: 1 passes fail where the tests run out of the program's reach (doc_id 1)" in out
+    assert "warning: 1 passes fail in strict mode" in out and "tests: doc_id 1;" in out
     assert result["meta"]["sandbox"] == sandbox.tier().line
-    assert {row["sandbox_tier"] for row in result["profile"]["sample_seconds"]} == {
-        sandbox.tier().name
-    }
+    tiers_used = {row["sandbox_tier"] for row in result["profile"]["sample_seconds"]}
+    assert tiers_used == {sandbox.tier().name}
 
 
-def test_a_pass_that_cannot_be_told_is_no_suspect(tmp_path, capsys):
+def test_an_unverifiable_pass_is_no_suspect(tmp_path, capsys, strict_exec):
     assert command.main(scoring(tmp_path, [OBJECT], value=".value")) == 0
     assert result_in(tmp_path / "out")["strict"] == {"suspects": [], "unverifiable": [0]}
-    assert "1 passes cannot be re-checked strictly: doc_id 0" in capsys.readouterr().out
+    assert "1 passes cannot be checked in strict mode: doc_id 0" in capsys.readouterr().out
+
+
+def test_a_pass_that_was_judged_early_is_rechecked_too():
+    found = judging()
+    found.strict = True
+    with found.beside(1) as ahead:
+        ahead({}, ANSWERS[0])
+        assert within(60, lambda: all(future.done() for future in found._early.values()))
+        rows = scored(found)
+    assert [row["strict"] and row["strict"]["passed"] for row in rows] == [True, None, None]
 
 
 def test_passes_beyond_the_usual_limit_are_named():
-    """Where the time limit is lm-eval's they would fail."""
+    """With lm-eval's time limit they would fail."""
     rows = [{"doc_id": i, "verdict": {"passed": i != 2, "strict": None}} for i in range(3)]
     times = [{"doc_id": i, "judged_cpu_s": seconds} for i, seconds in enumerate((2.9, 3.1, 9.0))]
     lines = code_lines(
@@ -528,7 +547,7 @@ def test_passes_beyond_the_usual_limit_are_named():
 
 
 def test_programs_are_kept_for_another_machine(monkeypatch, tmp_path, capsys, as_before):
-    """On a node where nothing may run the programs must not be lost, and not one of them must run."""
+    """On a node where no program may run, none runs and none is lost."""
     arguments = scoring(tmp_path, [GOOD, "def f(x):\n    return x\n"])
     with monkeypatch.context() as nothing_runs:
         nothing_runs.setattr(tiers, "find", lambda: pytest.fail("the sandbox was asked for"))
@@ -540,45 +559,39 @@ def test_programs_are_kept_for_another_machine(monkeypatch, tmp_path, capsys, as
     assert (kept["status"], kept["headline"], kept["metrics"]) == ("unscored", None, {})
     assert [row["verdict"]["passed"] for row in kept["samples"]] == [None, None]
     assert all("check(f)" in row["program"] for row in kept["samples"])
-    there = [
-        "--predictions",
-        str(tmp_path / "out" / "llada_humaneval_predictions.json"),
-        "--output_dir",
-        str(tmp_path / "there"),
-    ]
-    for more, folder in (
-        (there, "there"),
-        ([], "out"),
-    ):  # there, from the result; here, the same command
+    there = ["--predictions", str(tmp_path / "out" / "llada_humaneval_predictions.json")]
+    there += ["--output_dir", str(tmp_path / "there")]
+    # elsewhere, from the result; here, by the same command
+    for more, folder in ((there, "there"), ([], "out")):
         assert command.main([*arguments, *more]) == 0
         scored = result_in(tmp_path / folder)
-        assert (
-            scored["status"] == "complete"
-            and scored["metrics"]["pass@1,create_test"]["value"] == 0.5
-        )
+        assert scored["status"] == "complete"
+        assert scored["metrics"]["pass@1,create_test"]["value"] == 0.5
+
+
+def test_without_execution_strict_mode_has_no_verdict_either(as_before):
+    sandbox.accept(None, execute=False)
+    [row] = code.verdicts([Program(GOOD, TESTS)], strict=True)
+    assert row["passed"] is None and row["strict"] is None
+    assert code.process_results({}, [row]) == {}
 
 
 @pytest.mark.parametrize(
     ("name", "value", "code"), [("B", None, 3), ("B", "fs", 0), ("C", "fs", 3), ("C", "all", 0)]
 )
-def test_a_run_below_the_floor_needs_a_word(
+def test_a_run_in_a_lower_tier_has_to_be_accepted(
     monkeypatch, tmp_path, capsys, as_before, name, value, code
 ):
     below = replace(sandbox.tier(), name=name, open=("read", "write"))
     monkeypatch.setattr(tiers, "find", lambda: below)
-    assert (
-        command.main([*scoring(tmp_path, [GOOD]), *["--unsafe_exec", value] * bool(value)]) == code
-    )
+    accept = ["--unsafe_exec", value] * bool(value)
+    assert command.main([*scoring(tmp_path, [GOOD]), *accept]) == code
     err = capsys.readouterr().err
     if code:
-        assert (
-            f"error: code sandbox: tier {name} " in err
-            and "--unsafe_exec" in err
-            and "--no_exec" in err
-        )
+        assert f"error: code sandbox: tier {name} " in err
+        assert "--unsafe_exec" in err and "--no_exec" in err
         assert not list((tmp_path / "out").rglob("*.json"))
     else:
         assert f"code sandbox: tier {name} " in err
-        assert result_in(tmp_path / "out")["meta"]["sandbox"].startswith(
-            f"code sandbox: tier {name} ("
-        )
+        line = result_in(tmp_path / "out")["meta"]["sandbox"]
+        assert line.startswith(f"code sandbox: tier {name} (")

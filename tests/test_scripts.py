@@ -1,4 +1,4 @@
-"""The shell scripts: what they make of their options, in a folder whose interpreter only tells how it was called."""
+"""The shell scripts and their options, in a folder whose interpreter only logs its calls."""
 
 import os
 import shutil
@@ -10,7 +10,8 @@ import pytest
 from mini import ROOT
 
 PYTHON = """#!/bin/sh
-printf '%s\\n' "HF_HOME=$HF_HOME HF_DATASETS_CACHE=$HF_DATASETS_CACHE HF_HUB_OFFLINE=$HF_HUB_OFFLINE $*" >>called
+hub="HF_HOME=$HF_HOME HF_DATASETS_CACHE=$HF_DATASETS_CACHE HF_HUB_OFFLINE=$HF_HUB_OFFLINE"
+printf '%s\\n' "$hub $*" >>called
 case "$*" in *"--check --wrong"*) exit 2 ;; *--check* | *--no_tmux*) exit 0 ;; esac
 while [ -e wait ]; do sleep 0.05; done
 """
@@ -31,10 +32,15 @@ def folder(tmp_path) -> Path:
 def script(
     folder: Path, name: str, *words: str, **environ: str | None
 ) -> subprocess.CompletedProcess:
-    told = {k: v for k, v in (os.environ | environ).items() if v is not None}
+    environment = {k: v for k, v in (os.environ | environ).items() if v is not None}
     command = ["bash", str(folder / "scripts" / name), *words]
     return subprocess.run(
-        command, env=told, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+        command,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
     )
 
 
@@ -88,7 +94,7 @@ def test_wrong_options_start_no_session(folder, tmux):
     assert subprocess.run(["tmux", "-L", tmux, "has-session"], capture_output=True).returncode != 0
 
 
-def test_the_caches_of_the_hub_stay_where_they_are_told_to_be(folder):
+def test_the_caches_of_the_hub_stay_where_the_environment_puts_them(folder):
     assert (
         script(
             folder, "exp.sh", "--no_tmux", "--tps", "2", HF_HOME="/hf", HF_DATASETS_CACHE="/data"
@@ -109,8 +115,8 @@ def test_the_caches_of_the_hub_stay_where_they_are_told_to_be(folder):
     ],
 )
 def test_the_demo_is_the_tiny_models_on_the_mini_benchmarks(folder, words, out, more):
-    told = script(folder, "demo.sh", *words)
-    assert told.returncode == 0 and f"{out}/report/report.html" in told.stdout, told.stderr
+    run = script(folder, "demo.sh", *words)
+    assert run.returncode == 0 and f"{out}/report/report.html" in run.stdout, run.stderr
     [call] = calls(folder)
     extra = f"--extra --data_dir assets/benchmarks --dtype float32 --batch_size 32{more}"
     assert (
@@ -133,22 +139,23 @@ def fake_python(folder: Path, text: str) -> str:
 def test_a_python_that_is_too_old_is_named(folder):
     shutil.rmtree(folder / ".venv")
     old = fake_python(folder, 'case "$1" in --version) echo Python 3.9.18 ;; *) exit 1 ;; esac')
-    told = script(folder, "demo.sh", DLLMEXP_PYTHON=old)
+    run = script(folder, "demo.sh", DLLMEXP_PYTHON=old)
     assert (
-        told.returncode == 3
-        and "Python 3.9.18 is too old" in told.stderr
+        run.returncode == 3
+        and "Python 3.9.18 is too old" in run.stderr
         and not (folder / ".venv").exists()
     )
 
 
 def test_an_environment_that_could_not_be_made_leaves_nothing_behind(folder):
-    """Debian without python3-venv leaves one without pip, which a second call would take for whole."""
+    """Debian without python3-venv makes one without pip, which would look whole to a second call."""
     shutil.rmtree(folder / ".venv")
-    half = 'case "$1" in -m) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "ensurepip is not available"; exit 1 ;; esac'
-    told = script(folder, "demo.sh", DLLMEXP_PYTHON=fake_python(folder, half))
+    make = 'mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "ensurepip is not available"; exit 1'
+    half = f'case "$1" in -m) {make} ;; esac'
+    run = script(folder, "demo.sh", DLLMEXP_PYTHON=fake_python(folder, half))
     assert (
-        told.returncode == 3
-        and "ensurepip is not available" in told.stdout
-        and ".venv cannot be made" in told.stderr
+        run.returncode == 3
+        and "ensurepip is not available" in run.stdout
+        and ".venv cannot be made" in run.stderr
     )
     assert not (folder / ".venv").exists()

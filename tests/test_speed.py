@@ -1,4 +1,4 @@
-"""What makes the exact path fast, each against the slow way; and the benchmark that says how fast."""
+"""Every fast path against the slow one that defines it; and the benchmark that measures them."""
 
 import json
 import os
@@ -20,14 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import decoding.sampling as sampling
 import eval as cli
 import models.packing as packing
+from decoding.config import DecodeConfig
 from decoding.engine import decode
 from decoding.sampling import Rules, propose, shortlisted, uniforms
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.schedule import make_schedule
 from dev.bench import __main__ as bench
 from dev.bench import rounds
 from dev.bench.presets import PRESETS, Preset, _shape, random_model
 from dev.bench.reference import Plain
-from models import Span, first_layer, load_model
+from models import Span, load_model
 from models.acceleration import Acceleration, Graphs, capturing
 from models.cost import batch_rows, matmul_flops, moved_bytes, row_bytes
 from models.layers import rms_norm
@@ -89,14 +90,13 @@ def test_the_shortlist_holds_the_same_nucleus(kind, temperature, top_p, top_k):
 def test_draws_and_scores_are_those_of_the_sort(
     monkeypatch, kind, options, temperature, scores_the_draw
 ):
-    """Tokens exactly, scores to the last bits of a float64, whether or not the shortlist suffices."""
+    """Tokens exactly, scores to the last bits of a float64, with any shortlist."""
     logits, noise = logits_of(kind), uniforms(3, 1, 24)[0]
     reads = frozenset({"confidence", "entropy", "margin"})
     rules = Rules(temperature=temperature, scores_the_draw=scores_the_draw, **options)
     quick = propose(logits, rules, reads, noise)
-    monkeypatch.setattr(
-        sampling, "SHORTLIST", V
-    )  # no vocabulary is larger than four of these: all is sorted
+    # everything is sorted where the vocabulary is not larger than four shortlists
+    monkeypatch.setattr(sampling, "SHORTLIST", V)
     slow = propose(logits, rules, reads, noise)
     assert torch.equal(quick.tokens, slow.tokens)
     for name in reads:
@@ -138,7 +138,7 @@ def test_rows_that_need_the_sort_are_looked_up_once_for_all_chunks(monkeypatch):
 
 
 def test_a_nucleus_that_ends_among_ties_beyond_the_shortlist_is_sorted():
-    """400 equal tokens: which of them belong is decided by their ids, and the shortlist has any 256 of them."""
+    """400 equal tokens: ids decide which of them belong, and the shortlist has any 256 of them."""
     logits = torch.full((1, V), -30.0)
     logits[0, 1000:1400] = 0.0
     assert not shortlisted(logits, 1.0, 0.5, None)[2].item()
@@ -147,10 +147,8 @@ def test_a_nucleus_that_ends_among_ties_beyond_the_shortlist_is_sorted():
         propose(logits, Rules(temperature=1.0, top_p=0.5), frozenset(), torch.tensor([u]).double())
         for u in (0, 1 - 1e-9)
     ]
-    assert [d.tokens.item() for d in drawn] == [
-        1000,
-        1200,
-    ]  # 201 tokens are the fewest whose mass exceeds a half
+    # 201 tokens are the fewest whose mass exceeds a half
+    assert [d.tokens.item() for d in drawn] == [1000, 1200]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -163,60 +161,18 @@ def test_the_likeliest_token_is_the_first_one_and_nan_is_not_hidden(dtype):
     assert torch.equal(got, logits.argmax(dim=-1)) and got[:3].tolist() == [30, 0, 5]
 
 
-# ---- what is kept between steps
+# ---- one layer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 64), (91, 64), (328, 512), (40, 3584)])
 def test_the_norm_has_the_bits_of_the_official_one(dtype, shape):
     noise = torch.Generator().manual_seed(shape[0])
-    x, weight = (
-        torch.randn(shape, generator=noise).to(dtype) * 3,
-        torch.randn(shape[1], generator=noise).to(dtype),
-    )
+    x = torch.randn(shape, generator=noise).to(dtype) * 3
+    weight = torch.randn(shape[1], generator=noise).to(dtype)
     wide = x.float()
     expected = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(dtype)
     assert torch.equal(rms_norm(x, weight, 1e-6), expected)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["llada-tiny", "dream-tiny"])
-def test_the_first_layer_of_unchanged_columns_is_kept_to_the_bit(
-    conformance_dir, name, dtype, monkeypatch
-):
-    """Steps that change a few tokens, many, none; another length; inference mode and not; weights changed in place."""
-    monkeypatch.setattr(first_layer, "WORTHWHILE", 1)
-    kept, fresh = (
-        load_model(conformance_dir / name, device="cpu", dtype=dtype)[0] for _ in range(2)
-    )
-    computed = []
-    real = kept.layers[0].parts.project
-    counting = kept.layers[0].parts._replace(
-        project=lambda x, *rest: computed.append(len(x)) or real(x, *rest)
-    )
-    monkeypatch.setattr(kept.layers[0], "parts", counting)
-
-    def same(tokens: torch.Tensor) -> bool:
-        fresh._first = type(fresh._first)()
-        args = tokens, [(0, len(tokens), len(tokens))], torch.arange(3, 20)
-        return torch.equal(kept.predict(*args), fresh.predict(*args))
-
-    noise = torch.Generator().manual_seed(3)
-    tokens = torch.randint(5, 400, (83,), generator=noise)
-    with torch.inference_mode():
-        for n in (0, 1, 4, 9, 0, 40):
-            tokens = tokens.clone()
-            tokens[torch.randperm(83, generator=noise)[:n]] = 7 + n
-            assert same(tokens)
-        assert same(tokens[:50])
-    assert computed == [88, 8, 8, 16, 88, 56]  # nothing where nothing changed
-    tokens = tokens.clone()
-    tokens[4] = 11
-    assert same(tokens) and same(tokens.roll(1))
-    with torch.no_grad():
-        for model in (kept, fresh):
-            model.weights()["layers.0.v.weight"].mul_(2)
-    assert same(tokens.roll(1))
 
 
 # ---- bfloat16, batches, resume
@@ -226,7 +182,7 @@ def test_the_first_layer_of_unchanged_columns_is_kept_to_the_bit(
 def test_bfloat16_tokens_do_not_depend_on_early_exit_or_on_what_is_kept_already(
     conformance_dir, name
 ):
-    """An early exit and a resumed run change which rows are in flight together, and nothing else."""
+    """An early exit and a resumed run only change which rows are in flight together."""
     model, _ = load_model(conformance_dir / name, device="cpu", dtype="bfloat16")
     algorithm, block = ("low_confidence", 8) if name == "llada-tiny" else ("leftright", None)
     schedule = make_schedule(algorithm, 24, block, tokens_per_step=2)
@@ -266,7 +222,7 @@ def tokens_of(
 
 @pytest.fixture
 def replayed(tiny, monkeypatch):
-    """The model with graphs whose capture is a fake one, and the list of what was captured; buckets are those of CUDA."""
+    """(model, shapes of captured results, notes): graphs with a fake capture and CUDA's buckets."""
     monkeypatch.setattr(varlen, "varlen_attn", plain_varlen)
     monkeypatch.setattr("models.transformer.varlen_options", lambda *_: {"num_splits": 1})
     monkeypatch.setattr(packing, "ROWS", {"cpu": 32})
@@ -278,9 +234,9 @@ def replayed(tiny, monkeypatch):
         found.append(tuple(out.shape))
         return lambda: out.copy_(run()), out
 
-    told = []
-    tiny.acceleration = Acceleration(Graphs(tiny, capture, told.append))
-    yield tiny, found, told
+    notes = []
+    tiny.acceleration = Acceleration(Graphs(tiny, capture, notes.append))
+    yield tiny, found, notes
     tiny.acceleration = Acceleration()
 
 
@@ -293,8 +249,8 @@ def plain_logits(model, tokens, spans, rows) -> torch.Tensor:
 
 
 def test_a_replayed_graph_gives_the_bits_of_the_plain_path(replayed):
-    """Other lengths, other rows, other tokens in one bucket: nothing may be left over from the capture."""
-    model, found, told = replayed
+    """Other lengths, rows and tokens in one bucket: the capture must leave nothing behind."""
+    model, found, notes = replayed
     for seed, (lengths, rows) in enumerate(
         [
             ((20,), [3, 19]),
@@ -312,7 +268,7 @@ def test_a_replayed_graph_gives_the_bits_of_the_plain_path(replayed):
             model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows)
         ), lengths
     # three single sequences share a bucket; the others differ in sequences, asked or wanted rows
-    assert len(found) == 5 and told == []
+    assert len(found) == 5 and notes == []
 
 
 def test_long_passes_and_cached_ones_are_not_replayed(replayed):
@@ -327,14 +283,15 @@ def test_long_passes_and_cached_ones_are_not_replayed(replayed):
 
 
 @pytest.mark.parametrize("fault", ["raises", "other bits", "does nothing"])
-def test_graphs_that_do_not_work_are_said_and_left(replayed, fault):
-    model, _, told = replayed
+def test_graphs_that_do_not_work_are_given_up_with_a_note(replayed, fault):
+    model, _, notes = replayed
 
     def capture(run):
         if fault == "raises":
             raise RuntimeError("operation not permitted when stream is capturing")
         out = run()
-        # captured on another device than the tensors', a graph is empty and its capture has computed (pytorch/pytorch#87894)
+        # a capture on another device than the tensors' computes, but its graph is empty:
+        # pytorch/pytorch#87894
         return (lambda: fault == "does nothing" or out.copy_(run() + 1e-3)), out
 
     model.acceleration.graphs.capture = capture
@@ -343,17 +300,18 @@ def test_graphs_that_do_not_work_are_said_and_left(replayed, fault):
         assert torch.equal(
             model.predict(tokens, spans, rows), plain_logits(model, tokens, spans, rows)
         )
-    assert (
-        len(told) == 1
-        and ("not permitted" if fault == "raises" else "do not keep the bits") in told[0]
-    )
-    assert model.acceleration.told == (told[0].removeprefix("note: "),), (
+    [note] = notes
+    assert ("not permitted" if fault == "raises" else "do not keep the bits") in note
+    assert model.acceleration.notes == (note.removeprefix("note: "),), (
         "the result would say that they ran"
     )
 
 
 def test_graphs_are_captured_on_the_models_device_into_one_pool(monkeypatch):
-    """What torch.cuda is asked for, without one: `--devices 0,1` leaves cuda:0 the current device of every worker."""
+    """The calls of torch.cuda, replaced by fakes.
+
+    With `--devices 0,1` cuda:0 is the current device of every worker.
+    """
     within, captures, device = [], [], torch.device("cuda:1")
 
     @contextmanager
@@ -384,17 +342,16 @@ def test_graphs_are_captured_on_the_models_device_into_one_pool(monkeypatch):
     assert graphs[0]["pool"] is graphs[1]["pool"] and graphs[0]["stream"] is graphs[1]["stream"]
 
 
-def test_a_cpu_has_no_graphs_and_says_so(tiny):
-    told = []
-    tiny.accelerate(cuda_graphs=True, tell=told.append)
-    assert told == ["note: CUDA graphs: none on cpu"] and tiny.acceleration.told == (
-        "CUDA graphs: none on cpu",
-    )
+def test_a_cpu_has_no_graphs_and_notes_it(tiny):
+    notes = []
+    tiny.accelerate(cuda_graphs=True, tell=notes.append)
+    assert notes == ["note: CUDA graphs: none on cpu"]
+    assert tiny.acceleration.notes == ("CUDA graphs: none on cpu",)
     tiny.accelerate()
-    assert tiny.acceleration.told == ()
+    assert tiny.acceleration.notes == ()
 
 
-def test_a_failed_compilation_is_said_and_the_plain_path_runs(tiny, monkeypatch):
+def test_a_failed_compilation_is_noted_and_the_plain_path_runs(tiny, monkeypatch):
     def broken(*_, **__):
         def part(*_):
             raise RuntimeError("no C++ compiler found\nand a long story")
@@ -402,19 +359,23 @@ def test_a_failed_compilation_is_said_and_the_plain_path_runs(tiny, monkeypatch)
         return part
 
     tokens, spans = tokens_of((20, 9))
-    expected, told = tiny.predict(tokens, spans, torch.arange(8)), []
+    expected, notes = tiny.predict(tokens, spans, torch.arange(8)), []
     monkeypatch.setattr(torch, "compile", broken)
-    tiny.accelerate(compile=True, tell=told.append)
-    assert told == [
+    tiny.accelerate(compile=True, tell=notes.append)
+    assert notes == [
         "note: compile failed, the plain path runs: RuntimeError: no C++ compiler found"
     ]
     assert torch.equal(tiny.predict(tokens, spans, torch.arange(8)), expected)
     tiny.accelerate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_layers_are_near_the_plain_ones(conformance_dir, monkeypatch, backend):
-    """One compilation serves every layer and every length. inductor, which users get, takes minutes on a busy CPU."""
+    """One compilation serves every layer and every length.
+
+    Users get inductor, which takes minutes on a busy CPU.
+    """
     if backend == "inductor" and not os.environ.get("DLLMEXP_TEST_COMPILE"):
         pytest.skip("minutes of C++ compilation; DLLMEXP_TEST_COMPILE=1 runs it")
     real = torch.compile
@@ -424,14 +385,12 @@ def test_compiled_layers_are_near_the_plain_ones(conformance_dir, monkeypatch, b
     model = load_model(conformance_dir / "llada-tiny", device="cpu", dtype="float32")[0]
     cases = [tokens_of(lengths, 3) for lengths in ((24,), (40, 9), (77,), (130, 3, 60))]
     expected = [model.predict(tokens, spans, torch.arange(20)) for tokens, spans in cases]
-    told, eager = [], model.layers[0].parts
-    model.accelerate(compile=True, tell=told.append)
-    if told:
-        pytest.skip(told[0])
-    assert (
-        model.acceleration.told == ("compiled",)
-        and model.layers[0].parts.finish is not eager.finish
-    )
+    notes, eager = [], model.layers[0].parts
+    model.accelerate(compile=True, tell=notes.append)
+    if notes:
+        pytest.skip(notes[0])
+    assert model.acceleration.notes == ("compiled",)
+    assert model.layers[0].parts.finish is not eager.finish
     with torch.inference_mode():
         for (tokens, spans), plain in zip(cases, expected):
             torch.testing.assert_close(
@@ -452,49 +411,42 @@ def test_a_batch_fills_a_gpu_and_no_more_than_its_memory():
 
 
 def test_a_cache_needs_memory_and_is_filled_by_more_samples():
-    """373 MB a sample of 712 columns (LLaDA-8B), in a cache of which nothing was known; 41 MB of Dream-7B's."""
+    """A cache of 712 columns takes 373 MB for LLaDA-8B and 41 MB for Dream-7B."""
     config, dream = PRESETS["llada-8b"].config, PRESETS["dream-7b"].config
-    assert row_bytes(config, 712, 32, 2, True) - row_bytes(config, 712, 32, 2) == pytest.approx(
-        373e6 * 33 / 32, rel=0.01
-    )
-    assert row_bytes(dream, 712, 32, 2, True) - row_bytes(dream, 712, 32, 2) == pytest.approx(
-        41e6 * 29 / 28, rel=0.01
-    )
+    for c, expected in ((config, 373e6 * 33 / 32), (dream, 41e6 * 29 / 28)):
+        slot = row_bytes(c, 712, 32, 2, True) - row_bytes(c, 712, 32, 2)
+        assert slot == pytest.approx(expected, rel=0.01)
     assert batch_rows(config, 712, 32, 2, 100 << 30, "cuda", True) == 16
     assert batch_rows(config, 712, 32, 2, 4 << 30, "cuda", True) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "heads", "kv_heads", "d_ff"), [("llada", 8, 8, 3072), ("dream", 7, 1, 4736)]
 )
 def test_a_sample_needs_the_memory_that_is_counted_for_it(
     monkeypatch, family, heads, kv_heads, d_ff
 ):
-    """In bfloat16, whose arithmetic is written as on a GPU: every tensor that lives at the largest moment."""
+    """In bfloat16, where the arithmetic is that of a GPU: the peak over all living tensors."""
     monkeypatch.setattr(packing, "COLUMNS", {"cpu": 128})
     config = Preset(_shape(family, 3, heads * 128, heads, kv_heads, d_ff, 2048), ()).config
-    model, tokens, peaks = (
-        random_model(config, "cpu", "bfloat16"),
-        torch.randint(5, 1000, (640,)),
-        [],
-    )
+    model, peaks = random_model(config, "cpu", "bfloat16"), []
+    tokens, asked = torch.randint(5, 1000, (640,)), torch.arange(400, 432)
     for n in (1, 3):
-        with torch.no_grad(), Living() as living:
-            model.predict(
-                tokens.repeat(n),
-                [(0, 640, 640)] * n,
-                torch.cat([torch.arange(400, 432) + 640 * i for i in range(n)]),
-            )
+        rows = torch.cat([asked + 640 * i for i in range(n)])
+        with torch.no_grad(), Living(model) as living:
+            model.predict(tokens.repeat(n), [(0, 640, 640)] * n, rows)
         peaks.append(living.peak)
     assert 0.8 < (peaks[1] - peaks[0]) / 2 / row_bytes(config, 640, 32, 2) < 1.1
 
 
 class Living(TorchDispatchMode):
-    """Counts the bytes of the tensors that live, and the most there were."""
+    """Counts the bytes of the living tensors, without the model's weights, and their peak."""
 
-    def __init__(self):
+    def __init__(self, model):
         super().__init__()
-        self.of, self.now, self.peak = {}, 0, 0
+        self.now = self.peak = 0
+        self.of = {weight.untyped_storage()._cdata: 0 for weight in model.parameters()}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -512,7 +464,7 @@ class Living(TorchDispatchMode):
 
 
 def test_the_bytes_of_a_forward_pass():
-    """LLaDA-8B in bfloat16 reads 14.99 GB of weights, and 373 MB of keys and values of 712 columns."""
+    """LLaDA-8B in bfloat16 reads 14.99 GB of weights, and 373 MB of a cache of 712 columns."""
     config, spans = PRESETS["llada-8b"].config, [Span(0, 712, 712)]
     assert moved_bytes(config, spans, 0, 2, False) == pytest.approx(14.99e9, rel=1e-3)
     block = [Span(200, 232, 712)]
@@ -521,7 +473,7 @@ def test_the_bytes_of_a_forward_pass():
 
 
 def test_the_arithmetic_of_a_forward_pass():
-    """LLaDA-8B, 712 columns: 10.94 TFLOP with head and last layer for all, a tenth less for 32 rows."""
+    """LLaDA-8B, 712 columns: 10.94 TFLOP for all rows, a tenth less for 32 of them."""
     config, spans = PRESETS["llada-8b"].config, [Span(0, 712, 712)]
     assert matmul_flops(config, spans, 712) == pytest.approx(10.94e12, rel=0.01)
     assert matmul_flops(config, spans, 32) == pytest.approx(9.98e12, rel=0.01)
@@ -532,7 +484,7 @@ def test_the_arithmetic_of_a_forward_pass():
 
 @pytest.mark.parametrize(("preset", "regimes"), [("tiny", 8), ("tiny-dream", 6)])
 def test_the_benchmark_finds_the_references_tokens(tmp_path, capsys, preset, regimes):
-    """Every algorithm and every early exit against the official loop; and what it says goes into the file."""
+    """Every algorithm and every early exit against the official loop; the file has the figures."""
     out = tmp_path / "b.json"
     assert (
         bench.main(
@@ -586,7 +538,7 @@ def test_capturing_graphs_is_in_no_figure_of_the_benchmark(monkeypatch):
     """It takes longer than the steps that a short run replays."""
     preset, real, noted = replace(PRESETS["tiny"], gen_length=32), rounds.decode, []
     model = random_model(preset.config, "cpu", "float32")
-    model.acceleration = Acceleration(SimpleNamespace(seconds=0.0, logits=lambda *_: None, told=""))
+    model.acceleration = Acceleration(SimpleNamespace(seconds=0.0, logits=lambda *_: None, note=""))
 
     def decode_and_capture(*args, **options):
         model.acceleration.graphs.seconds += 60
@@ -705,4 +657,5 @@ def test_auto_batch_and_graphs_are_told_and_keep_the_identity(tmp_path, capsys, 
     assert ids[0]["meta"]["acceleration"] == ["CUDA graphs: none on cpu"]
     assert ids[0]["id"] == ids[1]["id"] and ids[0]["content_sha256"] == ids[1]["content_sha256"]
     plain = config_of("llada", "gsm8k", 1)
-    assert replace(plain, compile=True).id != plain.id and "compile" not in plain.as_dict()
+    assert replace(plain, compile=True).generation_id != plain.generation_id
+    assert "compile" not in plain.as_dict()

@@ -1,4 +1,6 @@
-"""What the store promises: nothing acknowledged is lost, nothing damaged or foreign is used, one process at a time."""
+"""The promises of the store: no acknowledged sample is lost, no damaged or foreign one is used,
+one process runs at a time.
+"""
 
 import errno
 import fcntl
@@ -24,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = {"task": "gsm8k", "seed": 1}
 ID = "0123456789abcdef" * 4
 
-# Puts samples first..last that are not there, says each one's number once it is put, and then waits for its input to end.
+# Puts the missing samples of first..last, prints the number of each one after it is put, and waits
+# for the end of its input.
 WORKER = """
 import fcntl, os, sys
 from experiment.store import Store, StoreBusy, sample_key
@@ -41,7 +44,8 @@ for i in range(int(first), int(last)):
     key = sample_key(config_id, f"prompt {i}", 0)
     if store.get(key) is None:
         text = f'{i} "\\n\\u00e9' + "x" * (5 if i % 10 else int(size))
-        store.put(key, {"status": "ok", "result": {"text": text, "token_ids": [i, i + 1]}, "meta": {"pid": os.getpid()}})
+        result = {"text": text, "token_ids": [i, i + 1]}
+        store.put(key, {"status": "ok", "result": result, "meta": {"pid": os.getpid()}})
         os.write(1, b"%d\\n" % i)
 sys.stdin.read()
 store.close()
@@ -99,7 +103,7 @@ def refuse(code: int) -> Mock:
 
 
 def test_what_was_put_is_there_now_and_in_a_later_run_alike(tmp_path):
-    """A value that differs between the run that made it and the run that resumes would make their results differ."""
+    """Otherwise the result of a resumed run would differ from that of an uninterrupted one."""
     with opened(tmp_path) as store:
         store.put(key(1), {"status": "ok", "result": {"ids": (1, 2), "by_step": {3: "\ud800"}}})
         now = store.get(key(1))
@@ -167,7 +171,7 @@ def test_a_record_of_another_form_is_refused_and_nothing_is_written(tmp_path, re
 
 
 def test_an_ok_record_supersedes_an_error_and_never_the_other_way_round(tmp_path):
-    """Otherwise a sample that failed once would stay failed, or a late failure would throw a good sample away."""
+    """Otherwise a sample that failed once would stay failed, or a late failure lose a good one."""
     with opened(tmp_path) as store:
         for i, why in ((1, "out of memory"), (2, "first"), (2, "second")):
             store.put(key(i), {"status": "error", "result": {"error": why}})
@@ -217,9 +221,9 @@ def test_any_flipped_bit_costs_at_most_the_sample_that_it_hit(tmp_path):
 
 @pytest.mark.parametrize("n", [2, 4])
 def test_of_several_processes_one_runs_and_the_others_exit_75_and_name_it(tmp_path, n):
-    said = {w: w.stdout.readline().decode() for w in [worker(tmp_path, 0, 0) for _ in range(n)]}
-    (holder,) = (w for w in said if said[w] == "open\n")
-    assert all(w.wait(10) == 75 and "is in use by" in said[w] for w in said if w != holder)
+    lines = {w: w.stdout.readline().decode() for w in [worker(tmp_path, 0, 0) for _ in range(n)]}
+    (holder,) = (w for w in lines if lines[w] == "open\n")
+    assert all(w.wait(10) == 75 and "is in use by" in lines[w] for w in lines if w != holder)
     with pytest.raises(StoreBusy, match=f"in use by pid {holder.pid} on .* since 20") as busy:
         opened(tmp_path)
     assert busy.value.exit_code == 75 and busy.value.holder.startswith(f"pid {holder.pid} on ")
@@ -277,8 +281,12 @@ def test_two_values_for_a_sample_are_a_failure_of_determinism_and_the_older_one_
         assert "not deterministic" in reader.report.notes[-1]
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path):
-    """30 kills, while it starts and while it writes. Lines of 100 kB among short ones: the kernel can stop within these."""
+    """30 kills, while it starts and while it writes.
+
+    The kernel can stop within the lines of 100 kB.
+    """
     rng, n, size, acknowledged = random.Random(7), 4000, 100_000, set()
     for kill in range(1, 31):
         child = worker(tmp_path, 0, n, size=size)
@@ -324,10 +332,10 @@ def check_with_space_again(root: Path, store: Store, n: int) -> None:
 
 @pytest.mark.parametrize("room", [0, 1, 9, 700, 3000])
 @pytest.mark.parametrize("room_for_newline", [True, False])
-def test_a_full_disk_is_said_and_what_was_written_stays_good(
+def test_a_full_disk_is_reported_and_what_was_written_stays_good(
     tmp_path, monkeypatch, room, room_for_newline
 ):
-    """Injected: the line takes `room` bytes, then there is no space, or just enough for a newline."""
+    """Injected: `room` bytes of the line are written, then no space is left, or one byte."""
     store, write, room_left = opened(tmp_path), os.write, iter([room, room_for_newline])
     for i in range(4):
         store.put(key(i), ok(i, 3000))
@@ -380,7 +388,7 @@ def test_a_directory_that_cannot_be_written_is_no_full_disk(tmp_path, monkeypatc
         store.put(key(1), ok(1))
 
 
-def test_a_store_deleted_between_runs_begins_anew_and_during_a_run_it_is_said(tmp_path):
+def test_a_store_deleted_between_runs_begins_anew_and_during_a_run_it_is_an_error(tmp_path):
     filled(tmp_path, range(3))
     shutil.rmtree(tmp_path)
     assert found(tmp_path) == set()
@@ -405,12 +413,12 @@ def test_a_store_of_another_configuration_or_version_is_never_used_and_the_diffe
         StoreError, match=r"config_id: .*0123456789abcdef0.* -> .*, extra: null -> true"
     ):
         Store.open(tmp_path, CONFIG | {"extra": True}, ID[:16] + "f" * 48)
-    for damaged, said in (
+    for damaged, message in (
         (text.replace('ion": 1', 'ion": 7'), "store_version: 7 -> 1"),
         (text[:20], "damaged; delete it"),
     ):
         config.write_text(damaged)
-        with pytest.raises(StoreError, match=said):
+        with pytest.raises(StoreError, match=message):
             opened(tmp_path)
     config.unlink()
     assert found(tmp_path) == {0, 1, 2}

@@ -1,4 +1,4 @@
-"""The suite: which experiments there are, where each stands, and that running them loses, repeats and hides nothing."""
+"""The suite: its experiments, their states, and that running them loses and repeats nothing."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,20 +17,21 @@ from causal import verifier_checkpoint
 from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
-from experiment.briefs import brief_path
-from experiment.identity import known_id
-from experiment.sample_cache import SampleCache
-from experiment.store import Store
+from experiment import status
+from experiment.sample_cache import SampleCache, ShareDone
+from experiment.status import StatusFile, StatusRecord, Summary, Sums, counted, read_status
+from experiment.store import HOST, Store, process_start
+from experiment.workers import WorkerInfo
 from scripts.sweep import main
-from suite.lease import Lease, read_claims
+from suite.cluster import shares
+from suite.lease import Lease, read_records
 from suite.local import LocalEngine, Task, Worker, make_workers
-from suite.matrix import Selection, arguments, experiments, select
+from suite.matrix import Experiment, Selection, arguments, experiments, select
 from suite.run import Bar
-from suite.state import HOST, Status, Watcher, read_summary, write_note
+from suite.state import Status, Watcher, write_failure
 from suite.table import Estimator, duration, progress_table
-from suite.tally import Sums, Tally
-from suite.worker import KeptModel, import_everything, obey
-from utils import BusyError, UsageError
+from suite.worker import KeptModel, obey
+from utils import BusyError, UsageError, atomic_write_json
 
 SWEEP = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
 
@@ -59,8 +60,8 @@ def chosen(tmp_path: Path, n: int = 6, **selection) -> list:
     if not data.exists():
         gsm8k_dir(data, n)
     more = selection.pop("extra", ())
-    told = {"models": ("llada",), "tasks": ("gsm8k",), "tps": (2,)} | selection
-    return select(Selection(**told, extra=flags(data, *more), output_dir=str(tmp_path / "out")))
+    axes = {"models": ("llada",), "tasks": ("gsm8k",), "tps": (2,)} | selection
+    return select(Selection(**axes, extra=flags(data, *more), output_dir=str(tmp_path / "out")))
 
 
 def run_here(experiment) -> dict:
@@ -109,7 +110,8 @@ def test_a_yaml_file_of_any_argument_sets(tmp_path):
     file.write_text(
         "- --model_alias llada --task gsm8k --tag a\n"
         "- [--model_alias, dream, --task, mbpp, --limit, 3]\n"
-        "- {model_alias: [llada, dream], task: humaneval, tokens_per_step: [2, 4], no_early_exit: true, tag: null}\n"
+        "- {model_alias: [llada, dream], task: humaneval, tokens_per_step: [2, 4],\n"
+        "   no_early_exit: true, tag: null}\n"
     )
     found = select(Selection(file=file))
     assert [e.name for e in found] == [
@@ -127,7 +129,7 @@ def test_a_yaml_file_of_any_argument_sets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "problem"),
     [
         ("a: b: c", "is not YAML"),
         ("model_alias: llada", "expected a list"),
@@ -139,13 +141,13 @@ def test_a_yaml_file_of_any_argument_sets(tmp_path):
         ),
     ],
 )
-def test_a_file_that_cannot_be_is_named(tmp_path, text, told):
+def test_a_file_that_cannot_be_is_named(tmp_path, text, problem):
     (tmp_path / "my.yaml").write_text(text)
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=problem):
         select(Selection(file=tmp_path / "my.yaml"))
 
 
-def test_wrong_options_are_said_at_once(capsys, tmp_path):
+def test_wrong_options_are_reported_at_once(capsys, tmp_path):
     assert main(["plan", "--models", "lada", "--tasks", "gsm9k"]) == 2
     assert (
         "did you mean 'llada'" in (err := capsys.readouterr().err) and "did you mean 'gsm8k'" in err
@@ -170,161 +172,266 @@ def test_true_is_a_switch_and_false_leaves_it_out():
 def test_without_tmux_the_way_out_is_named(tmp_path):
     for name in ("bash", "dirname"):
         (tmp_path / name).symlink_to(shutil.which(name))
-    told = subprocess.run(
+    run = subprocess.run(
         ["bash", ROOT / "scripts" / "exp.sh"],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 3 and "--no_tmux" in told.stderr and "not installed" in told.stderr
+    assert run.returncode == 3 and "--no_tmux" in run.stderr and "not installed" in run.stderr
+
+
+# ---- status files
+
+
+def sample(i: int) -> tuple[dict, dict]:
+    """(result, meta) of a sample as the harness keeps it; every other one is right."""
+    meta = {"cost_seconds": 0.5, "doc_id": i, "seconds": 1.0, "tokens_returned": 10 + i}
+    return {"committed_at": [1, 2], "nfe": 7, "token_ids": [3]}, meta
+
+
+ALONE = WorkerInfo()
+
+
+def started(folder: Path, place: WorkerInfo = ALONE, **more) -> tuple[Store, SampleCache]:
+    """The store and the samples of a run that has just started."""
+    store = Store.open(folder, {}, "a" * 64, alone=place.leads)
+    file = StatusFile(store, place, folder / "result.json", **more)
+    return store, SampleCache("a" * 64, store, place, status=file)
+
+
+def test_sums_are_those_of_the_store(tmp_path):
+    """Failed samples that succeed later, documents above the limit, damage: counted as they are."""
+    with Store.open(tmp_path, {}, "a" * 64) as store:
+        for i in range(5):
+            result, meta = sample(i)
+            store.put(f"{i:064x}", {"status": "ok", "result": result, "meta": meta})
+        store.put("f" * 64, {"status": "error", "result": {}, "meta": {"error": "x"}})
+        store.put(f"{0:064x}", {"status": "error", "result": {}, "meta": {}})
+        assert counted(Store.read(store.directory, "a" * 64), None) == Sums(5, 0, 60, 35, 2.5)
+        assert counted(Store.read(store.directory, "a" * 64), 2) == Sums(2, 0, 21, 14, 1.0)
+        assert len(Store.read(store.directory, "a" * 64).errors()) == 1
+        assert counted(Store.read(tmp_path / "absent", "a" * 64), None) == Sums()
+        before = {path: path.stat().st_mtime_ns for path in store.directory.iterdir()}
+        Store.read(store.directory, "a" * 64)
+        assert before == {path: path.stat().st_mtime_ns for path in store.directory.iterdir()}
+
+
+def test_the_interval_of_merged_sums_is_that_of_the_samples():
+    from experiment.statistics import estimate
+
+    for values, proportion in [
+        ([1, 0, 1, 1], True),
+        ([0, 0], True),
+        ([0.2, 0.7, 0.4, 1.0], False),
+        ([0.3], False),
+    ]:
+        parts = [Sums(scored=1, score=v, squares=v * v) for v in values]
+        found, wanted = sum(parts, Sums()).estimate(), estimate(values, proportion=proportion)
+        assert found == pytest.approx((wanted.value, wanted.low, wanted.high, len(values)))
+    assert Sums(n=3).estimate() is None
+
+
+def test_a_status_file_is_written_at_most_every_two_seconds_and_at_the_end(tmp_path, monkeypatch):
+    """Also for the last sample of a batch: one write counts all that finish together."""
+    monkeypatch.setattr(status, "WRITE_S", 0.3)
+    store, samples = started(tmp_path)
+    seen = []
+    monkeypatch.setattr(
+        samples.status, "write", lambda write=samples.status.write: seen.append(write())
+    )
+    with store:
+        for i in range(4):
+            samples.remember(f"{i:064x}", *sample(i), i % 2)
+        [record] = read_status(store.directory)
+        assert (record.state, record.sums, len(seen)) == ("generating", Sums(), 0)
+        wait_for(lambda: read_status(store.directory)[0].sums.n == 4, 5)
+        assert len(seen) == 1
+        samples.failed("f" * 64, "x")
+        with pytest.raises(KeyboardInterrupt), samples.status:
+            raise KeyboardInterrupt
+    [record] = read_status(store.directory)
+    assert record.state == "stopped"
+    assert record.sums == Sums(4, 1, 46, 28, 2.0, scored=4, score=2, squares=2)
+
+
+def test_a_resumed_run_counts_what_is_kept_with_its_scores(tmp_path):
+    for first in (0, 3):
+        store, samples = started(tmp_path, limit=5)
+        with store, samples.status:
+            for i in range(first, first + 3):
+                samples.remember(f"{i:064x}", *sample(i), i % 2)
+    [record] = read_status(store.directory)
+    assert record.sums == replace(counted(store, None), failed=0)
+    assert (record.sums.n, record.sums.scored, record.sums.score) == (6, 6, 3)
+    store, samples = started(tmp_path, limit=5)
+    assert samples.status.record.sums.n == 5
+    store.close()
+
+
+def test_the_files_of_several_workers_add_up_and_those_of_an_earlier_run_do_not(tmp_path):
+    """Rank 2 is of a run with three workers, which has ended; its file goes with the next run."""
+    old = WorkerInfo(0, 3, session="old"), WorkerInfo(2, 3, session="old")
+    for place in old:
+        store, samples = started(tmp_path, place)
+        with store, samples.status:
+            samples.remember(f"{place.rank:064x}", *sample(place.rank))
+    assert sum(r.sums.n for r in read_status(store.directory)) == 2
+    leader, first = started(tmp_path, WorkerInfo(0, 2, session="new"))
+    assert [r.rank for r in read_status(store.directory)] == [0]
+    worker, second = started(tmp_path, WorkerInfo(1, 2, session="new"))
+    with leader, worker, first.status, second.status:
+        first.remember(f"{5:064x}", *sample(5))
+        second.remember(f"{6:064x}", *sample(6))
+        with pytest.raises(ShareDone):
+            second.share_done()
+        first.share_done()
+        found = read_status(store.directory)
+        assert [(r.state, r.sums.n) for r in found] == [("scoring", 3), ("done", 1)]
+        assert not (store.directory / "status-2.json").exists()
+    # a rank without its leader says nothing
+    (store.directory / "status-0.json").unlink()
+    assert read_status(store.directory) == []
+
+
+def test_how_a_run_ends_is_in_its_status_file(tmp_path):
+    class Broken(Exception):
+        pass
+
+    for error, found in [
+        (UsageError(["a", "b"]), ("failed", "a; b")),
+        (Broken("no"), ("failed", "Broken: no")),
+        (KeyboardInterrupt(), ("stopped", "")),
+        (None, ("stopped", "")),
+    ]:
+        store, samples = started(tmp_path)
+        with store:
+            try:
+                with samples.status:
+                    if error:
+                        raise error
+            except type(error):
+                pass
+        [record] = read_status(store.directory)
+        assert (record.state, record.error) == found
+
+
+def test_a_status_file_cannot_end_a_run(tmp_path):
+    """A full disk, a deleted directory: the samples count, the status is shown where it can be."""
+    store, samples = started(tmp_path)
+    (store.directory / "status-0.tmp").mkdir()
+    samples.remember("7" * 64, *sample(7))
+    samples.status.say("scoring")
+    [record] = read_status(store.directory)
+    assert (record.state, record.sums.n) == ("generating", 0)
+    (store.directory / "status-0.tmp").rmdir()
+    samples.status.say("scoring")
+    assert read_status(store.directory)[0].sums.n == 1
+    store.close()
+    shutil.rmtree(store.directory)
+    samples.status.say("done")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"rank": 0', '{"sums": {"n": 1}}'])
+def test_a_damaged_status_file_is_no_status_file(tmp_path, text):
+    """The store is counted then."""
+    [experiment] = chosen(tmp_path, extra=("--limit", "2"))
+    run_here(experiment)
+    experiment.path.unlink()
+    whole = Watcher(experiment).status()
+    assert (whole.state, whole.n, whole.of) == ("partial", 2, 2) and whole.sums.scored == 2
+    (experiment.store / "status-0.json").write_text(text)
+    assert Watcher(experiment).status() == whole
+    (experiment.store / "status-0.json").unlink()
+    assert Watcher(experiment).status() == whole
 
 
 # ---- where an experiment stands
 
 
-def test_a_tally_is_what_the_store_says(tmp_path):
-    with Store.open(tmp_path, {}, "a" * 64) as store:
-        for i in range(5):
-            meta = {
-                "cost_seconds": 0.5,
-                "doc_id": i,
-                "seconds": 1.0,
-                "tokens_returned": 10 + i,
-                "provenance": {"cpu": '"nfe":'},
-            }
-            result = {"committed_at": [1, 2], "nfe": 7, "token_ids": [3]}
-            store.put(f"{i:064x}", {"status": "ok", "result": result, "meta": meta})
-        store.put("f" * 64, {"status": "error", "result": {}, "meta": {"error": "x"}})
-        store.put(f"{0:064x}", {"status": "error", "result": {}, "meta": {}})
-        tally = Tally(store.directory)
-        tally.update()
-        assert tally.sums() == Sums(5, 60, 35, 2.5, failed=1)
-        assert tally.sums(limit=2) == Sums(2, 21, 14, 1.0, failed=1)
-        [shard] = store.directory.glob("shard-*")
-        with open(shard, "ab") as file:  # torn, damaged, and nothing of it counted
-            file.write(b"xx\n00000000 {not json\n1234")
-        tally.update()
-        assert tally.sums().n == 5
-        shard.rename(shard.with_name("elsewhere"))
-        tally.update()
-        assert tally.sums() == Sums()
-
-
-def briefed(folder: Path, n: int) -> tuple[Store, Path]:
-    """A store of n samples and one failure, written through the ledger, which is left open; its one shard."""
-    store = Store.open(folder, {}, "a" * 64)
-    ledger = SampleCache("a" * 64, store)
-    for i in range(n):
-        meta = {"cost_seconds": 0.5, "doc_id": i, "seconds": 1.0, "tokens_returned": 10 + i}
-        ledger.remember(
-            f"{i:064x}", {"committed_at": [1, 2], "nfe": 7, "token_ids": [3]}, meta, i % 2
-        )
-        if i == 2:
-            ledger.failed("f" * 64, "x")
-    return store, store.shard
-
-
-def sums_of(directory: Path) -> Sums:
-    tally = Tally(directory)
-    tally.update()
-    return tally.sums()
-
-
-def test_the_lines_beside_a_shard_say_what_the_shard_says(tmp_path):
-    """Whole, torn, damaged, of another shard, behind it, or gone: the numbers stay; scores stand in them only."""
-    store, shard = briefed(tmp_path, 6)
-    with store:
-        brief = brief_path(shard)
-        lines, plain = brief.read_bytes(), Sums(6, 75, 42, 3.0, failed=1)
-        assert sums_of(store.directory) == replace(plain, scores=(0, 1, 0, 1, 0, 1))
-        for text, scored in [
-            (lines[:-3], 5),
-            (lines.replace(b"[", b"[x", 4).replace(b"[x", b"[", 3), 3),
-            (b"[999999999,1]\n" + lines, 0),
-            (lines.replace(b",2,12,", b",null,12,"), 2),
-            (b"", 0),
-            (b"\n\n", 0),
-            (b"{}\n", 0),
-            (b"[]\n", 0),
-        ]:
-            brief.write_bytes(text)
-            found = sums_of(store.directory)
-            assert replace(found, scores=()) == plain and len(found.scores) == scored, text
-        brief.write_bytes(
-            lines[: lines.index(b"\n") + 1]
-        )  # as if the process had been killed between the two writes
-        tally = Tally(store.directory)
-        tally.update()
-        brief.write_bytes(lines)
-        tally.update()
-        assert tally.sums() == replace(plain, scores=(0, 1, 0, 1, 0, 1))
-        brief.unlink()
-        assert sums_of(store.directory) == plain
-
-
-def test_lines_beside_a_shard_cannot_end_a_run(tmp_path):
-    """A disk that is full for them, say: what follows would have a gap, so nothing follows."""
-    store, shard = briefed(tmp_path, 2)
-    with store:
-        ledger = SampleCache("a" * 64, store)
-        brief_path(shard).unlink()
-        brief_path(shard).mkdir()
-        meta = {"cost_seconds": 0.5, "doc_id": 7, "seconds": 1.0, "tokens_returned": 1}
-        ledger.remember("7" * 64, {"nfe": 1}, meta)
-        brief_path(shard).rmdir()
-        ledger.remember("8" * 64, {"nfe": 1}, meta)
-        assert not brief_path(shard).exists() and sums_of(store.directory).n == 4
+def running(experiment: Experiment, **more) -> StatusRecord:
+    """Write the status file of a run of this process, or of another one; its record."""
+    experiment.store.mkdir(parents=True, exist_ok=True)
+    own = {"rank": 0, "session": "s", "pid": os.getpid(), "host": HOST}
+    own |= {"start": process_start(os.getpid()), "result": str(experiment.path.resolve())}
+    record = StatusRecord(**own | {"time": time.time()} | more)
+    atomic_write_json(experiment.store / "status-0.json", asdict(record))
+    return record
 
 
 def test_states_from_the_first_sample_to_the_result(tmp_path):
-    """Waiting, partial, running while another process has the store, failed as the suite noted it, done."""
+    """Waiting, partial, running, failed as the suite noted it, done."""
     [experiment] = chosen(tmp_path)
     [limited] = chosen(tmp_path, extra=("--limit", "2"))
+    assert experiment.store == limited.store
     watcher = Watcher(experiment)
-    assert watcher.standing() == Status("waiting", 0, 6)
+    assert watcher.status() == Status("waiting", 6)
     result = run_here(limited)
-    assert watcher.id == result["id"] and Watcher(limited).standing().state == "done"
-    standing = watcher.standing()
-    assert standing.score == (
-        result["headline"]["value"],
-        *result["headline"]["ci95"],
-        2,
-    )  # of what is there
-    assert (standing.state, standing.n, standing.of) == (
-        "partial",
-        2,
-        6,
-    ) and standing.sums.forwards == 32
-    config = json.loads(next((tmp_path / "out" / "cache").glob("*/config.json")).read_text())
-    identity = {k: v for k, v in config.items() if k not in ("config_id", "store_version")}
-    with Store.open(tmp_path / "out" / "cache", identity, watcher.id):
-        assert (
-            watcher.standing().state == "running"
-            and f"pid {os.getpid()}" in watcher.standing().note
-        )
+    assert (experiment.id, experiment.result_id) == (result["generation_id"], result["id"])
+    assert Watcher(limited).status().state == "done"
+    found = watcher.status()
+    # of the samples that are there, which are those of an experiment with another --limit
+    assert found.score == (result["headline"]["value"], *result["headline"]["ci95"], 2)
+    assert (found.state, found.n, found.of, found.sums.forwards) == ("partial", 2, 6, 32)
+    running(experiment, sums=Sums(n=3))
+    assert (watcher.status().state, watcher.status().n) == ("running", 3)
+    assert watcher.status().note == f"generating by pid {os.getpid()} on {HOST}"
+    assert Watcher(limited).status().state == "done"
+    running(experiment, state="stopped")
+    assert watcher.status().state == "waiting"
+    running(experiment, state="failed", error="no room")
+    assert (watcher.status().state, watcher.status().note) == ("failed", "no room")
     experiment.log.parent.mkdir()
-    write_note(experiment, "failed", 3, "no memory")
-    assert (watcher.standing().state, watcher.standing().note) == ("failed", "no memory")
+    write_failure(experiment, "no memory", None)
+    assert (watcher.status().state, watcher.status().note) == ("failed", "no memory")
+    running(experiment, state="stopped", time=time.time() + 1)  # a later attempt
+    assert watcher.status().state == "waiting"
     run_here(experiment)
-    standing = watcher.standing()
-    assert (standing.state, standing.n, standing.score[0], standing.score[3]) == ("done", 6, 0.0, 6)
-    assert standing.sums.seconds > 0 and standing.sums.tokens > 0
+    found = watcher.status()
+    assert (found.state, found.n, found.score[0], found.score[3]) == ("done", 6, 0.0, 6)
+    assert found.sums.seconds > 0 and found.sums.tokens > 0
 
 
-def test_a_holder_that_was_killed_is_not_running(tmp_path):
+def test_a_run_that_was_killed_is_not_running(tmp_path):
+    """On this host the process says so, on another one the age of its file."""
     [experiment] = chosen(tmp_path)
-    folder = tmp_path / "out" / "cache" / known_id(experiment.job, experiment.spec)[:16]
-    folder.mkdir(parents=True)
-    (folder / "LOCK").write_text(
-        f"pid 1 on {os.uname().nodename} since 2026-01-01T00:00:00+0000 (process start 99)"
-    )
-    assert Watcher(experiment).standing().state == "waiting"
-    (folder / "LOCK").write_text("pid 1 on node7 since 2026-01-01T00:00:00+0000 (process start 99)")
-    assert (
-        Watcher(experiment).standing().note == "pid 1 on node7"
-    )  # another node: its file is fresh
-    os.utime(folder / "LOCK", (0, 0))
-    assert Watcher(experiment).standing().state == "waiting"
+    running(experiment, start="99")
+    assert Watcher(experiment).status().state == "waiting"
+    running(experiment, host="node7", pid=1, state="scoring", sums=Sums(n=4))
+    assert Watcher(experiment).status().note == "scoring by pid 1 on node7"
+    os.utime(experiment.store / "status-0.json", (0, 0))
+    assert Watcher(experiment).status().state == "partial"
+
+
+def test_the_summary_in_a_status_file_is_that_of_the_result(tmp_path, monkeypatch):
+    """So no result is read; one that is replaced is."""
+    [experiment] = chosen(tmp_path)
+    result = run_here(experiment)
+    read = Summary.of_result(experiment.path, result, experiment.metric)
+    assert read_status(experiment.store)[0].summary == read and read.sums.n == read.of == 6
+    with monkeypatch.context() as patch:
+        patch.setattr("suite.state.load_result", lambda path: pytest.fail("the result was read"))
+        done = Watcher(experiment).status()
+    assert (done.state, done.n, done.of) == ("done", 6, 6)
+    assert done.score == (result["headline"]["value"], *result["headline"]["ci95"], 6)
+    for file in experiment.store.glob("status-*"):
+        file.unlink()
+    assert Watcher(experiment).status() == done
+    experiment.path.unlink()
+    assert Watcher(experiment).status().state == "partial"
+
+
+def test_a_result_with_failed_samples_is_no_final_one(tmp_path):
+    [experiment] = chosen(tmp_path)
+    result = run_here(experiment)
+    failed = result | {"status": "incomplete", "n_failed": 2, "headline": None}
+    failed["score_on_completed"] = {experiment.metric: result["headline"]}
+    experiment.path.write_text(json.dumps(failed))
+    found = Watcher(experiment).status()
+    assert (found.state, found.n, found.note) == ("failed", 4, "2 samples failed")
+    assert found.score[0] == result["headline"]["value"]
+    running(experiment)
+    assert Watcher(experiment).status().state == "running"
 
 
 @pytest.mark.parametrize(
@@ -335,32 +442,21 @@ def test_a_foreign_file_in_place_of_a_result_is_named(tmp_path, text):
     [experiment] = chosen(tmp_path)
     experiment.job.path.parent.mkdir()
     experiment.job.path.write_text(text)
-    standing = Watcher(experiment).standing()
-    assert standing.state == "failed" and str(experiment.job.path) in standing.note
+    found = Watcher(experiment).status()
+    assert found.state == "failed" and str(experiment.job.path) in found.note
 
 
 def test_a_result_of_another_configuration_is_no_result_of_this_one(tmp_path):
     [experiment] = chosen(tmp_path)
     [other] = chosen(tmp_path, extra=("--seed", "1"))
     run_here(other)
-    standing = Watcher(experiment).standing()
-    assert standing.state == "failed" and "of another configuration" in standing.note
-
-
-def test_the_summary_of_a_result_is_the_result_without_its_samples(tmp_path):
-    [experiment] = chosen(tmp_path)
-    whole = run_here(experiment)
-    summary = read_summary(experiment.job.path)
-    profile = whole.pop("profile")
-    assert profile.pop("sample_seconds") and summary.pop("profile") == profile
-    assert summary == {
-        k: v for k, v in whole.items() if k not in ("samples", "content_sha256", "meta")
-    }
+    found = Watcher(experiment).status()
+    assert found.state == "failed" and "of another configuration" in found.note
 
 
 def test_time_left_goes_by_the_nearest_relative(tmp_path):
     one, two, other = chosen(tmp_path, tps=(1, 2)) + chosen(tmp_path, models=("dream",), tps=(1,))
-    fresh, begun = Status("waiting", 0, 6), Status("partial", 2, 6, Sums(2, 40, 64, 4.0))
+    fresh, begun = Status("waiting", 6), Status("partial", 6, Sums(2, 0, 40, 64, 4.0))
     assert Estimator([(one, fresh)]).left_s(one, fresh) is None
     estimator = Estimator([(one, begun), (two, fresh), (other, fresh)])
     assert estimator.left_s(one, begun) == 8.0
@@ -382,36 +478,39 @@ def test_time_left_goes_by_the_nearest_relative(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("briefs", "limit_s"), [(True, 2), (False, 4)])
-def test_progress_over_48_stores_of_1319_samples_is_quick(tmp_path, briefs, limit_s):
+@pytest.mark.parametrize(("n", "files", "limit_s"), [(48, True, 1.5), (6, False, 4)])
+def test_progress_over_stores_of_1319_samples_is_quick(tmp_path, n, files, limit_s):
     """The stores are links to one shard: each is read as if it were its own."""
-    out = tmp_path / "out"
-    sets = [
-        [*e.argv, *flags(gsm8k_dir(tmp_path / "data", 1319)), "--output_dir", str(out)]
-        for e in select(Selection(tasks=("gsm8k",)))[:1]
-    ]
-    found = experiments([*sets[0], "--tag", f"t{i}", "--seed", str(i)] for i in range(48))
+    out, data = tmp_path / "out", gsm8k_dir(tmp_path / "data", 1319)
+    [one] = select(Selection(tasks=("gsm8k",)))[:1]
+    words = [*one.argv, *flags(data), "--output_dir", str(out)]
+    found = experiments([*words, "--tag", f"t{i}", "--seed", str(i)] for i in range(n))
     ids = list(range(100_000, 100_512))
-    meta = {"cost_seconds": 1.5, "seconds": 12.0, "tokens_returned": 200}
-    with Store.open(tmp_path / "one", {}, "a" * 64) as store:
-        ledger = SampleCache("a" * 64, store, provenance={"device_name": "x" * 300})
+    store, samples = started(tmp_path / "one")
+    samples.provenance = {"device_name": "x" * 300}
+    with store, samples.status:
         for i in range(1319):
-            ledger.remember(
-                f"{i:064x}",
-                {"committed_at": ids, "nfe": 300, "token_ids": ids},
-                meta | {"doc_id": i},
-                i % 2,
-            )
-        shard = store.shard
+            meta = {"doc_id": i, "cost_seconds": 1.5, "seconds": 12.0, "tokens_returned": 200}
+            result = {"committed_at": ids, "nfe": 300, "token_ids": ids}
+            samples.remember(f"{i:064x}", result, meta, i % 2)
+    shard, record = store.shard, samples.status.record
     for experiment in found:
-        folder = out / "cache" / known_id(experiment.job, experiment.spec)[:16]
-        folder.mkdir(parents=True)
-        os.link(shard, folder / shard.name)
-        if briefs:
-            os.link(brief_path(shard), folder / brief_path(shard).name)
-    Lease(out, found, workers=4).release()
+        experiment.store.mkdir(parents=True)
+        os.link(shard, experiment.store / shard.name)
+        if files:
+            record.result = str(experiment.path)
+            atomic_write_json(experiment.store / "status-0.json", asdict(record))
+    lease = Lease(out, found, workers=4)
+    lease.release()
+    text = lease.path.read_text()
+    for experiment in found:
+        text = text.replace(f'"{experiment.id}"', f'"{"a" * 64}"')  # that of the shard
+    lease.path.write_text(text)
     before = os.times()
-    code = "import sys; from scripts.sweep import main; main(sys.argv[1:]); assert not {'torch', 'lm_eval'} & sys.modules.keys()"
+    code = (
+        "import sys; from scripts.sweep import main; main(sys.argv[1:]); "
+        "assert not {'torch', 'lm_eval'} & sys.modules.keys()"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code, "progress", "--output_dir", str(out)],
         cwd=ROOT,
@@ -423,13 +522,14 @@ def test_progress_over_48_stores_of_1319_samples_is_quick(tmp_path, briefs, limi
     took = (
         after.children_user + after.children_system - before.children_user - before.children_system
     )
-    assert "48 experiments: 48 partial; 63312 of 63312 samples" in run.stdout, run.stderr
-    assert ("0.500 [0.473, 0.527] of 1319" in run.stdout) is briefs
-    print(f"{48 * shard.stat().st_size / 1e6:.0f} MB in {took:.2f} s of a core")
+    line = f"{n} experiments: {n} partial; {n * 1319} of {n * 1319} samples"
+    assert line in run.stdout, run.stdout
+    assert "0.500 [0.473, 0.527] of 1319" in run.stdout
+    print(f"{n * shard.stat().st_size / 1e6:.0f} MB in {took:.2f} s of a core")
     assert took < limit_s
 
 
-# ---- who has which experiments, who does what
+# ---- which suite has which experiments, what a worker does next
 
 
 def test_a_claimed_experiment_is_not_taken_by_a_second_suite(tmp_path):
@@ -440,68 +540,62 @@ def test_a_claimed_experiment_is_not_taken_by_a_second_suite(tmp_path):
     first.path.rename(living)
     second = Lease(out, [one, two], workers=1)
     assert (second.mine, second.elsewhere) == ([two], [one])
-    with pytest.raises(BusyError, match=f"with the suite of pid {os.getpid()}"):
+    with pytest.raises(BusyError, match=f"the suite of pid {os.getpid()} on"):
         Lease(out, [one], workers=1)
     first.path = living
     first.release()
-    assert [c["alive"] for c in read_claims(out)] == [False, True]
+    assert [r.alive for r in read_records(out)] == [False, True]
     assert Lease(out, [one], workers=1).mine == [one] and not living.exists()
+    # suites that share a run have them in common
+    assert Lease(out, [one], workers=1, run="r").mine == [one]
 
 
-def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(
-    tmp_path, monkeypatch, capsys
-):
-    """A job that is killed and requeued starts on another node at once; what its first life claimed is its own."""
+def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(tmp_path):
     experiment = chosen(tmp_path)
     first = Lease(tmp_path / "out", experiment, workers=1)
-    first.path.rename(first.path.with_name("sweep-node7-1.json"))
-    there = first.path.with_name("sweep-node7-1.json")
+    there = first.path.rename(first.path.with_name("sweep-node7-1.json"))
     there.write_text(there.read_text().replace(f'"host": "{HOST}"', '"host": "node7"'))
-    monkeypatch.setattr("suite.lease.FRESH_S", 1.5)
+    with pytest.raises(BusyError, match="on node7"):
+        Lease(tmp_path / "out", experiment, workers=1)
+    os.utime(there, (0, 0))
     assert Lease(tmp_path / "out", experiment, workers=1).mine == experiment and not there.exists()
-    assert "whether the suite on node7 lives" in capsys.readouterr().err
 
 
-def test_suites_that_share_a_run_take_one_experiment_after_the_other(tmp_path):
-    """An idle worker takes more of its model, else of one that nobody is at; what has failed in the run stays so."""
-    found = chosen(tmp_path, models=("llada", "dream"), tps=(1, 2))
-    out, worker = tmp_path / "out", Worker("cpu", {})
-    one = Lease(out, found, workers=1, run="r")
-    one.path = one.path.rename(
-        one.path.with_name("sweep-here-1.json")
-    )  # as if of another process of this host
-    assert one.mine == one.elsewhere == []
-    engine = LocalEngine(one, [], [worker], print)
-    worker.task = engine._next(worker)
-    assert worker.task.experiment == found[0]
-    two = Lease(out, found, workers=1, run="r")
-    other = Worker("cpu", {})
-    second = LocalEngine(two, [], [other], print)
-    other.task = second._next(other)
-    assert other.task.experiment == found[2]
-    worker.model, worker.task.stage, worker.task = (
-        found[0].model,
-        "score",
-        None,
-    )  # the scorer has it
-    assert engine._next(worker).experiment == found[1]
-    second._end(other.task, "failed", "no memory")
-    write_note(found[3], "failed", 3, "no memory", one.told)
-    other.task = None
-    assert second._next(other) is None and second.claim.more(lambda free, at_it: free[0]) is None
-    assert not two.release() and one.release()
-    assert [c["mine"] for c in read_claims(out)] == [
-        [str(e.job.path) for e in some] for some in (found[:2], found[2:3])
-    ]
-    again = Lease(out, found, workers=1, run="r")
-    assert again.more(lambda free, at_it: free[-1]) == found[1]  # not finished, and free again
-    again.release()
-    assert Lease(out, found, workers=1, run="s").more(lambda free, at_it: free[-1]) == found[3]
-    with pytest.raises(BusyError, match="already"):
-        Lease(out, [found[3]], workers=1)
+def test_the_record_of_a_suite_is_enough_for_progress(tmp_path, capsys, monkeypatch):
+    """No argument is parsed: an experiment of a plugin that is not imported is shown, too."""
+    one, two = chosen(tmp_path, tps=(1, 2))
+    run_here(one)
+    lease = Lease(tmp_path / "out", [one, two], workers=2)
+    monkeypatch.setattr("scripts.sweep.select", lambda selection: pytest.fail("parsed"))
+    monkeypatch.setattr("suite.matrix.experiments", lambda sets: pytest.fail("parsed"))
+    assert main(["progress", "--output_dir", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "2 experiments: 1 done, 1 waiting; 6 of 12 samples; about" in text
+    assert "left with 2 workers" in text
+    [record] = read_records(tmp_path / "out")
+    planned = record.experiments[1]
+    assert (planned.id, planned.store, planned.n) == (two.id, two.store.resolve(), 6)
+    assert (planned.command, planned.log, planned.path) == (two.command, two.log, two.path)
+    assert (planned.model, planned.forward_passes) == (f"{LLADA} in float32", 16)
+    lease.release()
 
 
-def test_devices_as_they_are_told(monkeypatch):
+def test_an_id_that_becomes_known_enters_the_record(tmp_path, monkeypatch):
+    """A checkpoint of the hub is downloaded by the first run of it."""
+    found = chosen(tmp_path)[0]
+    monkeypatch.setattr("suite.matrix.known_ids", lambda job: None)
+    lease = Lease(tmp_path / "out", [replace(found, id=None, store=None)], workers=1)
+    assert read_records(tmp_path / "out")[0].experiments[0].id is None
+    lease.touch()
+    monkeypatch.setattr("suite.matrix.known_ids", lambda job: (found.id, found.result_id))
+    assert read_records(tmp_path / "out")[0].experiments[0].id is None, "touched a moment ago"
+    monkeypatch.setattr("suite.lease.TOUCH_S", 0)
+    lease.touch()
+    [planned] = read_records(tmp_path / "out")[0].experiments
+    assert (planned.id, planned.store) == (found.id, found.store.resolve())
+
+
+def test_devices_follow_the_environment(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert [w.environ["CUDA_VISIBLE_DEVICES"] for w in make_workers(None)] == ["2", "3"]
     assert [w.device for w in make_workers(3)] == ["cuda 2", "cuda 3", "cuda 2"]
@@ -510,12 +604,12 @@ def test_devices_as_they_are_told(monkeypatch):
 
 
 def test_a_worker_stays_with_its_model_and_no_device_idles(tmp_path):
-    """Four models of three experiments on two workers: each model is loaded by one worker, until only one is left."""
-    claim = Lease(tmp_path, [], workers=2)
+    """Four models of three experiments on two workers: each model is loaded by one worker."""
+    lease = Lease(tmp_path, [], workers=2)
     found = select(Selection(tasks=("gsm8k",)))
     engine = LocalEngine(
-        claim,
-        [(e, Status("waiting", 0, 1319)) for e in found],
+        lease,
+        [(e, Status("waiting", 1319)) for e in found],
         [Worker("cpu", {}), Worker("cpu", {})],
         print,
     )
@@ -542,11 +636,14 @@ def test_a_worker_stays_with_its_model_and_no_device_idles(tmp_path):
     ],
 )
 def test_what_an_exit_code_leads_to(tmp_path, codes, outcome, attempts):
-    """A crash is tried twice more, a bad configuration never, a busy store later; a failed scoring generates again."""
+    """A crash is tried twice more, a bad configuration never, a busy store later.
+
+    A scoring that fails generates again.
+    """
     found = chosen(tmp_path)
     engine = LocalEngine(
         Lease(tmp_path / "out", found, workers=1),
-        [(found[0], Status("waiting", 0, 6))],
+        [(found[0], Status("waiting", 6))],
         [Worker("cpu", {})],
         print,
     )
@@ -557,23 +654,95 @@ def test_what_an_exit_code_leads_to(tmp_path, codes, outcome, attempts):
     assert (task.stage, task.outcome, task.attempts) == ("ended", outcome, attempts)
 
 
+def quick(engine: LocalEngine) -> LocalEngine:
+    """The engine with a clock in which every wait is over."""
+    for task in engine.tasks:
+        task.not_before = 0.0
+    return engine
+
+
+def test_a_busy_experiment_is_left_only_once_all_else_is_over(tmp_path):
+    """While there is other work its holder may die; after that the waits are bounded."""
+    one, two = chosen(tmp_path, tps=(1, 2))
+    rows = [(e, Status("waiting", 6)) for e in (one, two)]
+    worker = Worker("cpu", {})
+    engine = LocalEngine(Lease(tmp_path / "out", [one, two], 1), rows, [worker], print)
+    first, second = engine.tasks
+    worker.task = second
+    for _ in range(6):
+        engine._answered(first, 75)
+        assert first.stage == "generate" and 0 < first.not_before - time.monotonic() <= 60
+    engine._end(second, "done")
+    worker.task = None
+    assert quick(engine)._next(worker) is first
+    engine._answered(first, 75)
+    assert (first.stage, first.outcome) == ("ended", "elsewhere")
+
+
+def test_shares_keep_models_together_and_costs_alike():
+    """The longest model first; more tasks than models divide the longest."""
+
+    def models(n: int) -> list[set[str]]:
+        divided = shares(found, n)
+        assert sorted(e.name for share in divided for e in share) == sorted(e.name for e in found)
+        return [{e.job.config.model_alias for e in share} for share in divided]
+
+    found = select(Selection(models=("dream", "llada"), tps=(1, 2)))
+    assert models(1) == [{"llada", "dream"}]
+    assert models(2) == [{"llada"}, {"dream"}]
+    assert models(3) == [{"dream"}, {"llada"}, {"llada"}]
+    assert [len(share) for share in shares(found, 16)] == [1] * 16
+    costs = [sum(e.cost for e in share) for share in shares(found, 4)]
+    assert max(costs) < 1.1 * min(costs)
+    found = select(Selection(tasks=("truthfulqa", "gsm8k"), tps=(1,)))
+    assert models(3) == [{"llada"}, {"llada1.5"}, {"dream", "diffucoder"}]
+
+
+def test_suites_that_share_a_run_begin_with_their_share_and_walk_the_others(tmp_path):
+    """What is done or has failed in the run is skipped; what failed in another run is not."""
+    found = chosen(tmp_path, models=("llada", "dream"), tps=(1, 2))
+    rows = [(e, Status("waiting", 6)) for e in found]
+    lease, worker = Lease(tmp_path / "out", found, 1, run="r"), Worker("cpu", {})
+    own = {found[3].name}
+    engine = LocalEngine(lease, rows, [worker], print, own=own)
+    assert engine._next(worker).experiment == found[3]
+    worker.model = found[3].model
+    engine._end(engine.tasks[3], "done")
+    assert engine._next(worker).experiment == found[2], "of the model that is loaded"
+    found[2].log.parent.mkdir(exist_ok=True)
+    write_failure(found[2], "no memory", "r")
+    write_failure(found[0], "no memory", "another run")
+    assert engine._next(worker).experiment == found[0]
+    run_here(found[0])
+    assert engine._next(worker).experiment == found[1]
+    assert [t.outcome for t in engine.tasks] == ["skipped", "stopped", "skipped", "done"]
+    assert not engine.last
+    engine._end(engine.tasks[1], "failed", "no memory")
+    assert engine.last
+    other = LocalEngine(lease, rows, [worker], print)
+    other._end(other.tasks[3], "done")
+    assert other.last, "it had the last one"
+    found[0].path.unlink()
+    other._end(other.tasks[3], "done")
+    assert not other.last, "one is open"
+
+
 def test_a_worker_holds_one_model_at_a_time(tmp_path, monkeypatch):
-    """A harness is in a reference cycle, and the next run freezes what is there: two models of 16 GB would be held."""
+    """A harness is in a reference cycle: without a collection two models of 16 GB would be held."""
     found = chosen(tmp_path, models=("llada", "dream"), tps=(2, 4), extra=("--limit", "1"))
     monkeypatch.setattr(sys, "argv", sys.argv)
-    import_everything()
     kept, held, loads = KeptModel(), [], []
     for experiment in found:
         order = {
             "argv": [*experiment.argv, "--device", "cpu"],
             "log": str(tmp_path / "log"),
             "score": False,
-            "what": "",
+            "title": "",
         }
         assert obey(order, kept) == 0
         held.append(weakref.ref(kept._kept[False][1]))
         loads.append(kept.loads)
-        assert Watcher(experiment).standing().state == "partial"  # generated, not scored
+        assert Watcher(experiment).status().state == "partial"  # generated, not scored
     assert loads == [1, 1, 2, 2]
     assert [ref() is None for ref in held] == [True, True, False, False]
 
@@ -596,13 +765,15 @@ def test_a_scorer_never_loads_a_model(tmp_path, monkeypatch, capsys):
         "argv": [*experiment.argv, "--device", "cpu"],
         "log": str(tmp_path / "log"),
         "score": True,
-        "what": "",
+        "title": "",
     }
     assert obey(order, KeptModel()) == 1
     assert "they are generated again" in capsys.readouterr().err
 
 
-def test_the_device_memory_of_a_run_is_told_by_the_process_that_scores_it(tmp_path, monkeypatch):
+def test_the_device_memory_of_a_run_is_in_the_result_of_the_process_that_scores_it(
+    tmp_path, monkeypatch
+):
     [experiment] = chosen(tmp_path)
     run_here(experiment)
     experiment.job.path.unlink()
@@ -619,8 +790,12 @@ def test_the_device_memory_of_a_run_is_told_by_the_process_that_scores_it(tmp_pa
 # ---- whole runs
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_workers_one_failure_and_a_second_start(tmp_path, capfd):
-    """One model is not there: its experiments fail at once, the others are done, no worker loads a model twice."""
+    """One model is missing: its experiments fail at once, the others are done.
+
+    No worker loads a model twice.
+    """
     good = chosen(tmp_path, models=("llada", "dream"), tps=(2, 4))
     [bad] = chosen(
         tmp_path,
@@ -628,20 +803,20 @@ def test_a_sweep_of_two_workers_one_failure_and_a_second_start(tmp_path, capfd):
         tps=(2,),
         extra=("--diffucoder_ckpt", str(tmp_path / "absent")),
     )
-    claim = Lease(tmp_path / "out", [*good, bad], workers=2)
-    rows = [(e, Watcher(e).standing()) for e in claim.mine]
+    lease = Lease(tmp_path / "out", [*good, bad], workers=2)
+    rows = [(e, Watcher(e).status()) for e in lease.mine]
     workers = [
         Worker("cpu", {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}) for _ in range(2)
     ]
-    tasks = LocalEngine(claim, rows, workers, print).run()
-    claim.release()
+    tasks = LocalEngine(lease, rows, workers, print).run()
+    lease.release()
     assert [t.outcome for t in tasks] == ["done"] * 4 + ["failed"]
     assert "absent does not exist" in tasks[-1].error and tasks[-1].attempts == 1
-    assert Watcher(bad).standing().state == "failed"
+    assert Watcher(bad).status().state == "failed"
     assert all(
         w.loads <= 2 and w.process is None for w in workers
     )  # two models; an idle worker may take the other's
-    assert [Watcher(e).standing().state for e in good] == ["done"] * 4
+    assert [Watcher(e).status().state for e in good] == ["done"] * 4
     result = json.loads(good[0].job.path.read_text())
     assert (
         result["meta"]["environment"]["command"][0] == "eval.py"
@@ -649,7 +824,7 @@ def test_a_sweep_of_two_workers_one_failure_and_a_second_start(tmp_path, capfd):
     )
     stamps = {e.name: e.job.path.stat().st_mtime_ns for e in good}
     extra = " ".join(flags(tmp_path / "data"))
-    told = [
+    words = [
         "--models",
         "llada",
         "dream",
@@ -664,10 +839,10 @@ def test_a_sweep_of_two_workers_one_failure_and_a_second_start(tmp_path, capfd):
         str(tmp_path / "out"),
     ]
     capfd.readouterr()
-    assert main(["run", *told]) == 0
+    assert main(["run", *words]) == 0
     assert "ended: 4 done" in capfd.readouterr().out
     assert {e.name: e.job.path.stat().st_mtime_ns for e in good} == stamps
-    assert main(["plan", *told]) == 0
+    assert main(["plan", *words]) == 0
     assert capfd.readouterr().out.startswith("done ")
 
 
@@ -678,10 +853,17 @@ def wait_for(condition, seconds: float = 300.0) -> None:
         time.sleep(0.05)
 
 
+def kept(experiment: Experiment) -> int:
+    """Lines of its store that are samples."""
+    shards = experiment.store.glob("shard-*")
+    return sum(len(path.read_bytes().splitlines()) - 1 for path in shards)
+
+
 def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(tmp_path):
     [experiment] = chosen(
         tmp_path, n=60, extra=("--gen_length", "96", "--block_length", "32"), tps=(1,)
@@ -711,22 +893,22 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
         return subprocess.Popen([*SWEEP, "run", *argv], env=environ, cwd=ROOT, **quiet)
 
     def more_samples(suite: subprocess.Popen) -> None:
-        before = watcher.standing().n
-        wait_for(lambda: suite.poll() is not None or watcher.standing().n > before + 1)
+        before = watcher.status().n
+        wait_for(lambda: suite.poll() is not None or watcher.status().n > before + 1)
         assert suite.poll() is None, suite.communicate()[0]
 
     suite = start()
     more_samples(suite)
     second = start()  # while the first runs
     assert second.wait(120) == 75 and "already" in second.communicate()[0]
-    assert watcher.standing().state == "running"
+    assert watcher.status().state == "running"
     os.kill(children(suite.pid)[0], signal.SIGKILL)  # its worker
     more_samples(suite)
     [worker] = children(suite.pid)
     suite.kill()  # the suite itself; its worker must not keep the device
     suite.wait()
     wait_for(lambda: not Path(f"/proc/{worker}").exists(), 20)
-    assert watcher.standing().state == "partial"
+    assert watcher.status().state == "partial"
     suite = start()
     more_samples(suite)
     suite.send_signal(signal.SIGINT)
@@ -735,15 +917,58 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
         "Traceback" not in (text := suite.communicate()[0]) and "the same command goes on" in text
     )
     assert (tmp_path / "out" / "logs" / "sweep.log").read_text().endswith(" stopped\n")
-    assert watcher.standing().state == "partial"
+    assert watcher.status().state == "partial"
     suite = start()
     text = suite.communicate(timeout=600)[0]
     assert suite.returncode == 0 and "ended: 1 done" in text
-    assert (
-        sum(len(p.read_bytes().splitlines()) - 1 for p in watcher.directory.glob("shard-*")) == 60
-    )
+    assert kept(experiment) == 60
     assert "ended by signal 9; tried again" in (tmp_path / "out" / "logs" / "sweep.log").read_text()
     assert "Traceback" not in experiment.log.read_text()
+
+
+def test_the_share_of_a_task_that_was_killed_for_good_is_completed_by_another(tmp_path):
+    """Task 0 of an array dies in the middle of its first experiment, and nobody requeues it."""
+    big = ("--gen_length", "96", "--block_length", "32")
+    llada = chosen(tmp_path, n=12, extra=big, tps=(1, 2, 4))
+    dream = chosen(tmp_path, models=("dream",), extra=("--limit", "2"), tps=(2, 4))
+    plan = tmp_path / "plan.json"
+    parts = [[list(e.argv) for e in part] for part in (llada, dream)]
+    fields = {
+        "run": "r",
+        "output_dir": str(tmp_path / "out"),
+        "workers": 1,
+        "gpus": 0,
+        "plugins": {},
+    }
+    plan.write_text(json.dumps(fields | {"shares": parts}))
+    slurm = {"SLURM_ARRAY_JOB_ID": "7", "OMP_NUM_THREADS": "1"}
+
+    def start(task: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*SWEEP, "share", "--plan", str(plan)],
+            env=os.environ | slurm | {"SLURM_ARRAY_TASK_ID": task},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    first = start("0")
+    wait_for(lambda: first.poll() is not None or kept(llada[0]))
+    first.kill()
+    assert first.wait() == -signal.SIGKILL and kept(llada[0]) < 12
+    second = start("1")
+    text = second.communicate(timeout=300)[0]
+    assert second.returncode == 0, text
+    assert [Watcher(e).status().state for e in [*llada, *dream]] == ["done"] * 5
+    assert [kept(e) for e in llada] == [12] * 3
+    begun = [line.split()[3] for line in text.splitlines() if "generating on cpu" in line]
+    assert begun[:2] == [f"{dream[0].name}:", f"{dream[1].name}:"], "its own share first"
+    assert text.count("[7_1] report:") == 1
+    assert (tmp_path / "out" / "report" / "report.html").is_file()
+    third = start("0")  # were it requeued in the end
+    text = third.communicate(timeout=300)[0]
+    assert third.returncode == 0 and "generating" not in text and "[7_0] report:" not in text
 
 
 @pytest.mark.parametrize("terminal, shown", [(True, "6/20"), (False, "")])
@@ -756,7 +981,8 @@ def test_a_terminal_gets_a_bar_over_all_samples(monkeypatch, terminal, shown):
     monkeypatch.setattr("sys.stderr", stream)
     monkeypatch.setattr("suite.run.Watcher", lambda experiment: experiment)
     monkeypatch.setattr(
-        "suite.run.statuses", lambda watchers: [(w, Status("partial", 3, 10)) for w in watchers]
+        "suite.run.statuses",
+        lambda watchers: [(w, Status("partial", 10, Sums(3))) for w in watchers],
     )
     Bar(["one", "two"]).close()
     assert shown in stream.getvalue() and bool(stream.getvalue()) == terminal

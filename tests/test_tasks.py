@@ -1,13 +1,11 @@
 """The four benchmarks through lm-eval: data, prompts and scores.
 
-The tests on the original files take them from DLLMEXP_DATA_DIR, or from ../shared/benchmarks beside the
-repository, and are skipped where neither is there. The others make small sets of their own.
+Tests on the original files use the fixture `benchmarks`; the others make small sets of their own.
 """
 
 import ast
 import gzip
 import json
-import os
 import random
 import socket
 from functools import cache
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiment.lmeval import scorer
+from sandbox import judge_many
 from tasks import (
     DataError,
     build_task,
@@ -28,8 +27,10 @@ from tasks import (
     truthfulqa,
 )
 from tasks.base import installed_config
+from tasks.code import add_strict
 from tasks.installed import spec_of
 from tasks.programs import called_names
+from utils import GSM8K_NUMBER, UsageError, humaneval_program, mbpp_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's own code
 SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
@@ -51,17 +52,6 @@ def no_network(monkeypatch):
             raise AssertionError(f"connection to {address}")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-
-
-@pytest.fixture(scope="session")
-def benchmarks() -> Path:
-    here = Path(__file__).resolve().parents[2] / "shared" / "benchmarks"
-    folder = Path(os.environ.get("DLLMEXP_DATA_DIR") or here)
-    if not (folder / "mbpp.jsonl").exists():
-        pytest.skip(
-            f"the original benchmark files are not in {folder}; DLLMEXP_DATA_DIR names their folder"
-        )
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -209,7 +199,6 @@ def test_humaneval_scores_each_form(mini, form):
         "tier",
         "seconds",
         "cpu_seconds",
-        "strict",
     }
     assert (
         verdict["program"].startswith(verdict["candidate"].rstrip())
@@ -221,6 +210,19 @@ def test_humaneval_scores_each_form(mini, form):
     )
     assert metrics[PASS] == 0.5
     assert [s["filtered_resps"][0]["reason"] for s in samples] == ["passed", "assertion"]
+
+
+def test_the_strict_metric_is_there_only_where_it_was_asked_for(mini):
+    forged = "class Equal:\n    __eq__ = lambda *_: True\ndef double(x):\n    return Equal()\n"
+    plain, _ = evaluate(build_task(humaneval.SPEC, mini, "chat"), lambda doc: forged)
+    strict, samples = evaluate(
+        add_strict(build_task(humaneval.SPEC, mini, "chat")), lambda doc: forged
+    )
+    assert plain[PASS] == strict[PASS] == 1.0 and strict["pass@1_strict,create_test"] == 0.0
+    assert [s["filtered_resps"][0]["strict"]["reason"] for s in samples] == ["opaque", "opaque"]
+    assert not any("strict" in key for key in plain)
+    with pytest.raises(UsageError, match="--strict_exec: gsm8k runs no programs"):
+        add_strict(build_task(gsm8k.SPEC, mini, "chat"))
 
 
 @pytest.mark.parametrize("form", mbpp.FORMS)
@@ -249,6 +251,17 @@ def test_gsm8k_reads_the_last_number(mini, text, strict, flexible):
     task = build_task(gsm8k.SPEC, mini, "chat")
     metrics, _ = evaluate(task, lambda doc: text, limit=1)
     assert (metrics[STRICT], metrics[FLEXIBLE]) == (strict, flexible)
+
+
+@pytest.mark.parametrize("form", gsm8k.FORMS)
+def test_gsm8k_numbers_are_read_by_lm_evals_pattern(form):
+    """With another pattern a score is no longer comparable with published ones."""
+    (chain,) = [
+        chain
+        for chain in installed_config(gsm8k.FORMS[form].yaml)["filter_list"]
+        if chain["name"] == "flexible-extract"
+    ]
+    assert chain["filter"][0]["regex_pattern"] == GSM8K_NUMBER
 
 
 @pytest.mark.parametrize("text", ["#### 1,000", "#### 1000", "#### $1,000", "#### 1000."])
@@ -300,7 +313,7 @@ def test_the_number_of_examples_can_be_set(mini):
     task = build_task(mbpp.SPEC, mini, "chat", 2)
     _, samples = evaluate(task, lambda doc: doc["code"])
     assert samples[0]["arguments"][0][0].count("You are an expert") == 3
-    with pytest.raises(ValueError, match="num_fewshot is 4, mbpp has 3 examples"):
+    with pytest.raises(DataError, match="num_fewshot is 4, mbpp has 3 examples"):
         build_task(mbpp.SPEC, mini, "chat", 4)
     with pytest.raises(ValueError, match="num_fewshot is -1"):
         build_task(mbpp.SPEC, mini, "chat", -1)
@@ -463,36 +476,25 @@ def test_the_original_files_are_complete(benchmarks, name):
 
 @pytest.mark.parametrize("name, solution", [("humaneval", "canonical_solution"), ("mbpp", "code")])
 def test_every_canonical_solution_passes(benchmarks, name, solution):
-    """Bare, and wrapped in prose and a fence; a wrapped one that gives the same program is not run twice."""
+    """Bare, and wrapped in prose and a fence; where both give the same program it runs once."""
     spec = SPECS[name]
     metrics, bare = evaluate(build_task(spec, benchmarks, "chat"), lambda doc: doc[solution])
     assert metrics[PASS] == 1.0 and len(bare) == spec.n_docs
     programs = []
     for sample in bare:
-        found = extract_as(
-            name, sample["doc"], wrapped(sample["doc"].get("prompt", "") + sample["doc"][solution])
-        )
+        doc, candidate = sample["doc"], sample["filtered_resps"][0]["candidate"]
+        found = extract_as(name, doc, wrapped(doc.get("prompt", "") + doc[solution]))
         assert found.how == "fence"
-        if ast.dump(ast.parse(found.code)) != ast.dump(
-            ast.parse(sample["filtered_resps"][0]["candidate"])
-        ):
-            programs.append(
-                (found.code, {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of(sample["doc"]))
-            )
-    from sandbox import judge_many
-
+        if ast.dump(ast.parse(found.code)) != ast.dump(ast.parse(candidate)):
+            tests_of = {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of
+            programs.append((found.code, tests_of(doc)))
     assert all(v.passed for v in judge_many(programs))
 
 
 def extract_as(name: str, doc: dict, answer: str):
-    from tasks.programs import extract_code
-
     if name == "humaneval":
-        return extract_code(
-            answer, doc["entry_point"], doc["prompt"], roots=called_names(humaneval.tests_of(doc))
-        )
-    names = called_names("\n".join(doc["test_list"]))
-    return extract_code(answer, names[0], roots=called_names(mbpp.tests_of(doc)))
+        return humaneval_program(answer, doc, tests=humaneval.tests_of(doc))
+    return mbpp_program(answer, doc, tests=mbpp.tests_of(doc))
 
 
 def test_the_function_that_mbpps_tests_ask_for_is_known(benchmarks):
@@ -503,9 +505,7 @@ def test_the_function_that_mbpps_tests_ask_for_is_known(benchmarks):
 
 
 def test_lm_evals_plain_rule_never_scores_higher(benchmarks):
-    """prompt + answer, cut at lm-eval's stop strings, in the same sandbox: what passes there passes here."""
-    from sandbox import judge_many
-
+    """lm-eval runs prompt + answer, cut at its stop strings: what passes so passes here too."""
     docs = load_data(humaneval.SPEC, benchmarks).splits["test"][::8]
     until = installed_config(humaneval.YAML)["generation_kwargs"]["until"]
     spoil = random.Random(0)

@@ -1,39 +1,36 @@
-"""The tiny trained checkpoints: what random weights cannot show. They answer, so that a change of the answers is seen."""
+"""The tiny trained checkpoints answer questions, so that a change of the answers is noticed."""
 
 import argparse
 import json
-import sys
 from functools import lru_cache
 
 import pytest
 import torch
 from mini import ROOT
 
-sys.path.append(str(ROOT / "dev"))
+import eval as cli
+from decoding.config import DecodeConfig
+from decoding.engine import decode
+from decoding.schedule import make_schedule
+from dev import make_benchmarks, train_tiny
+from models import check_checkpoint, load_model, tokenizer_disagreement
+from tasks import build_task
+from tasks.code import Judging
+from tasks.protocols import ANY, TINY_LLADA_UNIFORM
 
-import make_benchmarks  # noqa: E402
-import train_tiny  # noqa: E402
-
-import eval as cli  # noqa: E402
-from decoding.engine import decode  # noqa: E402
-from decoding.schedule import DecodeConfig, make_schedule  # noqa: E402
-from models import check_checkpoint, load_model, tokenizer_disagreement  # noqa: E402
-from tasks import build_task  # noqa: E402
-from tasks.code import Judging  # noqa: E402
-from tasks.protocols import TINY_BLOCK, TINY_CANVAS  # noqa: E402
+CELL = TINY_LLADA_UNIFORM[ANY]
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
 N = 40
-# share of the first N problems that is right at one token per step, as measured; and how far it may move
+# Measured share of the first N problems that is correct at one token per step.
 MEASURED = {
     ("tiny-llada", "gsm8k"): 0.95,
     ("tiny-llada", "humaneval"): 1.0,
     ("tiny-dream", "gsm8k"): 0.8,
     ("tiny-dream", "humaneval"): 1.0,
 }
-BAND = 0.05
-# share of the tokens of the first N problems' answers, first end token included, that tiny-qwen proposes where it has read
-# those before them
+BAND = 0.05  # by which a share may differ
+# Measured next-token accuracy of tiny-qwen on the answers of the first N problems, see below.
 NEXT_TOKEN = {"gsm8k": 0.998, "humaneval": 1.0, "mbpp": 1.0, "truthfulqa": 1.0}
 
 
@@ -57,35 +54,34 @@ def prompts(alias: str, n: int) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def decoded(
-    alias: str, algorithm: str, k: int, n: int = 16, batch_size: int | None = None, **options
-):
+def decoded(alias: str, algorithm: str, k: int, batch_size: int | None = None, **options):
+    """The completions of the first 16 gsm8k questions at k tokens per step."""
     model, _ = checkpoint(alias)
-    block = TINY_BLOCK if algorithm == "low_confidence" else None
-    config = DecodeConfig(make_schedule(algorithm, TINY_CANVAS, block, k), **options)
-    return decode(model, prompts(alias, n), config, range(n), batch_size=batch_size)
+    block = CELL["block_length"] if algorithm == "low_confidence" else None
+    config = DecodeConfig(make_schedule(algorithm, CELL["gen_length"], block, k), **options)
+    return decode(model, prompts(alias, 16), config, range(16), batch_size=batch_size)
 
 
 def run(alias: str, task: str, folder, *options: str) -> dict:
-    argv = [
-        "--model_alias",
-        alias,
-        "--task",
-        task,
-        "--data_dir",
-        str(BENCHMARKS),
-        "--dtype",
-        "float32",
-        "--device",
-        "cpu",
-    ]
-    argv += ["--output_dir", str(folder), "--batch_size", "20", *options]
-    assert cli.main(argv) == 0
+    """The result of an experiment on the mini benchmarks."""
+    argv = ["--model_alias", alias, "--task", task, "--data_dir", str(BENCHMARKS)]
+    argv += ["--dtype", "float32", "--device", "cpu", "--batch_size", "20"]
+    assert cli.main([*argv, "--output_dir", str(folder), *options]) == 0
     newest = max(folder.glob(f"{alias}_{task}_*.json"), key=lambda path: path.stat().st_mtime_ns)
     return json.loads(newest.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("alias, task", list(MEASURED))
+def returned(alias: str, completion) -> list[int]:
+    """The tokens before the first end token."""
+    ends = checkpoint(alias)[0].config.end_ids
+    ids = list(completion.token_ids)
+    return ids[: min((i for i, t in enumerate(ids) if t in ends), default=len(ids))]
+
+
+@pytest.mark.parametrize(
+    "alias, task",
+    [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[1] != "gsm8k")) for cell in MEASURED],
+)
 def test_accuracy_stays_where_it_was_measured(alias, task, tmp_path):
     result = run(alias, task, tmp_path, "--limit", str(N))
     assert abs(result["headline"]["value"] - MEASURED[alias, task]) <= BAND
@@ -94,22 +90,19 @@ def test_accuracy_stays_where_it_was_measured(alias, task, tmp_path):
 
 @pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
 @pytest.mark.parametrize("algorithm", ["protocol", "leftright"])
-@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_early_exit_saves_forward_passes_and_changes_no_text(alias, algorithm, k):
-    _, tokenizer = checkpoint(alias)
     if algorithm == "protocol":
         algorithm = {"tiny-llada": "low_confidence", "tiny-dream": "maskgit_plus"}[alias]
-    (saved, early), (_, late) = (
-        (sum(c.forwards_saved for c in rows), [text(tokenizer, alias, c) for c in rows])
-        for rows in (decoded(alias, algorithm, k), decoded(alias, algorithm, k, early_exit=False))
-    )
-    assert early == late
-    if (
-        algorithm != "maskgit_plus"
-    ):  # the whole canvas is one block: its end tokens are committed first
-        assert saved > 0
+    early = decoded(alias, algorithm, k)
+    late = decoded(alias, algorithm, k, early_exit=False)
+    assert [returned(alias, c) for c in early] == [returned(alias, c) for c in late]
+    # With the whole canvas as one block, maskgit_plus commits the end tokens first.
+    if algorithm != "maskgit_plus":
+        assert sum(c.forwards_saved for c in early) > 0
 
 
+@pytest.mark.slow
 def test_programs_judged_while_others_are_generated_change_nothing(tmp_path, monkeypatch):
     results, early = [], []
     real = Judging.score
@@ -120,13 +113,6 @@ def test_programs_judged_while_others_are_generated_change_nothing(tmp_path, mon
         monkeypatch.setattr(cli, "idle_cores", lambda device, n_workers: idle)  # noqa: B023
         results.append(run("tiny-llada", "humaneval", tmp_path / str(idle), "--limit", "6"))
     assert early == [0, 6] and results[0]["content_sha256"] == results[1]["content_sha256"]
-
-
-def text(tokenizer, alias, completion) -> list[int]:
-    """The returned tokens: those before the first end token."""
-    ends = checkpoint(alias)[0].config.end_ids
-    ids = list(completion.token_ids)
-    return ids[: min((i for i, t in enumerate(ids) if t in ends), default=len(ids))]
 
 
 @pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
@@ -144,8 +130,9 @@ def test_batching_leaves_the_tokens_untouched(alias):
     assert [c.token_ids for c in alone] == [c.token_ids for c in together]
 
 
+@pytest.mark.slow
 def test_resume_leaves_the_samples_untouched(tmp_path):
-    """Ten samples, then ten more on top of those kept, against twenty at once."""
+    """Ten samples, then ten more, against twenty at once."""
     run("tiny-llada", "gsm8k", tmp_path / "begun", "--limit", "10")
     resumed = run("tiny-llada", "gsm8k", tmp_path / "begun", "--limit", "20")
     whole = run("tiny-llada", "gsm8k", tmp_path / "whole", "--limit", "20")
@@ -155,13 +142,16 @@ def test_resume_leaves_the_samples_untouched(tmp_path):
 
 @lru_cache
 def lessons():
-    """The mini benchmarks as the trainer reads them: prompts in the chat template, answers with end tokens."""
+    """The trainer's examples: prompts in the chat template, answers with end tokens."""
     arguments = argparse.Namespace(seed=0, batch=1)
     return train_tiny.Lessons("qwen2", checkpoint("tiny-qwen")[1], train_tiny.Prompts(), arguments)
 
 
 def next_token_accuracy(task: str, n: int) -> float:
-    """Share of the answer tokens of the first n test problems, first end token included, that are the likeliest."""
+    """Share of answer tokens that tiny-qwen finds likeliest, given the tokens before them.
+
+    Of the first n test problems, up to and including the first end token.
+    """
     model, right, of = checkpoint("tiny-qwen")[0], 0, 0
     for problem in make_benchmarks.test_problems(task)[:n]:
         example = lessons().example(task, problem)
@@ -179,14 +169,13 @@ def test_the_verifier_knows_the_next_token_as_measured(task):
 
 
 def test_the_verifier_reads_what_tiny_dream_writes():
-    """The same ids for the same text; a verifier with others would judge another text."""
-    dream, qwen = (ROOT / "assets" / name for name in ("tiny-dream", "tiny-qwen"))
+    """The same ids for the same text, otherwise the verifier would judge another text."""
+    dream, qwen = ROOT / "assets" / "tiny-dream", ROOT / "assets" / "tiny-qwen"
     assert check_checkpoint(qwen) == [] == tokenizer_disagreement(dream, qwen)
     chat = [{"role": "user", "content": "Gus has 33 cups.\nGus lends 7."}]
     (_, a), (model, b) = checkpoint("tiny-dream"), checkpoint("tiny-qwen")
     text = a.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert b.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text
-    assert (
-        a(text)["input_ids"] == b(text)["input_ids"] and len(a) == len(b) <= model.config.vocab_size
-    )
+    assert a(text)["input_ids"] == b(text)["input_ids"]
+    assert len(a) == len(b) <= model.config.vocab_size
     assert sum(p.stat().st_size for p in qwen.glob("*.safetensors")) < 600_000

@@ -1,10 +1,9 @@
-"""utils.py: identity, statistics, safe writes."""
+"""utils.py: errors, statistics, safe writes."""
 
 import errno
 import json
 import math
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -15,107 +14,12 @@ from utils import (
     EnvironmentProblem,
     ManyProblems,
     OutputError,
-    RunConfig,
     UsageError,
     atomic_write_json,
     differing_keys,
     output_problem,
-    result_name,
-    run_lengths,
     sample_seed,
 )
-
-CONFIG = RunConfig(
-    model_alias="llada",
-    family="llada",
-    checkpoint="/a",
-    task="gsm8k",
-    protocol="uniform",
-    prompt_form="chat",
-    num_fewshot=0,
-    chat_template=True,
-    system=None,
-    algorithm="low_confidence",
-    gen_length=64,
-    block_length=32,
-    num_steps=32,
-    tokens_per_step=2,
-    quotas="2x16",
-    temperature=0.0,
-    top_p=None,
-    top_k=None,
-    alg_temp=None,
-    logits_eos_inf=False,
-    confidence_eos_eot_inf=False,
-    confidence_dtype="float64",
-    early_exit=True,
-    dtype="float32",
-    seed=0,
-    fingerprint={
-        "path": "/a",
-        "revision": None,
-        "files": {"config.json": "1"},
-        "shards": {"a": "1"},
-    },
-    data={"f": "1"},
-)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seed": 1},
-        {"dtype": "bfloat16"},
-        {"quotas": "1x32"},
-        {"protocol": "official"},
-        {"temperature": 0.1},
-        {"confidence_dtype": "model"},
-        {"data": {"f": "2"}},
-        {"predictions": "abc"},
-        {"early_exit": False},
-        {"kv_cache": "dual"},
-        {"options": {"threshold": 0.9}},
-    ],
-)
-def test_id_changes_with_everything_that_can_change_a_number(change):
-    assert replace(CONFIG, **change).id != CONFIG.id
-
-
-def test_a_configuration_without_cache_and_options_says_nothing_of_them():
-    """Results and samples from before there were any keep their identity."""
-    assert not {"kv_cache", "cache_refresh", "options"} & CONFIG.identity().keys()
-    assert {"kv_cache", "options"} <= replace(
-        CONFIG, kv_cache="dual", options={"gamma": 0.1}
-    ).identity().keys()
-
-
-@pytest.mark.parametrize(
-    "change", [{"model_alias": "mine"}, {"checkpoint": "../a"}, {"tokens_per_step": None}]
-)
-def test_id_ignores_names(change):
-    """Two ways to write one experiment must find each other's result."""
-    assert replace(CONFIG, **change).id == CONFIG.id
-
-
-def test_id_goes_by_what_a_checkpoint_holds_and_not_by_where_it_lies():
-    """A hub snapshot is its commit, also before its shards are downloaded; a directory is its files and weights."""
-
-    def at(path, revision, shards):
-        found = {"path": path, "revision": revision, "files": {}, "shards": shards}
-        return replace(CONFIG, fingerprint=found).id
-
-    assert at("/x", "c1", {}) == at("/y", "c1", {"a": "1"}) != at("/x", "c2", {})
-    assert at("/x", None, {"a": "1"}) == at("/y", None, {"a": "1"}) != at("/x", None, {"a": "2"})
-
-
-def test_id_of_predictions_ignores_decoding():
-    texts = replace(CONFIG, predictions="abc")
-    assert replace(texts, seed=5, gen_length=8, fingerprint=None).id == texts.id
-
-
-def test_id_is_stable():
-    """An id that changes by itself would make every stored result foreign: change it knowingly, with SCHEMA_VERSION or ENGINE_VERSION."""
-    assert CONFIG.id == "e7276de2ada7fa20fa6179810484b09eb5a57d5632e907a78447b4aebde0737e"
 
 
 def test_differing_keys_name_both_values():
@@ -123,37 +27,6 @@ def test_differing_keys_name_both_values():
         "a: 1 -> 2",
         "f.y: null -> 3",
     ]
-
-
-@pytest.mark.parametrize(
-    "change, tag, limit, name",
-    [
-        ({}, None, None, "llada_gsm8k_low_confidence_tps2.json"),
-        ({}, "x", 5, "llada_gsm8k_low_confidence_tps2_x_limit5.json"),
-        (
-            {"tokens_per_step": None, "num_steps": 16},
-            None,
-            None,
-            "llada_gsm8k_low_confidence_tps4.json",
-        ),
-        (
-            {"tokens_per_step": None, "num_steps": 22},
-            None,
-            None,
-            "llada_gsm8k_low_confidence_tps2.90909.json",
-        ),
-    ],
-)
-def test_result_name(change, tag, limit, name):
-    assert result_name(replace(CONFIG, **change), tag=tag, limit=limit) == name
-
-
-def test_result_name_of_predictions_has_no_schedule():
-    assert result_name(CONFIG, predictions=True, limit=2) == "llada_gsm8k_predictions_limit2.json"
-
-
-def test_run_lengths():
-    assert run_lengths((0, 1, 1, 1, 2)) == "0,1x3,2"
 
 
 def test_sample_seed_depends_on_content_only():

@@ -1,1 +1,1 @@
-"""Speed, measured: the official loops written plainly against the engine, same weights, same prompts, in turns."""
+"""Measure the speed of the engine against the official loops, on the same weights and prompts."""

@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
-"""How much sooner the engine has the same tokens: the official loop against it, in turns, on random weights.
+"""Measure how much faster the engine decodes the same tokens than the official loop.
 
     python -m dev.bench --preset cpu-small
     python -m dev.bench --preset llada-8b --device cuda
 
-Each round runs the faithful reference (official algorithm written plainly: all logits, float64 confidence, no early
-exit, batch 1), the engine in every regime, and the reference again, which shows the noise. Tokens are compared: a
-difference ends with exit code 1, but for --compile, and for less than float32 on a GPU, where another number of rows may
-take another kernel, and random weights make of its last bit another answer. "of matmul", "of floor": arithmetic done
-over the rate of a large matrix product, and the seconds that arithmetic and memory need at the rates measured in the same
-round over those it took. Ratios on a CPU are of processor time, on a GPU of wall time.
+Weights are random. Each round runs the reference (the official algorithm: all logits, float64
+confidence, no early exit, batch 1), then the engine in every regime, then the reference again,
+which shows the noise. Ratios are of processor time on a CPU and of wall time on a GPU.
+
+Different tokens end the script with exit code 1. Two cases only count them: --compile, and dtypes
+below float32 on a GPU, where another batch shape may take another kernel and random weights turn a
+different last bit into a different answer.
+
+"of matmul" is the arithmetic done, over the time taken, relative to the rate of a large matrix
+product. "of floor" is the time that arithmetic and memory need at the rates measured in the same
+round, over the time taken.
 """
 
 from __future__ import annotations
@@ -30,37 +35,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--preset",
-        required=True,
-        help="cpu-small, cpu-vocab, cpu-dream, llada-8b, dream-7b, tiny, tiny-dream",
-    )
-    add("--device", help="cpu or cuda; default: what the preset is for")
+    names = "cpu-small, cpu-vocab, cpu-dream, llada-8b, dream-7b, tiny, tiny-dream"
+    add("--preset", required=True, help=names)
+    add("--device", help="cpu or cuda (default: the preset's)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the preset's")
-    add("--rounds", type=int, default=3, help="default 3; medians are of them")
-    add("--only", help="only regimes whose name holds this text")
+    add("--rounds", type=int, default=3, help="number of rounds (default 3)")
+    add("--only", help="run only regimes whose names contain this text")
     add(
         "--answer_fraction",
         type=float,
-        help="end tokens at this share of the canvas, in the regimes with early exit",
+        help="place the end token at this fraction of the canvas, in regimes with early exit",
     )
-    add("--prompts", type=int, help="prompts a round; default: the preset's")
-    add("--batch_size", type=int, help="engine: rows in flight; default: all prompts of a round")
+    add("--prompts", type=int, help="prompts per round (default: the preset's)")
+    add("--batch_size", type=int, help="rows in flight (default: all prompts of a round)")
     add("--gen_length", type=int, help="default: the preset's")
     add("--tokens_per_step", type=int, help="default: the preset's")
-    add(
-        "--compile",
-        action="store_true",
-        help="compile the layers; tokens may then differ, which is counted and no error",
-    )
+    add("--compile", action="store_true", help="compile the layers; different tokens are no error")
     add("--cuda_graphs", action="store_true", help="replay CUDA graphs in the engine")
-    add("--threads", type=int, default=1, help="of a CPU; default 1")
+    add("--threads", type=int, default=1, help="CPU threads (default 1)")
     add("--seed", type=int, default=0)
-    add("--out", type=Path, help="JSON; default results/bench/<preset>.json")
+    add("--out", type=Path, help="JSON file (default: results/bench/<preset>.json)")
     return parser.parse_args(argv)
 
 
 def problems_of(args: argparse.Namespace, presets: dict) -> list[str]:
+    """One line for each argument that cannot be used. Fills in the default of --out."""
     found = [
         f"--{name} {value} must be at least 1"
         for name in ("rounds", "prompts", "batch_size", "gen_length", "tokens_per_step", "threads")
@@ -72,14 +71,9 @@ def problems_of(args: argparse.Namespace, presets: dict) -> list[str]:
         found.append(f"--answer_fraction {args.answer_fraction:g} must be above 0 and at most 1")
     if args.device is not None and args.device.partition(":")[0] not in ("cpu", "cuda"):
         found.append(f"--device {args.device!r}; there are: cpu, cuda")
-    if (
-        args.only
-        and not any(args.only in r.name for r in presets[args.preset].regimes)
-        and args.only not in "sampler"
-    ):
-        found.append(
-            f"--only {args.only!r}; regimes: {', '.join(r.name for r in presets[args.preset].regimes)}, sampler"
-        )
+    names = [r.name for r in presets[args.preset].regimes] + ["sampler"]
+    if args.only and not any(args.only in name for name in names):
+        found.append(f"--only {args.only!r}; regimes: {', '.join(names)}")
     blocks = [r.block for r in presets[args.preset].regimes if r.block]
     if args.gen_length and any(args.gen_length % b for b in blocks):
         found.append(
@@ -108,7 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device or ("cuda" if preset.gpu else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
         print(
-            f"error: --device {device}: no CUDA device is visible; presets for a CPU begin with cpu-",
+            f"error: --device {device}: no CUDA device is visible; "
+            "the presets for a CPU are cpu-small, cpu-vocab and cpu-dream",
             file=sys.stderr,
         )
         return 3
@@ -120,23 +115,16 @@ def main(argv: list[str] | None = None) -> int:
         for r in preset.regimes
         if not args.only or args.only in r.name
     ]
-    if args.answer_fraction:
+    if at := args.answer_fraction:
         regimes = [
-            replace(
-                r,
-                name=f"{r.algorithm}, exit at {args.answer_fraction:g}",
-                answer=args.answer_fraction,
-                needed=None,
-            )
+            replace(r, name=f"{r.algorithm}, exit at {at:g}", answer=at, needed=None)
             if r.answer
             else r
             for r in regimes
         ]
-    lines = [Line(r) for r in regimes]
-    alone = preset.sampler is not None and (args.only or "sampler") in "sampler"
-    sampler = (
-        [Line(Regime("sampler, top_p 0.95", "", needed=preset.sampler or None))] if alone else []
-    )
+    lines, sampler = [Line(r) for r in regimes], []
+    if preset.sampler is not None and (args.only or "sampler") in "sampler":
+        sampler = [Line(Regime("sampler, top_p 0.95", "", needed=preset.sampler or None))]
     model = random_model(preset.config, str(device), preset.dtype, args.seed)
     if args.compile or args.cuda_graphs:
         model.accelerate(
@@ -145,10 +133,9 @@ def main(argv: list[str] | None = None) -> int:
             tell=lambda text: print(text, file=sys.stderr),
         )
     plain = Plain(model)
-    n_units = args.rounds * (
-        len({(r.algorithm, r.block) for r in regimes}) + len(regimes) + bool(regimes) + len(sampler)
-    )
-    with tqdm(total=n_units, desc=args.preset, unit="run", dynamic_ncols=True) as bar:
+    n_references = len({(r.algorithm, r.block) for r in regimes}) + bool(regimes)
+    n_runs = args.rounds * (n_references + len(regimes) + len(sampler))
+    with tqdm(total=n_runs, desc=args.preset, unit="run", dynamic_ncols=True) as bar:
 
         def step(name: str) -> None:
             bar.set_postfix_str(name)
@@ -189,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _warm_up(preset, model, plain, random_prompts) -> None:
-    """One forward pass of each: first calls choose kernels, compile and allocate, and belong to no figure."""
+    """One forward pass of each, so that no measurement contains a first call."""
     import torch
 
     [prompt] = random_prompts(preset.config, 1, preset.prompt + preset.gen_length, 1)
@@ -199,8 +186,14 @@ def _warm_up(preset, model, plain, random_prompts) -> None:
         model.predict(ids[0], [(0, len(prompt), len(prompt))], torch.arange(32))
 
 
+COLUMNS = (
+    "regime,ratio,lowest,highest,needed,tok/s,reference,TPF,of matmul,of floor,"
+    "peak MiB,reference,tokens"
+).split(",")
+
+
 def report(name: str, found: list[dict[str, Any]]) -> str:
-    """The table."""
+    """The table of the regimes, as text."""
 
     def number(value: float | None, form: str = ".2f") -> str:
         return "-" if value is None else format(value, form)
@@ -208,33 +201,15 @@ def report(name: str, found: list[dict[str, Any]]) -> str:
     def mib(value: int | None) -> str:
         return "-" if value is None else f"{value / 2**20:.0f}"
 
-    rows = [
-        (
-            "regime",
-            "ratio",
-            "lowest",
-            "highest",
-            "needed",
-            "tok/s",
-            "reference",
-            "TPF",
-            "of matmul",
-            "of floor",
-            "peak MiB",
-            "reference",
-            "tokens",
-        )
-    ]
+    def tokens(f: dict[str, Any]) -> str:
+        if f["samples_that_differ"]:
+            return f"{f['samples_that_differ']} of {f['samples']} DIFFER"
+        return "equal" if f["samples"] else "-"
+
+    rows = [COLUMNS]
     for f in found:
-        same = (
-            f"{f['samples_that_differ']} of {f['samples']} DIFFER"
-            if f["samples_that_differ"]
-            else "equal"
-            if f["samples"]
-            else "-"
-        )
         rows.append(
-            (
+            [
                 f["regime"] + (f", {f['batch']} prompts" if f["batch"] else ""),
                 number(f["ratio"]),
                 number(min(f["ratios"])),
@@ -247,20 +222,17 @@ def report(name: str, found: list[dict[str, Any]]) -> str:
                 number(f["share_of_floor"]),
                 mib(f["peak_bytes"]),
                 mib(f["reference_peak_bytes"]),
-                same,
-            )
+                tokens(f),
+            ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    ]
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    lines = [name]
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
     noise = [n for f in found for n in f["noise"]]
-    told = f"reference over itself: {min(noise):.3f} to {max(noise):.3f}" if noise else ""
-    return "\n".join([name, *lines, told])
+    lines.append(f"reference over itself: {min(noise):.3f} to {max(noise):.3f}" if noise else "")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

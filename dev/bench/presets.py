@@ -1,4 +1,4 @@
-"""Shapes to measure on, and random weights for them: nothing is downloaded."""
+"""Models to measure: shapes, regimes and random weights. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from decoding.schedule import DecodeConfig, make_schedule
+from decoding.config import DecodeConfig
+from decoding.schedule import make_schedule
 from models.config import ModelConfig
 from models.transformer import Transformer
 
 
 @dataclass(frozen=True)
 class Regime:
-    """One line of the table: an algorithm with or without early exit.
+    """One line of the table: an algorithm and its settings.
 
-    block:  None is the whole canvas. answer: the share of the canvas at which an end token is placed; None: no exit.
-    needed: the ratio to the reference that is aimed at, None where it only must not be slower.
-    kv_cache: with one the tokens are others than the reference's, which has none, and are not compared.
-    batch:  prompts a round, None: the preset's.
+    block:    block length; None: the whole canvas
+    answer:   fraction of the canvas at which an end token is placed; None: no early exit
+    needed:   the ratio to the reference that is aimed at; None: at least 1
+    kv_cache: a cache changes tokens, and the reference has none, so they are not compared
+    batch:    prompts per round; None: the preset's
     """
 
     name: str
@@ -36,11 +38,12 @@ class Regime:
 
 @dataclass(frozen=True)
 class Preset:
-    """A model's shape and what is measured on it. batch: prompts a round.
+    """The shape of a model and the regimes that are measured on it.
 
-    distinct: so many of them differ, None: all. The reference, which takes one after the other, decodes each once, and
-    its time counts as often as the engine has the prompt.
-    sampler: the top-p sampler alone, too, and the ratio that is aimed at (0: none is); None without it.
+    batch:    prompts per round
+    distinct: number of different prompts among them; None: all. The reference decodes each of them
+              once, and its time is multiplied by the number of times that the engine decodes it.
+    sampler:  the ratio that the top-p sampler alone is to reach; 0: no such aim; None: not measured
     """
 
     shape: dict[str, object]
@@ -57,15 +60,11 @@ class Preset:
     @property
     def config(self) -> ModelConfig:
         family, V = self.shape["family"], self.shape["vocab_size"]
-        rest = (
-            dict(norm_eps=1e-5, rope_theta=5e5)
-            if family == "llada"
-            else dict(norm_eps=1e-6, rope_theta=1e6)
-        )
         dream = family == "dream"
         return ModelConfig(
             **self.shape,
-            **rest,
+            norm_eps=1e-6 if dream else 1e-5,
+            rope_theta=1e6 if dream else 5e5,
             qkv_bias=dream,
             shift=dream,
             rope_in_float32=not dream,
@@ -74,6 +73,7 @@ class Preset:
             eos_id=V - 2,
             end_ids=(V - 2,),
             tie_embeddings=False,
+            scores_the_draw=dream,
         )
 
 
@@ -115,7 +115,7 @@ _DREAM = (
     Regime("topk_margin", "topk_margin"),
     Regime("leftright", "leftright"),
 )
-# one prompt for the reference, so that three rounds stay below ten minutes
+# The reference decodes one prompt only, so that three rounds take less than ten minutes.
 _GPU = dict(gpu=True, dtype="bfloat16", gen_length=512, tokens_per_step=1, batch=8, distinct=1)
 
 
@@ -130,7 +130,7 @@ PRESETS = {
     "cpu-small": Preset(
         _shape("llada", 12, 512, 8, 8, 1536, 8192), (*_blocks(1.2, 2.5, 3.5), *_OTHERS)
     ),
-    # 8 tokens per step, so that three rounds of the reference stay below ten minutes
+    # 8 tokens per step, so that three rounds take less than ten minutes
     "cpu-vocab": Preset(
         _shape("llada", 8, 256, 4, 4, 768, 126464),
         (*_blocks(6.0, 10.0, None), *_OTHERS),
@@ -177,10 +177,11 @@ PRESETS = {
 
 
 def random_model(config: ModelConfig, device: str, dtype: str, seed: int = 0) -> Transformer:
-    """A Transformer of random weights, made on the device one tensor at a time.
+    """A Transformer with random weights, made on the device one tensor at a time.
 
-    Plain initialisation answers a handful of tokens and hides errors: queries and keys are doubled, and the logits'
-    standard deviation is 6. The end token is never proposed, so that an answer ends where one is placed.
+    With plain initialisation the answers consist of a few different tokens, which hides errors. So
+    queries and keys are doubled, and the standard deviation of the logits is 6. The end token is
+    never proposed, so that an answer ends only where a regime places one.
     """
     kind = getattr(torch, dtype)
     with torch.device("meta"):
@@ -194,14 +195,14 @@ def random_model(config: ModelConfig, device: str, dtype: str, seed: int = 0) ->
         elif leaf == "bias":
             weight.zero_()
         else:
-            scale = {"embed": 1.0, "head": 6.0 / config.d_model**0.5}.get(
-                part, weight.shape[-1] ** -0.5
-            )
+            scales = {"embed": 1.0, "head": 6.0 / config.d_model**0.5}
+            scale = scales.get(part, weight.shape[-1] ** -0.5)
             weight.normal_(0, scale * (2 if part in ("q", "k") else 1), generator=generator)
     model.head.weight[config.eos_id] = 0
     return model
 
 
 def random_prompts(config: ModelConfig, n: int, length: int, seed: int) -> list[list[int]]:
+    """n prompts of `length` random tokens."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(5, config.vocab_size - 10, (n, length), generator=generator).tolist()

@@ -1,9 +1,10 @@
-"""The official code's way, written plainly: what the engine's speed is measured against.
+"""The official loops, written plainly: the reference against which the engine's speed is measured.
 
-Every column goes through every layer and the head, float64 probabilities are taken of all of them, nothing is
-batched, nothing ends early, and modules are as many as there. Sources: ML-GSAI/LLaDA modeling_llada.py and generate.py (float64 as
-in danielmisrael/apd and NVlabs/Fast-dLLM), DreamLM/Dream generation_utils.py, transformers' Qwen2.
-The mask token is never proposed, and random orders come from the engine's own numbers, so that tokens can be compared.
+Every column goes through every layer and the head, all probabilities are computed in float64,
+nothing is batched, nothing ends early, and the modules are those of the official code. Sources:
+ML-GSAI/LLaDA modeling_llada.py and generate.py (float64 as in danielmisrael/apd and
+NVlabs/Fast-dLLM), DreamLM/Dream generation_utils.py, transformers' Qwen2. Two differences make the
+tokens comparable: the mask token is never proposed, and random orders use the engine's noise.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decoding.config import DecodeConfig
 from decoding.sampling import uniforms
-from decoding.schedule import DecodeConfig
 from models.transformer import Transformer
 
 
 class Plain:
-    """The model with the official code's modules and casts, on the engine's weights (no copies)."""
+    """The model with the official code's modules and casts. It shares the engine's weights."""
 
     def __init__(self, model: Transformer):
         self.config, self.device = model.config, model.device
@@ -36,7 +37,7 @@ class Plain:
         ]
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Logits [1, L, V] of ids [1, L]: no shift."""
+        """Logits [1, L, V] of ids [1, L], not shifted."""
         x = F.embedding(ids, self.outer["embed.weight"])
         cos, sin = self._angles(ids.shape[1], x.dtype)
         for w in self.layers:
@@ -81,21 +82,21 @@ class Plain:
 
 @torch.inference_mode()
 def reference(model: Plain, prompt: Sequence[int], config: DecodeConfig, seed: int) -> list[int]:
-    """The decoded canvas of one prompt at temperature 0, by the official loop of the configuration's algorithm."""
+    """The canvas of one prompt, decoded at temperature 0 by the official loop."""
     mask, schedule = model.config.mask_id, config.schedule
     start = torch.tensor([[*prompt]], device=model.device)
     x = F.pad(start, (0, schedule.gen_length), value=mask)
-    loop = (
-        _dream
-        if schedule.algorithm in ("maskgit_plus", "topk_margin", "entropy", "origin")
-        else _llada
-    )
+    dream = schedule.algorithm in ("maskgit_plus", "topk_margin", "entropy", "origin")
+    loop = _dream if dream else _llada
     loop(model, x, len(prompt), config, seed)
     return x[0, len(prompt) :].tolist()
 
 
 def _llada(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> None:
-    """generate() of LLaDA with low_confidence or random remasking, or APD's left to right, on the canvas x [1, L]."""
+    """LLaDA's generate() with low_confidence or random remasking, or APD's left to right.
+
+    x: the canvas [1, L], changed in place. P: length of the prompt.
+    """
     s, mask = config.schedule, model.config.mask_id
     for block in range(s.n_blocks):
         end = P + (block + 1) * s.block_length
@@ -107,9 +108,8 @@ def _llada(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> 
             logits[:, :, mask] = -torch.inf
             proposed = logits.argmax(dim=-1)
             if s.algorithm == "low_confidence":
-                score = (
-                    logits.to(torch.float64).softmax(dim=-1).gather(-1, proposed[..., None])[..., 0]
-                )
+                probs = logits.to(torch.float64).softmax(dim=-1)
+                score = probs.gather(-1, proposed[..., None])[..., 0]
             elif s.algorithm == "random":
                 noise = uniforms(seed, block * s.steps_per_block + step, s.gen_length)[1]
                 score = F.pad(noise, (P, 0))[None].to(x.device)
@@ -124,7 +124,10 @@ def _llada(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> 
 
 
 def _dream(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> None:
-    """diffusion_generate() of Dream on the canvas x [1, L]."""
+    """Dream's diffusion_generate().
+
+    x: the canvas [1, L], changed in place. P: length of the prompt.
+    """
     s, mask = config.schedule, model.config.mask_id
     t = torch.linspace(1, 1e-3, s.num_steps + 1, device=x.device)
     for step in range(s.num_steps):
@@ -138,9 +141,8 @@ def _dream(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> 
         if s.algorithm == "origin":
             noise = uniforms(seed, step, s.gen_length)[1].to(x.device)
             transfer = noise[masked[0, P:]] < share
-            committed[transfer] = (
-                open_logits[transfer].to(torch.float64).softmax(dim=-1).max(dim=-1).indices
-            )
+            probs = open_logits[transfer].to(torch.float64).softmax(dim=-1)
+            committed[transfer] = probs.max(dim=-1).indices
         else:
             probs = open_logits.to(torch.float64).softmax(dim=-1)
             score, proposed = probs.max(dim=-1)
@@ -157,7 +159,7 @@ def _dream(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> 
 
 
 def official_sampler(logits: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
-    """Confidence [R] and a token [R] drawn from the nucleus of logits [R, V]: Dream's sample_tokens."""
+    """Dream's sample_tokens on logits [R, V]: tokens' confidence [R], and the drawn tokens [R]."""
     logits = logits / temperature
     ordered, indices = logits.sort(descending=True)
     outside = ordered.softmax(dim=-1).cumsum(dim=-1) > top_p

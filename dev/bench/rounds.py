@@ -1,4 +1,4 @@
-"""Rounds of reference and engine in turns: times, tokens compared, arithmetic and bytes counted, memory."""
+"""One round: run the reference and the engine in turns, take times, compare tokens, count costs."""
 
 from __future__ import annotations
 
@@ -25,19 +25,24 @@ from models.transformer import KVCache, Transformer
 
 @dataclass
 class Timing:
-    """Seconds of one run. cpu: of the process, all threads; it is what ratios on a CPU are made of, since others
-    who use the machine do not move it. wall: what a clock shows, device synchronised. peak: bytes, None where unknown."""
+    """The cost of one run.
+
+    cpu:  processor seconds of all threads, which other processes on the machine hardly change
+    wall: wall seconds, device synchronised
+    peak: peak memory in bytes; None if unknown
+    """
 
     cpu: float
     wall: float
     peak: int | None
 
     def seconds(self, on_gpu: bool) -> float:
+        """The seconds that ratios are made of."""
         return self.wall if on_gpu else self.cpu
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, Timing]:
-    """The result of `work` and what it took."""
+    """Run `work`. Returns its result and its cost."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -53,7 +58,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> tuple[Any, Timing]:
 
 
 def _reset_peak() -> None:
-    """Linux: the process's high-water mark starts anew."""
+    """Reset the peak of this process's resident memory (Linux only)."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -72,11 +77,10 @@ def _peak() -> int | None:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does at best, measured in the same round: matmul in floating-point operations a second, copy in
-    bytes read and written a second."""
+    """Rates of the machine, measured in the same round."""
 
-    matmul: float
-    copy: float
+    matmul: float  # floating-point operations per second of a large matrix product
+    copy: float  # bytes read and written per second by a large copy
 
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype) -> Rates:
@@ -84,13 +88,11 @@ class Rates:
 
 
 class Counted:
-    """A model that notes its forward passes; what they cost is worked out once their time has been taken."""
+    """A model that records its forward passes. Their cost is computed after the time is taken."""
 
     def __init__(self, model: Transformer, end_ids: tuple[int, ...] | None = None):
         self.model, self.device = model, model.device
-        self.passes: list[
-            tuple[Sequence, int, bool]
-        ] = []  # spans, asked rows, whether there is a cache
+        self.passes: list[tuple[Sequence, int, bool]] = []  # spans, requested rows, with a cache
         ends = model.config.end_ids if end_ids is None else end_ids
         self.config: ModelConfig = replace(model.config, end_ids=ends, eos_id=ends[0])
 
@@ -102,7 +104,10 @@ class Counted:
         return self.model.predict(tokens, spans, rows, cache)
 
     def at_best(self, rates: Rates) -> tuple[float, float]:
-        """Seconds that the arithmetic needs at the machine's best, and those that arithmetic and memory do."""
+        """Seconds of the recorded passes at these rates.
+
+        First of the arithmetic alone, then with the slower of arithmetic and memory in each pass.
+        """
         arithmetic = floor = 0.0
         for given, n_rows, cached in self.passes:
             spans = [Span(*s) for s in given]
@@ -113,7 +118,7 @@ class Counted:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of one large square matrix product here and now."""
+    """Floating-point operations per second of a large square matrix product."""
     n = 8192 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     repeats = 20 if device.type == "cuda" else 4
@@ -123,7 +128,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second that one large copy reads and writes here and now."""
+    """Bytes per second that a large copy reads and writes."""
     n = 1 << 30 if device.type == "cuda" else 1 << 26
     a = torch.ones(n, dtype=torch.uint8, device=device)
     b, repeats = a.clone(), 8
@@ -132,11 +137,12 @@ def copy_rate(device: torch.device) -> float:
 
 
 def end_tokens(answers: Sequence[Sequence[int]], share: float) -> tuple[int, ...]:
-    """A token for each answer that first occurs as near as can be to `share` of it, and that ends no other one sooner.
+    """Choose one token of each answer as its end token.
 
-    Within that share where there is one: an answer of a half must not reach into the block behind it.
-
-    Algorithms are blind to which token ends an answer, so calling it so changes nothing before it.
+    The chosen token occurs first as close as possible to `share` of the answer, if possible not
+    after it: with a share of one half, the end must not lie in the next block. It occurs in no
+    other answer before that place. Algorithms do not know which tokens end an answer, so the choice
+    changes no token before it. Raises ValueError if an answer has no such token.
     """
     chosen: list[int] = []
     for answer in answers:
@@ -148,31 +154,29 @@ def end_tokens(answers: Sequence[Sequence[int]], share: float) -> tuple[int, ...
             if token not in answer[:i] and not any(token in other for other in others)
         ]
         if not first:
-            raise ValueError("no token of a random answer can end it; give another --seed")
+            raise ValueError("no token of a random answer can be its end; try another --seed")
         chosen.append(answer[min(first, key=lambda i: (i > at, abs(i - at)))])
     return tuple(dict.fromkeys(chosen))
 
 
 def until_end(ids: Sequence[int], ends: Sequence[int]) -> list[int]:
-    """Ids up to and including the first end token."""
+    """The ids up to and including the first end token."""
     at = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     return list(ids[: at + 1])
 
 
 @dataclass
 class Line:
-    """What the rounds found of one regime."""
+    """The measurements of one regime."""
 
     regime: Regime
     ratios: list[float] = field(default_factory=list)
     wall_ratios: list[float] = field(default_factory=list)
-    noise: list[float] = field(default_factory=list)  # reference over itself, run again
+    noise: list[float] = field(default_factory=list)  # time of the reference, first run over second
     seconds: list[float] = field(default_factory=list)
     reference_seconds: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)  # of the matmul rate
-    floors: list[float] = field(
-        default_factory=list
-    )  # what the machine would need at its best, over what was needed
+    shares: list[float] = field(default_factory=list)  # "of matmul", see __main__
+    floors: list[float] = field(default_factory=list)  # "of floor"
     peaks: list[int | None] = field(default_factory=list)
     reference_peaks: list[int | None] = field(default_factory=list)
     returned: int = 0
@@ -181,7 +185,7 @@ class Line:
     differ: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """Medians over the rounds, and all of them."""
+        """The medians over the rounds, and the single ratios."""
         total = sum(self.seconds)
         return {
             "regime": self.regime.name,
@@ -213,15 +217,16 @@ def run_round(
     seed: int,
     step: Callable[[str], None],
 ) -> None:
-    """Each regime's reference once - the first one's again at the end - and each regime's engine between them.
+    """Run each reference once and the engine in each regime; at the end, the first reference again.
 
-    prompts: those that differ; the engine has them again and again until they are as many as the regime's batch.
-    batch_size: rows in flight, None: all of them.
+    prompts:    different prompts; the engine repeats them until the regime's batch is full
+    batch_size: rows in flight; None: all of them
+    step:       called with the name of each run before it starts
     """
     on_gpu, device = model.device.type == "cuda", model.device
     rates = Rates.of(device, model.dtype)
     seeds = [seed + i for i in range(len(prompts))]
-    told: dict[tuple, tuple[list[list[int]], Timing]] = {}
+    references: dict[tuple, tuple[list[list[int]], Timing]] = {}
 
     def official(regime: Regime) -> tuple[list[list[int]], Timing]:
         config = replace(regime, kv_cache="none").config(
@@ -235,9 +240,9 @@ def run_round(
     for line in lines:
         regime = line.regime
         key = (regime.algorithm, regime.block)
-        if key not in told:
-            told[key] = official(regime)
-        answers, once = told[key]
+        if key not in references:
+            references[key] = official(regime)
+        answers, once = references[key]
         n = regime.batch or preset.batch
         many = [i % len(prompts) for i in range(n)]
         slow = replace(once, cpu=once.cpu * n / len(prompts), wall=once.wall * n / len(prompts))
@@ -251,12 +256,12 @@ def run_round(
         asked, drawn = [prompts[i] for i in many], [seeds[i] for i in many]
         ours = partial(decode, counted, asked, config, drawn, batch_size=batch_size)
         done, quick = timed(ours, device)
-        # capturing graphs belongs to no figure
+        # the time of capturing CUDA graphs does not count
         quick.wall -= model.acceleration.seconds - before
         _note(line, [answers[i] for i in many], slow, done, quick, counted, rates)
     first = lines[0]
     again = official(first.regime)[1]
-    once = told[first.regime.algorithm, first.regime.block][1]
+    once = references[first.regime.algorithm, first.regime.block][1]
     first.noise.append(once.seconds(on_gpu) / again.seconds(on_gpu))
 
 
@@ -292,7 +297,10 @@ def _note(
 def sampler_round(
     line: Line, vocabulary: int, device: torch.device, dtype: torch.dtype, seed: int
 ) -> None:
-    """Dream's sampler at temperature 0.2 and top_p 0.95 against the engine's, on 32 rows of random logits."""
+    """Compare Dream's sampler with the engine's on 32 rows of random logits.
+
+    Temperature 0.2, top_p 0.95.
+    """
     generator = torch.Generator(device=device).manual_seed(seed)
     logits = torch.empty(32, vocabulary, device=device).normal_(0, 6, generator=generator).to(dtype)
     noise = uniforms(seed, 0, 32)[0].to(device)

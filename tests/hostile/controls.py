@@ -1,6 +1,6 @@
-"""The positive controls: each attack where nothing stops it. An attack that bites nowhere would prove nothing.
+"""The positive controls: each attack has to succeed where nothing stops it.
 
-"bare" is the sandbox's own interpreter with limits only (tier C); the others are ways of naive.py.
+"bare" is the sandbox's interpreter with limits only (tier C); the others are judges of naive.py.
 """
 
 import json
@@ -14,53 +14,41 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from naive import SEPARATOR
-from stage import HERE, LIMITS, TESTS, Stage, cases, told
+from stage import HERE, LIMITS, TESTS, Stage, cases, reported
 
 import sandbox
 from sandbox import tiers
 from sandbox.process import Mechanism
 
-ENDLESS_S, PATIENCE_S = 1.0, 120.0  # the second for controls that end by themselves
+ENDLESS_S, PATIENCE_S = 1.0, 120.0  # PATIENCE_S: for controls that end by themselves
 
 
 def run_all(chosen: list[dict], alone: bool) -> dict[str, list[str]]:
-    """What each control shows. Bare ones one after the other, each in a harness that it may kill; the others together."""
+    """What each control shows, by id.
+
+    The bare ones run one after the other, in a harness that they may kill; the others run together.
+    """
     harmless = [c for c in chosen if c["control"]["how"] != "bare"]
-    with ThreadPoolExecutor(
-        4
-    ) as pool:  # the endless ones, and those that sleep, hold up few others
-        seen = dict(
-            zip(
-                (c["id"] for c in harmless),
-                pool.map(lambda c: sorted(naive(c)), harmless),
-                strict=True,
-            )
-        )
+    # four threads, so that endless and sleeping ones delay few others
+    with ThreadPoolExecutor(4) as pool:
+        effects = pool.map(lambda case: sorted(naive(case)), harmless)
+        seen = dict(zip((c["id"] for c in harmless), effects, strict=True))
     rest = [c["id"] for c in chosen if c["id"] not in seen]
     while rest:
-        command = [
-            sys.executable,
-            str(HERE / "programme.py"),
-            "inner",
-            *["--alone"] * alone,
-            "--cases",
-            ",".join(rest),
-        ]
+        command = [sys.executable, str(HERE / "programme.py"), "inner", "--cases", ",".join(rest)]
+        command += ["--alone"] * alone
         inner = subprocess.run(command, capture_output=True, text=True, check=False)
         seen |= dict(json.loads(line) for line in inner.stdout.splitlines())
         if inner.returncode != 0:
             dead = next(name for name in rest if name not in seen)
-            seen[dead] = (
-                ["harness_died"]
-                if inner.returncode < 0
-                else [f"control failed: {inner.stderr[-300:]}"]
-            )
+            killed = inner.returncode < 0
+            seen[dead] = ["harness_died" if killed else f"control failed: {inner.stderr[-300:]}"]
         rest = [name for name in rest if name not in seen]
     return seen
 
 
 def inner(names: list[str], alone: bool) -> None:
-    """The bare controls, each with a stage of its own: they break it."""
+    """Run the bare controls, each on a stage of its own: they break it."""
     tiers.find = lambda: tiers.Tier("C", Mechanism(False, False), tiers.EFFECTS, ())
     sandbox.accept("all")
     for case in (c for c in cases() if c["id"] in names):
@@ -72,12 +60,12 @@ def inner(names: list[str], alone: bool) -> None:
 def bare(stage: Stage, case: dict) -> set[str]:
     known = stage.strangers()
     program = sandbox.Program(stage.source(case), case.get("tests", TESTS))
-    verdict = sandbox._judge(program, False, LIMITS, None)
-    seen = told(verdict.detail) | ({"passed"} if verdict.passed else set())
+    verdict = sandbox.judge_program(program, limits=LIMITS)
+    seen = reported(verdict.detail) | ({"passed"} if verdict.passed else set())
     seen |= stage.effects(wait_s=5.0 if case["control"]["shows"] == "victim_died" else 0.0)
     left = set(stage.strangers()) - set(known)
     if left:
-        time.sleep(0.3)  # those that were killed with the program's group are gone by then
+        time.sleep(0.3)  # processes that were killed with the program's group are gone then
         left &= set(stage.strangers())
     for pid in left:
         seen.add("survivor")
@@ -89,7 +77,7 @@ def bare(stage: Stage, case: dict) -> set[str]:
 
 
 def naive(case: dict) -> set[str]:
-    """A judge without precautions; what of it was seen."""
+    """What is seen of the program under a judge without precautions."""
     how, stage = case["control"]["how"], Stage(alone=False)
     folder = tempfile.mkdtemp(prefix="naive-", dir=stage.home)
     file = stage.home / "program"
@@ -139,12 +127,8 @@ def _naive(case: dict, how: str, folder: str, file: str) -> set[str]:
     seen = {"endless"} if endless else _verdict(how, process.returncode, text, heard)
     seen |= {"output"} if len(text) > 10_000_000 else set()
     seen |= {"memory"} if usage.ru_maxrss >> 10 > LIMITS.memory_mb else set()
-    return (
-        seen
-        | _files(folder)
-        | _cleaned(how, folder)
-        | told(text[-2000:].decode("utf-8", "replace"))
-    )
+    printed_effects = reported(text[-2000:].decode("utf-8", "replace"))
+    return seen | _files(folder) | _cleaned(how, folder) | printed_effects
 
 
 def _runs(pid: int) -> bool:
@@ -166,13 +150,12 @@ def _files(folder: str) -> set[str]:
         sizes = [entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder)]
     except OSError:
         return set()
-    return ({"big_file"} if sum(sizes) > 60_000_000 else set()) | (
-        {"many_files"} if len(sizes) >= 5000 else set()
-    )
+    found = {"big_file"} if sum(sizes) > 60_000_000 else set()
+    return found | ({"many_files"} if len(sizes) >= 5000 else set())
 
 
 def _cleaned(how: str, folder: str) -> set[str]:
-    """What a simple clean-up makes of the program's directory."""
+    """What a simple clean-up does with the program's directory."""
     if how == "cleanup_following":
         for where, _, names in os.walk(folder, followlinks=True):
             for name in names:
@@ -188,7 +171,6 @@ def _cleaned(how: str, folder: str) -> set[str]:
     except OSError:
         return {"scratch_left"}
     finally:
-        subprocess.run(
-            ["rm", "-rf", folder], check=False
-        )  # shutil's recursion ends before the deepest of them
+        # shutil would exceed Python's recursion limit on the deepest tree
+        subprocess.run(["rm", "-rf", folder], check=False)
     return set()

@@ -1,8 +1,8 @@
-"""Run a command as on a machine that lacks something: hide.py landlock,namespaces,seccomp COMMAND...
+"""Run a command as on a machine that lacks features: hide.py landlock,namespaces,seccomp COMMAND...
 
-A seccomp filter of its own makes the calls fail as they do where a kernel or an administrator refuses them. It is
-inherited by everything below, so that the sandbox has to find out by itself: RHEL 8 (no Landlock), Ubuntu 24.04 (no user
-namespaces), old containers (neither, or no seccomp).
+A seccomp filter makes the calls fail as where a kernel or an administrator refuses them. All
+descendants inherit it, so that the sandbox has to find it out: RHEL 8 (no Landlock), Ubuntu 24.04
+(no user namespaces), old containers (neither, or no seccomp).
 """
 
 import ctypes
@@ -24,7 +24,7 @@ def fails(number: int, code: int) -> list:
 
 
 def fails_if(number: int, test: tuple, code: int) -> list:
-    """Where the first argument passes the test; the number is loaded again for what follows."""
+    """Fails where the first argument passes the test; then loads the call's number again."""
     return [
         (EQUAL, 0, 4, number),
         (LOAD, 0, 0, 16),

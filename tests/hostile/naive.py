@@ -1,7 +1,7 @@
-"""How programs are often judged: each way is what one of the hostile programs gets past. naive.py WAY FILE FD
+"""Naive judges, each of which one of the hostile programs gets past: naive.py JUDGE FILE FD
 
-FILE holds candidate and tests with SEPARATOR between them. FD is a pipe, for the ways that have one. Every way is a
-positive control: it shows that an attack works where nothing stops it.
+FILE holds candidate and tests with SEPARATOR between them. FD is a pipe that some judges use.
+Every judge is a positive control: it shows that an attack works where nothing stops it.
 """
 
 import os
@@ -37,7 +37,7 @@ def in_process(candidate, tests, _fd):
 
 
 def counting(candidate, tests, _fd):
-    """Only failed asserts are failures; another exception is taken for a fault of the test."""
+    """Only failed asserts count as failures; other exceptions count as faults of the test."""
     listed = [f"{line}" for line in tests.splitlines()]
     namespace, failures = {}, 0
     exec(candidate, namespace)
@@ -52,7 +52,7 @@ def counting(candidate, tests, _fd):
 
 
 def check_after(candidate, tests, _fd):
-    """The tests define check(), then comes the program, then check() is called."""
+    """The tests define check(), then the program runs, then check() is called."""
     *definition, call = tests.splitlines()
     namespace = {}
     exec("\n".join(definition), namespace)
@@ -76,7 +76,7 @@ def any_byte(candidate, tests, fd):
 
 
 def silence(candidate, tests, fd):
-    """No word of failure in the pipe is a pass."""
+    """Silence in the pipe is a pass."""
     try:
         exec(f"{candidate}\n{tests}", {})
     except BaseException:

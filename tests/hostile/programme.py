@@ -1,12 +1,13 @@
-"""Runs the cases of expected.json and prints one JSON object: programme.py protected|controls [OPTIONS]
+"""Runs the cases of expected.json and prints one JSON object.
 
-protected: in the sandbox that this machine has: verdicts, and what happened that must not. controls: what each attack
-does where nothing stops it. Options:
-    --strict              judge in strict mode
-    --tier NAME           leave out what this tier does not claim to stop
-    --few                 of the programs that only a time limit ends, two
-    --alone               it runs in namespaces of its own; without it, cases that are dangerous elsewhere are left out
-    --cases ID,ID         these only
+    programme.py protected [OPTIONS]   in this machine's sandbox: verdicts, and effects that got out
+    programme.py controls [OPTIONS]    where nothing stops an attack: what each does
+
+    --strict         judge in strict mode
+    --tier NAME      leave out attacks that this tier does not claim to stop
+    --few            run two of the programs that only a time limit ends
+    --alone          this runs in namespaces of its own: run the dangerous cases too
+    --cases ID,ID    run these only
 See tests/test_hostile.py. `controls` starts it again as `inner`: a control may kill its harness.
 """
 
@@ -19,46 +20,38 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import controls
-from stage import LIMITS, TESTS, TOKEN, Stage, cases, loopback_up, told
+from stage import LIMITS, TESTS, TOKEN, Stage, cases, loopback_up, reported
 
 import sandbox
 from sandbox.scratch import RUN, root, sweep
 
 FEW = ("inf_loop", "sleep_forever")
-STOPS = {
-    "A": ("files", "calls"),
-    "A'": ("files", "calls"),
-    "B": ("calls",),
-    "C": (),
-}  # tier -> what it claims to stop
+# tier -> kinds of attack that it claims to stop
+STOPS = {"A": ("files", "calls"), "A'": ("files", "calls"), "B": ("calls",), "C": ()}
 
 
 def protected(stage: Stage, chosen: list[dict], strict: bool) -> dict:
-    """Every case in the sandbox that this machine has, several at a time."""
+    """Every case in this machine's sandbox, several at a time."""
     sandbox.accept("all")
     found = sandbox.tier()
 
     def run(case: dict) -> dict:
         program = sandbox.Program(stage.source(case), case.get("tests", TESTS))
         try:
-            verdict = sandbox._judge(program, strict, LIMITS, None)
+            verdict = sandbox.judge_program(program, strict=strict, limits=LIMITS)
             return {key: getattr(verdict, key) for key in ("passed", "reason", "detail", "cpu_s")}
-        except Exception as error:  # an infrastructure error is what no program may cause
-            return {
-                "passed": None,
-                "reason": "infrastructure",
-                "detail": f"{type(error).__name__}: {error}",
-            }
+        except Exception as error:  # no program may cause one
+            detail = f"{type(error).__name__}: {error}"
+            return {"passed": None, "reason": "infrastructure", "detail": detail}
 
-    with ThreadPoolExecutor(3) as pool:  # one of three usually sleeps
+    with ThreadPoolExecutor(3) as pool:  # on two cores: usually one of the three sleeps
         verdicts = dict(zip((c["id"] for c in chosen), pool.map(run, chosen), strict=True))
-    said = {name: sorted(told(verdict["detail"])) for name, verdict in verdicts.items()}
+    effects = {name: sorted(reported(verdict["detail"])) for name, verdict in verdicts.items()}
     return {
         "tier": found.name,
         "line": found.line,
         "verdicts": verdicts,
-        "effects": {name: seen for name, seen in said.items() if seen}
-        | {"": sorted(stage.effects(wait_s=0.3))},
+        "effects": effects | {"": sorted(stage.effects(wait_s=0.3))},
         "memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10,
         "survivors": stage.survivors(),
         "scratch_left": [n for n in os.listdir(RUN.path()) if n not in ("lock", "lib")],
@@ -82,18 +75,16 @@ def main() -> None:
     for flag in ("--strict", "--few", "--alone"):
         parser.add_argument(flag, action="store_true")
     args = parser.parse_args()
-    if (
-        os.environ.get("HF_TOKEN") != TOKEN
-    ):  # /proc/<pid>/environ shows what a process was started with
+    # /proc/<pid>/environ shows the environment with which a process was started
+    if os.environ.get("HF_TOKEN") != TOKEN:
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"HF_TOKEN": TOKEN})
     loopback_up()
     if args.mode == "inner":
         controls.inner(args.cases, args.alone)
         return
     chosen = choose(args)
-    with tempfile.TemporaryDirectory(
-        prefix="hostile-", dir=root()
-    ) as folder:  # beside the scratch: for hard links
+    # on the file system of the scratch directory, for hard links
+    with tempfile.TemporaryDirectory(prefix="hostile-", dir=root()) as folder:
         os.environ["HOSTILE_DIR"] = folder
         if args.mode == "controls":
             report = {"controls": controls.run_all(chosen, args.alone)}
@@ -104,7 +95,7 @@ def main() -> None:
             run = RUN.path()
             RUN.close()
             report["run_left"] = os.path.exists(run)
-    sweep()  # what harnesses left that a control has killed
+    sweep()  # directories of harnesses that a control has killed
     print(json.dumps(report))
 
 

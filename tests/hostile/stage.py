@@ -1,4 +1,4 @@
-"""A throw-away machine for hostile programs: what one could steal, break or reach, and what of it happened."""
+"""A disposable environment for hostile programs: what they may steal or break, and what they do."""
 
 import fcntl
 import json
@@ -29,9 +29,9 @@ def cases() -> list[dict]:
 
 
 class Stage:
-    """In the folder that HOSTILE_DIR names.
+    """An environment in the folder that HOSTILE_DIR names.
 
-    alone: in a process namespace of its own, where every process that nobody here knows is a survivor.
+    alone: in a process namespace of its own, where every unknown process is a survivor.
     """
 
     def __init__(self, alone: bool) -> None:
@@ -79,7 +79,7 @@ class Stage:
         return text
 
     def _state(self) -> tuple | None:
-        """Of the file that programs attack."""
+        """Size, mode and time of the file that programs attack; None if it is gone."""
         try:
             status = os.lstat(self.home / "victim")
         except FileNotFoundError:
@@ -87,7 +87,7 @@ class Stage:
         return status.st_size, stat.S_IMODE(status.st_mode), status.st_mtime_ns
 
     def effects(self, *, wait_s: float = 0.0) -> set[str]:
-        """What happened here since the last call. wait_s: how long the victim may take to die."""
+        """What happened since the last call. wait_s: how long the victim may take to die."""
         found = {"wrote_outside"} if os.path.lexists(self.home / "written") else set()
         found |= {"changed_outside"} if self._state() != self.before else set()
         try:
@@ -107,12 +107,9 @@ class Stage:
         return found
 
     def strangers(self) -> list[int]:
-        """Processes that a program left, or could have left; not those that are dead already."""
-        return [
-            pid
-            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-            if self._is_strange(pid)
-        ]
+        """Living processes that a program left, or may have left."""
+        pids = map(int, filter(str.isdigit, os.listdir("/proc")))
+        return [pid for pid in pids if self._is_strange(pid)]
 
     def _is_strange(self, pid: int) -> bool:
         if pid in (1, os.getpid(), os.getppid(), self.victim.pid):
@@ -125,7 +122,7 @@ class Stage:
         return state != "Z" and (self.alone or ours)
 
     def survivors(self) -> list[str]:
-        """The same, after a moment for those that are dying; their command lines."""
+        """Command lines of strangers() that are still there after up to two seconds."""
         for _ in range(40):
             left = self.strangers()
             if not left:
@@ -141,23 +138,21 @@ class Stage:
         shutil.rmtree(self.home, ignore_errors=True)
 
 
-def told(detail: str) -> set[str]:
-    """What a program's own words say that it has reached."""
-    found = {
-        word.split(":", 1)[1].strip("'\"") for word in detail.split() if word.startswith("EFFECT:")
-    }
+def reported(detail: str) -> set[str]:
+    """The effects that a program's own output reports."""
+    effects = (word for word in detail.split() if word.startswith("EFFECT:"))
+    found = {word.split(":", 1)[1].strip("'\"") for word in effects}
     found |= {"leak"} if SECRET in detail or TOKEN in detail else set()
     found |= {"listed"} if "name-sentinel" in detail else set()
     return found | ({"huge_detail"} if len(detail) > 2000 else set())
 
 
 def loopback_up() -> None:
-    """A network namespace begins with its loopback down."""
+    """Bring the loopback up: in a new network namespace it is down."""
+    up = struct.pack("16sH14s", b"lo", 0x41, b"")  # IFF_UP | IFF_RUNNING
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            fcntl.ioctl(
-                probe, 0x8914, struct.pack("16sH14s", b"lo", 0x41, b"")
-            )  # SIOCSIFFLAGS: IFF_UP | IFF_RUNNING
+            fcntl.ioctl(probe, 0x8914, up)  # SIOCSIFFLAGS
         except OSError:
             pass  # not in a namespace: it is up already
 

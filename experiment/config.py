@@ -1,0 +1,278 @@
+"""One experiment, normalised: what decides its numbers (RunConfig) and how it is run (Settings).
+
+Each field that is a flag carries its Option: the flag's help, range and default, and whether it is part of a result's
+file name. experiment/arguments.py makes the command line from them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from decoding.config import DecodeConfig, name_parts
+from decoding.option import Option, option, options_in
+from utils import ENGINE_VERSION, SCHEMA_VERSION, SCORING_VERSION, sha256
+
+DTYPES = ("bfloat16", "float16", "float32")
+PRECISION, RUNNING, OUTPUT = "precision and seed", "running", "output"
+EVALUATED = "what is evaluated"
+
+STRICT = Option(
+    False,
+    "Run each program that passes a second time with its tests out of its reach, and report pass@1_strict too. A "
+    "finished result is judged again without decoding.",
+    switch=True,
+    group=RUNNING,
+)
+
+# what a field of RunConfig is for; a field without a role is part of both ids
+NAME = {"role": "name"}  # a name for what other fields state exactly: part of no id
+SCORING = {"role": "scoring"}  # part of the result id alone
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the numbers of an experiment, with defaults, protocol and flags resolved.
+
+    num_fewshot, chat_template, system: how prompts are made, see tasks.protocols.Protocol.
+    decode:      how answers are generated; None where given answers are scored.
+    fingerprint: of the checkpoint (files, sizes, hashes, revision); None where it is not known or not used.
+    data:        sha256 of each benchmark file, or the hub data set; None where not known.
+    predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
+    verifier, verifier_fingerprint: as checkpoint and fingerprint, of the model that checks drafts.
+    plugins:     {"path", "sha256"} of each plugin that one of the names above comes from.
+    """
+
+    model_alias: str = field(metadata=NAME)
+    family: str
+    checkpoint: str | None = field(metadata=NAME)
+    task: str
+    protocol: str
+    prompt_form: str
+    num_fewshot: int
+    chat_template: bool
+    system: str | None
+    decode: DecodeConfig | None
+    dtype: str = option(
+        "bfloat16",
+        "Precision of the weights and of the forward pass.",
+        choices=DTYPES,
+        group=PRECISION,
+    )
+    seed: int = option(
+        0,
+        "Seed of all randomness. A sample's generator is seeded from this, its prompt and its repeat.",
+        whole=True,
+        group=PRECISION,
+    )
+    compile: bool = option(
+        False,
+        "Compile the model's layers with torch.compile. It is faster on a GPU and changes the rounding, so tokens may "
+        "change: the result belongs to another configuration. Where it does not work, the run goes on without it.",
+        switch=True,
+        group=PRECISION,
+    )
+    fingerprint: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    predictions: str | None = None
+    verifier: str | None = field(default=None, metadata=NAME)
+    verifier_fingerprint: dict[str, Any] | None = None
+    plugins: tuple[dict[str, str], ...] = ()
+    strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting that says something, flat, ready for JSON: a field that is at an empty default is left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if not _is_silent(f, self)}
+        decode = values.pop("decode", None)
+        if decode is None:
+            for name in ("dtype", "seed", "compile", "checkpoint"):  # nothing is generated
+                values.pop(name, None)
+            return values
+        return values | decode_settings(decode)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that can change a token, and nothing else: not the scoring, not batch size, limit or device."""
+        return identity_of(self.as_dict()) | {"engine_version": ENGINE_VERSION}
+
+    @cached_property
+    def generation_id(self) -> str:
+        """sha256 of everything that can change a token: the key of the kept samples."""
+        return sha256(self.identity())
+
+    @cached_property
+    def result_id(self) -> str:
+        """sha256 of the generation id and of everything that scoring reads."""
+        scoring = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.metadata.get("role") == "scoring"
+        }
+        versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
+        return sha256({"generation_id": self.generation_id} | scoring | versions)
+
+
+def _is_silent(setting, config: RunConfig) -> bool:
+    return _is_empty(setting.default) and getattr(config, setting.name) == setting.default
+
+
+def _is_empty(default: Any) -> bool:
+    """Whether a default says nothing: an option that is off or not set."""
+    return default is None or default is False or default in ((), "none")
+
+
+def identity_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a flat configuration that can change a token."""
+    without = {f.name for f in fields(RunConfig) if "role" in f.metadata} | {"tokens_per_step"}
+    kept = {name: value for name, value in settings.items() if name not in without}
+    for name in ("fingerprint", "verifier_fingerprint"):
+        if name in kept:
+            kept[name] = _content(kept[name])
+    if "plugins" in kept:
+        kept["plugins"] = sorted(plugin["sha256"] for plugin in kept["plugins"])
+    return kept
+
+
+def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A commit of the hub says it all, also before its shards are downloaded; a directory is what it holds."""
+    if fingerprint["revision"]:
+        return {"revision": fingerprint["revision"]}
+    return {name: fingerprint[name] for name in ("files", "shards")}
+
+
+def decode_settings(decode: DecodeConfig) -> dict[str, Any]:
+    """A decoding configuration, flat: schedule, options of the loop, options of the algorithm."""
+    schedule = decode.schedule
+    settings = {
+        "algorithm": schedule.algorithm,
+        "gen_length": schedule.gen_length,
+        "block_length": schedule.block_length,
+        "num_steps": schedule.num_steps,
+        "tokens_per_step": schedule.tokens_per_step,
+        "quotas": run_lengths(schedule.quotas),
+    }
+    for name, known in options_in(DecodeConfig).items():
+        value = getattr(decode, name)
+        if value != known.default or not _is_empty(known.default):
+            settings[name] = value
+    return settings | ({"options": decode.options} if decode.options else {})
+
+
+def run_lengths(values: Sequence[int]) -> str:
+    """(0, 1, 1, 1, 2) -> "0,1x3,2": a schedule short enough to read and to compare."""
+    runs = ((value, sum(1 for _ in run)) for value, run in groupby(values))
+    return ",".join(f"{value}x{n}" if n > 1 else str(value) for value, n in runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How an experiment is run. Nothing here can change a number; flags in the order of --help."""
+
+    predictions: Path | None = option(
+        None,
+        'Score texts that were made elsewhere instead of generating: one line {"doc_id": n, "text": "..."} for each '
+        "document, n counting from 0 in the benchmark's order, or a result file. Texts are cut at the task's stop "
+        "strings. No checkpoint is needed, and decoding flags have no effect.",
+        type=Path,
+        metavar="FILE.jsonl",
+        group=EVALUATED,
+    )
+    limit: int | None = option(
+        None,
+        "Only the first N documents, for a trial. Default: all.",
+        whole=True,
+        low=1,
+        group=RUNNING,
+    )
+    batch_size: int | str = option(
+        1,
+        "Samples in flight at a time; auto takes as many as fit into free memory and help. At float32 it changes no "
+        "token.",
+        whole=True,
+        low=1,
+        words=("auto",),
+        group=RUNNING,
+    )
+    device: str | None = option(
+        None,
+        "cuda, cuda:1, ... or cpu. Default: cuda where there is one, else cpu.",
+        type=str,
+        metavar="NAME",
+        group=RUNNING,
+    )
+    devices: str | None = option(
+        None,
+        "Share the samples among processes on this node, one for each device of a list such as 0,1,2,3 or cpu,cpu. "
+        "The result is that of one process. torchrun and accelerate launch do not need it.",
+        type=str,
+        metavar="LIST",
+        group=RUNNING,
+    )
+    cuda_graphs: bool = option(
+        False,
+        "Replay forward passes of up to 1024 columns as CUDA graphs, which saves kernel launches. Each graph is "
+        "compared with the plain path when it is captured; tokens stay the same.",
+        switch=True,
+        group=RUNNING,
+    )
+    unsafe_exec: str | None = option(
+        None,
+        "Run generated code also where it cannot be confined: fs accepts that it can read and write your files, all "
+        "that it can do what you can do. Not needed where the sandbox works; the run prints what it found.",
+        choices=("fs", "all"),
+        group=RUNNING,
+    )
+    no_exec: bool = option(
+        False,
+        "Run no generated code: the result keeps the programs and is not complete. Score it on another machine with "
+        "--predictions RESULT.json, or here by the same command without --no_exec.",
+        switch=True,
+        group=RUNNING,
+    )
+    data_dir: Path | None = option(
+        None,
+        "Directory with the benchmarks' original files, to run without a network. Default: the environment variable "
+        "DLLMEXP_DATA_DIR; without it, data comes from the hub.",
+        type=Path,
+        metavar="DIR",
+        group=RUNNING,
+    )
+    output_dir: Path = option(
+        Path("results"), "Where results go.", type=Path, metavar="DIR", group=OUTPUT
+    )
+    tag: str | None = option(
+        None,
+        "Becomes part of the result's file name, to keep variants apart. Default: none.",
+        type=str,
+        metavar="NAME",
+        group=OUTPUT,
+    )
+    overwrite: bool = option(
+        False,
+        "Run again although a finished result is there, and replace it. Without it a finished result of the same "
+        "configuration is printed and kept, and one of another configuration is an error.",
+        switch=True,
+        group=OUTPUT,
+    )
+
+
+def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None = None) -> str:
+    """File name of a result: `<alias>_<task>_<alg>[_<method>...]_tps<K>[_<tag>][_limit<N>].json`.
+
+    <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the schedule has it, else
+    the realised one. Scored predictions have no schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
+    """
+    parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
+    if config.decode is None:
+        parts.append("predictions")
+    else:
+        schedule = config.decode.schedule
+        k = schedule.tokens_per_step
+        tps = f"{schedule.gen_length / schedule.num_steps:g}" if k is None else str(k)
+        parts += [schedule.algorithm, *name_parts(config.decode), f"tps{tps}"]
+    parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
+    return "_".join(parts) + ".json"

@@ -1,0 +1,128 @@
+"""The shapes of a sample: Request (what is asked) and Sample (what is kept, scored and reported).
+
+Between them is `decoding.row_state.Completion`, what the engine returns; a Sample carries it. The
+store keeps `Sample.kept()`, from which the text is cut anew in every run; the result file has
+`Sample.row()`. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from decoding.row_state import Completion
+
+# of a sample that failed, and of a text that was made elsewhere
+NO_COMPLETION = Completion(
+    (), (), nfe=0, forwards_saved=0, positions_computed=0, seconds=0.0, finish_reason=""
+)
+# what a store keeps of a completion; `seconds` is kept with the other times
+DECODED = tuple(f.name for f in fields(Completion) if f.name != "seconds")
+# not in a row of the result file: the shapes themselves, what the benchmark has, times
+NOT_IN_ROW = {"request", "completion", "doc", "stops", "prompt_ids", "seconds", "cost_seconds"}
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked of the model: one document, once per repeat.
+
+    doc:        the document, as the benchmark has it.
+    repeat:     0 for the first answer to the document, 1 for the second, and so on.
+    prompt:     rendered text: chat template, few-shot examples and prefill included.
+    stops:      stop strings; the text of the answer ends before the first of them.
+    seed:       of the sample's random numbers.
+    key:        under which the sample is kept, see `store.sample_key`; "" where nothing is kept.
+    prompt_ids: token ids of the prompt; () where nothing is decoded.
+    """
+
+    doc: Mapping[str, Any]
+    doc_id: int
+    repeat: int = 0
+    prompt: str = ""
+    stops: tuple[str, ...] = ()
+    seed: int = 0
+    key: str = ""
+    prompt_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A request with its answer, before it is scored.
+
+    text:          what is scored: the answer up to its first end token and its first stop string.
+    raw_text:      the committed text up to and including the first end token, special tokens
+                   written out.
+    cut:           why `text` ends: "end token <id>", "stop string '<s>'", or None where the canvas
+                   was full.
+    finish_reason: "end_token", "stop_string" or "length"; None where nothing was decoded.
+    tokens_returned: tokens of `text`.
+    cost_seconds:  wall time of decoding since the sample before was finished; over a run these add
+                   up to the whole.
+    error:         traceback of a sample that failed; its text is empty and it is never scored.
+    """
+
+    request: Request
+    completion: Completion = NO_COMPLETION
+    text: str = ""
+    raw_text: str = ""
+    cut: str | None = None
+    finish_reason: str | None = None
+    tokens_returned: int = 0
+    cost_seconds: float = 0.0
+    error: str | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The sample in the result file: everything that the configuration decides, so no times."""
+        row = {**vars(self.request), **vars(self), **vars(self.completion)}
+        row["finish_reason"] = self.finish_reason  # of the text, as `cut` is
+        row["prompt_tokens"] = len(self.request.prompt_ids)
+        row["tokens_committed"] = self.completion.tokens_committed
+        return {name: value for name, value in row.items() if name not in NOT_IN_ROW}
+
+    def kept(self, peak_bytes: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(result, meta) for the store: what repeats in every run, and what does not."""
+        result = {name: getattr(self.completion, name) for name in DECODED}
+        meta = {
+            "doc_id": self.request.doc_id,
+            "repeat": self.request.repeat,
+            "seconds": self.completion.seconds,
+            "cost_seconds": self.cost_seconds,
+            "tokens_returned": self.tokens_returned,
+            "peak_bytes": peak_bytes,
+        }
+        return result | {"prompt_tokens": len(self.request.prompt_ids)}, meta
+
+
+def completion_of(kept: Mapping[str, Any]) -> Completion:
+    """The completion of a kept sample, {"result": ..., "meta": ...} as `Sample.kept` gives them."""
+    found = {name: kept["result"][name] for name in DECODED if name in kept["result"]}
+    found |= {name: tuple(found[name]) for name in ("token_ids", "committed_at")}
+    return Completion(**found, seconds=kept["meta"]["seconds"])
+
+
+def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each good sample of a result.
+
+    For a store that was deleted while the result file stayed: `store.put(key, {"status": "ok",
+    **kept})` restores a sample. Where the samples were made in several places, the result does not
+    have the place of each: `provenance` is then empty.
+    """
+    made = result["meta"]["samples_made"]
+    provenance = {k: v for k, v in made[0].items() if k != "samples"} if len(made) == 1 else {}
+    times = {(t["doc_id"], t["repeat"]): t for t in result["profile"]["sample_seconds"]}
+    found = {}
+    for row in result["samples"]:
+        if row["status"] != "ok" or not row.get("key"):
+            continue
+        time = times[row["doc_id"], row["repeat"]]
+        found[row["key"]] = {
+            "result": {name: row[name] for name in (*DECODED, "prompt_tokens")},
+            "meta": {
+                **{name: time[name] for name in ("doc_id", "repeat", "seconds", "cost_seconds")},
+                "tokens_returned": row["tokens_returned"],
+                "peak_bytes": result["profile"]["peak_memory_bytes"]["device"],
+                "provenance": provenance,
+            },
+        }
+    return found

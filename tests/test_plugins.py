@@ -1,0 +1,136 @@
+"""--plugin: what a file of the user's own may add, and how a bad one is refused."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RULE = """
+from decoding.algorithms import ALGORITHMS, FAMILIES, Algorithm, top_k
+def first(view):
+    return top_k(view.confidence, view.masked, view.quota)
+ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, reads=frozenset({"confidence"}))
+"""
+RUN = ["--model_alias", "tiny-llada", "--task", "gsm8k", "--data_dir", "assets/benchmarks"]
+RUN += ["--dtype", "float32", "--limit", "2"]
+
+
+def execute(*words, script="eval.py", **environ):
+    return subprocess.run(
+        [sys.executable, script, *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environ,
+    )
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    path = tmp_path / "my_rule.py"
+    path.write_text(RULE)
+    return path
+
+
+def generation_id(tmp_path, *words) -> str:
+    run = execute(*RUN, "--output_dir", tmp_path, "--dry_run", *words)
+    assert run.returncode == 0, run.stderr
+    return next(line.split()[1] for line in run.stdout.splitlines() if line.startswith("  id "))
+
+
+@pytest.mark.parametrize(
+    "source, problem",
+    [
+        ("x = 1\nraise KeyError('nope')\n", "line 2: KeyError: 'nope'"),
+        ("def f(:\n", "line 1: SyntaxError"),
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise SystemExit(0)\n", "SystemExit"),
+        (
+            "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['llada'] = {}\n",
+            "replaces the model 'llada'; a plugin may only add",
+        ),
+        (
+            "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['dream']['checkpoint'] = 'x/y'\n",
+            "replaces the model 'dream'",
+        ),
+        (
+            "from decoding.algorithms import ALGORITHMS\ndel ALGORITHMS['random']\n",
+            "replaces the algorithm 'random'",
+        ),
+        (
+            "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['a'] = {'family': 'llada', "
+            "'checkpoint': 'x/y', 'flag': 'a_ckpt', 'block': 8}\n",
+            "MODEL_DEFAULTS['a']: unknown key 'block'",
+        ),
+        (
+            "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['a'] = {'family': 'lada'}\n",
+            "MODEL_DEFAULTS['a'] lacks checkpoint, flag",
+        ),
+        (
+            "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['a'] = {'family': 'llada', "
+            "'checkpoint': 'x/y', 'flag': 'limit'}\n",
+            "--limit",
+        ),
+    ],
+)
+def test_a_bad_plugin_is_one_line_and_code_2(tmp_path, source, problem):
+    path = tmp_path / "bad.py"
+    path.write_text(source)
+    run = execute("--plugin", path, *RUN, "--dry_run")
+    assert run.returncode == 2
+    assert problem in run.stderr, run.stderr
+    assert "Traceback" not in run.stderr and run.stderr.startswith("error: ")
+
+
+def test_a_missing_plugin_is_one_line_and_code_2(tmp_path):
+    run = execute("--plugin", tmp_path / "none.py", *RUN, "--dry_run")
+    assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+    assert "cannot be read: No such file" in run.stderr
+
+
+def test_a_plugin_is_part_of_the_identity_of_its_own_runs_alone(plugin, tmp_path):
+    plain = generation_id(tmp_path)
+    assert generation_id(tmp_path, "--plugin", plugin) == plain
+    own = generation_id(tmp_path, "--plugin", plugin, "--alg", "mine")
+    copy = plugin.with_name("other_name.py")
+    copy.write_text(RULE)
+    assert generation_id(tmp_path, "--plugin", copy, "--alg", "mine") == own
+    plugin.write_text(RULE + "# another comment\n")
+    assert generation_id(tmp_path, "--plugin", plugin, "--alg", "mine") != own
+
+
+def test_a_plugin_that_changed_since_the_plan_ends_a_worker_with_4(plugin):
+    planned = json.dumps({str(plugin): hashlib.sha256(RULE.encode()).hexdigest()})
+    words = ["--plugin", plugin, *RUN, "--alg", "mine", "--print_output_path"]
+    assert execute(*words, DLLMEXP_PLUGINS=planned).returncode == 0
+    plugin.write_text(RULE + "\n")
+    run = execute(*words, DLLMEXP_PLUGINS=planned)
+    assert run.returncode == 4
+    assert "has changed since the run was planned" in run.stderr
+
+
+@pytest.mark.slow
+def test_two_workers_of_one_run_use_the_plugin(plugin, tmp_path):
+    words = ["--plugin", plugin, *RUN, "--alg", "mine", "--output_dir", tmp_path]
+    run = execute(*words, "--devices", "cpu,cpu")
+    assert run.returncode == 0, run.stderr
+    [path] = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert result["status"] == "complete" and len(result["samples"]) == 2
+    assert result["config"]["plugins"] == [
+        {"path": str(plugin), "sha256": hashlib.sha256(plugin.read_bytes()).hexdigest()}
+    ]
+
+
+def test_official_without_a_cell_lists_who_has_one():
+    run = execute(*RUN, "--protocol", "official")
+    assert run.returncode == 2
+    assert (
+        "--protocol official: tiny-llada has no official protocol for gsm8k; aliases with one for "
+        "gsm8k: llada, llada1.5, dream, diffucoder" in run.stderr
+    )

@@ -1,0 +1,133 @@
+"""The README's recipes: each code block works as written, as a plugin and as an entry of a checkout."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--data_dir", "assets/benchmarks", "--dtype", "float32", "--device", "cpu", "--limit", "3"]
+RIDDLES = [{"question": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(3)]
+
+
+def recipes() -> dict[str, str]:
+    """Kind -> its code block in the README's section on extending."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Extending\n")[2]
+    section = section.partition("\n## ")[0]
+    kinds = ("model", "benchmark", "algorithm", "harness")
+    return dict(zip(kinds, re.findall(r"```python\n(.*?)```", section, re.DOTALL), strict=True))
+
+
+def arguments(kind: str, folder: Path) -> list[str]:
+    """A run of three documents on an embedded checkpoint that uses the recipe's entry."""
+    if kind == "model":
+        own = ["--model_alias", "my-llada", "--my_llada_ckpt", "assets/tiny-llada"]
+        return [*own, "--task", "gsm8k", "--gen_length", "32", *TINY]
+    if kind == "harness":
+        own = ["--model_alias", "llada-short", "--llada_short_ckpt", "assets/tiny-llada"]
+        return [*own, "--task", "gsm8k", "--gen_length", "32", *TINY]
+    if kind == "benchmark":
+        (folder / "riddles.jsonl").write_text("\n".join(map(json.dumps, RIDDLES)))
+        own = ["--model_alias", "tiny-llada", "--task", "riddles", *TINY, "--gen_length", "32"]
+        return [*own, "--block_length", "8", "--data_dir", str(folder)]
+    own = ["--model_alias", "tiny-llada", "--task", "gsm8k", "--alg", "best_share"]
+    return [*own, "--share", "0.5", *TINY]
+
+
+def execute(root: Path, words: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "eval.py", *words], cwd=root, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def plugin(tmp_path, request) -> Path:
+    """The recipe as a file of the user's own."""
+    path = tmp_path / "my_rule.py"
+    path.write_text(recipes()[request.param])
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory) -> Path:
+    """A copy of the project in which each recipe stands where its first line says."""
+    root = tmp_path_factory.mktemp("checkout") / "dllmexp"
+    left_out = shutil.ignore_patterns(".git", ".venv*", "results", "tests", "__pycache__", "docs")
+    shutil.copytree(ROOT, root, ignore=left_out)
+    blocks = {kind: block.splitlines(keepends=True) for kind, block in recipes().items()}
+    own = {kind: [w for w in lines if "import" not in w] for kind, lines in blocks.items()}
+    with open(root / "decoding" / "algorithms.py", "a") as file:
+        file.writelines(own["algorithm"])
+    task = [line for line in blocks["benchmark"] if "TASKS" not in line or line.startswith("#")]
+    (root / "tasks" / "riddles.py").write_text("".join(task))
+    harness = "".join(line for line in blocks["harness"] if "from eval" not in line)
+    harness, _, entry = harness.partition("\nMODEL_DEFAULTS")
+    (root / "my_harness.py").write_text(harness)
+    entry = "MODEL_DEFAULTS" + entry.replace(
+        '"harness": ShortestFirst', '"harness": "my_harness:ShortestFirst"'
+    )
+    source = (root / "eval.py").read_text()
+    source = source.replace("from tasks import ", "from tasks import riddles, ", 1)
+    source = source.replace(
+        '"gsm8k": gsm8k.SPEC,', '"gsm8k": gsm8k.SPEC,\n    "riddles": riddles.SPEC,'
+    )
+    at = source.index("\n\nTABLES = ")
+    source = source[:at] + "\n\n" + "".join(own["model"]) + "\n" + entry + source[at:]
+    (root / "eval.py").write_text(source)
+    return root
+
+
+KINDS = ("model", "benchmark", "algorithm", "harness")
+
+
+@pytest.mark.parametrize("plugin, kind", [(k, k) for k in KINDS], indirect=["plugin"])
+def test_a_recipe_is_known_as_a_plugin(plugin, kind, tmp_path):
+    words = ["--plugin", str(plugin), *arguments(kind, tmp_path), "--output_dir", str(tmp_path)]
+    run = execute(ROOT, [*words, "--dry_run"])
+    assert run.returncode == 0, run.stderr
+    assert str(plugin) in run.stdout  # the plugin is part of the configuration
+    if kind == "algorithm":
+        assert "best_share_share0.5_tps1" in run.stdout
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_is_known_in_a_checkout(checkout, kind, tmp_path):
+    words = [*arguments(kind, tmp_path), "--output_dir", str(tmp_path)]
+    run = execute(checkout, [*words, "--dry_run"])
+    assert run.returncode == 0, run.stderr
+    assert "plugins" not in run.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin, kind", [(k, k) for k in KINDS], indirect=["plugin"])
+def test_a_recipe_runs_as_a_plugin_and_in_a_checkout(plugin, checkout, kind, tmp_path):
+    """Three documents each way: the same answers, kept under different ids."""
+    found = []
+    for root, more in ((ROOT, ["--plugin", str(plugin)]), (checkout, [])):
+        out = tmp_path / root.name
+        run = execute(root, [*more, *arguments(kind, tmp_path), "--output_dir", str(out)])
+        assert run.returncode == 0, run.stderr
+        [path] = out.glob("*.json")
+        found.append(json.loads(path.read_text()))
+    plugged, built_in = found
+    assert [s["token_ids"] for s in plugged["samples"]] == [
+        s["token_ids"] for s in built_in["samples"]
+    ]
+    assert len(plugged["samples"]) == 3 and plugged["status"] == "complete"
+    assert plugged["config"]["plugins"][0]["path"] == str(plugin)
+    assert plugged["generation_id"] != built_in["generation_id"]
+
+
+@pytest.mark.parametrize("plugin", ["algorithm"], indirect=True)
+def test_a_plugins_options_are_in_help_and_are_checked(plugin, tmp_path):
+    listed = execute(ROOT, ["--plugin", str(plugin), "--help"])
+    text = " ".join(listed.stdout.split())
+    assert "--share X" in text and "commit this share of the open positions" in text
+    words = ["--plugin", str(plugin), *arguments("algorithm", tmp_path), "--share", "2"]
+    refused = execute(ROOT, words)
+    assert refused.returncode == 2
+    assert "--share 2" in refused.stderr and "at most 1" in refused.stderr
