@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from experiment.status import StatusFile
 from experiment.store import Store, sample_key
 from experiment.workers import WorkerInfo
-from utils import canonical_json
+from utils import SCORING_VERSION, canonical_json
 
 J = TypeVar("J")
 WAIT_S = 0.2  # between two reads of the samples of other workers
@@ -68,12 +68,15 @@ class SampleCache:
     ) -> None:
         """Keep a finished sample; on return it survives the death of the process.
 
-        score: its value in the headline metric, if that is known already; only progress shows it.
+        score: its value in the headline metric, if that is known already; only progress shows it,
+               until SCORING_VERSION changes.
         Raises as Store.put.
         """
         self.place.check()
         self._count(self.provenance)
-        meta = meta | {"provenance": self.provenance} | ({} if score is None else {"score": score})
+        meta = meta | {"provenance": self.provenance}
+        if score is not None:
+            meta["score"] = {"value": score, "version": SCORING_VERSION}
         if self.store is not None:
             self.store.put(key, {"status": "ok", "result": result, "meta": meta})
         if self.status is not None:

@@ -23,6 +23,7 @@ from experiment.signals import Signalled
 from experiment.statistics import Z95, wilson
 from experiment.store import HOST, Store, process_start
 from experiment.workers import WorkerInfo
+from utils import SCORING_VERSION
 
 WRITE_S = 2.0  # seconds between two writes while samples finish
 FRESH_S = 900.0  # a process of another host counts as alive while its file is younger
@@ -37,7 +38,7 @@ class Sums:
     tokens, forwards:  tokens returned and forward passes.
     seconds:           time of decoding.
     scored, score, squares: samples whose headline score is known, the sum of the scores and of
-                       their squares.
+                       their squares. A score of another SCORING_VERSION is not known.
     """
 
     n: int = 0
@@ -59,7 +60,10 @@ class Sums:
             seconds=meta.get("cost_seconds", 0.0),
         )
         score = meta.get("score")
-        return sums if score is None else sums + cls(scored=1, score=score, squares=score * score)
+        if not score or score["version"] != SCORING_VERSION:
+            return sums
+        value = score["value"]
+        return sums + cls(scored=1, score=value, squares=value * value)
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(**{name: value + getattr(other, name) for name, value in vars(self).items()})

@@ -20,12 +20,14 @@ import os
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from experiment import plugins  # noqa: E402
 from experiment.arguments import Parser  # noqa: E402
 from experiment.identity import forget  # noqa: E402
 from experiment.signals import Signalled, signals_raise  # noqa: E402
@@ -174,8 +176,8 @@ def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
     if records and selection == Selection(output_dir=selection.output_dir):
         planned = {p.path: p for record in records for p in record.experiments}
         return [Watcher(p) for p in planned.values()], workers
-    words = (word for words in argument_sets(selection) for word in words)
-    if any(word.partition("=")[0] == "--plugin" for word in words):
+    listed = argument_sets(replace(selection, extra=()))
+    if plugins.paths_in([*selection.extra, *(word for words in listed for word in words)]):
         raise UsageError(
             "progress imports no --plugin; without filters it shows the last suites from their "
             "records"

@@ -1,7 +1,7 @@
 """The record of a suite: what it runs, for progress and for other suites.
 
-    results/logs/sweep-<host>-<pid>.json     {"pid", "host", "start", "since", "workers", "shared",
-                                              "experiments": [Planned, ...]}
+    results/logs/sweep-<host>-<pid>.json     {"pid", "host", "start", "since", "workers",
+                                              "experiments": [Planned, ...], "ended": time or none}
 
 The file is touched while its suite is alive. It stays until the next suite starts, so that
 progress shows the last suites where none is running.

@@ -134,8 +134,8 @@ class Watcher:
             return Status("failed", of, note=note)
         score = tuple(found.score) if found.score else None
         if self.experiment.result_id not in (None, found.result_id) and self.experiment.model:
-            note = "scored in another way: its samples are scored anew"
-            return Status("partial", found.of, found.sums, score, note)
+            note = "scored by another version: its samples are scored again"
+            return Status("partial", found.of, found.sums, note=note)
         if found.status == "complete":
             return Status("done", found.of, found.sums, score)
         note = f"{found.sums.failed} samples failed" if found.sums.failed else "programs not run"

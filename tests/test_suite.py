@@ -1,5 +1,6 @@
 """The suite: its experiments, their states, and that running them loses and repeats nothing."""
 
+import hashlib
 import io
 import json
 import os
@@ -269,6 +270,15 @@ def test_a_resumed_run_counts_what_is_kept_with_its_scores(tmp_path):
     store.close()
 
 
+def test_a_score_of_another_scoring_version_is_not_shown(tmp_path, monkeypatch):
+    store, samples = started(tmp_path)
+    with store, samples.status:
+        samples.remember("1" * 64, *sample(1), 1)
+    assert counted(store, None).scored == 1
+    monkeypatch.setattr(status, "SCORING_VERSION", 99)
+    assert counted(store, None) == Sums(1, 0, 11, 7, 0.5)
+
+
 def test_the_files_of_several_workers_add_up_and_those_of_an_earlier_run_do_not(tmp_path):
     """Rank 2 is of a run with three workers, which has ended; its file goes with the next run."""
     old = WorkerInfo(0, 3, session="old"), WorkerInfo(2, 3, session="old")
@@ -419,6 +429,19 @@ def test_the_summary_in_a_status_file_is_that_of_the_result(tmp_path, monkeypatc
     assert Watcher(experiment).status() == done
     experiment.path.unlink()
     assert Watcher(experiment).status().state == "partial"
+
+
+def test_a_result_of_another_scoring_is_to_be_scored_again(tmp_path):
+    """Its samples are all there, so it needs no device, and its old score is not shown."""
+    [experiment] = chosen(tmp_path)
+    run_here(experiment)
+    found = Watcher(replace(experiment, result_id="0" * 64)).status()
+    assert (found.state, found.n, found.of, found.score) == ("partial", 6, 6, None)
+    assert "scored again" in found.note
+    engine = LocalEngine(
+        Lease(tmp_path / "out", [experiment], 1), [(experiment, found)], [Worker("cpu", {})], print
+    )
+    assert engine.tasks[0].stage == "score"
 
 
 def test_a_result_with_failed_samples_is_no_final_one(tmp_path):
@@ -578,6 +601,46 @@ def test_the_record_of_a_suite_is_enough_for_progress(tmp_path, capsys, monkeypa
     assert (planned.command, planned.log, planned.path) == (two.command, two.log, two.path)
     assert (planned.model, planned.forward_passes) == (f"{LLADA} in float32", 16)
     lease.release()
+
+
+RULE = """
+from decoding.algorithms import ALGORITHMS, FAMILIES, Algorithm, top_k
+def first(view):
+    return top_k(view.confidence, view.masked, view.quota)
+reads = frozenset({"confidence"})
+ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, reads=reads)
+"""
+
+
+def test_a_plugin_reaches_workers_and_tasks_and_progress_does_not_import_it(tmp_path):
+    """With the bytes that were planned: a task that finds others ends with 4."""
+    (plugin := tmp_path / "rule.py").write_text(RULE)
+    extra = " ".join(flags(gsm8k_dir(tmp_path / "data", 2)))
+    out = str(tmp_path / "out")
+    words = ["--models", "llada", "--tasks", "gsm8k", "--tps", "2", "--algs", "mine"]
+    words += ["--plugin", str(plugin), "--extra", extra, "--output_dir", out]
+
+    def sweep(*arguments: str) -> subprocess.CompletedProcess:
+        command = [*SWEEP, *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    run = sweep("run", *words)
+    assert run.returncode == 0 and "ended: 1 done" in run.stdout, run.stdout + run.stderr
+    [result] = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json"))
+    assert result["config"]["plugins"][0]["path"] == str(plugin)
+    plugin.write_text("raise SystemExit(9)")
+    run = sweep("progress", "--output_dir", out)
+    assert run.returncode == 0 and "1 experiments: 1 done" in run.stdout, run.stderr
+    for filters in (["--extra", f"--plugin {plugin}"], ["--file", str(tmp_path / "my.yaml")]):
+        (tmp_path / "my.yaml").write_text(f"- --model_alias llada --task gsm8k --plugin {plugin}")
+        run = sweep("progress", "--output_dir", out, *filters)
+        assert run.returncode == 2 and "progress imports no --plugin" in run.stderr
+    argv = ["--model_alias", "llada", "--task", "gsm8k", "--alg", "mine", "--plugin", str(plugin)]
+    plan = {"run": "r", "output_dir": out, "workers": 1, "gpus": 0, "shares": [[argv]]}
+    plan["plugins"] = {str(plugin): hashlib.sha256(RULE.encode()).hexdigest()}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    run = sweep("share", "--plan", str(tmp_path / "plan.json"))
+    assert run.returncode == 4 and "has changed since the run was planned" in run.stderr
 
 
 def test_an_id_that_becomes_known_enters_the_record(tmp_path, monkeypatch):
