@@ -84,7 +84,11 @@ def checkout(tmp_path_factory) -> Path:
 KINDS = ("model", "benchmark", "algorithm", "harness")
 
 
-@pytest.mark.parametrize("plugin, kind", [(k, k) for k in KINDS], indirect=["plugin"])
+@pytest.mark.parametrize(
+    "plugin, kind",
+    [pytest.param(k, k, marks=[pytest.mark.slow] * (k == "harness")) for k in KINDS],
+    indirect=["plugin"],
+)
 def test_a_recipe_is_known_as_a_plugin(plugin, kind, tmp_path):
     words = ["--plugin", str(plugin), *arguments(kind, tmp_path), "--output_dir", str(tmp_path)]
     run = execute(ROOT, [*words, "--dry_run"])

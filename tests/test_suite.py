@@ -989,6 +989,7 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
     assert "Traceback" not in experiment.log.read_text()
 
 
+@pytest.mark.slow
 def test_the_share_of_a_task_that_was_killed_for_good_is_completed_by_another(tmp_path):
     """Task 0 of an array dies in the middle of its first experiment, and nobody requeues it."""
     big = ("--gen_length", "96", "--block_length", "32")
