@@ -1,7 +1,8 @@
 """How answers are read; errors and exit codes, the run configuration, environment, safe writes.
 
 To change how the answers of a benchmark are read, change "answer patterns" below: one function or
-pattern per benchmark, from what a model wrote to what is scored.
+pattern per benchmark, from what a model wrote to what is scored. Raise SCORING_VERSION with it:
+finished results are then scored again from their kept samples.
 No torch. Everything here is cheap to import, so that `--help` and bad input answer at once.
 """
 

@@ -481,13 +481,6 @@ EQUAL = "def f(x):\n    class Equal:\n        __eq__ = lambda *_: True\n    retu
 OBJECT = "class Found:\n    value = 2\ndef f(x):\n    return Found()\n"
 
 
-@pytest.fixture
-def strict_exec(monkeypatch):
-    """The run's task is built with the strict re-check."""
-    real = command.build_task
-    monkeypatch.setattr(command, "build_task", lambda *args: code.add_strict(real(*args)))
-
-
 def test_a_forged_pass_counts_and_is_run_once_unless_strict_mode_is_asked_for(tmp_path, capsys):
     """pass@1 is lm-eval's number: what passes there passes here too, without a warning."""
     assert command.main(scoring(tmp_path, [GOOD, EQUAL])) == 0
@@ -503,9 +496,10 @@ def test_without_strict_mode_no_program_runs_twice(monkeypatch):
     assert [row["passed"] for row in scored(judging())] == [True, False, False]
 
 
-def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys, strict_exec):
+def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys):
     """pass@1 stays lm-eval's number; pass@1_strict leaves the forged pass out."""
-    assert command.main(scoring(tmp_path, [GOOD, EQUAL, "def f(x):\n    return x\n"])) == 0
+    answers = [GOOD, EQUAL, "def f(x):\n    return x\n"]
+    assert command.main([*scoring(tmp_path, answers), "--strict_exec"]) == 0
     out, result = capsys.readouterr().out, result_in(tmp_path / "out")
     values = {key.partition(",")[0]: found["value"] for key, found in result["metrics"].items()}
     assert values == {"pass@1": pytest.approx(2 / 3), "pass@1_strict": pytest.approx(1 / 3)}
@@ -520,8 +514,8 @@ def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys, strict_exec)
     assert tiers_used == {sandbox.tier().name}
 
 
-def test_an_unverifiable_pass_is_no_suspect(tmp_path, capsys, strict_exec):
-    assert command.main(scoring(tmp_path, [OBJECT], value=".value")) == 0
+def test_an_unverifiable_pass_is_no_suspect(tmp_path, capsys):
+    assert command.main([*scoring(tmp_path, [OBJECT], value=".value"), "--strict_exec"]) == 0
     assert result_in(tmp_path / "out")["strict"] == {"suspects": [], "unverifiable": [0]}
     assert "1 passes cannot be checked in strict mode: doc_id 0" in capsys.readouterr().out
 
