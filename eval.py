@@ -238,9 +238,12 @@ def describe(job: Job) -> str:
     """The normalised configuration, the schedule and the path of the result, as --dry_run prints them."""
     config, schedule = job.config, job.schedule
     settings = {k: v for k, v in config.as_dict().items() if k not in INPUTS}
+    settings |= {k: _short(settings[k]) for k in ("plugins", "harness") if k in settings}
     lines = ["config:", *(f"  {key:24}{value}" for key, value in settings.items())]
     known = config.result_id if is_known(job) else "known once checkpoint and data are here"
     lines.append(f"  {'id':24}{known}")
+    if is_known(job) and schedule is not None:
+        lines.append(f"  {'generation_id':24}{config.generation_id}")
     if schedule is not None:
         blocks = f"{schedule.n_blocks} block(s) of {schedule.block_length}"
         tps = f"{schedule.realised_tps:g} tokens per step"
@@ -257,6 +260,12 @@ def describe(job: Job) -> str:
         references = map(published, job.protocol.references)
         lines += [f"published: {text}" for text in references] or [f"published: {UNPUBLISHED}"]
     return "\n".join([*lines, f"output: {job.path}"])
+
+
+def _short(found: Any) -> str:
+    """Plugins or a harness: their names, and the first digits of their checksums."""
+    listed = [found] if isinstance(found, dict) else found
+    return ", ".join(f"{f.get('path') or f.get('name')} ({f['sha256'][:8]})" for f in listed)
 
 
 def _plain(value: Any) -> str:
@@ -402,7 +411,7 @@ def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
 def run(argv: list[str], host: Host) -> int:
     """Everything between the command line and the exit code."""
     plugins.load(argv, TABLES)
-    args, problems = parse(argv, MODEL_DEFAULTS, list(TASKS))
+    args, problems = parse(argv, MODEL_DEFAULTS, TASKS)
     try:
         job = resolve(args, problems, MODEL_DEFAULTS, TASKS)
     except UsageError as error:
@@ -412,6 +421,9 @@ def run(argv: list[str], host: Host) -> int:
         raise UsageError(
             f"--devices {job.devices}: a launcher has started {worker.size} processes already; leave it out"
         )
+    entry = MODEL_DEFAULTS[job.config.model_alias]
+    if entry.get("harness"):
+        harness_of(entry, job.config.family)  # a bad one is refused before anything is read
     if args.print_output_path:
         print(job.path)
     elif args.dry_run:

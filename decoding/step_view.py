@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from decoding.sampling import Rules
 
 SCORES = frozenset({"confidence", "entropy", "margin"})
+SCHEDULES = frozenset({"even", "floor", "stride", "adaptive"})
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,16 @@ class Algorithm:
     ) = None
     left_to_right: bool = False
     verification: Verification | None = None
+
+    def __post_init__(self) -> None:
+        for name, given, known in (
+            ("schedule", {self.schedule}, SCHEDULES),
+            ("reads", self.reads, SCORES | {"step", "canvas"}),
+        ):
+            if wrong := sorted(given - known):
+                raise ValueError(
+                    f"{name} {wrong[0]!r} is not known; there are: {', '.join(sorted(known))}"
+                )
 
     @property
     def scores(self) -> frozenset[str]:

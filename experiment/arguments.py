@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
+from decoding.algorithms import FAMILIES as EVERY_FAMILY
 from decoding.config import DecodeConfig
 from decoding.option import Option, options_in
 from decoding.schedule import Schedule
+from decoding.step_view import Algorithm
 from experiment.config import EVALUATED, RunConfig, Settings
 from models import FAMILIES
+from tasks import TaskSpec
+from tasks.protocols import PROTOCOLS, Protocol
 from utils import UsageError, nearest
 
 Models = Mapping[str, Mapping[str, Any]]  # MODEL_DEFAULTS of eval.py
 NEEDED = {"family", "checkpoint", "flag"}
+CELL = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
 ENTRY = NEEDED | {
     "verifier",
     "harness",
@@ -129,7 +135,7 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
         flags.add(name, ALGORITHMS[users[0]].options[name], group=ALGORITHM, text=f"{text}.")
     checked = ", ".join(verified())
     own = ", ".join(
-        f"{e['verifier']} for {alias}" for alias, e in models.items() if "verifier" in e
+        f"{_shown(e['verifier'])} for {alias}" for alias, e in models.items() if "verifier" in e
     )
     flags.word(
         ALGORITHM,
@@ -241,7 +247,7 @@ def verified() -> list[str]:
     return [name for name, algorithm in ALGORITHMS.items() if algorithm.verification is not None]
 
 
-def table_problems(models: Models) -> list[str]:
+def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
     """What is wrong with the entries of the tables, which a user or a plugin may have written."""
     problems, flags = [], {}
     for alias, entry in models.items():
@@ -257,18 +263,45 @@ def table_problems(models: Models) -> list[str]:
             problems.append(
                 f"{where}: family {family!r} is not known; there are: {', '.join(FAMILIES)}"
             )
+        problems += [
+            f"{where}: {name} cell of {task!r} has unknown key {key!r}{nearest(key, CELL)}; "
+            f"there are: {', '.join(CELL)}"
+            for name in PROTOCOLS
+            for task, cell in entry.get(name, {}).items()
+            for key in cell
+            if key not in CELL
+        ]
         flag = entry.get("flag")
+        if flag is not None and not re.fullmatch(r"[a-z][a-z0-9_]*", flag):
+            problems.append(f"{where}: flag {flag!r}: allowed: small letters, digits and '_'")
         if flag in flags:
             problems.append(f"{where}: the flag {flag!r} is that of {flags[flag]!r}")
         flags[flag] = alias
+    for name, algorithm in ALGORITHMS.items():
+        if not isinstance(algorithm, Algorithm):
+            problems.append(f"ALGORITHMS[{name!r}] is no Algorithm but {algorithm!r:.40}")
+        elif (
+            unknown := set()
+            if algorithm.families is EVERY_FAMILY
+            else (set(algorithm.families) - FAMILIES.keys())
+        ):
+            known = ", ".join(FAMILIES)
+            problems.append(
+                f"ALGORITHMS[{name!r}]: unknown family {min(unknown)!r}; there are: {known}"
+            )
+    problems += [
+        f"TASKS[{name!r}] is no TaskSpec of this name but {spec!r:.40}"
+        for name, spec in tasks.items()
+        if not isinstance(spec, TaskSpec) or spec.name != name
+    ]
     return problems
 
 
 def parse(
-    argv: Sequence[str] | None, models: Models, tasks: Sequence[str]
+    argv: Sequence[str] | None, models: Models, tasks: Mapping[str, TaskSpec]
 ) -> tuple[argparse.Namespace, list[str]]:
     """Arguments and the problems with single values. Raises UsageError where argparse cannot go on."""
-    if problems := table_problems(models):
+    if problems := table_problems(models, tasks):
         raise UsageError(problems)
     try:
         parser, problems = build_parser(models, tasks)

@@ -164,7 +164,9 @@ def finished_result(job: Job) -> dict[str, Any] | None:
     result = None if job.overwrite else load_result(job.path)
     if result is None:
         return None
-    if result["id"] == job.config.result_id:
+    config = job.config
+    # a result that was judged strictly too is one that was judged
+    if result["id"] in (config.result_id, replace(config, strict_exec=True).result_id):
         return result if result["status"] == "complete" else None
     if result.get("generation_id") == job.config.generation_id:
         say(f"{job.path} was scored in another way: its samples are scored anew")

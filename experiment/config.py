@@ -46,6 +46,7 @@ class RunConfig:
     predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
     verifier, verifier_fingerprint: as checkpoint and fingerprint, of the model that checks drafts.
     plugins:     {"path", "sha256"} of each plugin that one of the names above comes from.
+    harness:     {"name", "sha256"} of a harness that is not the family's own, and of its file.
     """
 
     model_alias: str = field(metadata=NAME)
@@ -83,6 +84,7 @@ class RunConfig:
     verifier: str | None = field(default=None, metadata=NAME)
     verifier_fingerprint: dict[str, Any] | None = None
     plugins: tuple[dict[str, str], ...] = ()
+    harness: dict[str, str] | None = None
     strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
 
     def as_dict(self) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def _import(path: str, tables: Tables) -> frozenset[tuple[str, str]]:
         raise UsageError(f"{FLAG} {path}: give a Python file, FILE.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    sys.modules.setdefault(Path(path).stem, module)  # "my_rule:MyHarness" means this module
     try:
         spec.loader.exec_module(module)
         _refuse_replaced(path, tables, before, kept)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import inspect
 import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -24,7 +27,7 @@ from utils import DllmexpError, ManyProblems, UsageError, nearest
 
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
-NO_OVERRIDE = ("early_exit", "seed")
+NO_OVERRIDE = ("early_exit", "seed", "strict_exec")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,8 @@ def resolve(
     name = _choice("protocol", args.protocol, PROTOCOLS, found)
     spec = _benchmark(args, tasks, found)
     found += _setting_problems(args)
+    if args.show_prompt is not None and args.predictions is not None:
+        found.append("--show_prompt and --predictions: given texts have no prompt; leave one out")
     given = _given(args, found)
     if alias and given["algorithm"]:
         own = algorithms_of(models[alias]["family"])
@@ -109,6 +114,7 @@ def resolve(
         decode=None if predictions else decode.at_its_temperature(),
         verifier=None if predictions else verifier,
         plugins=plugins.used_by(used | {"family": family.name}),
+        harness=None if predictions else harness_identity(entry.get("harness")),
         **{n: _or_default(getattr(args, n), o.default) for n, o in options_in(RunConfig).items()},
     )
     own = (entry["checkpoint"], verifier and entry.get("verifier"))
@@ -120,6 +126,25 @@ def resolve(
         notes=_notes(args, decode, models, alias, spec),
         **{n: _or_default(getattr(args, n), o.default) for n, o in options_in(Settings).items()},
     )
+
+
+def harness_identity(harness: type | str | None) -> dict[str, str] | None:
+    """{"name", "sha256"} of an entry's own harness: a class, or "module:Class"; None for the family's.
+
+    Raises UsageError where the file of a module cannot be found.
+    """
+    if harness is None:
+        return None
+    if isinstance(harness, str):
+        module, colon, name = harness.partition(":")
+        found = importlib.util.find_spec(module) if colon and module else None
+        if found is None or found.origin is None or not name:
+            raise UsageError(f'harness {harness!r} is not found; expected "module:Class"')
+        file = found.origin
+    else:
+        name, file = f"{harness.__module__}:{harness.__qualname__}", inspect.getfile(harness)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return {"name": harness if isinstance(harness, str) else name, "sha256": digest}
 
 
 def _or_default(value: Any, default: Any) -> Any:
@@ -291,6 +316,8 @@ def _notes(
             unused = [(n, v) for n in ("top_p", "top_k") if (v := getattr(decode, n)) is not None]
             listed = " and ".join(f"{name} {value:g}" for name, value in unused)
             notes += [f"{listed} inactive at temperature 0: nothing is drawn"] if unused else []
+    if args.strict_exec and args.no_exec:
+        notes.append("strict_exec has no effect with no_exec: no program is run")
     return tuple(notes + ([spec.note] if spec.note else []))
 
 

@@ -69,6 +69,7 @@ REFUSED = {
     "overwrite": "delete the results that are to be made again",
     "dry_run": "`sweep.py plan` shows what would run",
     "print_output_path": "`sweep.py plan` shows what would run",
+    "show_prompt": "`eval.py --show_prompt` shows the prompt of one experiment",
 }
 
 
@@ -292,7 +293,7 @@ def experiments(sets: Iterable[Sequence[str]]) -> list[Experiment]:
 
 def _experiment(argv: tuple[str, ...]) -> Experiment:
     plugins.load(argv, TABLES)
-    args, problems = parse(list(argv), MODEL_DEFAULTS, list(TASKS))
+    args, problems = parse(list(argv), MODEL_DEFAULTS, TASKS)
     job = resolve(args, problems, MODEL_DEFAULTS, TASKS)
     config, spec = job.config, job.spec
     n = _n_docs(spec.name, job.data_dir)

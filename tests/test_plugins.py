@@ -76,6 +76,22 @@ def generation_id(tmp_path, *words) -> str:
             "'checkpoint': 'x/y', 'flag': 'limit'}\n",
             "--limit",
         ),
+        (
+            "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['a'] = {'family': 'llada', "
+            "'checkpoint': 'x/y', 'flag': 'a-ckpt', 'uniform': {'*': {'gen_len': 8}}}\n",
+            "uniform cell of '*' has unknown key 'gen_len'; did you mean 'gen_length'?",
+        ),
+        (
+            "from decoding.algorithms import ALGORITHMS\nALGORITHMS['foo'] = 3\n",
+            "ALGORITHMS['foo'] is no Algorithm but 3",
+        ),
+        ("from eval import TASKS\nTASKS['foo'] = 3\n", "TASKS['foo'] is no TaskSpec"),
+        (
+            RULE.replace('"adaptive"', '"adaptiv"'),
+            "ValueError: schedule 'adaptiv' is not known; there are: adaptive, even",
+        ),
+        (RULE.replace('"confidence"', '"confidense"'), "reads 'confidense' is not known"),
+        (RULE.replace("first, FAMILIES", "first, ('lada',)"), "unknown family 'lada'"),
     ],
 )
 def test_a_bad_plugin_is_one_line_and_code_2(tmp_path, source, problem):
@@ -125,6 +141,60 @@ def test_two_workers_of_one_run_use_the_plugin(plugin, tmp_path):
     assert result["config"]["plugins"] == [
         {"path": str(plugin), "sha256": hashlib.sha256(plugin.read_bytes()).hexdigest()}
     ]
+
+
+HARNESSES = """
+from eval import MODEL_DEFAULTS
+from decoding.row_state import Completion
+from harness import LladaHarness
+
+class Fixed(LladaHarness):
+    token = 11
+    def decode(self, requests):
+        n = self.decode_config.schedule.gen_length
+        for request in requests:
+            yield request, Completion((self.token,) * n, (0,) * n, 1, 0, n, 0.1, "length")
+
+class Other(Fixed):
+    token = 12
+
+for name, harness in (("fixed", Fixed), ("other", Other)):
+    MODEL_DEFAULTS[name] = MODEL_DEFAULTS["tiny-llada"] | {
+        "flag": f"{name}_ckpt", "harness": harness
+    }
+"""
+
+
+@pytest.mark.slow
+def test_a_harness_answers_and_is_part_of_the_identity(tmp_path):
+    """Two harnesses never share samples, and none is served those of the family's own."""
+    path = tmp_path / "harnesses.py"
+    path.write_text(HARNESSES)
+    found = {}
+    for alias in ("fixed", "other", "tiny-llada"):
+        words = ["--plugin", path, *RUN, "--model_alias", alias, "--output_dir", tmp_path]
+        run = execute(*words)
+        assert run.returncode == 0 and "resuming" not in run.stderr, run.stderr
+        [file] = tmp_path.glob(f"{alias}_*.json")
+        found[alias] = json.loads(file.read_text())
+    tokens = {a: {t for s in r["samples"] for t in s["token_ids"]} for a, r in found.items()}
+    assert tokens["fixed"] == {11} and tokens["other"] == {12} and len(tokens["tiny-llada"]) > 2
+    assert len({r["generation_id"] for r in found.values()}) == 3
+    assert found["fixed"]["config"]["harness"]["name"].endswith(":Fixed")
+
+
+@pytest.mark.parametrize(
+    "harness", ["my_harness", "no_such_module:X", "json:nothing", "json:dumps"]
+)
+def test_a_bad_harness_is_refused_before_anything_is_read(tmp_path, harness):
+    path = tmp_path / "bad.py"
+    path.write_text(
+        "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['a'] = MODEL_DEFAULTS['tiny-llada'] | "
+        f"{{'flag': 'a_ckpt', 'harness': {harness!r}}}\n"
+    )
+    run = execute("--plugin", path, *RUN, "--model_alias", "a", "--dry_run")
+    assert run.returncode == 2 and run.stderr.count("\n") == 1
+    assert "harness" in run.stderr and "should not happen" not in run.stderr
 
 
 def test_official_without_a_cell_lists_who_has_one():

@@ -14,12 +14,19 @@ TINY = ["--data_dir", "assets/benchmarks", "--dtype", "float32", "--device", "cp
 RIDDLES = [{"question": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(3)]
 
 
-def recipes() -> dict[str, str]:
-    """Kind -> its code block in the README's section on extending."""
+def recipes() -> dict[str, list[tuple[str, str]]]:
+    """Kind -> (file that the first line names, block) of each of its blocks in the README's section."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Extending\n")[2]
     section = section.partition("\n## ")[0]
-    kinds = ("model", "benchmark", "algorithm", "harness")
-    return dict(zip(kinds, re.findall(r"```python\n(.*?)```", section, re.DOTALL), strict=True))
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    named = [(re.match(r"# ([\w/.]+)", block)[1], block) for block in blocks]
+    model, *benchmark, algorithm = named[:4]
+    return {
+        "model": [model],
+        "benchmark": benchmark,
+        "algorithm": [algorithm],
+        "harness": named[4:],
+    }
 
 
 def arguments(kind: str, folder: Path) -> list[str]:
@@ -46,38 +53,33 @@ def execute(root: Path, words: list[str]) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def plugin(tmp_path, request) -> Path:
-    """The recipe as a file of the user's own."""
+    """The recipe as a file of the user's own: its blocks, one after the other."""
     path = tmp_path / "my_rule.py"
-    path.write_text(recipes()[request.param])
+    path.write_text("\n\n".join(block for _, block in recipes()[request.param]))
     return path
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of the project in which each recipe stands where its first line says."""
+    """A copy of the project in which each block stands where its first line says."""
     root = tmp_path_factory.mktemp("checkout") / "dllmexp"
     left_out = shutil.ignore_patterns(".git", ".venv*", "results", "tests", "__pycache__", "docs")
     shutil.copytree(ROOT, root, ignore=left_out)
-    blocks = {kind: block.splitlines(keepends=True) for kind, block in recipes().items()}
-    own = {kind: [w for w in lines if "import" not in w] for kind, lines in blocks.items()}
-    with open(root / "decoding" / "algorithms.py", "a") as file:
-        file.writelines(own["algorithm"])
-    task = [line for line in blocks["benchmark"] if "TASKS" not in line or line.startswith("#")]
-    (root / "tasks" / "riddles.py").write_text("".join(task))
-    harness = "".join(line for line in blocks["harness"] if "from eval" not in line)
-    harness, _, entry = harness.partition("\nMODEL_DEFAULTS")
-    (root / "my_harness.py").write_text(harness)
-    entry = "MODEL_DEFAULTS" + entry.replace(
-        '"harness": ShortestFirst', '"harness": "my_harness:ShortestFirst"'
-    )
+    for kind, blocks in recipes().items():
+        for file, block in blocks:
+            if kind == "benchmark" and file == "my_rule.py":
+                continue  # in a checkout it is the line below
+            path = root / file
+            source = path.read_text() if path.exists() else ""
+            if file == "eval.py":
+                at = source.index("\n# --task NAME")  # what follows MODEL_DEFAULTS
+                path.write_text(f"{source[:at]}\n{block}\n{source[at:]}")
+            else:
+                path.write_text(f"{source}\n\n{block}")
     source = (root / "eval.py").read_text()
     source = source.replace("from tasks import ", "from tasks import riddles, ", 1)
-    source = source.replace(
-        '"gsm8k": gsm8k.SPEC,', '"gsm8k": gsm8k.SPEC,\n    "riddles": riddles.SPEC,'
-    )
-    at = source.index("\n\nTABLES = ")
-    source = source[:at] + "\n\n" + "".join(own["model"]) + "\n" + entry + source[at:]
-    (root / "eval.py").write_text(source)
+    line = '"gsm8k": gsm8k.SPEC,'
+    (root / "eval.py").write_text(source.replace(line, f'{line}\n    "riddles": riddles.SPEC,'))
     return root
 
 
@@ -104,6 +106,7 @@ def test_a_recipe_is_known_in_a_checkout(checkout, kind, tmp_path):
     run = execute(checkout, [*words, "--dry_run"])
     assert run.returncode == 0, run.stderr
     assert "plugins" not in run.stdout
+    assert ("my_rule:ShortestFirst" in run.stdout) == (kind == "harness")
 
 
 @pytest.mark.slow
