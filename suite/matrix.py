@@ -113,8 +113,8 @@ class Experiment(Planned):
 
     @property
     def cost(self) -> int:
-        """Forward passes that it may need, to compare experiments."""
-        return (self.n or 1) * self.forward_passes
+        """Forward passes that it may need, to compare experiments; at least 1."""
+        return (self.n or 1) * max(1, self.forward_passes)
 
     def identified(self) -> Experiment:
         if self.id or (ids := known_ids(self.job)) is None:

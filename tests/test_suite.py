@@ -612,6 +612,7 @@ ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, reads=r
 """
 
 
+@pytest.mark.slow
 def test_a_plugin_reaches_workers_and_tasks_and_progress_does_not_import_it(tmp_path):
     """With the bytes that were planned: a task that finds others ends with 4."""
     (plugin := tmp_path / "rule.py").write_text(RULE)
