@@ -481,7 +481,7 @@ def shown_prompt(job: Job, doc_id: int) -> str:
         raise UsageError(
             f"--show_prompt {doc_id}: {job.config.task} has documents 0 to {n_docs - 1}"
         )
-    lm = get_model(job, "cpu", task, SampleCache(config_id=""))
+    lm = get_model(job, "cpu", task, SampleCache(generation_id=""))
     request = lmeval.request_of(lm, task, job.config, doc_id)
     form = get_prompt_template(job.config.model_alias, job.config.task, job.config.protocol)
     stops = ", ".join(map(repr, request.stops)) or "none; the answer ends at an end token"

@@ -151,7 +151,7 @@ class _ProfilingHarness(HFLM):
             desc=f"{self.model_config.family} samples",
             unit="sample",
             dynamic_ncols=True,
-            disable=disable_tqdm or not self.generation.cache.place.leads,
+            disable=disable_tqdm or not self.generation.cache.worker.leads,
         ) as bar:
             try:
                 return [sample.text for sample in self.generation.run(asked, bar)]

@@ -99,7 +99,7 @@ class Generation:
     decode: Callable[[Sequence[Request]], Iterable[tuple[Request, Completion]]]
     read: Callable[[Request, Completion, float], Sample]
     clock: Clock
-    cache: SampleCache = field(default_factory=lambda: SampleCache(config_id=""))
+    cache: SampleCache = field(default_factory=lambda: SampleCache(generation_id=""))
     batch_size: int | str = 1
     score: Callable[[Mapping[str, Any], str], float] | None = None
     ahead: Callable[[Mapping[str, Any], str], None] | None = None

@@ -32,7 +32,7 @@ class SampleCache:
     """The samples of one run.
 
     store:      keeps the samples; None keeps nothing (a run that scores given answers).
-    place:      this process among the workers of the run.
+    worker:      this process among the workers of the run.
     provenance: host, device, versions and batch size of samples made now. Kept with each sample,
                 not part of its key.
     alive:      whether a worker that this process waits for may still deliver.
@@ -40,9 +40,9 @@ class SampleCache:
     status:     shows the progress of this process to others; None shows nothing.
     """
 
-    config_id: str
+    generation_id: str
     store: Store | None = None
-    place: WorkerInfo = WorkerInfo()
+    worker: WorkerInfo = WorkerInfo()
     provenance: dict[str, Any] = field(default_factory=dict)
     alive: Callable[[], bool] = lambda: True
     sources: Counter[str] = field(default_factory=Counter)
@@ -50,11 +50,11 @@ class SampleCache:
 
     def key(self, prompt: str, repeat: int, stops: Sequence[str]) -> str:
         """Key of one sample: see store.sample_key. Independent of order, batch and device."""
-        return sample_key(self.config_id, prompt, repeat, stops)
+        return sample_key(self.generation_id, prompt, repeat, stops)
 
     def mine(self, key: str) -> bool:
         """Whether this process decodes the sample: a function of the key, alike in every worker."""
-        return int(key[:15], 16) % self.place.size == self.place.rank
+        return int(key[:15], 16) % self.worker.size == self.worker.rank
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """{"result": ..., "meta": ...} of a finished sample, or None."""
@@ -72,7 +72,7 @@ class SampleCache:
                until SCORING_VERSION changes.
         Raises as Store.put.
         """
-        self.place.check()
+        self.worker.check()
         self._count(self.provenance)
         meta = meta | {"provenance": self.provenance}
         if score is not None:
@@ -84,9 +84,9 @@ class SampleCache:
 
     def failed(self, key: str, error: str) -> None:
         """Note that a sample failed: the leader of this run sees it, the next run tries again."""
-        self.place.check()
+        self.worker.check()
         if self.store is not None:
-            meta = {"error": error, "session": self.place.session, "provenance": self.provenance}
+            meta = {"error": error, "session": self.worker.session, "provenance": self.provenance}
             self.store.put(key, {"status": "error", "result": {}, "meta": meta})
         if self.status is not None:
             self.status.failed()
@@ -95,7 +95,7 @@ class SampleCache:
         """Call after the share of this process is decoded. Raises ShareDone unless it leads."""
         if self.store is not None:
             self.store.flush()
-        if not self.place.leads:
+        if not self.worker.leads:
             self.leave()
         if self.status is not None:
             self.status.say("scoring")
@@ -103,7 +103,7 @@ class SampleCache:
     def leave(self) -> None:
         """End this process before there is a result. Raises ShareDone."""
         if self.status is not None:
-            self.status.say("stopped" if self.place.leads else "done")
+            self.status.say("stopped" if self.worker.leads else "done")
         raise ShareDone
 
     def arriving(
@@ -123,7 +123,7 @@ class SampleCache:
             errors = {r["key"]: r["meta"] for r in self.store.errors()}
             for key in list(left):
                 kept = self.recall(key)
-                if kept or errors.get(key, {}).get("session") == self.place.session:
+                if kept or errors.get(key, {}).get("session") == self.worker.session:
                     yield from ((item, kept) for item in left.pop(key))
             if not alive:
                 return

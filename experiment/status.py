@@ -1,6 +1,6 @@
 """Progress files: a run writes them next to its samples, the suite reads them.
 
-    results/cache/<config_id[:16]>/status-<rank>.json     a StatusRecord
+    results/cache/<generation_id[:16]>/status-<rank>.json     a StatusRecord
 
 Each process of a run writes its own file; a reader adds them up. The files only inform: a write
 that fails is skipped, a missing or damaged file costs the reader the time to count the store.
@@ -184,25 +184,25 @@ class StatusFile(AbstractContextManager):
     def __init__(
         self,
         store: Store,
-        place: WorkerInfo,
+        worker: WorkerInfo,
         result: Path,
         limit: int | None = None,
         metric: str = "",
     ):
         """result: path of the result. limit: see counted. metric: see Summary.of_result."""
-        self.path = store.directory / f"status-{place.rank}.json"
+        self.path = store.directory / f"status-{worker.rank}.json"
         self.metric, self._result = metric, result
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._written = -math.inf
         pid = os.getpid()
         self.record = StatusRecord(
-            place.rank, place.session, pid, HOST, process_start(pid), str(result.resolve())
+            worker.rank, worker.session, pid, HOST, process_start(pid), str(result.resolve())
         )
-        if place.leads:
+        if worker.leads:
             self.record.sums = counted(store, limit)
             for rank, path in _files(store.directory):
-                if rank >= place.size:
+                if rank >= worker.size:
                     path.unlink(missing_ok=True)
         self.write()
 

@@ -76,7 +76,7 @@ def worker_info(environ: Mapping[str, str]) -> WorkerInfo:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         found = ", ".join(f"{name}={environ[name]!r}" for name in names if name in environ)
         raise UsageError(
-            f"the environment has {found}, which is no place among workers; unset them to run alone"
+            f"the environment has {found}, which no launcher would set; unset them to run alone"
         )
     parent = int(environ["DLLMEXP_PARENT"]) if "DLLMEXP_PARENT" in environ else None
     session = environ.get("DLLMEXP_SESSION")

@@ -38,9 +38,9 @@ from suite.table import plan, progress_table  # noqa: E402
 from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
 
 if TYPE_CHECKING:
-    from suite.cluster import Request
+    from suite.cluster import JobRequest
 
-# flags for --engine slurm alone: fields of Request
+# flags for --engine slurm alone: fields of JobRequest
 SLURM = {
     "partition": (str, "partition, or several with commas (default: the cluster's)"),
     "gpus_per_job": (int, "GPUs of each task of the array (default: 1); 0 runs on its CPUs"),
@@ -226,16 +226,16 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_COMPLETE
 
 
-def request_of(args: argparse.Namespace) -> Request | None:
+def request_of(args: argparse.Namespace) -> JobRequest | None:
     """The request to the cluster, None for --engine local.
 
     Raises UsageError for a bad request, and for its flags without --engine slurm.
     """
-    from suite.cluster import Request
+    from suite.cluster import JobRequest
 
     given = {name: getattr(args, name) for name in SLURM if getattr(args, name) is not None}
     if args.engine == "slurm":
-        request = Request(**given)
+        request = JobRequest(**given)
         request.options()
         return request
     if given:

@@ -54,7 +54,7 @@ RESERVED = {
 
 
 @dataclass(frozen=True)
-class Request:
+class JobRequest:
     """The resources of each task of the array.
 
     array_size: tasks at most; None: one for each model. gpus_per_job: 0 runs on the CPU.
@@ -149,7 +149,9 @@ def _cost(part: Sequence[Experiment]) -> int:
     return sum(one.cost for one in part)
 
 
-def submit(chosen: Sequence[Experiment], out: Path, n_workers: int | None, request: Request) -> str:
+def submit(
+    chosen: Sequence[Experiment], out: Path, n_workers: int | None, request: JobRequest
+) -> str:
     """Submit what is not done and with no other suite; a message about it.
 
     Raises BusyError, EnvironmentProblem, UsageError.

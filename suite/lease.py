@@ -29,7 +29,7 @@ FRESH_S = 120.0  # a suite of another host counts as alive while its record is y
 
 
 @dataclass(frozen=True)
-class Record:
+class SuiteRecord:
     """The record of a suite that is or was running. workers: processes that generate."""
 
     path: Path
@@ -41,7 +41,7 @@ class Record:
     experiments: list[Planned]
 
 
-def read_records(output_dir: Path) -> list[Record]:
+def read_records(output_dir: Path) -> list[SuiteRecord]:
     """The records of all suites of a result directory, the newest last."""
     found = []
     for path in (output_dir / "logs").glob("sweep-*.json"):
@@ -50,7 +50,7 @@ def read_records(output_dir: Path) -> list[Record]:
             own = {name: content[name] for name in ("pid", "host", "since", "workers")}
             lives = "ended" not in content and alive(content, path, FRESH_S)
             planned = [_planned(entry) for entry in content["experiments"]]
-            found.append(Record(path, alive=lives, experiments=planned, **own))
+            found.append(SuiteRecord(path, alive=lives, experiments=planned, **own))
     return sorted(found, key=lambda record: record.since)
 
 

@@ -329,7 +329,7 @@ def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, c
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert cli.main(arguments(data, tmp_path / "a")) == 2
-    assert "which is no place among workers" in capsys.readouterr().err
+    assert "which no launcher would set" in capsys.readouterr().err
 
 
 @pytest.mark.slow

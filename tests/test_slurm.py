@@ -16,7 +16,7 @@ from mini import DREAM, LLADA, gsm8k_dir
 from experiment.result import VOLATILE
 from experiment.status import read_status
 from scripts.sweep import main
-from suite.cluster import DEFAULT_TIME, Request
+from suite.cluster import DEFAULT_TIME, JobRequest
 from suite.lease import read_records
 from suite.matrix import Selection, select
 from suite.state import Watcher
@@ -287,20 +287,22 @@ def test_wrong_options_are_reported_at_once(tmp_path, capsys, words, problem):
     ],
 )
 def test_a_time_limit_as_sbatch_takes_it(text, minutes):
-    assert f"--time={minutes}" in Request(time=text).options()
-    assert Request().options() == Request(time=DEFAULT_TIME).options()
-    assert "--time=240" in Request().options()
+    assert f"--time={minutes}" in JobRequest(time=text).options()
+    assert JobRequest().options() == JobRequest(time=DEFAULT_TIME).options()
+    assert "--time=240" in JobRequest().options()
 
 
 @pytest.mark.parametrize("text", ["0", "1:2:3:4", "-5", "1:", "1-", "1.5"])
 def test_no_time_limit_is_guessed(text):
     with pytest.raises(UsageError, match="--time"):
-        Request(time=text).options()
+        JobRequest(time=text).options()
 
 
 def test_further_options_of_sbatch_are_handed_on():
-    options = Request(qos="night", slurm_extra="--mem=64G --exclusive --cpus-per-task 8").options()
+    options = JobRequest(
+        qos="night", slurm_extra="--mem=64G --exclusive --cpus-per-task 8"
+    ).options()
     assert options[-4:] == ["--mem=64G", "--exclusive", "--cpus-per-task", "8"]
     assert {"--qos=night", "--requeue", "--gpus-per-node=1", "--signal=B:USR2@90"} <= set(options)
     assert not any(option.startswith("--partition") for option in options)
-    assert not any("gpus" in option for option in Request(gpus_per_job=0).options())
+    assert not any("gpus" in option for option in JobRequest(gpus_per_job=0).options())
