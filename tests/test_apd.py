@@ -61,7 +61,7 @@ DRAWS = [
 
 
 @pytest.mark.parametrize("draw", DRAWS)
-@pytest.mark.parametrize("name", ["apd", "apd_released"])
+@pytest.mark.parametrize("name", ["apd", pytest.param("apd_released", marks=pytest.mark.slow)])
 def test_apd_equals_the_plain_loop(model, verifier, name, draw):
     prompts, accepted = prompts_for(3), []
     got = decode(

@@ -63,6 +63,7 @@ def test_the_files_pass_the_harness_s_own_checks(task):
     assert build_task(TASKS[task], FOLDER, "chat").data.name == "dllmexp-mini"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", make_benchmarks.TASKS)
 def test_no_test_problem_among_the_training_ones(task):
     """Neither the question nor its key: its numbers, or its constant and function name."""

@@ -139,7 +139,7 @@ def test_fused_weights_are_the_checkpoints_tensors(name, model, conformance_dir)
             assert torch.equal(model.weights()[ours], stored[key]), ours
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_row_does_not_depend_on_its_neighbours(model, threads):
     """Bit for bit in float32, for any columns and rows: a batch must not change a token."""
     generator = torch.Generator().manual_seed(3)

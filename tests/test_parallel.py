@@ -170,7 +170,10 @@ def test_every_adaptive_algorithm_has_a_plain_loop():
     assert {*algorithm_options()} == held | {"apd_mixture_weight"}  # in test_apd.py
 
 
-@pytest.mark.parametrize(("cache", "refresh"), [("none", None), ("prefix", 3), ("dual", None)])
+@pytest.mark.parametrize(
+    ("cache", "refresh"),
+    [("none", None), pytest.param("prefix", 3, marks=pytest.mark.slow), ("dual", None)],
+)
 @pytest.mark.parametrize(("family", "name"), ADAPTIVE)
 def test_adaptive_algorithms_equal_the_plain_loop(models, family, name, cache, refresh):
     """Tokens, passes and columns, at temperature 0 and above, while rows join and leave."""
@@ -193,7 +196,10 @@ def test_adaptive_algorithms_equal_the_plain_loop(models, family, name, cache, r
         )
 
 
-@pytest.mark.parametrize(("family", "name"), ADAPTIVE)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] * (pair[0] == "dream")) for pair in ADAPTIVE],
+)
 def test_tokens_do_not_depend_on_the_batch_with_a_cache(models, family, name):
     """Rows at different steps of different blocks share a forward pass and a cache."""
     prompts = prompts_for(9)

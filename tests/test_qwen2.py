@@ -211,7 +211,7 @@ def test_a_column_sees_nothing_to_its_right_that_the_cache_has(model):
     assert_close(got, shifted(model, torch.cat([old[:10], new]))[11:])
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_row_does_not_depend_on_its_neighbours(model, threads):
     """Bit for bit in float32, whole and from a cache: a batch must not change what is accepted."""
     lengths = [1, 2, 3, 9, 17, 31, 40, 77]

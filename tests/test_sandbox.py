@@ -99,10 +99,11 @@ def test_a_failure_has_its_reason(name):
     "name, candidate, reason",
     [
         ("loop", "while True: pass", "cpu"),
-        (
+        pytest.param(
             "swallows everything",
             "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
             "cpu",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "ignores signals",
@@ -111,7 +112,12 @@ def test_a_failure_has_its_reason(name):
             "cpu",
             marks=pytest.mark.slow,
         ),
-        ("loops in C", "import itertools\nsum(itertools.repeat(0))", "cpu"),
+        pytest.param(
+            "loops in C",
+            "import itertools\nsum(itertools.repeat(0))",
+            "cpu",
+            marks=pytest.mark.slow,
+        ),
         ("sleeps", "import time\ntime.sleep(10**6)", "wall"),
     ],
 )

@@ -148,7 +148,7 @@ def test_a_python_that_is_too_old_is_named(folder):
 
 
 def test_an_environment_that_could_not_be_made_leaves_nothing_behind(folder):
-    """Debian without python3-venv makes one without pip, which would look whole to a second call."""
+    """Without python3-venv Debian makes one without pip, and a second call would use it."""
     shutil.rmtree(folder / ".venv")
     make = 'mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "ensurepip is not available"; exit 1'
     half = f'case "$1" in -m) {make} ;; esac'

@@ -482,7 +482,9 @@ def test_the_arithmetic_of_a_forward_pass():
 # ---- the benchmark
 
 
-@pytest.mark.parametrize(("preset", "regimes"), [("tiny", 8), ("tiny-dream", 6)])
+@pytest.mark.parametrize(
+    ("preset", "regimes"), [("tiny", 8), pytest.param("tiny-dream", 6, marks=pytest.mark.slow)]
+)
 def test_the_benchmark_finds_the_references_tokens(tmp_path, capsys, preset, regimes):
     """Every algorithm and every early exit against the official loop; the file has the figures."""
     out = tmp_path / "b.json"

@@ -501,7 +501,10 @@ def test_time_left_goes_by_the_nearest_relative(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(("n", "files", "limit_s"), [(48, True, 1.5), (6, False, 4)])
+@pytest.mark.parametrize(
+    ("n", "files", "limit_s"),
+    [(48, True, 1.5), pytest.param(6, False, 4, marks=pytest.mark.slow)],
+)
 def test_progress_over_stores_of_1319_samples_is_quick(tmp_path, n, files, limit_s):
     """The stores are links to one shard: each is read as if it were its own."""
     out, data = tmp_path / "out", gsm8k_dir(tmp_path / "data", 1319)
