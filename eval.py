@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib import import_module
@@ -40,14 +40,24 @@ from experiment.checks import (
 )
 from experiment.identity import forget, identified, is_known
 from experiment.resolve import Job, resolve
-from experiment.result import UNPUBLISHED, build_result, published, table
+from experiment.result import build_result, published, reference_of, table
 from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.workers import WorkerInfo, WorkerPool, worker_info
 from models import FAMILIES
-from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, mbpp, truthfulqa
+from tasks import (
+    DataError,
+    PromptForm,
+    TaskSpec,
+    build_task,
+    data_name,
+    gsm8k,
+    humaneval,
+    mbpp,
+    truthfulqa,
+)
 from tasks import protocols as cells
 from tasks.installed import headline_of, spec_of
 from tasks.protocols import protocol
@@ -257,8 +267,13 @@ def describe(job: Job) -> str:
     ]
     lines += [f"note: {note}" for note in job.notes]
     if config.protocol == "official":
-        references = map(published, job.protocol.references)
-        lines += [f"published: {text}" for text in references] or [f"published: {UNPUBLISHED}"]
+        name = None
+        with suppress(OSError, DataError):
+            name = data_name(job.spec, job.data_dir)
+        whole = job.limit is None and job.predictions is None
+        references = job.protocol.references
+        reference, why = reference_of(references, job.overrides, whole=whole, data=name)
+        lines.append(f"published: {published(reference) if reference else why}")
     return "\n".join([*lines, f"output: {job.path}"])
 
 
@@ -370,6 +385,7 @@ def _execute(
         logged=logged,
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
+        target=spec.target,
         profile=lm.profile(),
         meta={
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@ and a part that differs from day to day: `profile` (times) and `meta` (host, ver
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = (
     "not compared with the published score: the run, its data or its size departs from the protocol"
 )
+# names of the benchmarks' own data
+ORIGINALS = ("original", "hub")
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 # metrics that are 0 or 1 for a sample, as are those that end in _acc
 PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")
@@ -88,12 +90,15 @@ def is_proportion(key: str) -> bool:
 
 
 def sample_rows(
-    samples: Sequence[Sample], logged: Sequence[Mapping[str, Any]]
+    samples: Sequence[Sample],
+    logged: Sequence[Mapping[str, Any]],
+    target: Callable[[dict], Any] | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """One row per sample for the result file, and one with its times, which differ from day to day.
 
     logged: lm-eval's samples. A row gets from them `extracted` (filter -> answer that the scorer
     found in the text), `metrics`, and for code `verdict` (how the program fared) and `program`.
+    target: see TaskSpec.target. A row has the document's as `target`.
     """
     scored: dict[int, list[Mapping[str, Any]]] = {}
     for entry in logged:
@@ -102,6 +107,11 @@ def sample_rows(
     for sample in sorted(samples, key=lambda s: (s.request.doc_id, s.request.repeat)):
         doc_id, repeat = sample.request.doc_id, sample.request.repeat
         row = sample.row() | {"status": "ok" if sample.error is None else "error"}
+        if target:
+            row["target"] = target(sample.request.doc)
+        else:
+            theirs = next((e.get("target") for e in scored.get(doc_id, [])), None)
+            row["target"] = json.loads(json.dumps(theirs, default=str))
         time = {
             "doc_id": doc_id,
             "repeat": repeat,
@@ -156,6 +166,7 @@ def build_result(
     logged: Sequence[Mapping[str, Any]],
     headline: str,
     code: bool,
+    target: Callable[[dict], Any] | None = None,
     profile: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -164,6 +175,7 @@ def build_result(
     generation_id: of all that can change a token; the samples are kept under it.
     result_id:     of that and of all that scoring reads; `id` in the result.
     logged:        lm-eval's samples.
+    target:        doc -> what the answer should have been; None: as lm-eval logs it.
 
     `status` in the result is one of
     complete:   every sample was scored; `metrics` has every metric, `headline` that of the task.
@@ -178,17 +190,15 @@ def build_result(
         k: e.as_dict()
         for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()
     }
-    rows, times = sample_rows(samples, logged)
+    rows, times = sample_rows(samples, logged, target)
     complete = not failed and headline in estimates
-    whole = (
-        complete
-        and data.get("name") in ("original", "hub")
-        and limit is None
-        and config.get("predictions") is None
+    predicted = config.get("predictions") is not None
+    reference, note = reference_of(
+        protocol.get("references", ()),
+        overrides,
+        whole=complete and limit is None and not predicted,
+        data=data.get("name"),
     )
-    references = protocol.get("references", ())
-    reference = reference_of(references, overrides) if whole else None
-    departs = DEPARTS if references else UNPUBLISHED
     rechecked = any("pass@1_strict" in entry["metrics"] for entry in logged)
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -206,7 +216,7 @@ def build_result(
         "metrics": estimates if complete else {},
         "score_on_completed": estimates if failed else None,
         "reference": reference,
-        "reference_note": None if reference else departs,
+        "reference_note": note,
         "diagnostics": diagnostics(rows, code=code),
         "strict": strict_summary(rows) if rechecked else None,
         "samples": rows,
@@ -217,15 +227,22 @@ def build_result(
 
 
 def reference_of(
-    references: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The published score at the run's tokens per step, or None.
+    references: Sequence[Mapping[str, Any]],
+    overrides: Mapping[str, Any],
+    *,
+    whole: bool,
+    data: str | None,
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The published score at the run's tokens per step, or None and the reason.
 
-    None too where anything else of the protocol was overridden.
+    whole: every document is generated and scored. data: the name of the data, None: not known.
+    There is no published score where the run departs from the protocol in anything else than
+    tokens per step.
     """
     k = overrides.get("tokens_per_step", {}).get("run", 1)
-    same = set(overrides) <= {"tokens_per_step"}
-    return next((dict(r) for r in references if same and r["tokens_per_step"] == k), None)
+    same = whole and data in ORIGINALS and set(overrides) <= {"tokens_per_step"}
+    found = next((dict(r) for r in references if same and r["tokens_per_step"] == k), None)
+    return found, None if found else DEPARTS if references else UNPUBLISHED
 
 
 def published(reference: Mapping[str, Any]) -> str:
