@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,18 @@ from typing import Any
 END_TOKEN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|dlm_pad|start_header_id)\|>")
 # group 1: the language of an opening fence
 CODE_FENCE = re.compile(r"```(?:([\w+-]*)[ \t]*(?=\n|$))?")
-CODE_BEGIN, CODE_END = "[BEGIN]", "[DONE]"  # around the code in MBPP's worked examples
+# around the code in MBPP's worked examples: alone on a line, or the end mark behind the code
+CODE_BEGIN = re.compile(r"^[ \t]*(?:\[BEGIN\]|BEGIN[ \t]*$)", re.MULTILINE)
+CODE_END = re.compile(
+    r"^(?:[ \t]*(?:\[DONE\]|DONE\]?[ \t]*$)|[^#\n]*[ \t'\"]\[DONE\][ \t]*$)", re.MULTILINE
+)
+# what a model thinks before it answers
+THOUGHT = re.compile(r"^[ \t]*<think>.*?(?:</think>|\Z)", re.DOTALL | re.MULTILINE)
+# the end of a thought that the prompt has begun; in quotes it is part of a program
+END_OF_THOUGHT = re.compile(r"(?<!['\"`])</think>(?!['\"`])")
+# Markdown's quotation marks, and the marks of an interactive session
+QUOTATION, SESSION = re.compile(r"^> ?(?!>>)", re.M), re.compile(r"^(?:>>>|\.\.\.)(?: |$)", re.M)
+MAX_PROGRAM = 64_000  # characters of an answer in which a program is looked for
 # The last match is the answer: lm-eval's "flexible-extract". Its "strict-match" wants the closing
 # phrase of the worked examples ("#### 18"). lm-eval's own filters apply both, see tasks/gsm8k.py.
 GSM8K_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
@@ -79,10 +90,9 @@ def mbpp_program(
 
 
 def truthfulqa_answer(answer: str) -> str:
-    """A TruthfulQA answer without a leading "A:", up to a blank line or the next question."""
-    text, _ = _before_end_token(answer)
-    text = re.sub(r"^\s*(?:A:)?\s*", "", text)
-    return re.split(r"\n\s*\n|\nQ:", text)[0].strip()
+    """A TruthfulQA answer without thoughts and a leading "A:", up to the next question."""
+    text, _ = answer_part(answer)
+    return text.strip().removeprefix("A:").split("\nQ:")[0].strip()
 
 
 def extract_code(
@@ -97,6 +107,8 @@ def extract_code(
 
     Chat models wrap code in prose and fences, restate the function or give only its body, add
     examples that run at import, and end with chat tokens.
+    Of several definitions of it the last complete one counts. What stands in <think>...</think> is
+    no answer.
     entry_point: the function asked for; None takes the first piece that defines anything, whole.
     prompt:      source that the answer may continue (HumanEval), or "".
     roots:       further names that the tests use and that must be kept.
@@ -104,13 +116,24 @@ def extract_code(
     """
     from tasks.programs import find_program
 
-    answer, cuts = code_part(answer)
+    answer, cuts = answer_part(answer)
+    if len(answer) > MAX_PROGRAM:
+        answer = answer[:MAX_PROGRAM]
+        cuts.append(f"what follows {MAX_PROGRAM} characters")
     if not answer.strip():
         return Extracted("", "none", "; ".join([*cuts, "empty answer"]))
-    text = unix_lines(prefill) + answer
-    code, how = find_program(
-        text, code_blocks(text), entry_point, unix_lines(prompt), frozenset(roots)
-    )
+    begun, source = unix_lines(prefill), unix_lines(prompt)
+    first = None
+    for part, why in code_parts(answer):
+        text = begun + part
+        code, how = find_program(text, code_blocks(text), entry_point, source, frozenset(roots))
+        first = first or (part, code, how, why)
+        if how != "none":
+            answer = part
+            break
+    else:
+        answer, code, how, why = first
+    cuts += why
     if how != "none":
         kept = {"", *(line.strip() for line in code.split("\n"))}
         lines = (line.strip() for line in answer.split("\n") if "```" not in line)
@@ -118,26 +141,50 @@ def extract_code(
     return Extracted(code, how, "; ".join(cuts))
 
 
-def code_part(answer: str) -> tuple[str, list[str]]:
-    """The part of an answer that may hold code, and why the rest was cut.
+def code_parts(answer: str) -> Iterator[tuple[str, list[str]]]:
+    """Readings of an answer as a text with code, the likeliest first, and why the rest was cut.
 
-    That is the text before a chat end token, between [BEGIN] and [DONE], without the quotes around
-    the worked examples of OpenCompass's MBPP.
+    The first is the text between [BEGIN] and [DONE], without the quotes around the worked examples
+    of OpenCompass's MBPP. The others are for answers in which no program is found so: the whole
+    text, Markdown quotations and interactive sessions without their marks, and escaped underscores.
     """
-    text, token = _before_end_token(answer)
-    cuts = [f"end token {token}"] if token else []
-    marked = CODE_BEGIN in text or CODE_END in text
-    text = text.split(CODE_BEGIN, 1)[-1]
-    if CODE_END in text:
-        text = text.split(CODE_END, 1)[0]
-        cuts.append(CODE_END)
+    begin = CODE_BEGIN.search(answer)
+    text = answer[begin.end() :] if begin else answer
+    end, cuts = CODE_END.search(text), []
+    if end:
+        text = text[: end.start() + end.group().rfind("DONE")].removesuffix("[")
+        cuts.append("[DONE]")
     quoted = text.strip()
     # a stop string may have removed [DONE]: then code must follow the quote
-    marked = marked or re.match(r"\s*(?:import|from|def|class|@)\b", quoted[1:]) is not None
-    one_quote = len(quoted) > 1 and quoted[0] in "'\"" and quoted[:3] != quoted[0] * 3
-    if marked and one_quote and quoted[-1] == quoted[0]:
-        text = quoted[1:-1]
-    return text, cuts
+    if begin or end or re.match(r"['\"]\s*(?:import|from|def|class|@)\b", quoted):
+        text = _without_quotes(text)
+    yield text, cuts
+    readings = (
+        answer,
+        QUOTATION.sub("", answer),
+        SESSION.sub("", QUOTATION.sub("", answer)),
+        text.replace("\\_", "_"),
+    )
+    for reading in dict.fromkeys(readings):
+        if reading != text:
+            yield reading, []
+
+
+def _without_quotes(text: str) -> str:
+    """A marked program without the quotes around it; one of them may be missing."""
+    stripped = text.strip()
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and _is_quote(stripped[:3]):
+        return stripped[1:-1]
+    first, last = stripped.partition("\n")[0], stripped.rpartition("\n")[2]
+    if _is_quote(first[:3]) and first.count(first[0]) % 2:
+        return stripped[1:]
+    if _is_quote(last[-1:]) and last[-3:] != last[-1] * 3 and last.count(last[-1]) % 2:
+        return stripped[:-1]
+    return text
+
+
+def _is_quote(start: str) -> bool:
+    return start[:1] in ("'", '"') and start != start[0] * 3
 
 
 def code_blocks(text: str) -> list[str]:
@@ -160,11 +207,16 @@ def unix_lines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _before_end_token(answer: str) -> tuple[str, str | None]:
-    """(text before the first chat end token, that token or None)."""
-    text = unix_lines(answer)
-    end = END_TOKEN.search(text)
-    return (text[: end.start()], end.group()) if end else (text, None)
+def answer_part(answer: str) -> tuple[str, list[str]]:
+    """The text before the first chat end token without thoughts, and why the rest was cut."""
+    text, cuts = unix_lines(answer), []
+    if end := END_TOKEN.search(text):
+        text = text[: end.start()]
+        cuts.append(f"end token {end.group()}")
+    spoken = END_OF_THOUGHT.split(THOUGHT.sub("", text))[-1]
+    if spoken != text:
+        cuts.append("<think>")
+    return spoken, cuts
 
 
 SCHEMA_VERSION = 2  # of the result file
