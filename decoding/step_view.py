@@ -112,6 +112,8 @@ class Algorithm:
     left_to_right: it always commits the first open positions. max_lookahead and kv_cache "window"
               are then possible.
     verification: the use of a verifier; select then reads `agreed` and no score.
+    reads_the_model: the scores are those of the plain softmax of the logits in every family, also
+              in one that otherwise scores the distribution of the draw.
     """
 
     select: Callable[[StepView], Tensor]
@@ -128,6 +130,7 @@ class Algorithm:
     ) = None
     left_to_right: bool = False
     verification: Verification | None = None
+    reads_the_model: bool = False
 
     @property
     def scores(self) -> frozenset[str]:
