@@ -133,7 +133,6 @@ def _adaptive(
         "adaptive",
         blocks=True,
         reads=reads,
-        reads_the_model=True,
         options=options,
         **more,
     )
@@ -169,6 +168,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         blocks=True,
         reads=CONFIDENCE | {"step"},
         options=THRESHOLD,
+        scores_the_draw=True,
     ),
     "factor": _adaptive(
         adaptive.factor,

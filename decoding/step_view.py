@@ -112,8 +112,8 @@ class Algorithm:
     left_to_right: it always commits the first open positions. max_lookahead and kv_cache "window"
               are then possible.
     verification: the use of a verifier; select then reads `agreed` and no score.
-    reads_the_model: the scores are those of the plain softmax of the logits in every family, also
-              in one that otherwise scores the distribution of the draw.
+    scores_the_draw: an adaptive rule that scores the distribution of the draw where the family does;
+              by default it reads the model's own probability, see `reads_the_model`.
     """
 
     select: Callable[[StepView], Tensor]
@@ -130,7 +130,12 @@ class Algorithm:
     ) = None
     left_to_right: bool = False
     verification: Verification | None = None
-    reads_the_model: bool = False
+    scores_the_draw: bool = False
+
+    @property
+    def reads_the_model(self) -> bool:
+        """Whether the scores are those of the plain softmax of the logits in every family."""
+        return self.schedule == "adaptive" and not self.scores_the_draw
 
     @property
     def scores(self) -> frozenset[str]:
