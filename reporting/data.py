@@ -451,6 +451,8 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
     names = {name for name in {*a, *b} if a.get(name) != b.get(name)}
     if a.get("verifier_fingerprint") is None or b.get("verifier_fingerprint") is None:
         names.discard("verifier_fingerprint")  # the name of the algorithm implies a verifier
+    if a.get("protocol") != b.get("protocol"):
+        names.discard("revision")  # revisions of different protocols do not compare
     return names
 
 
