@@ -218,7 +218,7 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
     predictions = config.get("predictions") is not None
     settings = {"id": content["id"]} if predictions else identity_of(config)
     if revision := content["protocol"].get("revision"):
-        settings["protocol_revision"] = revision
+        settings["revision"] = revision
     return Result(
         path=path,
         id=str(content["id"]),
