@@ -76,6 +76,8 @@ def resolve(
     if args.show_prompt is not None and args.predictions is not None:
         found.append("--show_prompt and --predictions: given texts have no prompt; leave one out")
     given = _given(args, found)
+    if args.predictions is not None:
+        given = dict.fromkeys(given)  # nothing is generated, which a note says
     if alias and given["algorithm"]:
         own = algorithms_of(models[alias]["family"])
         flag = "alg" if args.alg is not None else "remasking"
@@ -283,7 +285,8 @@ def _decode_config(
         settings["kv_cache"] = "window"
     if settings["kv_cache"] == "window" and settings["kv_window"] is None:
         settings["kv_window"] = KV_WINDOW
-    own = [(name, v) for name in algorithm_options() if (v := getattr(args, name)) is not None]
+    names = () if args.predictions else algorithm_options()
+    own = [(name, v) for name in names if (v := getattr(args, name)) is not None]
     config = DecodeConfig(schedule, given=tuple(own), **settings)
     problems += [f"--{text}" for text in config.problems(family.name, family.end_token_flags)]
     return config
