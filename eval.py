@@ -205,7 +205,8 @@ def get_model(
         config = replace(config, max_length=min(config.max_length, room))
     if run.chat_template and not tokenizer.chat_template:
         raise BadDataError(
-            f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} protocol needs"
+            f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} protocol needs; "
+            "--no_chat_template asks without one"
         )
 
     def load_models() -> tuple[Transformer, Transformer | None]:
@@ -246,6 +247,8 @@ def describe(job: Job) -> str:
         lines.append(f"  {'generation_id':24}{config.generation_id}")
     if schedule is not None:
         blocks = f"{schedule.n_blocks} block(s) of {schedule.block_length}"
+        if schedule.last_length < schedule.block_length:
+            blocks += f", the last one of {schedule.last_length}"
         tps = f"{schedule.realised_tps:g} tokens per step"
         text = f"{schedule.num_steps} steps in {blocks}, {tps} realised"
         if schedule.adaptive:

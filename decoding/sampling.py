@@ -31,7 +31,7 @@ class Rules:
     dtype:            of softmax and scores; None means that of the logits.
     scores_the_draw:  confidence, entropy and margin are those of the filtered distribution that the
                       token is drawn from (Dream); otherwise of the plain softmax of the logits
-                      (LLaDA).
+                      (LLaDA, and the adaptive rules of every family).
     never:            token ids that are never proposed.
     last:             token ids that have no confidence. They are proposed as before, but scored
                       without their mass, and so committed last.

@@ -31,7 +31,7 @@ ENTRY = NEEDED | {
     "uniform",
     "official",
 }  # what an entry of MODEL_DEFAULTS may have
-BLOCK_LENGTH = 32  # of algorithms that go in blocks where the protocol has none: Fast-dLLM's
+BLOCK_LENGTH = 32  # of adaptive algorithms where the protocol has the whole canvas: Fast-dLLM's
 ALGORITHM = "options of single algorithms"
 # groups of --help that come first, and what holds for all of their flags; the other groups follow
 RULES = {
@@ -230,11 +230,10 @@ def _from_tables(name: str) -> str:
         listed = "; ".join(f"{name} family: {', '.join(algorithms_of(name))}" for name in names)
         return f" {listed}. Default: the protocol's."
     if name == "block_length":
-        own = ", ".join(a for a, b in ALGORITHMS.items() if b.blocks and b.schedule == "adaptive")
+        whole = ", ".join(a for a, b in ALGORITHMS.items() if not b.blocks)
         return (
-            " Default: the protocol's for the algorithms that it is about; "
-            f"{BLOCK_LENGTH} for those that go in blocks where the protocol has none: {own}; else "
-            "the whole canvas."
+            f" Default: the whole canvas for {whole}; the protocol's for the others. Where the protocol has the whole "
+            f"canvas, adaptive algorithms still have blocks of {BLOCK_LENGTH}."
         )
     if name == "early_exit":
         ending = ", ".join(a for a, b in ALGORITHMS.items() if b.ends_at_eos)

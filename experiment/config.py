@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -55,9 +55,30 @@ class RunConfig:
     task: str
     protocol: str
     prompt_form: str
-    num_fewshot: int
-    chat_template: bool
-    system: str | None
+    num_fewshot: int = option(
+        MISSING,
+        "Worked examples in the prompt, drawn by lm-eval from the benchmark's own.",
+        whole=True,
+        protocol=True,
+        group=EVALUATED,
+    )
+    chat_template: bool = option(
+        MISSING,
+        "Ask without the checkpoint's chat template: the plain text of the prompt form.",
+        switch=True,
+        negated=True,
+        protocol=True,
+        group=EVALUATED,
+    )
+    system: str | None = option(
+        MISSING,
+        "System prompt. Without it the chat template may insert one of its own. With --no_chat_template it precedes "
+        "the prompt as it is.",
+        type=str,
+        metavar="TEXT",
+        protocol=True,
+        group=EVALUATED,
+    )
     decode: DecodeConfig | None
     dtype: str = option(
         "bfloat16",
@@ -149,13 +170,16 @@ def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def decode_settings(decode: DecodeConfig) -> dict[str, Any]:
     """A decoding configuration, flat: schedule, options of the loop, options of the algorithm."""
     schedule = decode.schedule
+    quotas = run_lengths(schedule.quotas)
+    if schedule.last_length < schedule.block_length:
+        quotas += f"; last block {run_lengths(schedule.last_quotas)}"
     settings = {
         "algorithm": schedule.algorithm,
         "gen_length": schedule.gen_length,
         "block_length": schedule.block_length,
         "num_steps": schedule.num_steps,
         "tokens_per_step": schedule.tokens_per_step,
-        "quotas": run_lengths(schedule.quotas),
+        "quotas": quotas,
     }
     for name, known in options_in(DecodeConfig).items():
         value = getattr(decode, name)

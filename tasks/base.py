@@ -97,6 +97,12 @@ class TaskSpec:
         """The prompt form of the uniform protocol."""
         return "chat" if "chat" in self.forms else next(iter(self.forms))
 
+    @property
+    def has_examples(self) -> bool:
+        """Whether there are documents for worked examples apart from those that are asked."""
+        splits = self.split({path: [] for path in self.files}) if self.files else ()
+        return self.foreign or bool(set(splits) - {self.eval_split})
+
     def split(self, rows: dict[str, Rows]) -> dict[str, Rows]:
         """Rows by file -> rows by split."""
         return self.splits(rows) if self.splits else {self.eval_split: rows[self.sources[0].path]}
@@ -120,7 +126,10 @@ def build_task(
     if num_fewshot is not None and num_fewshot < 0:
         raise ValueError(f"num_fewshot is {num_fewshot}, it must be 0 or more")
     if spec.foreign:
-        return spec.build(None, form)
+        task = spec.build(None, form)
+        if num_fewshot is not None:
+            task.set_config("num_fewshot", num_fewshot)
+        return task
     task = spec.build(load_data(spec, data_dir), form)
     if num_fewshot is not None:
         available = len(list(task.fewshot_docs()))

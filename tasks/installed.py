@@ -44,6 +44,17 @@ def runs_code(path: Path) -> bool:
     return included is not None and included.is_file() and runs_code(included)
 
 
+def fewshot_of(path: Path) -> int:
+    """Number of worked examples by a definition, or by one that it includes."""
+    text = path.read_bytes()
+    found = re.search(rb"^num_fewshot:\s*(\d+)", text, re.MULTILINE)
+    if found:
+        return int(found[1])
+    include = re.search(rb"^include:\s*[\"']?([^\s\"'#]+)", text, re.MULTILINE)
+    included = path.parent / include[1].decode() if include else None
+    return fewshot_of(included) if included is not None and included.is_file() else 0
+
+
 def spec_of(task: str) -> TaskSpec:
     """The benchmark behind `lm_eval:<name>`. Raises DataError where lm-eval has no such task."""
     name = task.removeprefix(PREFIX)
@@ -65,7 +76,9 @@ def spec_of(task: str) -> TaskSpec:
         return _load(name, path)
 
     form = PromptForm(
-        source=f"lm-eval's {name}", yaml=str(path.relative_to(tasks_dir())), num_fewshot=0
+        source=f"lm-eval's {name}",
+        yaml=str(path.relative_to(tasks_dir())),
+        num_fewshot=fewshot_of(path),
     )
     return TaskSpec(
         name=task,

@@ -1,7 +1,7 @@
 """How a model is asked a benchmark: one rule for comparing models, one table for reproducing their authors.
 
-`uniform`: the same prompt form, canvas and rule for all models, temperature 0, no examples. An alias departs from it
-    by the cells under "uniform" in its MODEL_DEFAULTS entry.
+`uniform`: the same prompt form, canvas, blocks and rule for all models, temperature 0, no examples. An alias departs
+    from it by the cells under "uniform" in its MODEL_DEFAULTS entry.
 `official`: what a model's authors report with, task by task: the cells under "official" in its entry. An alias without
     a cell for a task has no official protocol there. Only official results belong beside a published score.
     Where the worked examples of an official prompt are not part of lm-eval, lm-eval's own stand in, and the
@@ -24,7 +24,9 @@ from utils import UsageError
 if TYPE_CHECKING:
     from tasks.base import TaskSpec
 
-PROTOCOLS = ("uniform", "official")
+# name -> revision: it rises where the meaning of a protocol changes, and results of two revisions share no curve.
+# 2 of uniform: Dream's family decodes in blocks too, and adaptive rules read the model's own probability.
+PROTOCOLS = {"uniform": 2, "official": 1}
 PREFIX = "lm_eval:"  # any other task that lm-eval has installed
 ANY = "*"  # a cell for every task that has none of its own
 Cells = Mapping[str, Mapping[str, Any]]
@@ -34,15 +36,18 @@ Cells = Mapping[str, Mapping[str, Any]]
 class Protocol:
     """One cell of the table: everything about a run that is neither the model nor the number of steps.
 
+    revision: see PROTOCOLS.
     form: key of the task's prompt forms.
     system: a system prompt, None for what the checkpoint's template does by itself (Dream's and DiffuCoder's
     insert "You are a helpful assistant.", LLaDA's nothing).
-    gen_length: the canvas, in tokens; block_length: None is the whole canvas.
+    gen_length: the canvas, in tokens.
+    block_length: for an algorithm that goes in blocks by default; None is the whole canvas.
     references: the published scores of this very protocol, one for each number of tokens per step that has one:
         {"score": percent, "metric", "tokens_per_step", "source", "settings"}.
     """
 
     name: str
+    revision: int
     form: str
     num_fewshot: int
     chat_template: bool
@@ -69,7 +74,8 @@ def protocol(
     """
     uniform: dict[str, Any] = {
         "form": spec.default_form,
-        "num_fewshot": 0,
+        # a task of lm-eval's own keeps its number
+        "num_fewshot": spec.forms[spec.default_form].num_fewshot if spec.foreign else 0,
         "chat_template": True,
         "system": None,
         "gen_length": spec.gen_length,
@@ -81,7 +87,7 @@ def protocol(
     cell = cells.get(spec.name, cells.get(ANY))
     if name == "official" and cell is None:
         raise UsageError(_no_official(alias, spec.name, models))
-    return Protocol(name=name, **uniform | dict(cell or {}))
+    return Protocol(name=name, revision=PROTOCOLS[name], **uniform | dict(cell or {}))
 
 
 def _no_official(alias: str, task: str, models: Mapping[str, Mapping]) -> str:
@@ -142,7 +148,7 @@ LLADA_UNIFORM: Cells = {"humaneval": NO_EOS, "mbpp": END_LAST, "truthfulqa": END
 LLADA15_UNIFORM: Cells = dict.fromkeys(("humaneval", "mbpp", "gsm8k", "truthfulqa"), END_LAST)
 # embedded checkpoints: every answer of the mini benchmarks fits into 24 tokens
 TINY_LLADA_UNIFORM: Cells = {ANY: {"gen_length": 24, "block_length": 8}}
-TINY_DREAM_UNIFORM: Cells = {ANY: {"gen_length": 24, "block_length": None}}
+TINY_DREAM_UNIFORM: Cells = TINY_LLADA_UNIFORM
 
 LLADA_OFFICIAL: Cells = {
     "gsm8k": _cell(

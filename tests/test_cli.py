@@ -71,6 +71,101 @@ def test_readme_example_is_four_tokens_per_step(run):
     assert "override: top_p" not in out
 
 
+@pytest.mark.parametrize("alias", ["llada", "dream"])
+@pytest.mark.parametrize("more", ["", "--block_length 256", "--alg leftright"])
+def test_more_steps_than_positions_are_refused_without_bad_advice(run, alias, more):
+    """No other block length helps, and Dream must not run it in silence."""
+    code, _, err = run(f"--model_alias {alias} --task gsm8k --num_steps 300 --dry_run {more}")
+    assert code == 2 and err.startswith(
+        "error: --num_steps 300 is more than the 256 positions of the canvas"
+    )
+    assert "block_length" not in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "schedule"),
+    [
+        ("", "256 steps in 8 block(s) of 32, 1 tokens per step"),
+        ("--tokens_per_step 3", "88 steps in 8 block(s) of 32"),
+        ("--alg entropy --tokens_per_step 2", "128 steps in 8 block(s) of 32"),
+        ("--alg topk_margin", "256 steps in 8 block(s) of 32"),
+        ("--max_new_tokens 200", "200 steps in 7 block(s) of 32, the last one of 8, 1 tokens"),
+        ("--max_new_tokens 200 --num_steps 100", "100 steps in 7 block(s) of 32, the last one of"),
+        ("--max_new_tokens 20", "20 steps in 1 block(s) of 20"),
+        ("--block_length 256", "256 steps in 1 block(s) of 256"),
+        *((f"--alg {name}", "in 1 block(s) of 256") for name in ("leftright", "origin", "apd")),
+        ("--alg apd_released", "in 1 block(s) of 256"),
+        ("--alg klass", "klass decides, in 8 block(s) of 32"),
+        ("--protocol official", "256 steps in 1 block(s) of 256"),
+        ("--protocol official --alg maskgit_plus", "256 steps in 1 block(s) of 256"),
+    ],
+)
+@pytest.mark.parametrize("alias", ["dream", "diffucoder"])
+def test_dream_and_diffucoder_go_in_blocks_of_32_under_uniform(run, alias, more, schedule):
+    code, out, _ = run(f"--model_alias {alias} --task gsm8k --dry_run {more}")
+    assert code == 0 and schedule in out
+
+
+@pytest.mark.parametrize(
+    ("more", "noted"),
+    [
+        ("dream --block_length 256", True),
+        ("tiny-dream --block_length 24 --alg entropy", True),
+        ("dream --protocol official --temperature 0", True),
+        ("dream", False),
+        ("dream --block_length 256 --temperature 0.1", False),
+        ("dream --alg leftright", False),
+        ("dream --alg origin", False),
+        ("dream --protocol official", False),
+        ("llada --block_length 256", False),
+    ],
+)
+def test_dreams_family_over_one_whole_canvas_at_temperature_0_is_noted(run, more, noted):
+    out = run(f"--task gsm8k --dry_run --model_alias {more}")[1]
+    assert ("note: one block over the whole canvas at temperature 0" in out) == noted
+
+
+def test_prompt_flags_override_the_protocol_and_are_listed(run, mini, tmp_path):
+    train = [{"question": f"Question {i}?", "answer": f"#### {i}"} for i in range(3)]
+    write_lines(tmp_path / "data" / "gsm8k" / "train.jsonl", train)
+    flags = "--num_fewshot 2 --no_chat_template --system Think. --limit 1"
+    assert run(mini, *flags.split(), "--num_steps", "2")[0] == 0
+    result = result_in(tmp_path / "out")
+    overrides, config = result["protocol"]["overrides"], result["config"]
+    assert overrides["num_fewshot"] == {"protocol": 0, "run": 2}
+    assert overrides["chat_template"] == {"protocol": True, "run": False}
+    assert overrides["system"] == {"protocol": None, "run": "Think."}
+    assert (config["num_fewshot"], config["chat_template"], config["system"]) == (
+        2,
+        False,
+        "Think.",
+    )
+    assert result["protocol"]["revision"] == 2
+    prompt = result["samples"][0]["prompt"]
+    assert prompt.startswith("Think.") and prompt.count("Question: ") == 3
+    assert "<|" not in prompt and prompt.endswith("Answer:")
+
+
+def test_prompt_flags_have_no_effect_on_given_texts_and_say_so(run, mini, tmp_path):
+    texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": i, "text": "1"} for i in range(3)])
+    code, _, err = run(mini, "--predictions", texts, "--no_chat_template", "--num_fewshot", "1")
+    assert code == 0 and "--num_fewshot, --no_chat_template have no effect" in err
+
+
+def test_a_checkpoint_without_a_chat_template_runs_with_no_chat_template(run, mini, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(LLADA, folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["chat_template"]
+    path.write_text(json.dumps(settings))
+    base = f"{mini} --llada_ckpt {folder} --limit 1 --num_steps 2"
+    code, _, err = run(base)
+    assert code == 4 and "has no chat template" in err and "--no_chat_template" in err
+    assert run(base, "--no_chat_template")[0] == 0
+    assert result_in(tmp_path / "out")["samples"][0]["prompt"].startswith("Question: ")
+
+
 def test_dry_run_and_bad_input_import_nothing_heavy():
     """They must be answered at once, not after seconds of imports."""
     code = f"""
@@ -255,25 +350,32 @@ def test_help_has_every_flag_with_its_default(capsys):
             ["--gen_length 64 and --max_new_tokens 32 are two names for one thing"],
         ),
         (
-            "--model_alias llada --task gsm8k --gen_length 250 --block_length 32",
-            ["--gen_length 250 is not a multiple of block_length 32; nearest: 224, 256"],
+            "--model_alias llada --task gsm8k --gen_length 16 --block_length 32",
+            ["--block_length 32 is more than the gen_length of 16"],
+        ),
+        *(
+            (
+                f"--model_alias {alias} --task gsm8k --num_steps 100",
+                [
+                    "--num_steps 100 does not divide over the 8 blocks of 32; nearest: 96, 104 "
+                    "(block_length is the uniform protocol's; --block_length changes it)"
+                ],
+            )
+            for alias in ("llada", "dream")
         ),
         (
-            "--model_alias llada --task gsm8k --gen_length 100",
-            ["nearest: 96, 128", "block_length is the uniform protocol's"],
+            "--model_alias llada --task humaneval --num_fewshot 3",
+            ["--num_fewshot 3: humaneval has no documents for worked examples apart from those"],
         ),
         (
-            "--model_alias llada --task gsm8k --num_steps 100",
-            ["--num_steps 100 does not divide over the 8 blocks of 32; nearest: 96, 104"],
+            "--model_alias llada --task truthfulqa --num_fewshot 3",
+            ["--num_fewshot 3: truthfulqa has no documents for worked examples"],
         ),
         (
-            "--model_alias dream --task gsm8k --block_length 48",
-            ["--gen_length 256 is not a multiple of block_length 48"],
+            "--model_alias llada --task gsm8k --num_fewshot -1",
+            ["--num_fewshot -1: must be a whole number of at least 0"],
         ),
-        (
-            "--model_alias dream --task gsm8k --alg threshold --gen_length 80",
-            ["block_length is the default of threshold"],
-        ),
+        ("--model_alias llada --task gsm8k --system ''", ["--system '': must be a text that"]),
         (
             "--model_alias llada --task gsm8k --threshold 0.9",
             ["--threshold 0.9: low_confidence has no such option; these have: threshold"],
