@@ -55,3 +55,22 @@ def test_failed_samples_and_given_texts_are_left_out():
         "warnings": [],
     }
     assert diagnostics([], code=True) == {"warnings": []}
+
+
+def test_an_end_token_that_is_committed_before_any_other_position_is_counted():
+    """Dream over the whole canvas at temperature 0 does so, and ends answers early."""
+
+    def ended(ids, committed):
+        return sample(committed=committed) | {"token_ids": ids, "cut": "end token 9"}
+
+    samples = [
+        ended([5, 9, 9], [1, 0, 2]),
+        ended([5, 9, 8], [1, 2, 0]),  # a second end token
+        ended([5, 9, 9], [0, 0, 1]),
+        ended([5, 9, 0], [0, 1, -1]),
+        sample(reason="length", committed=(0, 1)) | {"token_ids": [5, 9], "cut": None},
+    ]
+    found = diagnostics(samples, code=False)
+    assert found["end_token_first"] == {"n": 2, "of": 5, "share": 0.4}
+    text = "2 of 5 answers have an end token that was committed before any other position"
+    assert text in found["warnings"]
