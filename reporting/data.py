@@ -55,7 +55,8 @@ class Published(NamedTuple):
 class Result:
     """One complete result.
 
-    settings:  identity_of(config) without SPEED: equal along a curve; predictions have their id.
+    settings:  identity_of(config) without SPEED, and the protocol's revision: equal along a curve;
+               predictions have their id.
     k:         tokens per step as requested, else as realised; None for predictions.
     value, low, high: headline metric and its 95 % interval; in percent if it is an accuracy.
     strict:    (value, low, high) of the headline metric under the strict re-check; None without
@@ -198,7 +199,8 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
         path=path,
         id=str(content["id"]),
         config=config,
-        settings={name: value for name, value in settings.items() if name not in SPEED},
+        settings={name: value for name, value in settings.items() if name not in SPEED}
+        | {"revision": content["protocol"].get("revision", 1)},
         overrides=dict(content["protocol"]["overrides"]),
         k=None if predictions else _tokens_per_step(config),
         data={"files": None, **content["data"], "name": str(content["data"]["name"])},
@@ -375,6 +377,8 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
     names = {name for name in {*a, *b} if a.get(name) != b.get(name)}
     if a.get("verifier_fingerprint") is None or b.get("verifier_fingerprint") is None:
         names.discard("verifier_fingerprint")  # the name of the algorithm implies a verifier
+    if a.get("protocol") != b.get("protocol"):
+        names.discard("revision")  # revisions of different protocols do not compare
     return names
 
 

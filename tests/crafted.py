@@ -100,6 +100,7 @@ def craft(
     scores=None,
     prompt=None,
     machine="NVIDIA H200",
+    revision=None,
     **changes,
 ) -> tuple[dict, RunConfig]:
     """A complete result; a share `right` of n answers is right, or `scores` says which."""
@@ -125,7 +126,11 @@ def craft(
         config=config.as_dict(),
         generation_id=config.generation_id,
         result_id=config.result_id,
-        protocol={"name": protocol, "references": cell.references},
+        protocol={
+            "name": protocol,
+            "revision": revision or cell.revision,
+            "references": cell.references,
+        },
         overrides=({} if k == 1 else {"tokens_per_step": {"protocol": 1, "run": k}})
         | (overrides or {}),
         notes=[],

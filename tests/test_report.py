@@ -314,6 +314,16 @@ def damaged(folder, name, change):
     (folder / name).write_text(json.dumps(result), encoding="utf-8")
 
 
+def test_two_revisions_of_a_protocol_share_no_curve(tmp_path):
+    """Since uniform's revision 2 Dream decodes in blocks: its old numbers are of another protocol."""
+    save(tmp_path, "dream", k=3, revision=1)
+    save(tmp_path, "dream", k=2)
+    save(tmp_path, "dream", k=1)
+    found = curves(read_all([tmp_path])[0])
+    assert sorted(len(curve) for curve in found) == [1, 2]
+    assert sorted(curve_labels(found)) == ["dream, revision 1", "dream, revision 2"]
+
+
 def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
     good = save(tmp_path, k=1)
     (tmp_path / "cut.json").write_text(good.read_text()[:1000])
