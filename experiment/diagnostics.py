@@ -33,7 +33,7 @@ def diagnostics(samples: Sequence[Mapping[str, Any]], *, code: bool) -> dict[str
     code: the benchmark scores programs, so `unparseable_code` is counted too.
     Returns sign -> {"n", "of", "share"}, and "warnings": a list of sentences. residual_masks counts
     samples with an open position before the end of the answer; end_token_first those whose first
-    commits are all end tokens.
+    commits all lie from the end token on.
     """
     samples = [s for s in samples if s["status"] == "ok"]
     generated = [s for s in samples if s["finish_reason"] is not None]
@@ -63,13 +63,19 @@ def diagnostics(samples: Sequence[Mapping[str, Any]], *, code: bool) -> dict[str
 
 
 def _ends_first(sample: Mapping[str, Any]) -> bool:
-    """Whether the first positions that were committed hold the end token that ends the answer."""
+    """Whether the first positions that were committed all lie from the answer's end token on.
+
+    Beyond it stand more end tokens, often of another id, which no sample lists.
+    """
     kind, _, end = (sample.get("cut") or "").rpartition(" ")
     if kind != "end token":
         return False
-    at = sample["committed_at"]
-    first = min((step for step in at if step >= 0), default=-1)
-    return all(token == int(end) for token, step in zip(sample["token_ids"], at) if step == first)
+    pairs = list(zip(sample["token_ids"], sample["committed_at"]))
+    first = min((step for _, step in pairs if step >= 0), default=-1)
+    # of the first commit and the end token, the end token comes first on the canvas
+    return next(
+        (token == int(end) for token, at in pairs if token == int(end) or at == first), False
+    )
 
 
 def _parses(extracted: Mapping[str, str | None] | None) -> bool:

@@ -231,7 +231,9 @@ def test_the_help_says_what_ends_at_the_end_token_and_what_has_blocks(capsys):
     out = " ".join(capsys.readouterr().out.split())
     ending = [name for name, a in ALGORITHMS.items() if a.ends_at_eos]
     assert f"{', '.join(ending)} end at the end token in any case" in out
-    assert "32 for those that go in blocks where the protocol has none" in out
+    whole = ", ".join(name for name, a in ALGORITHMS.items() if not a.blocks)
+    assert f"Default: the whole canvas for {whole}; the protocol's for the others." in out
+    assert "adaptive algorithms still have blocks of 32" in out
 
 
 def test_every_model_of_the_dream_family_has_a_verifier():

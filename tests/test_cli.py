@@ -147,6 +147,13 @@ def test_prompt_flags_override_the_protocol_and_are_listed(run, mini, tmp_path):
     assert "<|" not in prompt and prompt.endswith("Answer:")
 
 
+def test_worked_examples_of_the_chat_form_of_mbpp_answer_as_it_asks(run):
+    data = ROOT / "assets" / "benchmarks"
+    arguments = f"--model_alias tiny-llada --task mbpp --data_dir {data} --num_fewshot 2"
+    code, out, _ = run(arguments, "--show_prompt", "1")
+    assert code == 0 and out.count("code block.\n\n```python\n") == 2 and "[DONE]" not in out
+
+
 def test_prompt_flags_have_no_effect_on_given_texts_and_say_so(run, mini, tmp_path):
     texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": i, "text": "1"} for i in range(3)])
     code, _, err = run(mini, "--predictions", texts, "--no_chat_template", "--num_fewshot", "1")

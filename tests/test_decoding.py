@@ -631,6 +631,22 @@ def test_early_exit_in_and_before_a_short_last_block_counts_what_is_left():
     assert whole.token_ids[:7] == done.token_ids
 
 
+@pytest.mark.parametrize("name", ["maskgit_plus", "leftright"])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_passes_and_saved_passes_add_up_with_a_short_last_block(name, k):
+    """Idle steps of the floor schedule are no passes; 11 positions in blocks of 4."""
+    for ends_at in range(11):
+        model = Scripted([1] * ends_at + [10] * (11 - ends_at), family="dream")
+        chosen = config(length=11, algorithm=name, k=k)
+        [early] = decode(model, [[5]], chosen, [0])
+        [late] = decode(model, [[5]], replace(chosen, early_exit=False), [0])
+        if name != "leftright":  # which ends at the end token by itself
+            assert late.nfe == chosen.schedule.forward_passes
+            assert late.tokens_committed == 11
+        assert early.nfe + early.forwards_saved == chosen.schedule.forward_passes
+        assert early.token_ids[: ends_at + 1] == late.token_ids[: ends_at + 1]
+
+
 def test_an_end_token_does_not_end_a_row_while_a_position_before_it_is_open():
     """A loop that stops at any end token on the canvas cuts answers with a masked beginning."""
     model = Scripted([1, 2, 3, 10, 10, 10, 10, 10], order=[3, 4, 5, 6, 7, 0, 1, 2])

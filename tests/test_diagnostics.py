@@ -65,7 +65,7 @@ def test_an_end_token_that_is_committed_before_any_other_position_is_counted():
 
     samples = [
         ended([5, 9, 9], [1, 0, 2]),
-        ended([5, 9, 9], [1, 0, 0]),
+        ended([5, 9, 8], [1, 2, 0]),  # a second end token
         ended([5, 9, 9], [0, 0, 1]),
         ended([5, 9, 0], [0, 1, -1]),
         sample(reason="length", committed=(0, 1)) | {"token_ids": [5, 9], "cut": None},

@@ -8,6 +8,7 @@ import pytest
 
 from eval import MODEL_DEFAULTS, TASKS
 from models import FAMILIES
+from tasks.installed import spec_of
 from tasks.protocols import PROTOCOLS, protocol
 from utils import UsageError
 
@@ -145,3 +146,17 @@ def test_protocols_and_data_checks_load_nothing_heavy():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_a_task_of_lm_evals_own_keeps_its_number_of_examples():
+    """Its definition decides, so that the result states the number that the prompt has."""
+    for name, n in (("gsm8k", 5), ("gsm8k_cot_zeroshot", 0)):
+        spec = spec_of(f"lm_eval:{name}")
+        assert (
+            protocol("uniform", "llada", MODEL_DEFAULTS, spec, FAMILIES["llada"]).num_fewshot == n
+        )
+
+
+def test_which_benchmarks_have_documents_for_worked_examples():
+    assert {n for n, spec in TASKS.items() if spec.has_examples} == {"gsm8k", "mbpp"}
+    assert spec_of("lm_eval:gsm8k").has_examples
