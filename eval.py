@@ -370,6 +370,7 @@ def _execute(
         logged=logged,
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
+        target=spec.target,
         profile=lm.profile(),
         meta={
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@ and a part that differs from day to day: `profile` (times) and `meta` (host, ver
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,15 @@ def is_proportion(key: str) -> bool:
 
 
 def sample_rows(
-    samples: Sequence[Sample], logged: Sequence[Mapping[str, Any]]
+    samples: Sequence[Sample],
+    logged: Sequence[Mapping[str, Any]],
+    target: Callable[[dict], Any] | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """One row per sample for the result file, and one with its times, which differ from day to day.
 
     logged: lm-eval's samples. A row gets from them `extracted` (filter -> answer that the scorer
     found in the text), `metrics`, and for code `verdict` (how the program fared) and `program`.
+    target: see TaskSpec.target. A row has the document's as `target`.
     """
     scored: dict[int, list[Mapping[str, Any]]] = {}
     for entry in logged:
@@ -102,6 +105,11 @@ def sample_rows(
     for sample in sorted(samples, key=lambda s: (s.request.doc_id, s.request.repeat)):
         doc_id, repeat = sample.request.doc_id, sample.request.repeat
         row = sample.row() | {"status": "ok" if sample.error is None else "error"}
+        if target:
+            row["target"] = target(sample.request.doc)
+        else:
+            theirs = next((e.get("target") for e in scored.get(doc_id, [])), None)
+            row["target"] = json.loads(json.dumps(theirs, default=str))
         time = {
             "doc_id": doc_id,
             "repeat": repeat,
@@ -156,6 +164,7 @@ def build_result(
     logged: Sequence[Mapping[str, Any]],
     headline: str,
     code: bool,
+    target: Callable[[dict], Any] | None = None,
     profile: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -164,6 +173,7 @@ def build_result(
     generation_id: of all that can change a token; the samples are kept under it.
     result_id:     of that and of all that scoring reads; `id` in the result.
     logged:        lm-eval's samples.
+    target:        doc -> what the answer should have been; None: as lm-eval logs it.
 
     `status` in the result is one of
     complete:   every sample was scored; `metrics` has every metric, `headline` that of the task.
@@ -178,7 +188,7 @@ def build_result(
         k: e.as_dict()
         for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()
     }
-    rows, times = sample_rows(samples, logged)
+    rows, times = sample_rows(samples, logged, target)
     complete = not failed and headline in estimates
     whole = (
         complete

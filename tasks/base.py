@@ -70,6 +70,7 @@ class TaskSpec:
     headline: lm-eval's key of the metric that stands for the benchmark.
     kind:     "code" runs the answers as programs; any other word: "math", "qa".
     foreign:  lm-eval reads its data by itself, see tasks/installed.py.
+    target:   doc -> what the answer should have been, ready for JSON; None: lm-eval's doc_to_target.
     note:     where the scoring knowingly departs from lm-eval's; stored with every result.
     """
 
@@ -85,6 +86,7 @@ class TaskSpec:
     kind: str = "qa"
     foreign: bool = False
     gen_length: int = 256
+    target: Callable[[dict], object] | None = None
     note: str | None = None
 
     @property

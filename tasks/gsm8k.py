@@ -53,4 +53,5 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline="exact_match,flexible-extract",
     kind="math",
+    target=lambda doc: doc["answer"].rpartition("####")[2].strip(),
 )

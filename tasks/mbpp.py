@@ -123,6 +123,7 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline=HEADLINE,
     kind="code",
+    target=tests_of,
     gen_length=512,
     note="test_setup_code is run before the tests; lm-eval forgets it, which costs it task 367",
 )

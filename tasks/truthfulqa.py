@@ -116,5 +116,6 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline="bleu_acc,none",
     kind="qa",
+    target=lambda doc: {k: doc[f"{k}_answers"] for k in ("correct", "incorrect")},
     gen_length=128,
 )

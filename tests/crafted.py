@@ -117,6 +117,7 @@ def craft(
             "metrics": [metric],
             metric: scores[doc],
             "filtered_resps": [f"{doc}"],
+            "target": f"target {doc}",
         }
         for doc in range(n)
     ]
