@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib import import_module
@@ -40,7 +40,7 @@ from experiment.checks import (
 )
 from experiment.identity import forget, identified, is_known
 from experiment.resolve import Job, resolve
-from experiment.result import UNPUBLISHED, build_result, published, table
+from experiment.result import build_result, published, reference_of, table
 from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.status import StatusFile
@@ -49,6 +49,7 @@ from experiment.workers import WorkerInfo, WorkerPool, worker_info
 from models import FAMILIES
 from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, mbpp, truthfulqa
 from tasks import protocols as cells
+from tasks.data import name_of_data
 from tasks.installed import headline_of, spec_of
 from tasks.protocols import protocol
 from utils import (
@@ -257,8 +258,13 @@ def describe(job: Job) -> str:
     ]
     lines += [f"note: {note}" for note in job.notes]
     if config.protocol == "official":
-        references = map(published, job.protocol.references)
-        lines += [f"published: {text}" for text in references] or [f"published: {UNPUBLISHED}"]
+        name = None
+        with suppress(OSError, BadDataError):
+            name = name_of_data(job.spec, job.data_dir)
+        whole = job.limit is None and job.predictions is None
+        references = job.protocol.references
+        reference, why = reference_of(references, job.overrides, whole=whole, data=name)
+        lines.append(f"published: {published(reference) if reference else why}")
     return "\n".join([*lines, f"output: {job.path}"])
 
 

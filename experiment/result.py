@@ -21,6 +21,8 @@ UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = (
     "not compared with the published score: the run, its data or its size departs from the protocol"
 )
+# names of the benchmarks' own data
+ORIGINALS = ("original", "hub")
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 # metrics that are 0 or 1 for a sample, as are those that end in _acc
 PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")
@@ -190,15 +192,13 @@ def build_result(
     }
     rows, times = sample_rows(samples, logged, target)
     complete = not failed and headline in estimates
-    whole = (
-        complete
-        and data.get("name") in ("original", "hub")
-        and limit is None
-        and config.get("predictions") is None
+    predicted = config.get("predictions") is not None
+    reference, note = reference_of(
+        protocol.get("references", ()),
+        overrides,
+        whole=complete and limit is None and not predicted,
+        data=data.get("name"),
     )
-    references = protocol.get("references", ())
-    reference = reference_of(references, overrides) if whole else None
-    departs = DEPARTS if references else UNPUBLISHED
     rechecked = any("pass@1_strict" in entry["metrics"] for entry in logged)
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -216,7 +216,7 @@ def build_result(
         "metrics": estimates if complete else {},
         "score_on_completed": estimates if failed else None,
         "reference": reference,
-        "reference_note": None if reference else departs,
+        "reference_note": note,
         "diagnostics": diagnostics(rows, code=code),
         "strict": strict_summary(rows) if rechecked else None,
         "samples": rows,
@@ -227,15 +227,22 @@ def build_result(
 
 
 def reference_of(
-    references: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The published score at the run's tokens per step, or None.
+    references: Sequence[Mapping[str, Any]],
+    overrides: Mapping[str, Any],
+    *,
+    whole: bool,
+    data: str | None,
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The published score at the run's tokens per step, or None and the reason.
 
-    None too where anything else of the protocol was overridden.
+    whole: every document is generated and scored. data: the name of the data, None: not known.
+    There is no published score where the run departs from the protocol in anything else than
+    tokens per step.
     """
     k = overrides.get("tokens_per_step", {}).get("run", 1)
-    same = set(overrides) <= {"tokens_per_step"}
-    return next((dict(r) for r in references if same and r["tokens_per_step"] == k), None)
+    same = whole and data in ORIGINALS and set(overrides) <= {"tokens_per_step"}
+    found = next((dict(r) for r in references if same and r["tokens_per_step"] == k), None)
+    return found, None if found else DEPARTS if references else UNPUBLISHED
 
 
 def published(reference: Mapping[str, Any]) -> str:

@@ -117,10 +117,17 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
             )
     if problems:
         raise DataError(problems)
-    if manifest:
-        return Data(manifest["name"], str(data_dir), splits)
-    published = all(_sha256(data_dir / s.path) == s.sha256 for s in spec.sources if s.sha256)
-    return Data("original" if published else "modified", str(data_dir), splits)
+    return Data(name_of_data(spec, data_dir), str(data_dir), splits)
+
+
+def name_of_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
+    """The name that `Data` has, without reading the rows. Raises DataError, OSError."""
+    if data_dir is None or spec.foreign:
+        return "hub"
+    if manifest := _read_manifest(Path(data_dir)):
+        return manifest["name"]
+    same = all(_sha256(Path(data_dir) / s.path) == s.sha256 for s in spec.sources if s.sha256)
+    return "original" if same else "modified"
 
 
 def _read_manifest(data_dir: Path) -> dict | None:

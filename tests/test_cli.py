@@ -14,6 +14,7 @@ import torch
 from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
 
 import eval as cli
+from experiment.result import DEPARTS
 from utils import OutputError
 
 README_EXAMPLE = """
@@ -548,11 +549,13 @@ def test_finished_result_is_kept_and_another_ones_is_not_replaced(run, mini, tmp
     before = path.read_bytes()
     code, out, err = run(mini, "--limit", "1", "--batch_size", "4")
     assert code == 0 and "finished already" in err and str(path) in out
-    code, _, err = run(mini, "--limit", "1", "--seed", "3")
-    assert code == 2 and "seed: 0 -> 3" in err and "--tag" in err and "--overwrite" in err
+    other = ["--confidence_dtype", "float32"]
+    code, _, err = run(mini, "--limit", "1", *other)
+    assert code == 2 and 'confidence_dtype: "float64" -> "float32"' in err
+    assert "--tag" in err and "--overwrite" in err
     assert path.read_bytes() == before
-    assert run(mini, "--limit", "1", "--seed", "3", "--overwrite")[0] == 0
-    assert json.loads(path.read_text())["config"]["seed"] == 3
+    assert run(mini, "--limit", "1", *other, "--overwrite")[0] == 0
+    assert json.loads(path.read_text())["config"]["confidence_dtype"] == "float32"
     path.write_text("not a result")
     code, _, err = run(mini, "--limit", "1")
     assert code == 4 and "is no result file" in err and "--overwrite" in err
@@ -767,17 +770,30 @@ def test_fewer_worked_examples_than_the_protocol_needs_is_the_datas_fault(run, m
     assert code == 4 and "num_fewshot is 5, gsm8k has 3 examples" in err
 
 
+LLADA_GSM8K = "--model_alias llada --task gsm8k --protocol official"
+NO_SCORE = "published: no score is published for this protocol, model and task"
+TWO_TOKENS = (
+    "published: 74.8 % at 2 tokens per step (exact_match,flexible-extract, Fast-dLLM "
+    "(arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5)"
+)
+
+
 @pytest.mark.parametrize(
-    ("task", "line"),
+    ("words", "line"),
     [
-        (
-            "gsm8k",
-            "published: 74.8 % at 2 tokens per step (exact_match,flexible-extract, Fast-dLLM (arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5)",
-        ),
-        ("truthfulqa", "published: no score is published for this protocol, model and task"),
+        (f"{LLADA_GSM8K} --tokens_per_step 2", TWO_TOKENS),
+        ("--model_alias llada --task truthfulqa --protocol official", NO_SCORE),
+        (f"{LLADA_GSM8K} --temperature 0.9", f"published: {DEPARTS}"),
+        (f"{LLADA_GSM8K} --llada_ckpt {LLADA}", f"published: {DEPARTS}"),
+        (f"{LLADA_GSM8K} --tokens_per_step 3", f"published: {DEPARTS}"),
+        (f"{LLADA_GSM8K} --limit 5", f"published: {DEPARTS}"),
+        (f"{LLADA_GSM8K} --data_dir {ROOT}/assets/benchmarks", f"published: {DEPARTS}"),
     ],
 )
-def test_what_is_published_of_the_official_protocol_is_known_before_it_runs(run, task, line):
-    words = f"--model_alias llada --task {task} --dry_run"
-    assert line in run(f"{words} --protocol official")[1].splitlines()
-    assert "published" not in run(words)[1]
+def test_a_dry_run_shows_the_published_score_where_a_run_does(run, words, line):
+    out = run(f"{words} --dry_run")[1].splitlines()
+    assert [text for text in out if text.startswith("published")] == [line]
+
+
+def test_a_dry_run_of_the_uniform_protocol_shows_no_published_score(run):
+    assert "published" not in run("--model_alias llada --task gsm8k --dry_run")[1]
