@@ -7,7 +7,7 @@ file name. experiment/arguments.py makes the command line from them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
@@ -262,10 +262,17 @@ class Settings:
     )
 
 
-def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None = None) -> str:
+def result_name(
+    config: RunConfig,
+    *,
+    overrides: Collection[str] = (),
+    tag: str | None = None,
+    limit: int | None = None,
+) -> str:
     """File name of a result: `<alias>_<task>_<alg>[_<method>...]_tps<K>[_<tag>][_limit<N>].json`.
 
-    <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the schedule has it, else
+    <method> is what decoding.config.name_parts gives. After K comes `temperature<T>` where it is one
+    of `overrides`, the protocol's settings that the run changed, and `seed<N>` where it is not 0. K is the requested tokens per step where the schedule has it, else
     the realised one. Scored predictions have no schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
     """
     parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
@@ -276,5 +283,7 @@ def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None 
         k = schedule.tokens_per_step
         tps = f"{schedule.gen_length / schedule.num_steps:g}" if k is None else str(k)
         parts += [schedule.algorithm, *name_parts(config.decode), f"tps{tps}"]
+        parts += [f"temperature{config.decode.temperature:g}"] * ("temperature" in overrides)
+        parts += [f"seed{config.seed}"] * (config.seed != 0)
     parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
     return "_".join(parts) + ".json"

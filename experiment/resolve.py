@@ -54,7 +54,8 @@ class Job(Settings):
     @property
     def path(self) -> Path:
         """Where the result goes."""
-        return self.output_dir / result_name(self.config, tag=self.tag, limit=self.limit)
+        named = {"overrides": self.overrides, "tag": self.tag, "limit": self.limit}
+        return self.output_dir / result_name(self.config, **named)
 
     @property
     def worker_devices(self) -> tuple[str, ...]:

@@ -147,6 +147,7 @@ def craft(
 
 def save(folder: Path, *arguments, tag=None, **options) -> Path:
     result, config = craft(*arguments, **options)
-    path = folder / result_name(config, tag=tag, limit=options.get("limit"))
+    overrides = options.get("overrides") or ()
+    path = folder / result_name(config, overrides=overrides, tag=tag, limit=options.get("limit"))
     atomic_write_json(path, result)
     return path

@@ -137,7 +137,7 @@ def test_a_yaml_file_of_any_argument_sets(tmp_path):
         ("- 3", "3 is no argument set"),
         ("- --model_alias llada --task gsm9k", "--task 'gsm9k' is not known"),
         (
-            "- --model_alias llada --task gsm8k --seed 1\n- --model_alias llada --task gsm8k",
+            "- --model_alias llada --task gsm8k --block_length 64\n- --model_alias llada --task gsm8k",
             "two experiments would write",
         ),
     ],
@@ -471,7 +471,7 @@ def test_a_foreign_file_in_place_of_a_result_is_named(tmp_path, text):
 
 def test_a_result_of_another_configuration_is_no_result_of_this_one(tmp_path):
     [experiment] = chosen(tmp_path)
-    [other] = chosen(tmp_path, extra=("--seed", "1"))
+    [other] = chosen(tmp_path, extra=("--confidence_dtype", "float32"))
     run_here(other)
     found = Watcher(experiment).status()
     assert found.state == "failed" and "of another configuration" in found.note
