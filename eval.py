@@ -48,17 +48,16 @@ from experiment.store import Store
 from experiment.workers import WorkerInfo, WorkerPool, worker_info
 from models import FAMILIES
 from tasks import (
-    DataError,
     PromptForm,
     TaskSpec,
     build_task,
-    data_name,
     gsm8k,
     humaneval,
     mbpp,
     truthfulqa,
 )
 from tasks import protocols as cells
+from tasks.data import name_of_data
 from tasks.installed import headline_of, spec_of
 from tasks.protocols import protocol
 from utils import (
@@ -271,8 +270,8 @@ def describe(job: Job) -> str:
     lines += [f"note: {note}" for note in job.notes]
     if config.protocol == "official":
         name = None
-        with suppress(OSError, DataError):
-            name = data_name(job.spec, job.data_dir)
+        with suppress(OSError, BadDataError):
+            name = name_of_data(job.spec, job.data_dir)
         whole = job.limit is None and job.predictions is None
         references = job.protocol.references
         reference, why = reference_of(references, job.overrides, whole=whole, data=name)

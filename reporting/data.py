@@ -219,6 +219,7 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
     settings = {"id": content["id"]} if predictions else identity_of(config)
     if revision := content["protocol"].get("revision"):
         settings["revision"] = revision
+    settings.pop("seed", None)  # a seed is no method, see pooled()
     return Result(
         path=path,
         id=str(content["id"]),

@@ -101,9 +101,10 @@ def result_table(results: Sequence[Result]) -> Table:
     def of_pool(name: str) -> Callable[[Result], float | None]:
         return lambda r: getattr(pool_of[id(r)], name) if id(r) in pool_of else None
 
-    seeds = {
-        "sd over seeds": lambda r: f"{number(r.spread)} (n {len(r.members)})" if r.members else "-"
-    }
+    def spread(r: Result) -> str:
+        return f"{number(r.spread, 1 if r.accuracy else 3)} (n {len(r.members)})"
+
+    seeds = {"sd over seeds": lambda r: spread(r) if r.members else "-"}
     strict = any(r.strict for r in results)
     strict_column = {"strict % [95 %]": lambda r: interval(*r.strict) if r.strict else "-"}
     columns = {
@@ -360,7 +361,12 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
         "of points: values of different sets are not comparable. Seeds of one setting are one "
         "point, their mean; sd over seeds is that of the AUP of each seed alone."
     )
-    return make_table("Accuracy under parallelism", scored, columns, fields, [note])
+    spreads = (
+        "Seeds of one setting are one point, their mean. sd over seeds: standard deviation of the "
+        "AUP of each seed alone."
+    )
+    notes = [note, *([spreads] if any(c.spread is not None for c in scored) else [])]
+    return make_table("Accuracy under parallelism", scored, columns, fields, notes)
 
 
 # ---------------------------------------------------------------- forms

@@ -1,7 +1,7 @@
 """What is asked and how it is scored: the four benchmarks, their prompt forms, answer clean-up, the sandbox."""
 
 from tasks.base import PromptForm, TaskSpec, build_task
-from tasks.data import Data, DataError, Source, check_data, data_checksums, data_name, load_data
+from tasks.data import Data, DataError, Source, check_data, data_checksums, load_data
 
 __all__ = [
     "Data",
@@ -12,6 +12,5 @@ __all__ = [
     "build_task",
     "check_data",
     "data_checksums",
-    "data_name",
     "load_data",
 ]

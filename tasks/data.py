@@ -117,10 +117,10 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
             )
     if problems:
         raise DataError(problems)
-    return Data(data_name(spec, data_dir), str(data_dir), splits)
+    return Data(name_of_data(spec, data_dir), str(data_dir), splits)
 
 
-def data_name(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
+def name_of_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
     """The name that `Data` has, without reading the rows. Raises DataError, OSError."""
     if data_dir is None or spec.foreign:
         return "hub"

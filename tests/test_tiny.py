@@ -16,9 +16,9 @@ from dev import make_benchmarks, train_tiny
 from models import check_checkpoint, load_model, tokenizer_disagreement
 from tasks import build_task
 from tasks.code import Judging
-from tasks.protocols import ANY, TINY_LLADA_UNIFORM
+from tasks.protocols import ANY, TINY_UNIFORM
 
-CELL = TINY_LLADA_UNIFORM[ANY]
+CELL = TINY_UNIFORM[ANY]
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
 N = 40
