@@ -240,7 +240,11 @@ EXIT_COMPLETE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OU
 
 
 class DllmexpError(Exception):
-    """Something that the user can mend. `.problems`: one line each; `.exit_code`: what the process ends with."""
+    """An error that the user can mend.
+
+    problems:  one line each.
+    exit_code: the exit code of the process.
+    """
 
     exit_code = 1
 
@@ -250,7 +254,7 @@ class DllmexpError(Exception):
 
 
 class UsageError(DllmexpError):
-    """The command line or the configuration cannot be."""
+    """The command line or the configuration is not valid."""
 
     exit_code = EXIT_USAGE
 
@@ -288,7 +292,7 @@ class ManyProblems(DllmexpError):
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest of `allowed`, or an empty string where nothing is close."""
+    """`; did you mean 'x'?` for the closest of `allowed`, or "" where nothing is close."""
     close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -297,7 +301,7 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """By name, and by what the CPU's allocator, CUDA and cuBLAS say: no torch here."""
+    """Whether memory ran out, by the error's class name or message: torch is not imported here."""
     words = (
         "can't allocate memory",
         "CUDA error: out of memory",
@@ -324,12 +328,12 @@ def sha256(value: Any) -> str:
 
 
 def sample_seed(seed: int, prompt: str, repeat: int) -> int:
-    """Seed of one sample, 63 bits: a function of what is asked, not of order, batch, limit or process."""
+    """Seed of one sample, 63 bits. It does not depend on order, batch, limit or process."""
     return int(sha256([seed, prompt, repeat])[:16], 16) >> 1
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for each key on which two configurations differ, nested keys joined by dots."""
+    """`key: old -> new` for each difference of two configurations; dots join nested keys."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
@@ -369,7 +373,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command on the directory of this file, or None where there is no git or no repository."""
+    """Output of a git command in the directory of this file; None without git or a repository."""
     try:
         run = subprocess.run(
             ["git", "-C", str(Path(__file__).resolve().parent), *arguments],
@@ -395,7 +399,7 @@ def _cpu_name() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Package versions, git commit and dirt, CPU: what a number may depend on besides its configuration."""
+    """Package versions, git state and CPU: a number may depend on these and its configuration."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "python": platform.python_version(),
@@ -416,7 +420,7 @@ def environment() -> dict[str, Any]:
 
 
 def readable_json(value: dict[str, Any]) -> str:
-    """JSON with one line per top-level key, and one per entry of a list of objects: readable, and still small."""
+    """JSON with one line per top-level key, and one per entry of a list of objects."""
 
     def one(value: Any) -> str:
         return json.dumps(value, ensure_ascii=True, allow_nan=False)
@@ -429,9 +433,10 @@ def readable_json(value: dict[str, Any]) -> str:
 
 
 def atomic_write_json(path: str | Path, value: dict[str, Any]) -> None:
-    """Write JSON so that `path` holds either what was there or all of `value`, whatever happens in between.
+    """Write JSON so that `path` always holds either its old content or all of `value`.
 
-    A temporary file beside it, fsync, rename, fsync of the directory. Raises OutputError where that fails.
+    A temporary file in the same directory, fsync, rename, fsync of the directory. Raises
+    OutputError where that fails.
     """
     path, text = Path(path), readable_json(value)
     temporary = None
@@ -478,7 +483,10 @@ def _way_out(error: OSError) -> str:
 
 
 def output_problem(directory: str | Path) -> str | None:
-    """Why `directory` cannot be written to, or None. Makes it, and writes, syncs and removes a probe."""
+    """The reason why `directory` cannot be written to, or None.
+
+    Makes the directory, and writes, syncs and removes a probe.
+    """
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -279,7 +279,10 @@ def make_schedule(
 
 
 def _block_plan(kind: str, n: int, steps: int, k: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Quotas and rates of a block of n positions. kind: Algorithm.schedule, or "drawn" (`origin`)."""
+    """Quotas and rates of a block of n positions.
+
+    kind: Algorithm.schedule, or "drawn" (`origin`).
+    """
     if kind == "drawn":
         return (n,) * steps, floor_rates(steps)
     if kind == "floor":

@@ -113,8 +113,8 @@ class Algorithm:
     left_to_right: it always commits the first open positions. max_lookahead and kv_cache "window"
               are then possible.
     verification: the use of a verifier; select then reads `agreed` and no score.
-    scores_the_draw: an adaptive rule that scores the distribution of the draw where the family does;
-              by default it reads the model's own probability, see `reads_the_model`.
+    scores_the_draw: an adaptive rule that scores the distribution of the draw where the family
+              does; by default it reads the model's own probability, see `reads_the_model`.
     """
 
     select: Callable[[StepView], Tensor]

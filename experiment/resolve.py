@@ -1,4 +1,7 @@
-"""What the arguments mean together: Namespace -> Job, or every problem at once. No file is read, nothing heavy is loaded."""
+"""Resolves the arguments: Namespace -> Job, or every problem at once.
+
+Reads no file of a checkpoint or a data set and imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,11 @@ NO_OVERRIDE = ("early_exit", "seed", "strict_exec")
 class Job(Settings):
     """One experiment and how to run it.
 
-    config:    what decides the numbers.
+    config:    the settings that decide the numbers.
     spec:      the benchmark.
-    overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the protocol.
-    notes:     what a user should know: sentences, printed and stored.
+    overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the
+               protocol.
+    notes:     sentences for the user, printed and stored.
     """
 
     config: RunConfig
@@ -67,7 +71,10 @@ class Job(Settings):
 def resolve(
     args: Namespace, problems: Sequence[str], models: Models, tasks: Mapping[str, TaskSpec]
 ) -> Job:
-    """What the arguments mean together. problems: those already found; raises UsageError with all of them."""
+    """The job that the arguments describe.
+
+    problems: those already found. Raises UsageError with these and all others.
+    """
     found = list(problems)
     alias = _choice("model_alias", args.model_alias, list(models), found)
     name = _choice("protocol", args.protocol, PROTOCOLS, found)
@@ -96,8 +103,8 @@ def resolve(
     verifier = _verifier(args, decode, entry, found)
     if given["num_fewshot"] and not spec.has_examples:
         found.append(
-            f"--num_fewshot {given['num_fewshot']}: {spec.name} has no documents for worked examples apart from those "
-            "that are asked; leave it out"
+            f"--num_fewshot {given['num_fewshot']}: {spec.name} has no documents for worked "
+            "examples apart from those that are asked; leave it out"
         )
     found += [
         f"--{flag} '': a directory or a hub id is needed; leave it out for {entry[own]}"
@@ -137,8 +144,9 @@ def resolve(
 
 
 def harness_identity(harness: type | str | None) -> dict[str, str] | None:
-    """{"name", "sha256"} of an entry's own harness: a class, or "module:Class"; None for the family's.
+    """{"name", "sha256"} of an entry's own harness; None where the entry uses the family's.
 
+    harness: a class, or "module:Class".
     Raises UsageError where the file of a module cannot be found.
     """
     if harness is None:
@@ -167,7 +175,7 @@ def _choice(
     known: str = "known",
     listing: str = "there are",
 ) -> str | None:
-    """`value` where it is allowed; otherwise a problem with the nearest one, and None."""
+    """`value` if it is allowed; otherwise None, and a problem that suggests the nearest choice."""
     if value in allowed:
         return value
     wrong = "is required" if value is None else f"{value!r} is not {known}{nearest(value, allowed)}"
@@ -191,7 +199,7 @@ def _benchmark(
 
 
 def _setting_problems(args: Namespace) -> list[str]:
-    """What is wrong with settings whose values are words."""
+    """The problems with settings that are given as text."""
     patterns = (
         ("device", r"cpu|cuda(:\d+)?", "cpu, cuda, cuda:0, cuda:1, ..."),
         ("devices", r"(cpu|\d+)(,(cpu|\d+))*", "a list such as 0,1,2,3 or cpu,cpu"),
@@ -214,7 +222,8 @@ def _setting_problems(args: Namespace) -> list[str]:
 def _given(args: Namespace, problems: list[str]) -> dict[str, Any]:
     """Option that a protocol may decide -> the value of its flag, None where it is not given.
 
-    These are the options of the schedule, of the loop and of the prompt. A problem names both flags of an option where they are given and differ.
+    These are the options of the schedule, of the loop and of the prompt. Where both flags of an
+    option are given and differ, a problem names both.
     """
     given = {}
     prompt = {name: known for name, known in options_in(RunConfig).items() if known.protocol}
@@ -231,7 +240,10 @@ def _given(args: Namespace, problems: list[str]) -> dict[str, Any]:
 
 
 def _values(given: Mapping[str, Any], proto: Protocol) -> tuple[dict[str, Any], str]:
-    """Options with the protocol's values where no flag is given, and where the block length comes from."""
+    """The value of each option, and the source of the block length.
+
+    An option without a flag has the protocol's value.
+    """
     value = {
         name: getattr(proto, name, None) if flag is None else flag for name, flag in given.items()
     }
@@ -255,7 +267,7 @@ def _decode_config(
     family,
     problems: list[str],
 ) -> DecodeConfig | None:
-    """The decoding configuration, or None; what is wrong with it is added to `problems`."""
+    """The decoding configuration, or None; its problems are added to `problems`."""
     k = (
         1
         if value["tokens_per_step"] is None and value["num_steps"] is None
@@ -265,8 +277,8 @@ def _decode_config(
     asked = {name: value[name] for name in names} | {"tokens_per_step": k}
     if (asked["num_steps"] or 0) > asked["gen_length"]:
         problems.append(
-            f"--num_steps {asked['num_steps']} is more than the {asked['gen_length']} positions of the canvas: a "
-            "step commits at least one of them"
+            f"--num_steps {asked['num_steps']} is more than the {asked['gen_length']} positions "
+            "of the canvas: a step commits at least one of them"
         )
         return None
     try:
@@ -309,7 +321,8 @@ def _verifier(
     if decode is None or ALGORITHMS[name].verification is None:
         if args.verifier_ckpt is not None and decode is not None and not args.predictions:
             problems.append(
-                f"--verifier_ckpt {args.verifier_ckpt}: {name} drafts nothing; these do: {', '.join(verified())}"
+                f"--verifier_ckpt {args.verifier_ckpt}: {name} drafts nothing; "
+                f"these do: {', '.join(verified())}"
             )
         return None
     found = args.verifier_ckpt or entry.get("verifier")
@@ -328,7 +341,7 @@ def _notes(
     alias: str,
     spec: TaskSpec,
 ) -> tuple[str, ...]:
-    """What the user should know about flags that act otherwise than they look, and about the benchmark."""
+    """Notes for the user: flags without effect, unexpected effects, the benchmark's own note."""
     others = [
         f"--{entry['flag']}"
         for other, entry in models.items()
@@ -357,8 +370,8 @@ def _notes(
 def _end_first(decode: DecodeConfig, family) -> list[str]:
     """A note where a family without a rule for end tokens runs one whole canvas at temperature 0.
 
-    It then often commits an end token far right first, and ends the answer there: GSM8K 35 to 58
-    instead of 77 to 82 for Dream, by reports from the field (DreamLM/Dream issues 51, 56, 72).
+    The model then often commits an end token far right first, and the answer ends there. Users
+    report GSM8K 35 to 58 instead of 77 to 82 for Dream (DreamLM/Dream issues 51, 56, 72).
     """
     schedule = decode.schedule
     if schedule.n_blocks > 1 or not family.blocks or family.end_token_flags:
@@ -366,8 +379,9 @@ def _end_first(decode: DecodeConfig, family) -> list[str]:
     if not ALGORITHMS[schedule.algorithm].scores or schedule.gen_length == 1:
         return []
     return [
-        f"one block over the whole canvas at temperature 0: the {family.name} family may commit end tokens before "
-        f"the answer, which lowers scores; --block_length {min(family.blocks, (schedule.gen_length + 1) // 2)}, "
+        f"one block over the whole canvas at temperature 0: the {family.name} family may commit "
+        f"end tokens before the answer, which lowers scores; "
+        f"--block_length {min(family.blocks, (schedule.gen_length + 1) // 2)}, "
         "--alg leftright or a temperature above 0 avoids it"
     ]
 
@@ -383,10 +397,10 @@ def _overrides(
     given: Mapping[str, Any],
     own: tuple[str, str | None],
 ) -> dict[str, dict[str, Any]]:
-    """Flags whose value departs from the protocol's and has an effect.
+    """Flags with an effect and a value other than the protocol's.
 
-    own: the alias's checkpoint and verifier. Every protocol means one token per step, the alias's own checkpoint,
-    bfloat16 weights, float64 scores, no cache.
+    own: the alias's checkpoint and verifier. Every protocol means one token per step, the alias's
+    own checkpoint, bfloat16 weights, float64 scores, no cache.
     """
     decode, schedule = config.decode, config.decode.schedule
     # at temperature 0 they have no effect

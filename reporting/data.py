@@ -141,7 +141,7 @@ class Result:
 
     @cached_property
     def curve(self) -> str:
-        """Equal for results that differ only in tokens per step, the algorithm's options or the seed."""
+        """Equal for results that differ only in tokens per step, algorithm options or seed."""
         return canonical_json([self.model, self.task, self.settings])
 
     @property

@@ -2,10 +2,9 @@
 
 A row: {"question": "Janet's ducks lay 16 eggs ...", "answer": "Janet sells 16 - 3 ...\\n#### 18"}
 
-Scored by lm-eval's own filters and exact_match: strict-match wants the definition's exact closing phrase,
-flexible-extract takes the last number of the answer (utils.GSM8K_NUMBER) and is the headline: chat models rarely
-write "####".
-"1,000" is read as 1000.
+Scored by lm-eval's own filters and exact_match. strict-match needs the definition's exact closing
+phrase. flexible-extract takes the last number of the answer (utils.GSM8K_NUMBER); it is the
+headline, because chat models rarely write "####". "1,000" is read as 1000.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Any other generation task that lm-eval has installed, by its name: `--task lm_eval:<name>`.
 
-Its prompts, filters and metrics are lm-eval's own; its data come from the hub. Nothing official is known of how the
-models here are evaluated on it. Its definition is found by reading the installed files for the name, because building
-the index of all tasks takes longer than many a run.
+Its prompts, filters and metrics are lm-eval's own; its data come from the hub. Nothing official is
+known of how the models here are evaluated on it. The definition is found by searching the installed
+files for the name, because building the index of all tasks takes longer than many a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from tasks.data import Data, DataError
 from tasks.protocols import PREFIX
 
 FORM = "lm_eval"
-NOTE = "nothing official is known of how these models are evaluated on this task: prompts and metrics are lm-eval's"
+NOTE = (
+    "nothing official is known of how these models are evaluated on this task: "
+    "prompts and metrics are lm-eval's"
+)
 
 
 def definition_of(name: str) -> Path | None:
@@ -63,12 +66,12 @@ def spec_of(task: str) -> TaskSpec:
         raise DataError(
             [f"--task {task}: the installed lm-eval defines no task {name!r} in a file of its own"]
         )
-    if runs_code(
-        path
-    ):  # before it is loaded: that alone asks the hub for a scorer and tries it out
+    # before it is loaded: loading alone asks the hub for a scorer and tries it out
+    if runs_code(path):
         raise DataError(
             [
-                f"lm-eval's task {name} runs generated code in this process; --task humaneval and mbpp run it apart"
+                f"lm-eval's task {name} runs generated code in this process; "
+                "--task humaneval and mbpp run it apart"
             ]
         )
 

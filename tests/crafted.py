@@ -1,4 +1,4 @@
-"""Result files with the accuracies and speeds that a test wants, made by the program's own build_result."""
+"""Result files with given accuracies and speeds, made by the program's own build_result."""
 
 import random
 from pathlib import Path
@@ -29,7 +29,10 @@ def protocol_of(name: str, alias: str, task: str) -> Protocol:
 
 
 def config_of(alias: str, task: str, k: int, protocol: str = "uniform", **changes) -> RunConfig:
-    """A configuration; changes: fields of RunConfig, of DecodeConfig, or `gen_length` and `algorithm`."""
+    """A configuration.
+
+    changes: fields of RunConfig, of DecodeConfig, or `gen_length` and `algorithm`.
+    """
     cell = protocol_of(protocol, alias, task)
     algorithm = changes.pop("algorithm", cell.algorithm)
     length, given = changes.pop("gen_length", cell.gen_length), changes.pop("options", {})

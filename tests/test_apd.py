@@ -239,8 +239,8 @@ def view(agreed, masked=None, quota: int = 1) -> StepView:
             [True, True, True, True],
             [True, True, False, False],
             1,
-            [0, 1],
-        ),  # nothing beyond the lookahead
+            [0, 1],  # nothing beyond the lookahead
+        ),
     ],
 )
 def test_what_is_agreed_on_without_a_gap_is_accepted_and_always_the_first(

@@ -1,4 +1,4 @@
-"""APD on the command line: the verifier's checkpoint, its identity, what is refused, what the result says."""
+"""APD on the command line: the verifier's checkpoint and identity, refused flags, the result."""
 
 import json
 import shlex
@@ -35,8 +35,9 @@ def verifier(tmp_path):
 def mini(tmp_path):
     """Arguments of a small run with apd, but for the verifier."""
     return (
-        f"--model_alias dream --task gsm8k --dream_ckpt {DREAM} --data_dir {gsm8k_dir(tmp_path / 'data')} "
-        f"--output_dir {tmp_path / 'out'} --device cpu --dtype float32 --gen_length 12 --alg apd"
+        f"--model_alias dream --task gsm8k --dream_ckpt {DREAM} "
+        f"--data_dir {gsm8k_dir(tmp_path / 'data')} --output_dir {tmp_path / 'out'} "
+        "--device cpu --dtype float32 --gen_length 12 --alg apd"
     )
 
 
@@ -95,7 +96,7 @@ def test_a_verifier_is_part_of_the_identity(run, mini, verifier, tmp_path):
 
 
 def test_a_suite_knows_a_finished_result_with_a_verifier(run, mini, verifier):
-    """Its state is read without eval.py: an id without the verifier's files would call the result another one's."""
+    """A suite computes the id without eval.py; the id has to cover the verifier's files."""
     words = shlex.split(f"{mini} --verifier_ckpt {verifier}")
     [experiment] = experiments([words])
     assert Watcher(experiment).status().state == "waiting"
@@ -122,7 +123,8 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
         ),
         (
             "--alg entropy --kv_window 4",
-            "--kv_cache window: entropy may commit anywhere; left-to-right algorithms: leftright, apd, apd_released",
+            "--kv_cache window: entropy may commit anywhere; "
+            "left-to-right algorithms: leftright, apd, apd_released",
         ),
         (
             "--alg apd --kv_cache dual --kv_window 4",
@@ -138,7 +140,8 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
         ),
         (
             "--alg apd --verifier_ckpt ''",
-            "--verifier_ckpt '': a directory or a hub id is needed; leave it out for Qwen/Qwen2.5-0.5B",
+            "--verifier_ckpt '': a directory or a hub id is needed; "
+            "leave it out for Qwen/Qwen2.5-0.5B",
         ),
         (
             "--alg apd --dream_ckpt ''",
@@ -192,7 +195,8 @@ def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run,
         (8, f"error: --gen_length 12: the verifier {verifier} has 8 positions"),
         (
             24,
-            "3 prompts do not fit: with a canvas of 12 they exceed the model's or its verifier's 24 positions",
+            "3 prompts do not fit: with a canvas of 12 they exceed the model's or its verifier's "
+            "24 positions",
         ),
     ]:
         (verifier / "config.json").write_text(
@@ -204,7 +208,8 @@ def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run,
 
 def test_a_window_has_a_default_and_names_its_cache(run):
     shown = run(
-        "--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 --dry_run"
+        "--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 "
+        "--dry_run"
     )[1]
     assert (
         "kv_window               16" in shown
@@ -212,7 +217,8 @@ def test_a_window_has_a_default_and_names_its_cache(run):
     )
     assert (
         run(
-            "--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 --dry_run"
+            "--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 "
+            "--dry_run"
         )[1]
         == shown
     )

@@ -19,7 +19,8 @@ from utils import OutputError
 
 README_EXAMPLE = """
   --model_alias llada --task humaneval --alg low_confidence --tokens_per_step 1 --num_steps 128
-  --gen_length 512 --block_length 64 --temperature 0.0 --top_p 0.95 --max_new_tokens 512 --remasking low_confidence
+  --gen_length 512 --block_length 64 --temperature 0.0 --top_p 0.95 --max_new_tokens 512 \
+--remasking low_confidence
   --limit 10 --output_dir results --tag debug_run --dtype bfloat16 --device cuda
   --dream_ckpt Dream-org/Dream-v0-Instruct-7B --llada_ckpt GSAI-ML/LLaDA-8B-Instruct
   --llada15_ckpt GSAI-ML/LLaDA-1.5 --diffucoder_ckpt apple/DiffuCoder-7B-cpGRPO
@@ -44,7 +45,8 @@ def mini(tmp_path):
     """Arguments of a small run on a tiny checkpoint and a benchmark of three documents."""
     data = gsm8k_dir(tmp_path / "data")
     return (
-        f"--model_alias llada --task gsm8k --llada_ckpt {LLADA} --data_dir {data} --output_dir {tmp_path / 'out'} "
+        f"--model_alias llada --task gsm8k --llada_ckpt {LLADA} --data_dir {data} "
+        f"--output_dir {tmp_path / 'out'} "
         "--device cpu --dtype float32 --gen_length 8 --block_length 8"
     )
 
@@ -182,7 +184,8 @@ sys.path.insert(0, {str(ROOT)!r})
 import eval
 assert eval.main({shlex.split(README_EXAMPLE)!r} + ["--dry_run"]) == 0
 assert eval.main(["--model_alias", "x"]) == 2
-assert eval.main("--model_alias llada --task gsm8k --data_dir /nowhere --llada_ckpt {LLADA}".split()) == 4
+assert eval.main("--model_alias llada --task gsm8k --data_dir /nowhere --llada_ckpt {LLADA}"\
+.split()) == 4
 heavy = {{"torch", "transformers", "lm_eval", "datasets"}} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -280,7 +283,7 @@ def test_dream_has_no_blocks_and_its_own_schedule(run):
 
 
 def test_inactive_flags_do_not_make_another_experiment(run, mini):
-    """top_p at temperature 0 changes no number, so it must not make the finished result a foreign one."""
+    """top_p at temperature 0 changes no number, so it must not change the id."""
     ids = [
         run(mini, "--dry_run", *more)[1].split("id ")[-1].split()[0]
         for more in ([], ["--top_p", "0.9"], ["--batch_size", "7"])
@@ -336,13 +339,15 @@ def test_help_has_every_flag_with_its_default(capsys):
         (
             "--model_alias llada --task gsmk",
             [
-                "--task 'gsmk' is not known; did you mean 'gsm8k'?; there are: humaneval, mbpp, gsm8k, truthfulqa"
+                "--task 'gsmk' is not known; did you mean 'gsm8k'?; "
+                "there are: humaneval, mbpp, gsm8k, truthfulqa"
             ],
         ),
         (
             "--model_alias llada --task gsm8k --alg leftrigth",
             [
-                "'leftrigth' is not an algorithm of llada; did you mean 'leftright'?; llada has: low_confidence, random, leftright"
+                "'leftrigth' is not an algorithm of llada; did you mean 'leftright'?; "
+                "llada has: low_confidence, random, leftright"
             ],
         ),
         (
@@ -440,7 +445,8 @@ def test_help_has_every_flag_with_its_default(capsys):
         (
             "--model_alias llada --task gsm8k --protocol oficial",
             [
-                "--protocol 'oficial' is not known; did you mean 'official'?; there are: uniform, official"
+                "--protocol 'oficial' is not known; did you mean 'official'?; "
+                "there are: uniform, official"
             ],
         ),
         ("--model_alias llada --task gsm8k --dtype int8", ["bfloat16, float16, float32"]),
@@ -477,7 +483,8 @@ def test_bad_arguments_are_one_clear_line(run, arguments, fragments):
 
 def test_all_problems_are_reported_at_once(run):
     code, _, err = run(
-        "--model_alias lada --task gsmk --limit -1 --dtype x --tag / --protocol y --bach_size 1 --tokens_per_step 0"
+        "--model_alias lada --task gsmk --limit -1 --dtype x --tag / --protocol y --bach_size 1 "
+        "--tokens_per_step 0"
     )
     assert code == 2
     assert len(err.splitlines()) == 8 and all(
@@ -489,7 +496,8 @@ def test_problems_with_files_are_reported_at_once_before_a_model_loads(run, tmp_
     monkeypatch.setattr(cli, "execute", lambda *_: pytest.fail("went on"))
     (tmp_path / "file").write_text("")
     code, _, err = run(
-        f"--model_alias llada --task gsm8k --llada_ckpt /nowhere/x --data_dir /nowhere --output_dir {tmp_path}/file/out --device cpu"
+        "--model_alias llada --task gsm8k --llada_ckpt /nowhere/x --data_dir /nowhere "
+        f"--output_dir {tmp_path}/file/out --device cpu"
     )
     assert code == 4
     for text in (
@@ -617,7 +625,7 @@ def test_predictions_file_that_is_not_there(run, mini):
 
 
 def test_predictions_need_no_checkpoint(run, mini, tmp_path):
-    """Scored as generated texts would be: cut at stop strings, numbers extracted, lm-eval's metrics."""
+    """Given texts are scored as generated ones: stop strings, extraction, lm-eval's metrics."""
     texts = ["so it is #### 2", "1 + 2 = 4", "4 Question: is it 5?"]
     path = write_lines(
         tmp_path / "p.jsonl", [{"doc_id": i, "text": t} for i, t in enumerate(texts)]
@@ -671,7 +679,7 @@ def test_finished_result_is_kept_and_another_ones_is_not_replaced(run, mini, tmp
 
 
 def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
-    """Out of memory or a crash must not lower a score: the run is incomplete, and says on how many it rests."""
+    """Out of memory or a crash lowers no score; the run is incomplete and counts its samples."""
     import harness
 
     real = harness.decode_each
@@ -712,7 +720,8 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
 def test_full_disk_at_the_end(run, mini, monkeypatch):
     def full(*_):
         raise OutputError(
-            "cannot write r.json: No space left on device; free some space or give another --output_dir"
+            "cannot write r.json: No space left on device; "
+            "free some space or give another --output_dir"
         )
 
     monkeypatch.setattr(cli, "atomic_write_json", full)
@@ -761,7 +770,7 @@ def test_the_path_that_is_printed_is_the_path_that_is_written(run, mini, tmp_pat
 
 
 def test_departures_from_the_protocol_are_listed(run, mini, tmp_path):
-    """Other weights or another precision must not stand beside a published score as if they were the model's."""
+    """A result of other weights or another precision must not pass for the model's own."""
     run(mini)
     overrides = result_in(tmp_path / "out")["protocol"]["overrides"]
     assert overrides["checkpoint"] == {"protocol": "GSAI-ML/LLaDA-8B-Instruct", "run": str(LLADA)}
@@ -813,7 +822,10 @@ def test_data_of_the_right_size_and_other_content_is_not_the_published_set(
 ):
     shutil.copy(benchmarks / "TruthfulQA.csv", tmp_path)
     texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": 0, "text": "No."}])
-    arguments = f"--model_alias llada --task truthfulqa --data_dir {tmp_path} --limit 1 --predictions {texts}"
+    arguments = (
+        f"--model_alias llada --task truthfulqa --data_dir {tmp_path} --limit 1 "
+        f"--predictions {texts}"
+    )
     for change, name in (
         (str, "original"),
         (lambda text: text.replace(" you ", " You ", 1), "modified"),
@@ -850,7 +862,10 @@ def test_all_problems_are_said_at_once(run):
 def test_why_no_published_score_stands_beside_is_said(run, tmp_path, alias, task, note):
     gsm8k_dir(tmp_path / "data", n=8)
     checkpoint = f"--llada_ckpt {LLADA}" if alias == "llada" else f"--diffucoder_ckpt {DREAM}"
-    arguments = f"--model_alias {alias} {checkpoint} --task {task} --data_dir {tmp_path / 'data'} --device cpu"
+    arguments = (
+        f"--model_alias {alias} {checkpoint} --task {task} --data_dir {tmp_path / 'data'} "
+        "--device cpu"
+    )
     code, out, _ = run(
         arguments,
         "--protocol",

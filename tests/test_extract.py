@@ -130,7 +130,8 @@ ANSWERS = {
         "body",
     ),
     "body with a local function of its name": (
-        "    def f(t, xs):\n        return f(t + xs[0], xs[1:]) if xs else t\n    return f(0, xs)\n",
+        "    def f(t, xs):\n        return f(t + xs[0], xs[1:]) if xs else t\n"
+        "    return f(0, xs)\n",
         "body",
     ),
     "a constant of its name, then the body": (
@@ -151,7 +152,8 @@ ANSWERS = {
     "fence glued to the code, then prose": (GOOD.rstrip() + f"{FENCE}\nIt adds them up.", "text"),
     "fence glued to a body": ("    t = sum(xs)\n    return t" + FENCE, "body"),
     "indented without a fence": (
-        "Here it is:\n\n    import math\n\n    def f(xs):\n        return int(math.fsum(xs))\n\nDone.",
+        "Here it is:\n\n    import math\n\n    def f(xs):\n"
+        "        return int(math.fsum(xs))\n\nDone.",
         "text",
     ),
     "quotation": ("Here it is:\n> " + GOOD.replace("\n    ", "\n>     "), "text"),

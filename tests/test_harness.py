@@ -379,9 +379,8 @@ def test_early_exit_changes_no_text(family, algorithm, k):
                 sum(s.completion.nfe for s in samples),
             )
         assert outcome[True][0] == outcome[False][0]
-        assert (
-            outcome[True][1] < outcome[False][1] or algorithm == "entropy"
-        )  # the whole canvas as one block saves little
+        # the whole canvas as one block saves little
+        assert outcome[True][1] < outcome[False][1] or algorithm == "entropy"
 
 
 # ---------------------------------------------------------------- a harness of one's own

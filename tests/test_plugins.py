@@ -14,7 +14,8 @@ RULE = """
 from decoding.algorithms import ALGORITHMS, FAMILIES, Algorithm, top_k
 def first(view):
     return top_k(view.confidence, view.masked, view.quota)
-ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, reads=frozenset({"confidence"}))
+ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, \
+reads=frozenset({"confidence"}))
 """
 RUN = ["--model_alias", "tiny-llada", "--task", "gsm8k", "--data_dir", "assets/benchmarks"]
 RUN += ["--dtype", "float32", "--limit", "2"]

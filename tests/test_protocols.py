@@ -127,7 +127,7 @@ def test_official_without_a_cell_lists_who_has_one(alias):
 
 
 def test_a_new_entry_needs_no_cells():
-    """An alias or a benchmark that nothing here has heard of gets the family's and the benchmark's defaults."""
+    """An unknown alias or benchmark gets the defaults of its family and its benchmark."""
     models = {"mine": {"family": "llada", "checkpoint": "x/y", "flag": "mine_ckpt"}}
     p = protocol("uniform", "mine", models, TASKS["mbpp"], FAMILIES["llada"])
     assert (p.algorithm, p.block_length, p.gen_length) == ("low_confidence", 32, 512)
@@ -137,9 +137,11 @@ def test_a_new_entry_needs_no_cells():
 def test_protocols_and_data_checks_load_nothing_heavy():
     """Bad input has to be answered before torch and lm-eval are imported."""
     code = (
-        "import sys; import tasks.protocols; from tasks import humaneval, mbpp, gsm8k, truthfulqa, check_data\n"
+        "import sys; import tasks.protocols; "
+        "from tasks import humaneval, mbpp, gsm8k, truthfulqa, check_data\n"
         "for m in (humaneval, mbpp, gsm8k, truthfulqa): assert check_data(m.SPEC, '/nonexistent')\n"
-        "print([m for m in ('torch', 'lm_eval', 'datasets', 'numpy', 'yaml', 'evaluate') if m in sys.modules])"
+        "print([m for m in ('torch', 'lm_eval', 'datasets', 'numpy', 'yaml', 'evaluate') "
+        "if m in sys.modules])"
     )
     root = Path(__file__).parent.parent
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""The README's recipes: each code block works as written, as a plugin and as an entry of a checkout."""
+"""The README's recipes work as written, as a plugin and as an entry of a checkout."""
 
 import json
 import re
@@ -15,7 +15,7 @@ RIDDLES = [{"question": f"What is {i} and {i}?", "answer": str(2 * i)} for i in 
 
 
 def recipes() -> dict[str, list[tuple[str, str]]]:
-    """Kind -> (file that the first line names, block) of each of its blocks in the README's section."""
+    """Kind -> (file named in the first line, block) of each of its blocks in the README."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Extending\n")[2]
     section = section.partition("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)

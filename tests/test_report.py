@@ -315,7 +315,7 @@ def damaged(folder, name, change):
 
 
 def test_two_revisions_of_a_protocol_share_no_curve(tmp_path):
-    """Since uniform's revision 2 Dream decodes in blocks: its old numbers are of another protocol."""
+    """Dream decodes in blocks since revision 2 of uniform; older results are not comparable."""
     save(tmp_path, "dream", k=3, revision=1)
     save(tmp_path, "dream", k=2)
     save(tmp_path, "dream", k=1)
@@ -343,9 +343,8 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
     damaged(tmp_path, "no_exec.json", lambda r: _sign(r, status="unscored", headline=None))
     damaged(tmp_path, "lacking.json", lambda r: _sign(r, headline={"metric": "m"}))
     damaged(tmp_path, "wrong.json", lambda r: _sign(r, samples=[1]))
-    damaged(
-        tmp_path, "speed.json", lambda r: r["profile"].update(tpf="fast")
-    )  # the checksum does not cover the profile
+    # the checksum does not cover the profile
+    damaged(tmp_path, "speed.json", lambda r: r["profile"].update(tpf="fast"))
     for name, count in {"zero.json": 0, "text.json": "64"}.items():
         damaged(tmp_path, name, lambda r, n=count: _sign(r, config=r["config"] | {"num_steps": n}))
     damaged(tmp_path, "task.json", lambda r: _sign(r, config=r["config"] | {"task": None}))
@@ -579,9 +578,8 @@ def test_a_click_opens_a_sample(suite, tmp_path):
     dom = chromium(tmp_path, "--dump-dom", f"{url}#result={index}&doc=205")
     assert dom.count('class="sample"') == 206  # of 230: those in front of it, and no more
     assert re.findall(r'<details class="sample" data-doc="(\d+)" open', dom) == ["205"]
-    assert (
-        "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom
-    )  # text of a sample is text, not HTML
+    # text of a sample is text, not HTML
+    assert "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom
     assert "Answer to 205: &lt;b&gt;" in dom and "flexible-extract: 205" in dom
     assert 'passed: true\nstrict: {"passed":false}' in dom
     assert (

@@ -137,7 +137,8 @@ def test_a_yaml_file_of_any_argument_sets(tmp_path):
         ("- 3", "3 is no argument set"),
         ("- --model_alias llada --task gsm9k", "--task 'gsm9k' is not known"),
         (
-            "- --model_alias llada --task gsm8k --block_length 64\n- --model_alias llada --task gsm8k",
+            "- --model_alias llada --task gsm8k --block_length 64\n"
+            "- --model_alias llada --task gsm8k",
             "two experiments would write",
         ),
     ],
@@ -484,9 +485,8 @@ def test_time_left_goes_by_the_nearest_relative(tmp_path):
     estimator = Estimator([(one, begun), (two, fresh), (other, fresh)])
     assert estimator.left_s(one, begun) == 8.0
     assert estimator.left_s(two, fresh) == pytest.approx(6.0)  # half the forward passes
-    assert estimator.left_s(other, fresh) == pytest.approx(
-        12.0 * 31 / 32
-    )  # 31 of its 32 steps commit something
+    # 31 of its 32 steps commit something
+    assert estimator.left_s(other, fresh) == pytest.approx(12.0 * 31 / 32)
     text = progress_table([(one, begun), (two, fresh)], workers=2)
     assert (
         "2 experiments: 1 partial, 1 waiting; 2 of 12 samples; about 7 s left with 2 workers"
@@ -880,9 +880,8 @@ def test_a_sweep_of_two_workers_one_failure_and_a_second_start(tmp_path, capfd):
     assert [t.outcome for t in tasks] == ["done"] * 4 + ["failed"]
     assert "absent does not exist" in tasks[-1].error and tasks[-1].attempts == 1
     assert Watcher(bad).status().state == "failed"
-    assert all(
-        w.loads <= 2 and w.process is None for w in workers
-    )  # two models; an idle worker may take the other's
+    # two models; an idle worker may take the other's
+    assert all(w.loads <= 2 and w.process is None for w in workers)
     assert [Watcher(e).status().state for e in good] == ["done"] * 4
     result = json.loads(good[0].job.path.read_text())
     assert (

@@ -40,7 +40,10 @@ STRICT, FLEXIBLE = "exact_match,strict-match", "exact_match,flexible-extract"
 
 
 def wrapped(code: str) -> str:
-    return f"Sure! Here is the function:\n\n{FENCE}python\n{code}\n{FENCE}\n\nIt works as follows.<|im_end|>junk"
+    return (
+        f"Sure! Here is the function:\n\n{FENCE}python\n{code}\n{FENCE}\n\n"
+        "It works as follows.<|im_end|>junk"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +82,10 @@ def write_mini(folder: Path) -> None:
         "test": "def check(candidate):\n    assert candidate('a') == 'aa'\n",
     }
     (folder / "HumanEval.jsonl.gz").write_bytes(gzip.compress(jsonl([row, other])))
-    code = "class Node:\r\n    def __init__(self, x):\r\n        self.x = x\r\ndef get(node):\r\n    return node.x\r\n"
+    code = (
+        "class Node:\r\n    def __init__(self, x):\r\n        self.x = x\r\n"
+        "def get(node):\r\n    return node.x\r\n"
+    )
     row = {
         "text": "Write a function to get x.",
         "code": code,
@@ -100,7 +106,10 @@ def write_mini(folder: Path) -> None:
     (folder / "gsm8k/test.jsonl").write_bytes(jsonl(rows[:3]))
     (folder / "gsm8k/train.jsonl").write_bytes(jsonl(rows[3:]))
     columns = ",".join(truthfulqa.COLUMNS)
-    line = "Adversarial,Birds,Do pigs fly?,No they do not,No they do not; Pigs cannot fly,Yes; They fly at night,none"
+    line = (
+        "Adversarial,Birds,Do pigs fly?,No they do not,No they do not; Pigs cannot fly,"
+        "Yes; They fly at night,none"
+    )
     (folder / "TruthfulQA.csv").write_text(f"\ufeff{columns}\n{line}\n", encoding="utf-8")
     counts = {
         "HumanEval.jsonl.gz": 2,
@@ -129,9 +138,8 @@ def answering_lm():
             return [self.answer(r.doc) for r in requests]
 
         def apply_chat_template(self, chat, add_generation_prompt=True):
-            assert (
-                add_generation_prompt
-            )  # a prefill rendered by the template would be trimmed by LLaDA's
+            # LLaDA's template would trim a prefill that it renders
+            assert add_generation_prompt
             return "".join(f"<{turn['role']}>{turn['content']}" for turn in chat) + "<assistant>"
 
         def loglikelihood(self, requests):
@@ -148,9 +156,8 @@ def evaluate(task, answer, *, chat=True, limit=None) -> tuple[dict, list[dict]]:
     from lm_eval.tasks import TaskManager
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            evaluator, "add_env_info", lambda results: None
-        )  # it runs a dozen commands, for seconds
+        # it runs a dozen commands, for seconds
+        patch.setattr(evaluator, "add_env_info", lambda results: None)
         results = evaluator.simple_evaluate(
             answering_lm()(answer),
             tasks=[task],
@@ -589,8 +596,9 @@ def prompts(task, *, chat: bool) -> list[str]:
 def test_gsm8k_prompts_are_lm_evals(mini, chat):
     """Five examples drawn from the training rows with lm-eval's seed.
 
-    In a chat lm-eval 0.4.8 draws twice for each document and shows the second draw; later ones draw once. The prompts
-    here stay those of 0.4.8: our first document has the examples of their second.
+    In a chat, lm-eval 0.4.8 draws twice for each document and shows the second draw; later
+    versions draw once. The prompts here stay those of 0.4.8: our first document has the examples
+    of their second.
     """
     from lm_eval.api.samplers import ContextSampler
 
@@ -642,7 +650,10 @@ def test_code_prompts_are_lm_evals(mini):
         and prompt.endswith("[BEGIN]\n")
     )
     assert "def similar_elements(test_tup1, test_tup2):\r\n  res" in prompt
-    asked = "here is your task: Write a function to get x. Your code should pass these tests:\n\nassert get(root) == 1\n"
+    asked = (
+        "here is your task: Write a function to get x. Your code should pass these tests:\n\n"
+        "assert get(root) == 1\n"
+    )
     assert asked in prompt
     for spec, form in ((humaneval.SPEC, "lm_eval"), (mbpp.SPEC, "lm_eval")):
         until = build_task(spec, mini, form).config.generation_kwargs["until"]
@@ -668,7 +679,7 @@ def test_prompts_of_the_official_chat_forms(mini):
 
 
 def test_nothing_asks_the_hub_for_metrics(mini):
-    """Importing lm-eval's humaneval or mbpp utils would load code_eval from the hub and run code."""
+    """Importing lm-eval's humaneval or mbpp utils loads code_eval from the hub and runs code."""
     import sys
 
     evaluate(build_task(mbpp.SPEC, mini, "lm_eval"), lambda doc: doc["code"], chat=False)
