@@ -207,7 +207,7 @@ def build_result(
         "score_on_completed": estimates if failed else None,
         "reference": reference,
         "reference_note": None if reference else departs,
-        "diagnostics": diagnostics(rows, code=code),
+        "diagnostics": diagnostics(rows, code=code, headline=headline),
         "strict": strict_summary(rows) if rechecked else None,
         "samples": rows,
     }
