@@ -106,6 +106,7 @@ def resolve(
         num_fewshot=proto.num_fewshot,
         chat_template=proto.chat_template,
         system=proto.system,
+        extraction=proto.extraction,
         decode=None if predictions else decode.at_its_temperature(),
         verifier=None if predictions else verifier,
         plugins=plugins.used_by(used | {"family": family.name}),

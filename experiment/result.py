@@ -23,7 +23,7 @@ DEPARTS = (
 )
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 # metrics that are 0 or 1 for a sample, as are those that end in _acc
-PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")
+PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "pass@1_ours", "acc")
 
 
 def profile(samples: Iterable[Sample], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Protocol:
     system: a system prompt, None for what the checkpoint's template does by itself (Dream's and DiffuCoder's
     insert "You are a helpful assistant.", LLaDA's nothing).
     gen_length: the canvas, in tokens; block_length: None is the whole canvas.
+    extraction: a key of tasks.code.EXTRACTIONS: how the authors find the program in an answer; None: as this project does.
     references: the published scores of this very protocol, one for each number of tokens per step that has one:
         {"score": percent, "metric", "tokens_per_step", "source", "settings"}.
     """
@@ -56,6 +57,7 @@ class Protocol:
     alg_temp: float | None = None
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
+    extraction: str | None = None
     references: tuple[dict, ...] = ()
 
 
@@ -119,6 +121,8 @@ def _cell(
         "gen_length": gen_length,
         "block_length": block_length,
     }
+    if form == "opencompass":
+        cell["extraction"] = form
     for part in more:
         cell |= part
     return cell | fields

@@ -28,7 +28,7 @@ from tasks import (
     truthfulqa,
 )
 from tasks.base import installed_config
-from tasks.code import add_strict
+from tasks.code import add_strict, opencompass, use_extraction
 from tasks.installed import spec_of
 from tasks.programs import called_names
 from utils import GSM8K_NUMBER, UsageError, humaneval_program, mbpp_program
@@ -225,6 +225,40 @@ def test_the_strict_metric_is_there_only_where_it_was_asked_for(mini):
     assert not any("strict" in key for key in plain)
     with pytest.raises(UsageError, match="--strict_exec: gsm8k runs no programs"):
         add_strict(build_task(gsm8k.SPEC, mini, "chat"))
+
+
+CODE = "def get(my_node):\n    # between [BEGIN] and [DONE]\n    return my_node.x"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[BEGIN]\n 'CODE' \n[DONE] \n\n ",
+        "[BEGIN]\n 'CODE \n[DONE]",
+        "[BEGIN]\n CODE' \n[DONE]",
+        "BEGIN\n 'CODE' \nDONE",
+        "[BEGIN]\n 'CODE' \nDONE]",
+        "[BEGIN]\n 'CODE",
+        f"{FENCE}python\nCODE\n{FENCE}",
+        f"So:\n{FENCE}\nCODE",
+    ],
+)
+def test_opencompass_reads_mbpps_answers(answer):
+    code = CODE.replace("    # between [BEGIN] and [DONE]\n", "")
+    assert opencompass({}, answer.replace("CODE", code)) == code
+    assert opencompass({}, answer.replace("CODE", code.replace("_", "\\_"))) == code
+
+
+def test_an_official_score_is_by_the_authors_extraction(mini):
+    """OpenCompass's does not read a body, an open fence, or prose around unfenced code."""
+    good = "def double(x):\n    return 2 * x\n"
+    answers = {f"{FENCE}python\n{good}{FENCE}": 1.0, "    return 2 * x\n": 0.0, f"So\n{good}": 0.0}
+    for answer, value in answers.items():
+        task = use_extraction(build_task(humaneval.SPEC, mini, "opencompass"), "opencompass")
+        (sample, _), key = evaluate(task, lambda doc, answer=answer: answer)[1], "pass@1"
+        assert (sample[key], sample["pass@1_ours"]) == (value, 1.0)
+        (verdict,) = sample["filtered_resps"]
+        assert verdict["how"] == "opencompass" and verdict["ours"]["passed"]
 
 
 @pytest.mark.parametrize("form", mbpp.FORMS)
