@@ -338,7 +338,7 @@ def _execute(
 ) -> dict[str, Any]:
     from experiment import lmeval
     from experiment.predictions import predictions_lm
-    from tasks.code import add_strict
+    from tasks.code import add_strict, use_extraction
 
     started = time.time()
     spec, config = job.spec, job.config
@@ -349,6 +349,7 @@ def _execute(
     cache = host.cache(config.generation_id, store, worker, provenance, *alive)
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, config.prompt_form, config.num_fewshot)
+    use_extraction(task, config.extraction)
     if config.strict_exec and spec.kind == "code":
         add_strict(task)
     if status is not None:

@@ -40,10 +40,21 @@ THOUGHT = re.compile(r"^[ \t]*<think>.*?(?:</think>|\Z)", re.DOTALL | re.MULTILI
 END_OF_THOUGHT = re.compile(r"(?<!['\"`])</think>(?!['\"`])")
 # Markdown's quotation marks, and the marks of an interactive session
 QUOTATION, SESSION = re.compile(r"^> ?(?!>>)", re.M), re.compile(r"^(?:>>>|\.\.\.)(?: |$)", re.M)
-MAX_PROGRAM = 64_000  # characters of an answer in which a program is looked for
+MAX_READ = 64_000  # characters of an answer: a program in the first, a number in the last of them
 # The last match is the answer: lm-eval's "flexible-extract". Its "strict-match" wants the closing
 # phrase of the worked examples ("#### 18"). lm-eval's own filters apply both, see tasks/gsm8k.py.
 GSM8K_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
+# "exact_match,numeric" reads a number as a careful reader does: sign, currency, thousands, decimals
+NUMBER = re.compile(
+    r"(?:(?<![\w)\]])[-\u2212])?(?:[$\u00a3\u20ac]-?)?"
+    r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+)
+BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+HASHES = re.compile(rf"####[ \t]*({NUMBER.pattern})(?![.:)][ \t]*\w)")  # not "#### 1. Add them"
+ANSWER_IS = re.compile(r"\banswer(?:[ \t]+\w+){0,5}[ \t]+is\b:?\s*", re.IGNORECASE)
+ANSWER = re.compile(r"\banswer[ \t]*[:=]\s*", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,53 @@ def mbpp_program(
     return extract_code(answer, entry_point, roots=called_names(tests), prefill=prefill)
 
 
+def gsm8k_number(answer: str) -> str | None:
+    """The number that an answer to GSM8K ends up with, in plain digits; None without one.
+
+    The first of these that is there: the last \\boxed{...}, the last "#### ...", what follows the
+    last "the answer is" (or "Answer:" where a single sentence follows), a bold number of the last
+    line with a number, the last number. Thoughts and a next question after the answer are no part.
+    """
+    text, _ = answer_part(answer)
+    for old, new in (("{,}", ","), ("\\,", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
+        text = text.replace(old, new)
+    first = NUMBER.search(text)
+    if first is None:
+        return None
+    if question := NEXT_QUESTION.search(text, first.end()):
+        text = text[: question.start()]
+    text = text[-MAX_READ:]
+    for boxed in reversed(BOXED.findall(text)):
+        if found := NUMBER.search(boxed):
+            return _plain(found)
+    plain = text.replace("**", "").replace("\\boxed", "")
+    *_, last = [None, *HASHES.finditer(plain)]
+    if last:
+        return _plain(NUMBER.search(last.group(1)))
+    *_, last = [None, *ANSWER_IS.finditer(plain)]
+    sentence = SENTENCE_END.split(plain[last.end() :], 1)[0] if last else ""
+    if not NUMBER.search(sentence):
+        *_, last = [None, *ANSWER.finditer(plain)]
+        sentence, *more = SENTENCE_END.split(plain[last.end() :].strip(), 1) if last else [""]
+        sentence = "" if any(part.strip() for part in more) else sentence
+    # "9 * 2 = 18 dollars": the number behind the last sign of equality
+    if found := NUMBER.search(sentence.rpartition("=")[2]) or NUMBER.search(sentence):
+        return _plain(found)
+    for line in reversed(text.split("\n")):
+        if numbers := list(NUMBER.finditer(line)):
+            bold = [n for n in numbers if line[: n.start()].endswith("**")]
+            return _plain((bold or numbers)[-1])
+    return None
+
+
+def _plain(number: re.Match) -> str:
+    """A match of NUMBER in plain digits: no thousands, no zeros behind the decimals."""
+    digits = number.group(1).replace(",", "")
+    whole, _, decimals = digits.partition(".")
+    sign = "-" if set("-\u2212") & set(number.group()) else ""
+    return sign + (whole.lstrip("0") or "0") + ("." + decimals).rstrip("0").rstrip(".")
+
+
 def truthfulqa_answer(answer: str) -> str:
     """A TruthfulQA answer without thoughts and a leading "A:", up to the next question."""
     text, _ = answer_part(answer)
@@ -117,9 +175,9 @@ def extract_code(
     from tasks.programs import find_program
 
     answer, cuts = answer_part(answer)
-    if len(answer) > MAX_PROGRAM:
-        answer = answer[:MAX_PROGRAM]
-        cuts.append(f"what follows {MAX_PROGRAM} characters")
+    if len(answer) > MAX_READ:
+        answer = answer[:MAX_READ]
+        cuts.append(f"what follows {MAX_READ} characters")
     if not answer.strip():
         return Extracted("", "none", "; ".join([*cuts, "empty answer"]))
     begun, source = unix_lines(prefill), unix_lines(prompt)

@@ -43,7 +43,7 @@ def check_inputs(
     """The job with the identity of its inputs, the predictions if there are any, and what is wrong."""
     errors: list[DllmexpError] = []
     notes, config, texts, spec = list(job.notes), job.config, None, job.spec
-    n_docs = spec.n_docs
+    n_docs, task_ids = spec.n_docs, []
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
     else:
@@ -51,6 +51,7 @@ def check_inputs(
         if job.data_dir and not spec.foreign:
             data = load_data(spec, job.data_dir)
             n_docs = len(data.splits[spec.eval_split])
+            task_ids = [row["task_id"] for row in data.splits[spec.eval_split] if "task_id" in row]
             if data.name == "modified":
                 notes.append(
                     f"{job.data_dir} holds as many documents as the published files, but other bytes"
@@ -66,7 +67,9 @@ def check_inputs(
         config = _with_checkpoints(config, checkpoint_flag, notes, errors)
     else:
         try:  # without good data the number of documents is not known
-            texts = read_predictions(job.predictions, n_docs, job.limit) if config.data else None
+            if config.data:
+                file = job.predictions
+                texts = read_predictions(file, n_docs, job.limit, task_ids, notes)
             config = replace(config, predictions=_file_sha256(job.predictions))
         except BadDataError as error:
             errors.append(error)

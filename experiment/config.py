@@ -45,6 +45,7 @@ class RunConfig:
     data:        sha256 of each benchmark file, or the hub data set; None where not known.
     predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
     verifier, verifier_fingerprint: as checkpoint and fingerprint, of the model that checks drafts.
+    extraction:  the authors' own way to find the program in an answer, see tasks.code.EXTRACTIONS; None: ours.
     plugins:     {"path", "sha256"} of each plugin that one of the names above comes from.
     harness:     {"name", "sha256"} of a harness that is not the family's own, and of its file.
     """
@@ -106,6 +107,7 @@ class RunConfig:
     verifier_fingerprint: dict[str, Any] | None = None
     plugins: tuple[dict[str, str], ...] = ()
     harness: dict[str, str] | None = None
+    extraction: str | None = field(default=None, metadata=SCORING)
     strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
 
     def as_dict(self) -> dict[str, Any]:

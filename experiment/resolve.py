@@ -123,6 +123,7 @@ def resolve(
         task=spec.name,
         protocol=proto.name,
         prompt_form=proto.form,
+        extraction=proto.extraction,
         decode=None if predictions else decode.at_its_temperature(),
         verifier=None if predictions else verifier,
         plugins=plugins.used_by(used | {"family": family.name}),

@@ -25,7 +25,7 @@ DEPARTS = (
 ORIGINALS = ("original", "hub")
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 # metrics that are 0 or 1 for a sample, as are those that end in _acc
-PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")
+PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "pass@1_ours", "acc")
 
 
 def profile(samples: Iterable[Sample], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def build_result(
         "score_on_completed": estimates if failed else None,
         "reference": reference,
         "reference_note": note,
-        "diagnostics": diagnostics(rows, code=code),
+        "diagnostics": diagnostics(rows, code=code, headline=headline),
         "strict": strict_summary(rows) if rechecked else None,
         "samples": rows,
     }

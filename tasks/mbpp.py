@@ -68,7 +68,7 @@ FORMS = {
         doc_to_target="[BEGIN]\n '{{code}}' \n[DONE] \n\n ",
         num_fewshot=3,
         multiturn=True,
-        until=("[DONE]",),
+        until=(),  # as OpenCompass; its extraction reads the closing mark
     ),
     "instruct": PromptForm(
         source="mbpp_instruct of the lm-eval fork with which Dream reports",

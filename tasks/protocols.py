@@ -45,6 +45,8 @@ class Protocol:
         insert "You are a helpful assistant.", LLaDA's nothing).
     gen_length: the canvas, in tokens.
     block_length: for an algorithm that goes in blocks by default; None is the whole canvas.
+    extraction: a key of tasks.code.EXTRACTIONS: how the authors find the program in an answer; None:
+        as this project does.
     references: the published scores of this very protocol, one for each number of tokens per step
         that has one: {"score": percent, "metric", "tokens_per_step", "source", "settings"}.
     """
@@ -64,6 +66,7 @@ class Protocol:
     alg_temp: float | None = None
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
+    extraction: str | None = None
     references: tuple[dict, ...] = ()
 
 
@@ -129,6 +132,8 @@ def _cell(
         "gen_length": gen_length,
         "block_length": block_length,
     }
+    if form == "opencompass":
+        cell["extraction"] = form
     for part in more:
         cell |= part
     return cell | fields

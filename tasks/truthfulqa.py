@@ -40,12 +40,11 @@ FIELDS = {
 }
 
 FORMS = {
-    # a chat model may begin with "A:" or a blank line: the clean-up replaces the stop string "\n\n"
+    # a chat model may begin with a lead-in and a blank line, where lm-eval's stop string would cut
     "chat": PromptForm(
-        source="lm-eval 0.4.8 truthfulqa_gen; a leading 'A:' is dropped, "
-        "the answer ends at a blank line",
+        source="lm-eval 0.4.8 truthfulqa_gen; the whole answer counts, without a leading 'A:'",
         yaml=YAML,
-        until=("\nQ:",),
+        until=(),
     ),
     "lm_eval": PromptForm(
         source="lm-eval 0.4.8 truthfulqa_gen", yaml=YAML, until=("\n\n",), clean=False

@@ -625,8 +625,8 @@ def test_predictions_file_that_is_not_there(run, mini):
 
 
 def test_predictions_need_no_checkpoint(run, mini, tmp_path):
-    """Given texts are scored as generated ones: stop strings, extraction, lm-eval's metrics."""
-    texts = ["so it is #### 2", "1 + 2 = 4", "4 Question: is it 5?"]
+    """Scored as generated texts: lm-eval's metrics and the numeric one."""
+    texts = ["so it is #### 2", "1 + 2 = 4", "4\nQuestion: is it 5?"]
     path = write_lines(
         tmp_path / "p.jsonl", [{"doc_id": i, "text": t} for i, t in enumerate(texts)]
     )
@@ -643,13 +643,15 @@ def test_predictions_need_no_checkpoint(run, mini, tmp_path):
     result = result_in(tmp_path / "out")
     assert result["headline"] | {"ci95": None, "stderr": None} == {
         "metric": "exact_match,flexible-extract",
-        "value": 2 / 3,
+        "value": 1 / 3,
         "stderr": None,
         "ci95": None,
         "n": 3,
     }
-    assert [s["extracted"]["flexible-extract"] for s in result["samples"]] == ["2", "4", "4"]
-    assert [s["cut"] for s in result["samples"]] == [None, None, "stop string 'Question:'"]
+    assert [s["extracted"]["flexible-extract"] for s in result["samples"]] == ["2", "4", "5"]
+    assert [s["extracted"]["numeric"] for s in result["samples"]] == ["2", "4", "4"]
+    assert result["diagnostics"]["right_otherwise"]["n"] == 1
+    assert [s["cut"] for s in result["samples"]] == [None, None, None]
     assert result["metrics"]["exact_match,strict-match"]["value"] == pytest.approx(1 / 3)
     assert "fingerprint" not in result["config"] and len(result["config"]["predictions"]) == 64
     assert "llada_gsm8k_predictions.json" in out

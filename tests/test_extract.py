@@ -5,7 +5,13 @@ import time
 import pytest
 
 from tasks.programs import called_names
-from utils import extract_code, humaneval_program, mbpp_program, truthfulqa_answer
+from utils import (
+    extract_code,
+    gsm8k_number,
+    humaneval_program,
+    mbpp_program,
+    truthfulqa_answer,
+)
 
 FENCE = "```"
 GOOD = "def f(xs):\n    return sum(xs)\n"
@@ -400,3 +406,41 @@ def test_a_stub_that_raises_not_implemented_is_no_answer():
         "return x + 1"
         in extract_code(stub + "```python\ndef f(x):\n    return x + 1\n```", "f").code
     )
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("#### 75.00", "75"),
+        ("$75.00", "75"),
+        ("So $\\boxed{83}$.", "83"),
+        ("$$\\boxed{80}$$ in 3 days", "80"),
+        ("7{,}425", "7425"),
+        ("\\boxed{\\$1{,}234.50 \\text{ in all}}", "1234.5"),
+        ("Question: How much?\n\nAnswer: 9*2 = 18.", "18"),
+        ("#### 18\nQuestion: And then?\n#### 30", "18"),
+        ("**Answer:** 18", "18"),
+        ("The final answer is:\n\n18 eggs in 3 days", "18"),
+        ("The answer is 5 + 3 = 8. Of these, 2 are blue.", "8"),
+        ("Answer: Eve has 3. So 4 + 5 = 9.", "9"),
+        ("#### 1. Add them\n2 + 2 = 4", "4"),
+        ("So she pays **$75** for 15 packs.", "75"),
+        ("<think>\n#### 7\n</think>\nIt is 8.", "8"),
+        ("10-3", "3"),
+        ("It is -$5.", "-5"),
+        ("0.50", "0.5"),
+        ("1,2,3", "3"),
+        ("None", None),
+    ],
+)
+def test_a_number_is_read_as_a_careful_reader_does(text, number):
+    assert gsm8k_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "piece", ["1", "1 ", "1,", "-", "####", "answer ", "Q:\n", "\\boxed{", "{}", "answer: 1.", " "]
+)
+def test_the_number_of_five_megabytes_is_read_in_under_two_seconds(piece):
+    start = time.process_time()
+    gsm8k_number("answer is \\boxed{" + piece * (N // len(piece)))
+    assert time.process_time() - start < 2

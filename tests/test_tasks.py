@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import socket
+import time
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tasks import (
     truthfulqa,
 )
 from tasks.base import installed_config
-from tasks.code import add_strict
+from tasks.code import add_strict, opencompass, use_extraction
 from tasks.installed import spec_of
 from tasks.programs import called_names
 from utils import GSM8K_NUMBER, UsageError, humaneval_program, mbpp_program
@@ -37,6 +38,7 @@ SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
 FENCE = "```"
 PASS = "pass@1,create_test"
 STRICT, FLEXIBLE = "exact_match,strict-match", "exact_match,flexible-extract"
+NUMERIC = "exact_match,numeric"
 
 
 def wrapped(code: str) -> str:
@@ -232,6 +234,40 @@ def test_the_strict_metric_is_there_only_where_it_was_asked_for(mini):
         add_strict(build_task(gsm8k.SPEC, mini, "chat"))
 
 
+CODE = "def get(my_node):\n    # between [BEGIN] and [DONE]\n    return my_node.x"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[BEGIN]\n 'CODE' \n[DONE] \n\n ",
+        "[BEGIN]\n 'CODE \n[DONE]",
+        "[BEGIN]\n CODE' \n[DONE]",
+        "BEGIN\n 'CODE' \nDONE",
+        "[BEGIN]\n 'CODE' \nDONE]",
+        "[BEGIN]\n 'CODE",
+        f"{FENCE}python\nCODE\n{FENCE}",
+        f"So:\n{FENCE}\nCODE",
+    ],
+)
+def test_opencompass_reads_mbpps_answers(answer):
+    code = CODE.replace("    # between [BEGIN] and [DONE]\n", "")
+    assert opencompass({}, answer.replace("CODE", code)) == code
+    assert opencompass({}, answer.replace("CODE", code.replace("_", "\\_"))) == code
+
+
+def test_an_official_score_is_by_the_authors_extraction(mini):
+    """OpenCompass's does not read a body, an open fence, or prose around unfenced code."""
+    good = "def double(x):\n    return 2 * x\n"
+    answers = {f"{FENCE}python\n{good}{FENCE}": 1.0, "    return 2 * x\n": 0.0, f"So\n{good}": 0.0}
+    for answer, value in answers.items():
+        task = use_extraction(build_task(humaneval.SPEC, mini, "opencompass"), "opencompass")
+        (sample, _), key = evaluate(task, lambda doc, answer=answer: answer)[1], "pass@1"
+        assert (sample[key], sample["pass@1_ours"]) == (value, 1.0)
+        (verdict,) = sample["filtered_resps"]
+        assert verdict["how"] == "opencompass" and verdict["ours"]["passed"]
+
+
 @pytest.mark.parametrize("form", mbpp.FORMS)
 def test_mbpp_runs_the_set_up_code_after_the_program(mini, form):
     """lm-eval leaves test_setup_code out, so that task 367 cannot be solved."""
@@ -245,19 +281,28 @@ def test_mbpp_runs_the_set_up_code_after_the_program(mini, form):
 
 
 @pytest.mark.parametrize(
-    "text, strict, flexible",
+    "text, strict, flexible, numeric",
     [
-        ("It is 999.\n#### 999", True, True),
-        ("#### 0999", False, False),
-        ("So the answer is $999.", False, True),
-        ("999, no wait, 1000", False, False),
-        ("", False, False),
+        ("It is 999.\n#### 999", True, True, True),
+        ("#### 0999", False, False, True),
+        ("#### 999.00", False, False, True),
+        ("So the answer is $999.", False, True, True),
+        ("The answer is 999 eggs. 3 are white.", False, False, True),
+        ("Question: How much?\n\nAnswer: 111*9 = 999.", False, True, True),
+        ("999, no wait, 1000", False, False, False),
+        ("", False, False, False),
     ],
 )
-def test_gsm8k_reads_the_last_number(mini, text, strict, flexible):
+def test_gsm8k_reads_the_last_number(mini, text, strict, flexible, numeric):
     task = build_task(gsm8k.SPEC, mini, "chat")
     metrics, _ = evaluate(task, lambda doc: text, limit=1)
-    assert (metrics[STRICT], metrics[FLEXIBLE]) == (strict, flexible)
+    assert (metrics[STRICT], metrics[FLEXIBLE], metrics[NUMERIC]) == (strict, flexible, numeric)
+
+
+def test_chat_forms_have_no_stop_strings(mini):
+    """A chat answer may begin with "Question:", or with a lead-in and a blank line."""
+    for spec in SPECS.values():
+        assert build_task(spec, mini, "chat").config.generation_kwargs["until"] == []
 
 
 @pytest.mark.parametrize("form", gsm8k.FORMS)
@@ -542,7 +587,50 @@ def test_every_gold_answer_is_right(benchmarks):
     metrics, samples = evaluate(
         build_task(gsm8k.SPEC, benchmarks, "chat"), lambda doc: doc["answer"]
     )
-    assert len(samples) == 2 * 1319 and metrics[STRICT] == metrics[FLEXIBLE] == 1.0
+    assert len(samples) == 3 * 1319
+    assert metrics[STRICT] == metrics[FLEXIBLE] == metrics[NUMERIC] == 1.0
+
+
+CASES = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "cases.jsonl").read_text(encoding="utf-8").splitlines()
+]
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [("humaneval", PASS), ("mbpp", PASS), ("gsm8k", NUMERIC), ("truthfulqa", "bleu_acc,none")],
+)
+def test_answers_are_scored_as_a_careful_reader_does(benchmarks, name, key):
+    """The lines of cases.jsonl: answers as models give them, and whether they are right."""
+    spec = SPECS[name]
+    task = build_task(spec, benchmarks, "chat")
+    docs, metric = list(task.eval_docs), key.partition(",")[0]
+    cases = [case for case in CASES if case["task"] == name]
+    assert cases
+    if name in ("humaneval", "mbpp"):
+        doc_of = [docs[case["doc_id"]] for case in cases]
+        scored = task.judging.score([[case["text"]] for case in cases], doc_of)
+        right = [row["passed"] for row in scored]
+    else:
+        score = scorer(task, key)
+        right = [bool(score(docs[case["doc_id"]], case["text"])) for case in cases]
+    wrong = [(c["kind"], r) for c, r in zip(cases, right, strict=True) if r != c["expected"]]
+    assert not wrong, metric
+
+
+def test_lm_evals_two_metrics_of_gsm8k_stay_as_they_are(mini):
+    """On answers that the third metric reads otherwise, and on a long one in linear time."""
+    texts = ["#### 999.00", "$\\boxed{1,000}$.", "It is 1,001. Of these 3 are red.", "0" * 2_000]
+    stock = stock_task("gsm8k", load_data(gsm8k.SPEC, mini).splits)
+    for text in texts:
+        theirs, _ = evaluate(stock, lambda doc, text=text: text)
+        ours, _ = evaluate(build_task(gsm8k.SPEC, mini, "chat"), lambda doc, text=text: text)
+        assert all(abs(ours[key] - theirs[key]) < 1e-9 for key in (STRICT, FLEXIBLE))
+    task, start = build_task(gsm8k.SPEC, mini, "chat"), time.process_time()
+    for key in (STRICT, FLEXIBLE, NUMERIC):
+        assert scorer(task, key)(task.eval_docs[0], "1" * 5_000_000) == 0
+    assert time.process_time() - start < 6
 
 
 def test_best_answers_are_found_true(benchmarks):
@@ -623,7 +711,7 @@ def test_gsm8k_cot_prompts_and_scores_are_lm_evals(mini):
     ours, our_samples = evaluate(build_task(gsm8k.SPEC, mini, "cot", 8), answer)
     assert (theirs[STRICT], theirs[FLEXIBLE]) == (ours[STRICT], ours[FLEXIBLE]) == (2 / 3, 2 / 3)
     assert [s["arguments"][0][0] for s in their_samples] == [
-        s["arguments"][0][0] for s in our_samples
+        s["arguments"][0][0] for s in our_samples if s["filter"] != "numeric"
     ]
     assert (
         prompts(build_task(gsm8k.SPEC, mini, "cot"), chat=True)[0]
