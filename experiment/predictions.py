@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiment.result import profile
+from experiment.result import is_intact, profile
 from experiment.sample import Request, Sample
 from experiment.text import first_stop, stops_of
 from utils import BadDataError
@@ -33,13 +33,12 @@ def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, st
     problems: list[str] = []
     line_of: dict[int, int] = {}
     try:
-        for number, line in enumerate(
-            _prediction_lines(path.read_text(encoding="utf-8-sig")), start=1
-        ):
+        lines = _prediction_lines(path.read_text(encoding="utf-8-sig"))
+        for number, line in enumerate(lines, start=1):
             if line.strip():
                 problem = _read_prediction(line, number, n_docs, texts, line_of)
                 problems += [f"{path}, line {number}: {problem}"] if problem else []
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, BadDataError) as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error}") from error
     if len(problems) > 10:
         problems[10:] = [f"{path}: {len(problems) - 10} more lines are malformed"]
@@ -56,13 +55,19 @@ def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, st
 
 
 def _prediction_lines(text: str) -> list[str]:
-    """The lines of a file of predictions; of a result file, one line for each sample."""
+    """The lines of a file of predictions; of a result file, one line for each sample.
+
+    Raises BadDataError where a result does not match its checksum.
+    """
     try:
         result = json.loads(text)
         rows = [row for row in result["samples"] if row["status"] == "ok"]
-        return [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
+        lines = [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
     except (ValueError, RecursionError, TypeError, KeyError):
         return text.split("\n")
+    if not is_intact(result):
+        raise BadDataError("the result does not match its checksum: it was edited or damaged")
+    return lines
 
 
 def _read_prediction(
