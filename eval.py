@@ -38,7 +38,7 @@ from experiment.checks import (
     open_store,
     say,
 )
-from experiment.identity import forget, identified, is_known
+from experiment.identity import forget, identified, is_known, rows_identity
 from experiment.resolve import Job, resolve
 from experiment.result import build_result, published, reference_of, table
 from experiment.sample_cache import SampleCache, ShareDone
@@ -92,6 +92,7 @@ ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 #   checkpoint  the default one: a directory, a hub id, or a hub id at a revision, org/name@revision
 #   flag        the name of the flag that replaces it
 #   verifier    a checkpoint for the algorithms that have one (`apd`); optional
+#   dtype       the default of --dtype; optional, default: bfloat16
 #   harness     a subclass of harness._ProfilingHarness, or "module:Class"; optional, default: the family's
 #   uniform, official   cells by task, see tasks/protocols.py; optional
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -126,12 +127,14 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "tiny-llada": {
         "family": "llada",
         "checkpoint": f"{ASSETS}/tiny-llada",
+        "dtype": "float32",
         "flag": "tiny_llada_ckpt",
         "uniform": cells.TINY_UNIFORM,
     },
     "tiny-dream": {
         "family": "dream",
         "checkpoint": f"{ASSETS}/tiny-dream",
+        "dtype": "float32",
         "flag": "tiny_dream_ckpt",
         "verifier": f"{ASSETS}/tiny-qwen",
         "uniform": cells.TINY_UNIFORM,
@@ -177,6 +180,7 @@ class Host:
     judges: bool = True
 
 
+CPU_BATCH = 8  # samples in flight on a CPU, which one sample does not keep busy
 MOST_JUDGES = 4  # a GPU does not write more programs than these judge
 
 
@@ -232,7 +236,7 @@ def get_model(
         seed=run.seed,
         prefill=task.prefill,
         cache=cache,
-        batch_size=job.batch_size,
+        batch_size=job.batch_size or 1,
         score=score,
         ahead=ahead,
     )
@@ -250,7 +254,11 @@ def describe(job: Job) -> str:
     settings = {k: v for k, v in config.as_dict().items() if k not in INPUTS}
     settings |= {k: _short(settings[k]) for k in ("plugins", "harness") if k in settings}
     lines = ["config:", *(f"  {key:24}{value}" for key, value in settings.items())]
-    known = config.result_id if is_known(job) else "known once checkpoint and data are here"
+    known = (
+        config.result_id
+        if is_known(job)
+        else "known once its inputs have been read, by the first run"
+    )
     lines.append(f"  {'id':24}{known}")
     if is_known(job) and schedule is not None:
         lines.append(f"  {'generation_id':24}{config.generation_id}")
@@ -349,6 +357,10 @@ def _execute(
     cache = host.cache(config.generation_id, store, worker, provenance, *alive)
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, config.prompt_form, config.num_fewshot)
+    if "rows" in config.data and rows_identity(spec, task.data) != config.data:
+        raise BadDataError(
+            f"data set {config.data['hub']} has changed since this run began; start it again"
+        )
     use_extraction(task, config.extraction)
     if config.strict_exec and spec.kind == "code":
         add_strict(task)
@@ -478,6 +490,7 @@ def evaluate(job: Job, worker: WorkerInfo, argv: list[str], host: Host) -> int:
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
+    job = replace(job, batch_size=job.batch_size or (CPU_BATCH if device == "cpu" else 1))
     if worker.leads:
         say(describe(job))
         chosen = texts is None and not (job.device or job.devices)

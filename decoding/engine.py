@@ -24,7 +24,16 @@ from decoding.config import DecodeConfig
 from decoding.kv_cache import CACHES, CacheView, Columns
 from decoding.model import Model
 from decoding.row_state import Completion, Row
-from decoding.sampling import Proposal, Rules, mask_tokens, propose, to_device, uniforms
+from decoding.sampling import (
+    NoFiniteLogits,
+    Proposal,
+    Rules,
+    marked,
+    mask_tokens,
+    propose,
+    to_device,
+    uniforms,
+)
 from decoding.step_view import StepView
 from decoding.verifier import Draft, Verifier
 
@@ -74,7 +83,7 @@ def decode_each(
     verifier:   autoregressive model, for an algorithm that needs one. Model and verifier must share
                 one tokenizer.
     Raises ValueError at the call if the configuration does not fit the model's family, or if
-    prompts and seeds differ in number.
+    prompts and seeds differ in number; NoFiniteLogits in a step.
     """
     problems = config.problems(model.config.family, model.config.end_token_flags)
     if len(seeds) != len(prompts):
@@ -105,6 +114,12 @@ def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
         never=(model.eos_id,) if config.logits_eos_inf else (),
         last=tuple(model.end_ids) if config.confidence_eos_eot_inf else (),
     )
+
+
+def _check_finite(tokens: np.ndarray) -> None:
+    """Raises NoFiniteLogits where a proposed token is -1."""
+    if n := int(np.count_nonzero(tokens < 0)):
+        raise NoFiniteLogits(n, tokens.size)
 
 
 class _Decoder:
@@ -183,6 +198,7 @@ class _Decoder:
             noise = noise if noise is None else noise[:, torch.from_numpy(keep)]
             tokens = np.zeros(chosen.shape, dtype=np.int64)
             tokens[chosen] = self._propose(rows, chosen, noise)[0].tokens.cpu().numpy()
+            _check_finite(tokens[chosen])
             self._commit(rows, chosen, tokens)
 
     def _predict_then_choose(self, rows: list[Row]) -> None:
@@ -200,6 +216,7 @@ class _Decoder:
         # one transfer for both; the step waits for the device only here
         chosen, tokens = torch.stack([chosen.long(), tokens]).cpu().numpy()
         chosen = chosen.astype(bool)
+        _check_finite(tokens[queried])
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
             if row.memory:
@@ -358,7 +375,7 @@ class _Decoder:
         agreed = self.verifier.agreed(flight, counts, logits, tokens, keys)
         for row, n in zip(rows, counts):
             row.nfe_verifier += int(n > 1)
-        return Proposal(tokens), {"agreed": agreed}
+        return Proposal(marked(tokens, logits)), {"agreed": agreed}
 
     def _commit(self, rows: list[Row], chosen: np.ndarray, tokens: np.ndarray) -> None:
         for row, mask, ids in zip(rows, chosen, tokens):

@@ -19,7 +19,7 @@ from decoding.config import DecodeConfig
 from decoding.option import Option, options_in
 from decoding.schedule import Schedule
 from decoding.step_view import Algorithm
-from experiment.config import EVALUATED, RunConfig, Settings
+from experiment.config import DTYPES, EVALUATED, RunConfig, Settings
 from models import FAMILIES
 from tasks import TaskSpec
 from tasks.protocols import PROTOCOLS, Protocol
@@ -29,7 +29,7 @@ Models = Mapping[str, Mapping[str, Any]]  # MODEL_DEFAULTS of eval.py
 NEEDED = {"family", "checkpoint", "flag"}
 CELL = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
 # the keys that an entry of MODEL_DEFAULTS may have
-ENTRY = NEEDED | {"verifier", "harness", "uniform", "official"}
+ENTRY = NEEDED | {"verifier", "harness", "dtype", "uniform", "official"}
 BLOCK_LENGTH = 32  # of adaptive algorithms where the protocol has the whole canvas: Fast-dLLM's
 ALGORITHM = "options of single algorithms"
 # groups of --help that come first, and what holds for all of their flags; the other groups follow
@@ -277,6 +277,10 @@ def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
             for key in cell
             if key not in CELL
         ]
+        if (dtype := entry.get("dtype", DTYPES[0])) not in DTYPES:
+            problems.append(
+                f"{where}: dtype {dtype!r} is not known; there are: {', '.join(DTYPES)}"
+            )
         flag = entry.get("flag")
         if flag is not None and not re.fullmatch(r"[a-z][a-z0-9_]*", flag):
             problems.append(f"{where}: flag {flag!r}: allowed: small letters, digits and '_'")

@@ -13,7 +13,7 @@ from typing import Any
 import sandbox
 from experiment.arguments import Models
 from experiment.config import RunConfig
-from experiment.identity import data_identity
+from experiment.identity import data_identity, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
@@ -71,6 +71,11 @@ def check_inputs(
                 file = job.predictions
                 texts = read_predictions(file, n_docs, job.limit, task_ids, notes)
             config = replace(config, predictions=_file_sha256(job.predictions))
+        except BadDataError as error:
+            errors.append(error)
+    if job.data_dir is None and not spec.foreign and not errors:  # last: it loads `datasets`
+        try:
+            config = replace(config, data=rows_identity(spec, load_data(spec, None)))
         except BadDataError as error:
             errors.append(error)
     return replace(job, config=config, notes=tuple(notes)), texts, errors

@@ -41,8 +41,9 @@ class RunConfig:
 
     num_fewshot, chat_template, system: how prompts are made, see tasks.protocols.Protocol.
     decode:      how answers are generated; None where given answers are scored.
-    fingerprint: of the checkpoint (files, sizes, hashes, revision); None where it is not known or not used.
-    data:        sha256 of each benchmark file, or the hub data set; None where not known.
+    fingerprint: of the checkpoint, see models.fingerprint; None where it is not known or not used.
+    data:        sha256 of each benchmark file, or name and sha256 of the rows of the hub's data set;
+                 None where not known.
     predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
     verifier, verifier_fingerprint: as checkpoint and fingerprint, of the model that checks drafts.
     extraction:  the authors' own way to find the program in an answer, see tasks.code.EXTRACTIONS; None: ours.
@@ -83,7 +84,7 @@ class RunConfig:
     decode: DecodeConfig | None
     dtype: str = option(
         "bfloat16",
-        "Precision of the weights and of the forward pass.",
+        "Precision of the weights and of the forward pass; tiny models have float32 as their default.",
         choices=DTYPES,
         group=PRECISION,
     )
@@ -137,6 +138,8 @@ class RunConfig:
             for f in fields(self)
             if f.metadata.get("role") == "scoring"
         }
+        if "rows" in (self.data or {}):
+            scoring["rows"] = self.data["rows"]
         versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
         return sha256({"generation_id": self.generation_id} | scoring | versions)
 
@@ -157,6 +160,8 @@ def identity_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("fingerprint", "verifier_fingerprint"):
         if name in kept:
             kept[name] = _content(kept[name])
+    if "data" in kept:  # the rows reach a token through the prompt alone, which keys each sample
+        kept["data"] = {name: value for name, value in kept["data"].items() if name != "rows"}
     if "plugins" in kept:
         kept["plugins"] = sorted(plugin["sha256"] for plugin in kept["plugins"])
     return kept
@@ -216,10 +221,10 @@ class Settings:
         low=1,
         group=RUNNING,
     )
-    batch_size: int | str = option(
-        1,
+    batch_size: int | str | None = option(
+        None,
         "Samples in flight at a time; auto takes as many as fit into free memory and help. At float32 it changes no "
-        "token.",
+        "token. Default: 1 on a GPU, 8 on a CPU.",
         whole=True,
         low=1,
         words=("auto",),
@@ -292,16 +297,26 @@ def result_name(
     config: RunConfig,
     *,
     overrides: Collection[str] = (),
+    dtype: str = DTYPES[0],
+    protocol: str = "uniform",
+    data: str | None = None,
     tag: str | None = None,
     limit: int | None = None,
 ) -> str:
-    """File name of a result: `<alias>_<task>_<alg>[_<method>...]_tps<K>[_<tag>][_limit<N>].json`.
+    """File name of a result, a function of its configuration alone.
 
-    <method> is what decoding.config.name_parts gives. After K comes `temperature<T>` where it is one
-    of `overrides`, the protocol's settings that the run changed, and `seed<N>` where it is not 0. K is the requested tokens per step where the schedule has it, else
-    the realised one. Scored predictions have no schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
+    `<alias>_<task>_<alg>[_<method>...]_tps<K>[_temperature<T>][_seed<N>][_<dtype>][_<protocol>]
+    [_<data>][_<tag>][_limit<N>].json`
+
+    <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the
+    schedule has it, else the realised one. Scored predictions have `predictions` in the place of
+    <alg>, and no part that is about generating.
+
+    overrides:       the protocol's settings that the run changed; of these temperature is named.
+    dtype, protocol: the defaults, which are not part of a name.
+    data:            name of a data set that is not the original one, as its manifest has it.
     """
-    parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
+    parts = [config.model_alias, config.task]
     if config.decode is None:
         parts.append("predictions")
     else:
@@ -311,5 +326,8 @@ def result_name(
         parts += [schedule.algorithm, *name_parts(config.decode), f"tps{tps}"]
         parts += [f"temperature{config.decode.temperature:g}"] * ("temperature" in overrides)
         parts += [f"seed{config.seed}"] * (config.seed != 0)
+        parts += [config.dtype] if config.dtype != dtype else []
+    parts += [config.protocol] if config.protocol != protocol else []
+    parts += [data] if data else []
     parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
-    return "_".join(parts) + ".json"
+    return "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts) + ".json"

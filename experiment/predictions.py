@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiment.result import profile
+from experiment.result import is_intact, profile
 from experiment.sample import Request, Sample
 from experiment.text import first_stop, stops_of
 from utils import BadDataError
@@ -51,14 +51,13 @@ def read_predictions(
     problems: list[str] = []
     line_of: dict[int, int] = {}
     try:
-        for number, line in enumerate(
-            _prediction_lines(path.read_text(encoding="utf-8-sig")), start=1
-        ):
+        lines = _prediction_lines(path.read_text(encoding="utf-8-sig"))
+        for number, line in enumerate(lines, start=1):
             if line.strip():
                 row = _row(line, doc_ids, read_as)
                 problem = row if isinstance(row, str) else _add(row, number, n_docs, texts, line_of)
                 problems += [f"{path}, line {number}: {problem}"] if problem else []
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, BadDataError) as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error}") from error
     if len(problems) > 10:
         problems[10:] = [f"{path}: {len(problems) - 10} more lines are malformed"]
@@ -77,13 +76,19 @@ def read_predictions(
 
 
 def _prediction_lines(text: str) -> list[str]:
-    """The lines of a file of predictions; of a result file, one line for each sample."""
+    """The lines of a file of predictions; of a result file, one line for each sample.
+
+    Raises BadDataError where a result does not match its checksum.
+    """
     try:
         result = json.loads(text)
         rows = [row for row in result["samples"] if row["status"] == "ok"]
-        return [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
+        lines = [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
     except (ValueError, RecursionError, TypeError, KeyError):
         return text.split("\n")
+    if not is_intact(result):
+        raise BadDataError("the result does not match its checksum: it was edited or damaged")
+    return lines
 
 
 def _row(line: str, doc_ids: Mapping[str, int], read_as: set[str]) -> dict[str, Any] | str:

@@ -1,6 +1,6 @@
 """Resolves the arguments: Namespace -> Job, or every problem at once.
 
-Reads no file of a checkpoint or a data set and imports nothing heavy.
+Imports nothing heavy. Of all files only the manifest of a data set is read, for its name.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from decoding.option import options_in
 from decoding.schedule import Schedule, ScheduleError, make_schedule
 from experiment import plugins
 from experiment.arguments import BLOCK_LENGTH, Models, verified
-from experiment.config import RunConfig, Settings, result_name
+from experiment.config import DTYPES, RunConfig, Settings, result_name
 from models import FAMILIES
 from tasks import TaskSpec
+from tasks.data import data_name
 from tasks.installed import spec_of
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import DllmexpError, ManyProblems, UsageError, nearest
@@ -42,6 +43,8 @@ class Job(Settings):
     overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the
                protocol.
     notes:     sentences for the user, printed and stored.
+    dtype:     the default of the model's alias.
+    data_name: of the data set below data_dir, if a manifest gives it one.
     """
 
     config: RunConfig
@@ -49,6 +52,8 @@ class Job(Settings):
     protocol: Protocol
     overrides: Mapping[str, dict[str, Any]]
     notes: tuple[str, ...]
+    dtype: str = DTYPES[0]
+    data_name: str | None = None
 
     @property
     def schedule(self) -> Schedule | None:
@@ -58,7 +63,8 @@ class Job(Settings):
     @property
     def path(self) -> Path:
         """Where the result goes."""
-        named = {"overrides": self.overrides, "tag": self.tag, "limit": self.limit}
+        named = {"overrides": self.overrides, "dtype": self.dtype, "data": self.data_name}
+        named |= {"tag": self.tag, "limit": self.limit}
         return self.output_dir / result_name(self.config, **named)
 
     @property
@@ -115,6 +121,8 @@ def resolve(
         raise UsageError(found)
     checkpoint = getattr(args, entry["flag"]) or entry["checkpoint"]
     predictions = args.predictions is not None
+    defaults = {name: known.default for name, known in options_in(RunConfig).items()}
+    defaults["dtype"] = entry.get("dtype", defaults["dtype"])
     used = {"model": alias, "task": spec.name, "algorithm": decode.schedule.algorithm}
     config = RunConfig(
         model_alias=alias,
@@ -129,7 +137,7 @@ def resolve(
         plugins=plugins.used_by(used | {"family": family.name}),
         harness=None if predictions else harness_identity(entry.get("harness")),
         **{
-            n: value[n] if o.protocol else _or_default(getattr(args, n), o.default)
+            n: value[n] if o.protocol else _or_default(getattr(args, n), defaults[n])
             for n, o in options_in(RunConfig).items()
         },
     )
@@ -138,7 +146,9 @@ def resolve(
         config=config,
         spec=spec,
         protocol=proto,
-        overrides={} if predictions else _overrides(config, proto, given, own),
+        overrides={} if predictions else _overrides(config, proto, given, own, defaults["dtype"]),
+        dtype=defaults["dtype"],
+        data_name=None if spec.foreign or not args.data_dir else data_name(args.data_dir),
         notes=_notes(args, given, decode, models, alias, spec),
         **{n: _or_default(getattr(args, n), o.default) for n, o in options_in(Settings).items()},
     )
@@ -397,11 +407,12 @@ def _overrides(
     proto: Protocol,
     given: Mapping[str, Any],
     own: tuple[str, str | None],
+    dtype: str,
 ) -> dict[str, dict[str, Any]]:
     """Flags with an effect and a value other than the protocol's.
 
-    own: the alias's checkpoint and verifier. Every protocol means one token per step, the alias's
-    own checkpoint, bfloat16 weights, float64 scores, no cache.
+    own, dtype: the alias's checkpoint and verifier, and its dtype. Every protocol means these, one
+    token per step, float64 scores, no cache.
     """
     decode, schedule = config.decode, config.decode.schedule
     # at temperature 0 they have no effect
@@ -418,6 +429,7 @@ def _overrides(
         for name, known in options_in(type(part)).items():
             if name not in pairs and not known.protocol and name not in NO_OVERRIDE:
                 pairs[name] = known.default, getattr(part, name)
+    pairs["dtype"] = dtype, config.dtype
     defaults = ALGORITHMS[schedule.algorithm].options
     pairs |= {name: (defaults[name].default, value) for name, value in decode.options.items()}
     return {name: {"protocol": a, "run": b} for name, (a, b) in pairs.items() if a != b}

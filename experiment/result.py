@@ -255,23 +255,67 @@ def published(reference: Mapping[str, Any]) -> str:
 
 
 def load_result(path: Path) -> dict[str, Any] | None:
-    """The result at `path`, None without one. Raises BadDataError for a file of another form."""
+    """The result at `path`, None without one.
+
+    Raises BadDataError for a file that cannot be read, has another form, or does not match its
+    checksum.
+    """
     try:
+        if path.exists() and not path.is_file():
+            raise BadDataError(f"{path} is no file; {DELETE}")
         result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise BadDataError(
-            f"{path} is there but is no result file ({error}); --overwrite replaces it, "
-            "--tag writes beside it"
-        ) from error
+    except OSError as error:
+        raise BadDataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{path} is no whole result file ({error}); {DELETE}") from error
     version = result.get("schema_version") if isinstance(result, dict) else None
+    if version is None:
+        raise BadDataError(f"{path} is there but is no result file; {DELETE}")
     if version != SCHEMA_VERSION:
         raise BadDataError(
-            f"{path} has schema_version {version}, this program writes {SCHEMA_VERSION}; "
-            "--overwrite replaces it, --tag writes beside it"
+            f"{path} has schema_version {version!r:.20}, this program writes {SCHEMA_VERSION}; "
+            f"{DELETE}"
         )
+    if not is_intact(result):
+        raise BadDataError(
+            f"{path} does not match its checksum: it was edited or damaged; {DELETE}"
+        )
+    lacking = [
+        f"{name} is no {kind.__name__}" for name, kind in FORM if type(result.get(name)) is not kind
+    ]
+    if lacking:
+        raise BadDataError(f"{path} is no whole result file ({', '.join(lacking)}); {DELETE}")
     return result
+
+
+# what every reader relies on
+FORM = (
+    ("id", str),
+    ("generation_id", str),
+    ("status", str),
+    ("config", dict),
+    ("protocol", dict),
+    ("metrics", dict),
+    ("diagnostics", dict),
+    ("n_samples", int),
+    ("n_failed", int),
+    ("samples", list),
+    ("profile", dict),
+    ("meta", dict),
+)
+# --overwrite would set the samples aside, too
+DELETE = "delete it or move it away, and the same command makes it again from the kept samples"
+
+
+def is_intact(result: Mapping[str, Any]) -> bool:
+    """Whether a result's content matches its content_sha256."""
+    try:
+        content = {name: value for name, value in result.items() if name not in VOLATILE}
+        return result.get("content_sha256") == sha256(content)
+    except (ValueError, RecursionError):  # NaN is no JSON
+        return False
 
 
 def table(result: Mapping[str, Any], path: Path) -> str:

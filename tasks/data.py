@@ -139,13 +139,22 @@ def _read_manifest(data_dir: Path) -> dict | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         name, counts = manifest["name"], manifest["counts"]
         good = isinstance(name, str) and name and all(isinstance(n, int) for n in counts.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise DataError(
             [f'{path}: expected {{"name": "...", "counts": {{"<file>": <rows>, ...}}}}']
         )
     return {"name": name, "counts": counts}
+
+
+def data_name(data_dir: Path) -> str | None:
+    """The name that a good manifest gives a data set; None for any other directory."""
+    try:
+        manifest = _read_manifest(data_dir)
+    except DataError:  # the run reports it
+        return None
+    return manifest["name"] if manifest else None
 
 
 def _read_source(path: Path, source: Source, expected: int | None) -> tuple[Rows, list[str]]:

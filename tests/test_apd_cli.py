@@ -9,6 +9,7 @@ from mini import DREAM, LLADA, gsm8k_dir
 
 import eval as cli
 from decoding.algorithms import ALGORITHMS
+from models import fingerprint
 from scripts import trace
 from suite.matrix import experiments
 from suite.state import Watcher
@@ -61,7 +62,10 @@ def test_a_run_with_a_verifier(run, mini, verifier, tmp_path):
         == 0
     )
     [path] = (tmp_path / "out").glob("*.json")
-    assert path.name == "dream_gsm8k_apd_apd_mixture_weight0.7_window4_lookahead6_tps1.json"
+    assert (
+        path.name
+        == "dream_gsm8k_apd_apd_mixture_weight0.7_window4_lookahead6_tps1_float32_mini.json"
+    )
     [result] = results(tmp_path)
     config, profile = result["config"], result["profile"]
     assert config["verifier"] == str(verifier) and config["verifier_fingerprint"]["shards"]
@@ -85,12 +89,18 @@ def test_a_run_with_a_verifier(run, mini, verifier, tmp_path):
 
 
 def test_a_verifier_is_part_of_the_identity(run, mini, verifier, tmp_path):
-    shown = [run(mini, "--dry_run", "--verifier_ckpt", verifier)[1]]
+    shown = []
+
+    def show(path):
+        fingerprint(path)  # a dry run hashes no weights
+        shown.append(run(mini, "--dry_run", "--verifier_ckpt", path)[1])
+
+    show(verifier)
     renamed = verifier.rename(tmp_path / "elsewhere")
-    shown.append(run(mini, "--dry_run", "--verifier_ckpt", renamed)[1])
+    show(renamed)
     weights = next(renamed.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80?")
-    shown.append(run(mini, "--dry_run", "--verifier_ckpt", renamed)[1])
+    show(renamed)
     ids = [text.split("  id ")[1].split()[0] for text in shown]
     assert ids[0] == ids[1] != ids[2]
 
@@ -109,7 +119,8 @@ def test_a_suite_knows_a_finished_result_with_a_verifier(run, mini, verifier):
 
 def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
     code, out, _ = run(mini, "--dry_run", "--verifier_ckpt", "not/here")
-    assert code == 0 and "known once checkpoint and data are here" in out
+    assert code == 0 and "known once its inputs have been read" in out
+    fingerprint(verifier)
     out = run(mini, "--dry_run", "--verifier_ckpt", verifier)[1]
     assert "known once" not in out and "fingerprint" not in out
 
@@ -211,10 +222,7 @@ def test_a_window_has_a_default_and_names_its_cache(run):
         "--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 "
         "--dry_run"
     )[1]
-    assert (
-        "kv_window               16" in shown
-        and "dream_gsm8k_leftright_window16_tps2.json" in shown
-    )
+    assert "kv_window               16" in shown and "dream_gsm8k_leftright_window16_tps2" in shown
     assert (
         run(
             "--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 "

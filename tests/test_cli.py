@@ -654,7 +654,7 @@ def test_predictions_need_no_checkpoint(run, mini, tmp_path):
     assert [s["cut"] for s in result["samples"]] == [None, None, None]
     assert result["metrics"]["exact_match,strict-match"]["value"] == pytest.approx(1 / 3)
     assert "fingerprint" not in result["config"] and len(result["config"]["predictions"]) == 64
-    assert "llada_gsm8k_predictions.json" in out
+    assert "llada_gsm8k_predictions_mini.json" in out
 
 
 def test_predictions_with_a_limit_need_only_the_first(run, mini, tmp_path):
@@ -677,7 +677,10 @@ def test_finished_result_is_kept_and_another_ones_is_not_replaced(run, mini, tmp
     assert json.loads(path.read_text())["config"]["confidence_dtype"] == "float32"
     path.write_text("not a result")
     code, _, err = run(mini, "--limit", "1")
-    assert code == 4 and "is no result file" in err and "--overwrite" in err
+    assert code == 4 and "is no whole result file" in err
+    assert "delete it" in err and "--overwrite" not in err
+    path.unlink()
+    assert run(mini, "--limit", "1", "--seed", "3")[0] == 0
 
 
 def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):

@@ -49,7 +49,7 @@ def test_another_generation_task_runs_by_its_name(hub, tmp_path):
     assert run(tmp_path, "gsm8k_cot_zeroshot", "--limit", "2") == 0
     [path] = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
-    assert path.name == "llada_lm_eval-gsm8k_cot_zeroshot_low_confidence_tps8_limit2.json"
+    assert path.name == "llada_lm_eval-gsm8k_cot_zeroshot_low_confidence_tps8_float32_limit2.json"
     assert (
         result["headline"]["metric"] == "exact_match,strict-match" and result["reference"] is None
     )

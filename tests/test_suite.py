@@ -19,6 +19,7 @@ from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
 import eval as cli
 from experiment import status
+from experiment.result import VOLATILE
 from experiment.sample_cache import SampleCache, ShareDone
 from experiment.status import StatusFile, StatusRecord, Summary, Sums, counted, read_status
 from experiment.store import HOST, Store, process_start
@@ -32,7 +33,7 @@ from suite.run import Bar
 from suite.state import Status, Watcher, write_failure
 from suite.table import Estimator, duration, progress_table
 from suite.worker import KeptModel, obey
-from utils import BusyError, UsageError, atomic_write_json
+from utils import BusyError, UsageError, atomic_write_json, sha256
 
 SWEEP = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
 
@@ -450,6 +451,8 @@ def test_a_result_with_failed_samples_is_no_final_one(tmp_path):
     result = run_here(experiment)
     failed = result | {"status": "incomplete", "n_failed": 2, "headline": None}
     failed["score_on_completed"] = {experiment.metric: result["headline"]}
+    covered = {name: value for name, value in failed.items() if name not in VOLATILE}
+    failed["content_sha256"] = sha256(covered)
     experiment.path.write_text(json.dumps(failed))
     found = Watcher(experiment).status()
     assert (found.state, found.n, found.note) == ("failed", 4, "2 samples failed")
