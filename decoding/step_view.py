@@ -1,4 +1,4 @@
-"""What an algorithm consists of: its table entry, the frozen view of a step, and its memory.
+"""The parts of an algorithm: its table entry, the frozen view of a step, and its memory.
 
 Shapes: B rows in flight, T columns of the active block (without blocks: of the whole canvas), N
 positions of the canvas, R open positions of one row's block, V vocabulary.

@@ -45,8 +45,8 @@ class Protocol:
         insert "You are a helpful assistant.", LLaDA's nothing).
     gen_length: the canvas, in tokens.
     block_length: for an algorithm that goes in blocks by default; None is the whole canvas.
-    extraction: a key of tasks.code.EXTRACTIONS: how the authors find the program in an answer; None:
-        as this project does.
+    extraction: the authors' way to find the program in an answer, a key of tasks.code.EXTRACTIONS;
+        None is this project's.
     references: the published scores of this very protocol, one for each number of tokens per step
         that has one: {"score": percent, "metric", "tokens_per_step", "source", "settings"}.
     """

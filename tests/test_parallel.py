@@ -340,11 +340,8 @@ def test_factor_takes_the_longest_run_that_holds_and_no_more():
         ([0.875, 0.875, 0.1], 0.375, 1),  # 3 * 0.125 is 0.375: equality does not hold
         ([0.875, 0.875, 0.1], 0.376, 2),
         ([0.99, 0.99, 0.99], 1.0, 3),  # none fails: all; d2Cache's loop leaves the last open
-        (
-            [0.99, 0.99, 0.2],
-            1.0,
-            2,
-        ),  # only the last fails: it stays open; Fast-dLLM's loop commits it
+        # only the last fails: it stays open; Fast-dLLM's loop commits it
+        ([0.99, 0.99, 0.2], 1.0, 2),
         ([0.1, 0.1], 1.0, 1),
     ],
 )
