@@ -183,6 +183,7 @@ def test_a_harness_answers_and_is_part_of_the_identity(tmp_path):
     assert found["fixed"]["config"]["harness"]["name"].endswith(":Fixed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harness", ["my_harness", "no_such_module:X", "json:nothing", "json:dumps"]
 )

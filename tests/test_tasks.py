@@ -474,6 +474,7 @@ def test_the_original_files_are_complete(benchmarks, name):
     assert data.name == "original" and len(data.splits[spec.eval_split]) == spec.n_docs == n_docs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, solution", [("humaneval", "canonical_solution"), ("mbpp", "code")])
 def test_every_canonical_solution_passes(benchmarks, name, solution):
     """Bare, and wrapped in prose and a fence; where both give the same program it runs once."""
@@ -504,6 +505,7 @@ def test_the_function_that_mbpps_tests_ask_for_is_known(benchmarks):
         assert name in defined, doc["task_id"]
 
 
+@pytest.mark.slow
 def test_lm_evals_plain_rule_never_scores_higher(benchmarks):
     """lm-eval runs prompt + answer, cut at its stop strings: what passes so passes here too."""
     docs = load_data(humaneval.SPEC, benchmarks).splits["test"][::8]
@@ -531,6 +533,7 @@ def test_lm_evals_plain_rule_never_scores_higher(benchmarks):
     assert sum(o for _, o in passed) > sum(p for p, _ in passed)
 
 
+@pytest.mark.slow
 def test_every_gold_answer_is_right(benchmarks):
     metrics, samples = evaluate(
         build_task(gsm8k.SPEC, benchmarks, "chat"), lambda doc: doc["answer"]
@@ -538,6 +541,7 @@ def test_every_gold_answer_is_right(benchmarks):
     assert len(samples) == 2 * 1319 and metrics[STRICT] == metrics[FLEXIBLE] == 1.0
 
 
+@pytest.mark.slow
 def test_best_answers_are_found_true(benchmarks):
     metrics, samples = evaluate(
         build_task(truthfulqa.SPEC, benchmarks, "chat"), lambda doc: doc["best_answer"]
@@ -546,6 +550,7 @@ def test_best_answers_are_found_true(benchmarks):
     assert metrics["bleu_acc,none"] > 0.9 and metrics["rougeL_acc,none"] > 0.99
 
 
+@pytest.mark.slow
 def test_truthfulqa_scores_equal_lm_evals(benchmarks):
     """On a sample, because lm-eval takes most of a second per answer."""
     from lm_eval.tasks.truthfulqa.utils import process_results_gen
