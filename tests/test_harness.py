@@ -568,6 +568,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "alias, flag, checkpoint", [("llada", "--llada_ckpt", LLADA), ("dream", "--dream_ckpt", DREAM)]
 )
@@ -661,6 +662,7 @@ def test_batch_size_changes_nothing_and_limit_is_a_prefix(tmp_path, mini, option
     assert two["samples"] == one["samples"][:2] and two["id"] == one["id"]
 
 
+@pytest.mark.slow
 def test_seed_changes_samples_only_where_something_is_drawn(tmp_path, mini):
 
     def ids(*more):

@@ -172,7 +172,11 @@ def test_every_adaptive_algorithm_has_a_plain_loop():
 
 @pytest.mark.parametrize(
     ("cache", "refresh"),
-    [("none", None), pytest.param("prefix", 3, marks=pytest.mark.slow), ("dual", None)],
+    [
+        ("none", None),
+        pytest.param("prefix", 3, marks=pytest.mark.slow),
+        pytest.param("dual", None, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(("family", "name"), ADAPTIVE)
 def test_adaptive_algorithms_equal_the_plain_loop(models, family, name, cache, refresh):

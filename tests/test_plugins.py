@@ -43,6 +43,7 @@ def generation_id(tmp_path, *words) -> str:
     return next(line.split()[1] for line in run.stdout.splitlines() if line.startswith("  id "))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source, problem",
     [

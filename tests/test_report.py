@@ -436,6 +436,7 @@ def test_the_same_results_make_the_same_report(suite, tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_it_loads_neither_torch_nor_lm_eval(suite, tmp_path):
     code = (
         "import sys; sys.path.insert(0, '.'); "
@@ -579,6 +580,7 @@ def test_a_click_opens_a_sample(suite, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_page_is_drawn(suite, tmp_path):
     """A picture that is blank compresses to a few kB."""
     picture = tmp_path / "page.png"

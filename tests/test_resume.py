@@ -158,6 +158,7 @@ def test_a_result_file_stands_in_for_a_store_that_was_deleted(data, tmp_path, mo
     assert again["profile"]["sample_seconds"] == first["profile"]["sample_seconds"]
 
 
+@pytest.mark.slow
 def test_another_configuration_shares_nothing(data, tmp_path):
     run(data, tmp_path / "a")
     for more in (
@@ -236,10 +237,17 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory"),
-        MemoryError(),
-        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("CUDA driver error: out of memory"),
+        *(
+            pytest.param(error, marks=pytest.mark.slow)
+            for error in (
+                MemoryError(),
+                torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel"),
+                RuntimeError(
+                    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+                ),
+                RuntimeError("CUDA driver error: out of memory"),
+            )
+        ),
     ],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(data, tmp_path, monkeypatch, error):

@@ -184,6 +184,7 @@ def test_an_ok_record_supersedes_an_error_and_never_the_other_way_round(tmp_path
         assert [r["result"]["error"] for r in reader.errors()] == ["second"]
 
 
+@pytest.mark.slow
 def test_a_file_cut_at_any_byte_keeps_every_whole_line_and_goes_on(tmp_path):
     shard = filled(tmp_path, range(4))
     data = shard.read_bytes()

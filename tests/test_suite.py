@@ -794,6 +794,7 @@ def test_suites_that_share_a_run_begin_with_their_share_and_walk_the_others(tmp_
     assert not other.last, "one is open"
 
 
+@pytest.mark.slow
 def test_a_worker_holds_one_model_at_a_time(tmp_path, monkeypatch):
     """A harness is in a reference cycle: without a collection two models of 16 GB would be held."""
     found = chosen(tmp_path, models=("llada", "dream"), tps=(2, 4), extra=("--limit", "1"))
