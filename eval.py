@@ -2,8 +2,9 @@
 
     python eval.py --model_alias llada --task gsm8k --tokens_per_step 2
 
-This file has the tables of models and benchmarks, checks the input, calls lm-eval through harness.py and writes the
-result. experiment/ has everything else around a run. Nothing heavy is imported until every cheap check has passed.
+This file has the tables of models and benchmarks, checks the input, calls lm-eval through
+harness.py and writes the result. experiment/ has everything else around a run. Nothing heavy is
+imported until every cheap check has passed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib import import_module
@@ -38,17 +39,26 @@ from experiment.checks import (
     open_store,
     say,
 )
-from experiment.identity import forget, identified, is_known
+from experiment.identity import forget, identified, is_known, rows_identity
 from experiment.resolve import Job, resolve
-from experiment.result import UNPUBLISHED, build_result, published, table
+from experiment.result import build_result, published, reference_of, table
 from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.workers import WorkerInfo, WorkerPool, worker_info
 from models import FAMILIES
-from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, mbpp, truthfulqa
+from tasks import (
+    PromptForm,
+    TaskSpec,
+    build_task,
+    gsm8k,
+    humaneval,
+    mbpp,
+    truthfulqa,
+)
 from tasks import protocols as cells
+from tasks.data import name_of_data
 from tasks.installed import headline_of, spec_of
 from tasks.protocols import protocol
 from utils import (
@@ -79,11 +89,12 @@ QWEN = "Qwen/Qwen2.5-0.5B"  # the verifier of APD's authors
 ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 
 # Everything that is known of an alias:
-#   family      of models.FAMILIES: how checkpoints are read, the default algorithm, the sampling rules
+#   family      of models.FAMILIES: how checkpoints are read, default algorithm, sampling rules
 #   checkpoint  the default one: a directory, a hub id, or a hub id at a revision, org/name@revision
 #   flag        the name of the flag that replaces it
 #   verifier    a checkpoint for the algorithms that have one (`apd`); optional
-#   harness     a subclass of harness._ProfilingHarness, or "module:Class"; optional, default: the family's
+#   dtype       the default of --dtype; optional, default: bfloat16
+#   harness     a subclass of harness._ProfilingHarness, or "module:Class"; optional
 #   uniform, official   cells by task, see tasks/protocols.py; optional
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "llada": {
@@ -117,15 +128,17 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "tiny-llada": {
         "family": "llada",
         "checkpoint": f"{ASSETS}/tiny-llada",
+        "dtype": "float32",
         "flag": "tiny_llada_ckpt",
-        "uniform": cells.TINY_LLADA_UNIFORM,
+        "uniform": cells.TINY_UNIFORM,
     },
     "tiny-dream": {
         "family": "dream",
         "checkpoint": f"{ASSETS}/tiny-dream",
+        "dtype": "float32",
         "flag": "tiny_dream_ckpt",
         "verifier": f"{ASSETS}/tiny-qwen",
-        "uniform": cells.TINY_DREAM_UNIFORM,
+        "uniform": cells.TINY_UNIFORM,
     },
 }
 
@@ -168,6 +181,7 @@ class Host:
     judges: bool = True
 
 
+CPU_BATCH = 8  # samples in flight on a CPU, which one sample does not keep busy
 MOST_JUDGES = 4  # a GPU does not write more programs than these judge
 
 
@@ -192,7 +206,7 @@ def harness_of(entry: Mapping[str, Any], family: str) -> type[_ProfilingHarness]
 def get_model(
     job: Job, device: str, task, cache: SampleCache, load=_load, score=None, ahead=None
 ) -> _ProfilingHarness:
-    """The lm-eval model of a job: tokenizer and config now, weights when the first sample needs them.
+    """The lm-eval model of a job: tokenizer and config now, weights with the first sample.
 
     score, ahead: see experiment.generation.Generation.
     """
@@ -205,7 +219,9 @@ def get_model(
         config = replace(config, max_length=min(config.max_length, room))
     if run.chat_template and not tokenizer.chat_template:
         raise BadDataError(
-            f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} protocol needs"
+            f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} "
+            f"protocol needs; "
+            "--no_chat_template asks without one"
         )
 
     def load_models() -> tuple[Transformer, Transformer | None]:
@@ -222,7 +238,7 @@ def get_model(
         seed=run.seed,
         prefill=task.prefill,
         cache=cache,
-        batch_size=job.batch_size,
+        batch_size=job.batch_size or 1,
         score=score,
         ahead=ahead,
     )
@@ -235,17 +251,23 @@ INPUTS = ("fingerprint", "verifier_fingerprint", "data")
 
 
 def describe(job: Job) -> str:
-    """The normalised configuration, the schedule and the path of the result, as --dry_run prints them."""
+    """The configuration, the schedule and the path of the result, as --dry_run prints them."""
     config, schedule = job.config, job.schedule
     settings = {k: v for k, v in config.as_dict().items() if k not in INPUTS}
     settings |= {k: _short(settings[k]) for k in ("plugins", "harness") if k in settings}
     lines = ["config:", *(f"  {key:24}{value}" for key, value in settings.items())]
-    known = config.result_id if is_known(job) else "known once checkpoint and data are here"
+    known = (
+        config.result_id
+        if is_known(job)
+        else "known once its inputs have been read, by the first run"
+    )
     lines.append(f"  {'id':24}{known}")
     if is_known(job) and schedule is not None:
         lines.append(f"  {'generation_id':24}{config.generation_id}")
     if schedule is not None:
         blocks = f"{schedule.n_blocks} block(s) of {schedule.block_length}"
+        if schedule.last_length < schedule.block_length:
+            blocks += f", the last one of {schedule.last_length}"
         tps = f"{schedule.realised_tps:g} tokens per step"
         text = f"{schedule.num_steps} steps in {blocks}, {tps} realised"
         if schedule.adaptive:
@@ -257,8 +279,13 @@ def describe(job: Job) -> str:
     ]
     lines += [f"note: {note}" for note in job.notes]
     if config.protocol == "official":
-        references = map(published, job.protocol.references)
-        lines += [f"published: {text}" for text in references] or [f"published: {UNPUBLISHED}"]
+        name = None
+        with suppress(OSError, BadDataError):
+            name = name_of_data(job.spec, job.data_dir)
+        whole = job.limit is None and job.predictions is None
+        references = job.protocol.references
+        reference, why = reference_of(references, job.overrides, whole=whole, data=name)
+        lines.append(f"published: {published(reference) if reference else why}")
     return "\n".join([*lines, f"output: {job.path}"])
 
 
@@ -283,7 +310,10 @@ def execute(
     argv: list[str],
     host: Host,
 ) -> dict[str, Any] | None:
-    """Generate or take the texts, let lm-eval score them, and write the result; None in a further worker."""
+    """Generate or take the texts, let lm-eval score them, write the result.
+
+    Returns the result, None in a worker that does not lead.
+    """
     store: Store | None = None
     status: StatusFile | None = None
     try:
@@ -321,7 +351,7 @@ def _execute(
 ) -> dict[str, Any]:
     from experiment import lmeval
     from experiment.predictions import predictions_lm
-    from tasks.code import add_strict
+    from tasks.code import add_strict, use_extraction
 
     started = time.time()
     spec, config = job.spec, job.config
@@ -332,6 +362,11 @@ def _execute(
     cache = host.cache(config.generation_id, store, worker, provenance, *alive)
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, config.prompt_form, config.num_fewshot)
+    if "rows" in config.data and rows_identity(spec, task.data) != config.data:
+        raise BadDataError(
+            f"data set {config.data['hub']} has changed since this run began; start it again"
+        )
+    use_extraction(task, config.extraction)
     if config.strict_exec and spec.kind == "code":
         add_strict(task)
     if status is not None:
@@ -370,6 +405,7 @@ def _execute(
         logged=logged,
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
+        target=spec.target,
         profile=lm.profile(),
         meta={
             "started": datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds"),
@@ -390,7 +426,7 @@ def _execute(
 
 
 def idle_cores(device: str, n_workers: int) -> int:
-    """Cores for judging programs while others are generated: a few of those that GPUs leave; none on a CPU.
+    """Cores for judging programs while others are generated: a few beside GPUs, none on a CPU.
 
     On a CPU judging would be seen in tok/s.
     """
@@ -400,7 +436,7 @@ def idle_cores(device: str, n_workers: int) -> int:
 
 
 def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
-    """What of the machine can move a number and is not part of the configuration; kept with each sample."""
+    """Facts of the machine that can move a number; they are kept with each sample."""
     names = ("hostname", "device", "device_name", "cpu", "driver", "cuda")
     return {name: stamp.get(name) for name in names} | {
         "torch": stamp["packages"].get("torch"),
@@ -419,7 +455,8 @@ def run(argv: list[str], host: Host) -> int:
     worker = worker_info(os.environ)
     if worker.size > 1 and job.devices:
         raise UsageError(
-            f"--devices {job.devices}: a launcher has started {worker.size} processes already; leave it out"
+            f"--devices {job.devices}: a launcher has started {worker.size} processes already; "
+            f"leave it out"
         )
     entry = MODEL_DEFAULTS[job.config.model_alias]
     if entry.get("harness"):
@@ -459,6 +496,7 @@ def evaluate(job: Job, worker: WorkerInfo, argv: list[str], host: Host) -> int:
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
+    job = replace(job, batch_size=job.batch_size or (CPU_BATCH if device == "cpu" else 1))
     if worker.leads:
         say(describe(job))
         chosen = texts is None and not (job.device or job.devices)
@@ -471,7 +509,10 @@ def evaluate(job: Job, worker: WorkerInfo, argv: list[str], host: Host) -> int:
 
 
 def shown_prompt(job: Job, doc_id: int) -> str:
-    """The prompt of a document as the model gets it, its length and its stop strings. Reads no weights."""
+    """The prompt of a document as the model gets it, its length and its stop strings.
+
+    Reads the tokenizer and no weights.
+    """
     from experiment import lmeval
 
     with lmeval.quiet():
@@ -489,7 +530,8 @@ def shown_prompt(job: Job, doc_id: int) -> str:
         [
             request.prompt,
             "-" * 80,
-            f"document {doc_id} of {n_docs}; {len(request.prompt_ids)} tokens and a canvas of {job.schedule.gen_length}",
+            f"document {doc_id} of {n_docs}; {len(request.prompt_ids)} tokens and a canvas of "
+            f"{job.schedule.gen_length}",
             f"form {job.config.prompt_form}: {form.source}",
             f"stop strings: {stops}",
         ]
@@ -530,7 +572,10 @@ def _verdict(error: BaseException) -> tuple[list[str], int]:
 
 
 def main(argv: list[str] | None = None, host: Host | None = None) -> int:
-    """Run; a failure is one line per problem on stderr and an exit code, a traceback only with --debug."""
+    """Run. A failure is one line per problem on stderr and an exit code.
+
+    --debug prints the traceback too.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         with signals_raise():

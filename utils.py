@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,10 +29,32 @@ from typing import Any
 END_TOKEN = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|dlm_pad|start_header_id)\|>")
 # group 1: the language of an opening fence
 CODE_FENCE = re.compile(r"```(?:([\w+-]*)[ \t]*(?=\n|$))?")
-CODE_BEGIN, CODE_END = "[BEGIN]", "[DONE]"  # around the code in MBPP's worked examples
+# around the code in MBPP's worked examples: alone on a line, or the end mark behind the code
+CODE_BEGIN = re.compile(r"^[ \t]*(?:\[BEGIN\]|BEGIN[ \t]*$)", re.MULTILINE)
+CODE_END = re.compile(
+    r"^(?:[ \t]*(?:\[DONE\]|DONE\]?[ \t]*$)|[^#\n]*[ \t'\"]\[DONE\][ \t]*$)", re.MULTILINE
+)
+# what a model thinks before it answers
+THOUGHT = re.compile(r"^[ \t]*<think>.*?(?:</think>|\Z)", re.DOTALL | re.MULTILINE)
+# the end of a thought that the prompt has begun; in quotes it is part of a program
+END_OF_THOUGHT = re.compile(r"(?<!['\"`])</think>(?!['\"`])")
+# Markdown's quotation marks, and the marks of an interactive session
+QUOTATION, SESSION = re.compile(r"^> ?(?!>>)", re.M), re.compile(r"^(?:>>>|\.\.\.)(?: |$)", re.M)
+MAX_READ = 64_000  # characters of an answer: a program in the first, a number in the last of them
 # The last match is the answer: lm-eval's "flexible-extract". Its "strict-match" wants the closing
 # phrase of the worked examples ("#### 18"). lm-eval's own filters apply both, see tasks/gsm8k.py.
 GSM8K_NUMBER = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
+# "exact_match,numeric" reads a number as a careful reader does: sign, currency, thousands, decimals
+NUMBER = re.compile(
+    r"(?:(?<![\w)\]])[-\u2212])?(?:[$\u00a3\u20ac]-?)?"
+    r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+)
+BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+HASHES = re.compile(rf"####[ \t]*({NUMBER.pattern})(?![.:)][ \t]*\w)")  # not "#### 1. Add them"
+ANSWER_IS = re.compile(r"\banswer(?:[ \t]+\w+){0,5}[ \t]+is\b:?\s*", re.IGNORECASE)
+ANSWER = re.compile(r"\banswer[ \t]*[:=]\s*", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -78,11 +100,57 @@ def mbpp_program(
     return extract_code(answer, entry_point, roots=called_names(tests), prefill=prefill)
 
 
+def gsm8k_number(answer: str) -> str | None:
+    """The number that an answer to GSM8K ends up with, in plain digits; None without one.
+
+    The first of these that is there: the last \\boxed{...}, the last "#### ...", what follows the
+    last "the answer is" (or "Answer:" where a single sentence follows), a bold number of the last
+    line with a number, the last number. Thoughts and a next question after the answer are no part.
+    """
+    text, _ = answer_part(answer)
+    for old, new in (("{,}", ","), ("\\,", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
+        text = text.replace(old, new)
+    first = NUMBER.search(text)
+    if first is None:
+        return None
+    if question := NEXT_QUESTION.search(text, first.end()):
+        text = text[: question.start()]
+    text = text[-MAX_READ:]
+    for boxed in reversed(BOXED.findall(text)):
+        if found := NUMBER.search(boxed):
+            return _plain(found)
+    plain = text.replace("**", "").replace("\\boxed", "")
+    *_, last = [None, *HASHES.finditer(plain)]
+    if last:
+        return _plain(NUMBER.search(last.group(1)))
+    *_, last = [None, *ANSWER_IS.finditer(plain)]
+    sentence = SENTENCE_END.split(plain[last.end() :], 1)[0] if last else ""
+    if not NUMBER.search(sentence):
+        *_, last = [None, *ANSWER.finditer(plain)]
+        sentence, *more = SENTENCE_END.split(plain[last.end() :].strip(), 1) if last else [""]
+        sentence = "" if any(part.strip() for part in more) else sentence
+    # "9 * 2 = 18 dollars": the number behind the last sign of equality
+    if found := NUMBER.search(sentence.rpartition("=")[2]) or NUMBER.search(sentence):
+        return _plain(found)
+    for line in reversed(text.split("\n")):
+        if numbers := list(NUMBER.finditer(line)):
+            bold = [n for n in numbers if line[: n.start()].endswith("**")]
+            return _plain((bold or numbers)[-1])
+    return None
+
+
+def _plain(number: re.Match) -> str:
+    """A match of NUMBER in plain digits: no thousands, no zeros behind the decimals."""
+    digits = number.group(1).replace(",", "")
+    whole, _, decimals = digits.partition(".")
+    sign = "-" if set("-\u2212") & set(number.group()) else ""
+    return sign + (whole.lstrip("0") or "0") + ("." + decimals).rstrip("0").rstrip(".")
+
+
 def truthfulqa_answer(answer: str) -> str:
-    """A TruthfulQA answer without a leading "A:", up to a blank line or the next question."""
-    text, _ = _before_end_token(answer)
-    text = re.sub(r"^\s*(?:A:)?\s*", "", text)
-    return re.split(r"\n\s*\n|\nQ:", text)[0].strip()
+    """A TruthfulQA answer without thoughts and a leading "A:", up to the next question."""
+    text, _ = answer_part(answer)
+    return text.strip().removeprefix("A:").split("\nQ:")[0].strip()
 
 
 def extract_code(
@@ -97,6 +165,8 @@ def extract_code(
 
     Chat models wrap code in prose and fences, restate the function or give only its body, add
     examples that run at import, and end with chat tokens.
+    Of several definitions of it the last complete one counts. What stands in <think>...</think> is
+    no answer.
     entry_point: the function asked for; None takes the first piece that defines anything, whole.
     prompt:      source that the answer may continue (HumanEval), or "".
     roots:       further names that the tests use and that must be kept.
@@ -104,13 +174,24 @@ def extract_code(
     """
     from tasks.programs import find_program
 
-    answer, cuts = code_part(answer)
+    answer, cuts = answer_part(answer)
+    if len(answer) > MAX_READ:
+        answer = answer[:MAX_READ]
+        cuts.append(f"what follows {MAX_READ} characters")
     if not answer.strip():
         return Extracted("", "none", "; ".join([*cuts, "empty answer"]))
-    text = unix_lines(prefill) + answer
-    code, how = find_program(
-        text, code_blocks(text), entry_point, unix_lines(prompt), frozenset(roots)
-    )
+    begun, source = unix_lines(prefill), unix_lines(prompt)
+    first = None
+    for part, why in code_parts(answer):
+        text = begun + part
+        code, how = find_program(text, code_blocks(text), entry_point, source, frozenset(roots))
+        first = first or (part, code, how, why)
+        if how != "none":
+            answer = part
+            break
+    else:
+        answer, code, how, why = first
+    cuts += why
     if how != "none":
         kept = {"", *(line.strip() for line in code.split("\n"))}
         lines = (line.strip() for line in answer.split("\n") if "```" not in line)
@@ -118,26 +199,50 @@ def extract_code(
     return Extracted(code, how, "; ".join(cuts))
 
 
-def code_part(answer: str) -> tuple[str, list[str]]:
-    """The part of an answer that may hold code, and why the rest was cut.
+def code_parts(answer: str) -> Iterator[tuple[str, list[str]]]:
+    """Readings of an answer as a text with code, the likeliest first, and why the rest was cut.
 
-    That is the text before a chat end token, between [BEGIN] and [DONE], without the quotes around
-    the worked examples of OpenCompass's MBPP.
+    The first is the text between [BEGIN] and [DONE], without the quotes around the worked examples
+    of OpenCompass's MBPP. The others are for answers in which no program is found so: the whole
+    text, Markdown quotations and interactive sessions without their marks, and escaped underscores.
     """
-    text, token = _before_end_token(answer)
-    cuts = [f"end token {token}"] if token else []
-    marked = CODE_BEGIN in text or CODE_END in text
-    text = text.split(CODE_BEGIN, 1)[-1]
-    if CODE_END in text:
-        text = text.split(CODE_END, 1)[0]
-        cuts.append(CODE_END)
+    begin = CODE_BEGIN.search(answer)
+    text = answer[begin.end() :] if begin else answer
+    end, cuts = CODE_END.search(text), []
+    if end:
+        text = text[: end.start() + end.group().rfind("DONE")].removesuffix("[")
+        cuts.append("[DONE]")
     quoted = text.strip()
     # a stop string may have removed [DONE]: then code must follow the quote
-    marked = marked or re.match(r"\s*(?:import|from|def|class|@)\b", quoted[1:]) is not None
-    one_quote = len(quoted) > 1 and quoted[0] in "'\"" and quoted[:3] != quoted[0] * 3
-    if marked and one_quote and quoted[-1] == quoted[0]:
-        text = quoted[1:-1]
-    return text, cuts
+    if begin or end or re.match(r"['\"]\s*(?:import|from|def|class|@)\b", quoted):
+        text = _without_quotes(text)
+    yield text, cuts
+    readings = (
+        answer,
+        QUOTATION.sub("", answer),
+        SESSION.sub("", QUOTATION.sub("", answer)),
+        text.replace("\\_", "_"),
+    )
+    for reading in dict.fromkeys(readings):
+        if reading != text:
+            yield reading, []
+
+
+def _without_quotes(text: str) -> str:
+    """A marked program without the quotes around it; one of them may be missing."""
+    stripped = text.strip()
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and _is_quote(stripped[:3]):
+        return stripped[1:-1]
+    first, last = stripped.partition("\n")[0], stripped.rpartition("\n")[2]
+    if _is_quote(first[:3]) and first.count(first[0]) % 2:
+        return stripped[1:]
+    if _is_quote(last[-1:]) and last[-3:] != last[-1] * 3 and last.count(last[-1]) % 2:
+        return stripped[:-1]
+    return text
+
+
+def _is_quote(start: str) -> bool:
+    return start[:1] in ("'", '"') and start != start[0] * 3
 
 
 def code_blocks(text: str) -> list[str]:
@@ -160,11 +265,16 @@ def unix_lines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _before_end_token(answer: str) -> tuple[str, str | None]:
-    """(text before the first chat end token, that token or None)."""
-    text = unix_lines(answer)
-    end = END_TOKEN.search(text)
-    return (text[: end.start()], end.group()) if end else (text, None)
+def answer_part(answer: str) -> tuple[str, list[str]]:
+    """The text before the first chat end token without thoughts, and why the rest was cut."""
+    text, cuts = unix_lines(answer), []
+    if end := END_TOKEN.search(text):
+        text = text[: end.start()]
+        cuts.append(f"end token {end.group()}")
+    spoken = END_OF_THOUGHT.split(THOUGHT.sub("", text))[-1]
+    if spoken != text:
+        cuts.append("<think>")
+    return spoken, cuts
 
 
 SCHEMA_VERSION = 2  # of the result file
@@ -188,7 +298,11 @@ EXIT_COMPLETE, EXIT_USAGE, EXIT_ENVIRONMENT, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OU
 
 
 class DllmexpError(Exception):
-    """Something that the user can mend. `.problems`: one line each; `.exit_code`: what the process ends with."""
+    """An error that the user can mend.
+
+    problems:  one line each.
+    exit_code: the exit code of the process.
+    """
 
     exit_code = 1
 
@@ -198,7 +312,7 @@ class DllmexpError(Exception):
 
 
 class UsageError(DllmexpError):
-    """The command line or the configuration cannot be."""
+    """The command line or the configuration is not valid."""
 
     exit_code = EXIT_USAGE
 
@@ -236,7 +350,7 @@ class ManyProblems(DllmexpError):
 
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest of `allowed`, or an empty string where nothing is close."""
+    """`; did you mean 'x'?` for the closest of `allowed`, or "" where nothing is close."""
     close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -245,7 +359,7 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """By name, and by what the CPU's allocator, CUDA and cuBLAS say: no torch here."""
+    """Whether memory ran out, by the error's class name or message: torch is not imported here."""
     words = (
         "can't allocate memory",
         "CUDA error: out of memory",
@@ -272,12 +386,12 @@ def sha256(value: Any) -> str:
 
 
 def sample_seed(seed: int, prompt: str, repeat: int) -> int:
-    """Seed of one sample, 63 bits: a function of what is asked, not of order, batch, limit or process."""
+    """Seed of one sample, 63 bits. It does not depend on order, batch, limit or process."""
     return int(sha256([seed, prompt, repeat])[:16], 16) >> 1
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for each key on which two configurations differ, nested keys joined by dots."""
+    """`key: old -> new` for each difference of two configurations; dots join nested keys."""
     lines = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
@@ -317,7 +431,7 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command on the directory of this file, or None where there is no git or no repository."""
+    """Output of a git command in the directory of this file; None without git or a repository."""
     try:
         run = subprocess.run(
             ["git", "-C", str(Path(__file__).resolve().parent), *arguments],
@@ -343,7 +457,7 @@ def _cpu_name() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Package versions, git commit and dirt, CPU: what a number may depend on besides its configuration."""
+    """Package versions, git state and CPU: a number may depend on these and its configuration."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
         "python": platform.python_version(),
@@ -364,7 +478,7 @@ def environment() -> dict[str, Any]:
 
 
 def readable_json(value: dict[str, Any]) -> str:
-    """JSON with one line per top-level key, and one per entry of a list of objects: readable, and still small."""
+    """JSON with one line per top-level key, and one per entry of a list of objects."""
 
     def one(value: Any) -> str:
         return json.dumps(value, ensure_ascii=True, allow_nan=False)
@@ -377,9 +491,10 @@ def readable_json(value: dict[str, Any]) -> str:
 
 
 def atomic_write_json(path: str | Path, value: dict[str, Any]) -> None:
-    """Write JSON so that `path` holds either what was there or all of `value`, whatever happens in between.
+    """Write JSON so that `path` always holds either its old content or all of `value`.
 
-    A temporary file beside it, fsync, rename, fsync of the directory. Raises OutputError where that fails.
+    A temporary file in the same directory, fsync, rename, fsync of the directory. Raises
+    OutputError where that fails.
     """
     path, text = Path(path), readable_json(value)
     temporary = None
@@ -426,7 +541,10 @@ def _way_out(error: OSError) -> str:
 
 
 def output_problem(directory: str | Path) -> str | None:
-    """Why `directory` cannot be written to, or None. Makes it, and writes, syncs and removes a probe."""
+    """The reason why `directory` cannot be written to, or None.
+
+    Makes the directory, and writes, syncs and removes a probe.
+    """
     directory = Path(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,10 @@
 """Adaptive algorithms, which decide how many positions a step commits, and the certainty prior.
 
-All of them are pure functions.
+All of them are pure functions. An adaptive rule compares the model's own probability: confidence
+and entropy are those of the plain softmax of the logits in every family, also above temperature 0,
+since a bound on a sharpened distribution holds for tokens that the model gives little probability.
+Only `confidence_threshold`, Fast-dLLM's rule for Dream, reads the distribution of the draw as
+published, for replay.
 
 If the rule of an adaptive algorithm gives fewer than `quota` positions, it commits `quota`
 positions: tokens_per_step, which is 1 by default, as in the papers. Two rules differ. `klass` does
@@ -167,6 +171,8 @@ def certainty(view: StepView) -> Tensor:
     # row by row, because a matrix product may round differently in another batch
     density = torch.stack([kernel @ row for row in extended])
     block = view.start[:, None] + torch.arange(view.masked.shape[1], device=known.device)
+    # columns that fill up a short last block are not masked; their density is not read
+    block = block.clamp(max=known.shape[1] - 1)
     return top_k(view.confidence * density.gather(-1, block), view.masked, view.quota)
 
 

@@ -111,7 +111,13 @@ THRESHOLD = {
 
 def _dream(select: Callable[[StepView], Tensor], score: str) -> Algorithm:
     return Algorithm(
-        select, ("dream",), "floor", reads=frozenset({score}), noisy=True, draws_order=True
+        select,
+        ("dream",),
+        "floor",
+        blocks=True,
+        reads=frozenset({score}),
+        noisy=True,
+        draws_order=True,
     )
 
 
@@ -122,7 +128,13 @@ def _adaptive(
     **more: Any,
 ) -> Algorithm:
     return Algorithm(
-        select, FAMILIES, "adaptive", blocks=True, reads=reads, options=options, **more
+        select,
+        FAMILIES,
+        "adaptive",
+        blocks=True,
+        reads=reads,
+        options=options,
+        **more,
     )
 
 
@@ -156,6 +168,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         blocks=True,
         reads=CONFIDENCE | {"step"},
         options=THRESHOLD,
+        scores_the_draw=True,
     ),
     "factor": _adaptive(
         adaptive.factor,

@@ -24,7 +24,16 @@ from decoding.config import DecodeConfig
 from decoding.kv_cache import CACHES, CacheView, Columns
 from decoding.model import Model
 from decoding.row_state import Completion, Row
-from decoding.sampling import Proposal, Rules, mask_tokens, propose, to_device, uniforms
+from decoding.sampling import (
+    NoFiniteLogits,
+    Proposal,
+    Rules,
+    marked,
+    mask_tokens,
+    propose,
+    to_device,
+    uniforms,
+)
 from decoding.step_view import StepView
 from decoding.verifier import Draft, Verifier
 
@@ -74,7 +83,7 @@ def decode_each(
     verifier:   autoregressive model, for an algorithm that needs one. Model and verifier must share
                 one tokenizer.
     Raises ValueError at the call if the configuration does not fit the model's family, or if
-    prompts and seeds differ in number.
+    prompts and seeds differ in number; NoFiniteLogits in a step.
     """
     problems = config.problems(model.config.family, model.config.end_token_flags)
     if len(seeds) != len(prompts):
@@ -93,6 +102,7 @@ def decode_each(
 
 def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
     """The sampling rules of a decoding configuration for a model."""
+    algorithm = ALGORITHMS[config.schedule.algorithm]
     return Rules(
         temperature=config.temperature,
         top_p=config.top_p,
@@ -100,10 +110,16 @@ def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
         dtype={"float64": torch.float64, "float32": torch.float32, "model": None}[
             config.confidence_dtype
         ],
-        scores_the_draw=model.scores_the_draw,
+        scores_the_draw=model.scores_the_draw and not algorithm.reads_the_model,
         never=(model.eos_id,) if config.logits_eos_inf else (),
         last=tuple(model.end_ids) if config.confidence_eos_eot_inf else (),
     )
+
+
+def _check_finite(tokens: np.ndarray) -> None:
+    """Raises NoFiniteLogits where a proposed token is -1."""
+    if n := int(np.count_nonzero(tokens < 0)):
+        raise NoFiniteLogits(n, tokens.size)
 
 
 class _Decoder:
@@ -164,7 +180,7 @@ class _Decoder:
 
     def _step(self, rows: list[Row]) -> None:
         """One step of every row. A row whose quota is zero takes no part in the forward pass."""
-        acting = [row for row in rows if self.schedule.quotas[row.step]]
+        acting = [row for row in rows if self.schedule.quotas_of(row.block)[row.step]]
         if acting and self.algorithm.chooses_first:
             self._choose_then_predict(acting)
         elif acting:
@@ -182,6 +198,7 @@ class _Decoder:
             noise = noise if noise is None else noise[:, torch.from_numpy(keep)]
             tokens = np.zeros(chosen.shape, dtype=np.int64)
             tokens[chosen] = self._propose(rows, chosen, noise)[0].tokens.cpu().numpy()
+            _check_finite(tokens[chosen])
             self._commit(rows, chosen, tokens)
 
     def _predict_then_choose(self, rows: list[Row]) -> None:
@@ -199,6 +216,7 @@ class _Decoder:
         # one transfer for both; the step waits for the device only here
         chosen, tokens = torch.stack([chosen.long(), tokens]).cpu().numpy()
         chosen = chosen.astype(bool)
+        _check_finite(tokens[queried])
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
             if row.memory:
@@ -207,12 +225,22 @@ class _Decoder:
                 row.memory = {name: held[kept] for name, held in row.memory.items()}
 
     def _block(self, row: Row) -> slice:
-        lo = row.block * self.schedule.block_length
-        return slice(lo, lo + self.schedule.block_length)
+        return self.schedule.span(row.block)
+
+    def _stacked(self, parts: list[np.ndarray]) -> np.ndarray:
+        """[B, ..., T]: arrays of the rows' blocks; a short one is filled up with zeros."""
+        longest = max(part.shape[-1] for part in parts)
+        filled = [
+            np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, longest - part.shape[-1])])
+            if part.shape[-1] < longest
+            else part
+            for part in parts
+        ]
+        return np.stack(filled)
 
     def _in_sight(self, rows: list[Row]) -> np.ndarray:
         """[B, T] bool: the open positions of the rows' blocks, up to the end of the lookahead."""
-        in_block = np.stack([row.open[self._block(row)] for row in rows])
+        in_block = self._stacked([row.open[self._block(row)] for row in rows])
         ahead = self.config.max_lookahead
         return in_block if ahead is None else in_block & (in_block.cumsum(axis=1) <= ahead)
 
@@ -221,8 +249,11 @@ class _Decoder:
         if not (self.algorithm.noisy or self.config.temperature > 0) or self.verifier is not None:
             return None
         n = self.schedule.gen_length
-        noise = [uniforms(row.seed, self._steps_done(row), n)[:, self._block(row)] for row in rows]
-        return torch.stack(noise, dim=1)
+        noise = [
+            uniforms(row.seed, self._steps_done(row), n)[:, self._block(row)].numpy()
+            for row in rows
+        ]
+        return torch.from_numpy(self._stacked(noise)).movedim(0, 1)
 
     def _steps_done(self, row: Row) -> int:
         """Steps of the whole canvas that the row has behind it."""
@@ -237,16 +268,17 @@ class _Decoder:
     ) -> StepView:
         """The step as the algorithm sees it: on the scores' device, without scores on the CPU."""
         device = next(iter(scores.values())).device if scores else torch.device("cpu")
-        steps = [row.step for row in rows]
+        quotas = [self.schedule.quotas_of(row.block)[row.step] for row in rows]
+        rates = [self.schedule.rates_of(row.block)[row.step] for row in rows]
         fields = {
             "masked": torch.from_numpy(in_sight),
-            "quota": torch.tensor([self.schedule.quotas[j] for j in steps]),
-            "rate": torch.tensor([self.schedule.rates[j] for j in steps], dtype=torch.float64),
+            "quota": torch.tensor(quotas),
+            "rate": torch.tensor(rates, dtype=torch.float64),
         }
         if noise is not None and self.algorithm.noisy:
             fields["noise"] = noise[1]
         if "step" in self.algorithm.reads:
-            fields["step"] = torch.tensor(steps)
+            fields["step"] = torch.tensor([row.step for row in rows])
         if "canvas" in self.algorithm.reads:
             fields["canvas"] = torch.from_numpy(np.stack([row.open for row in rows]))
             fields["start"] = torch.tensor([self._block(row).start for row in rows])
@@ -343,11 +375,13 @@ class _Decoder:
         agreed = self.verifier.agreed(flight, counts, logits, tokens, keys)
         for row, n in zip(rows, counts):
             row.nfe_verifier += int(n > 1)
-        return Proposal(tokens), {"agreed": agreed}
+        return Proposal(marked(tokens, logits)), {"agreed": agreed}
 
     def _commit(self, rows: list[Row], chosen: np.ndarray, tokens: np.ndarray) -> None:
         for row, mask, ids in zip(rows, chosen, tokens):
             block = self._block(row)
+            n = block.stop - block.start
+            mask, ids = mask[:n], ids[:n]
             row.answer[block][mask] = ids[mask]
             row.committed_at[block][mask] = row.nfe - 1
             row.open[block][mask] = False
@@ -356,7 +390,8 @@ class _Decoder:
         row.step += 1
         if not row.open[self._block(row)].any():
             row.block, row.step, row.passes, row.memory = row.block + 1, 0, 0, None
-        assert row.step < self.schedule.steps_per_block, (
+        left = row.block < self.schedule.n_blocks
+        assert not left or row.step < len(self.schedule.quotas_of(row.block)), (
             f"{self.schedule.algorithm} left positions open at its last step"
         )
 
@@ -364,11 +399,7 @@ class _Decoder:
         """Forward passes that a row's schedule has left; an upper bound for `origin`."""
         if not row.open.any() or not self.config.early_exit or self.schedule.adaptive:
             return 0
-        per_block = np.count_nonzero(self.schedule.quotas)
-        left = (
-            np.count_nonzero(self.schedule.quotas[row.step :])
-            + (self.schedule.n_blocks - row.block - 1) * per_block
-        )
+        left = self.schedule.passes_after(row.block, row.step)
         return int(min(left, row.open.sum()))
 
     def _ended(self, ids: np.ndarray) -> bool:

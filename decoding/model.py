@@ -1,4 +1,4 @@
-"""What the engine needs of a model, as a protocol. models.Transformer implements it. No torch."""
+"""The protocol of a model that the engine runs. models.Transformer implements it. No torch."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Option:
     above:     `low` itself is not valid.
     choices:   the valid words, for an option whose value is a word. This may be a table: entries
                that are added to it later are valid too.
-    words:     words that are valid beside the numbers, e.g. ("auto",).
+    words:     words that are valid in addition to numbers, e.g. ("auto",).
     type:      makes the value of a text that is neither a number nor one of a few words, e.g. Path.
     truth:     the value is true or false. The word may follow the flag; without it the flag means
                true.

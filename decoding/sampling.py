@@ -5,7 +5,7 @@ Shapes: R queried positions, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Rules:
     dtype:            of softmax and scores; None means that of the logits.
     scores_the_draw:  confidence, entropy and margin are those of the filtered distribution that the
                       token is drawn from (Dream); otherwise of the plain softmax of the logits
-                      (LLaDA).
+                      (LLaDA, and the adaptive rules of every family).
     never:            token ids that are never proposed.
     last:             token ids that have no confidence. They are proposed as before, but scored
                       without their mass, and so committed last.
@@ -47,9 +47,26 @@ class Rules:
     last: tuple[int, ...] = ()
 
 
+class NoFiniteLogits(ArithmeticError):
+    """The model gives NaN or infinity where a token is asked for.
+
+    everywhere: at every position that the step asks for, in every row.
+    """
+
+    def __init__(self, n: int, of: int):
+        self.everywhere = n == of
+        super().__init__(
+            f"the model gives no finite logits at {n} of {of} open positions; its weights are "
+            "damaged, or they do not fit into --dtype"
+        )
+
+
 @dataclass(frozen=True)
 class Proposal:
-    """tokens [R] int64; confidence, entropy (nats), margin [R] float64, None if not requested."""
+    """tokens [R] int64; confidence, entropy (nats), margin [R] float64, None if not requested.
+
+    A token is -1 where the logits are not finite: see `marked`.
+    """
 
     tokens: Tensor
     confidence: Tensor | None = None
@@ -62,10 +79,26 @@ def propose(
 ) -> Proposal:
     """Proposed token and scores of each row.
 
-    logits: [R, V] any float dtype; -inf excludes a token.
+    logits: [R, V] any float dtype; -inf excludes a token. Where a row has NaN, +inf or no finite
+            number, its token is -1.
     reads:  the scores to compute, among "confidence", "entropy" and "margin".
     noise:  [R] float64 uniform in [0, 1), for the draw of each row; required above temperature 0.
     """
+    proposal = _proposed(logits, rules, reads, noise)
+    return replace(proposal, tokens=marked(proposal.tokens, logits))
+
+
+def marked(tokens: Tensor, logits: Tensor) -> Tensor:
+    """The tokens [R], with -1 where the logits [R, V] are not finite.
+
+    So a step learns of it from the tokens, by the transfer that there is.
+    """
+    return tokens.masked_fill(~logits.amax(dim=-1).isfinite(), -1)
+
+
+def _proposed(
+    logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None
+) -> Proposal:
     groups = chunks(logits)
     parts = [
         _propose(logits[part], rules, reads, None if noise is None else noise[part])
@@ -237,7 +270,8 @@ def draw(probs: Tensor, noise: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     # if the product rounds up to the total, a token without mass could be drawn
     at = (noise[:, None] * total).minimum(total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, at, right=True)[:, 0]
+    # NaN is found behind the last token
+    return torch.searchsorted(cumulative, at, right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:

@@ -3,6 +3,11 @@
 tokens_per_step (K) and num_steps are one knob. A block takes ceil(block_length / K) steps. Without
 blocks the whole canvas is one block. If num_steps is given, it decides. An adaptive algorithm
 itself decides how many positions a step commits, at least K.
+
+The last block is shorter than the others if block_length does not divide gen_length. It then takes
+its share of a whole block's steps, rounded up, so that num_steps = ceil(gen_length * steps of a
+whole block / block_length). Its quotas are those of its own length and steps: an even split, or
+Dream's floor schedule.
 """
 
 from __future__ import annotations
@@ -33,10 +38,11 @@ class Schedule:
 
     num_steps: steps of all blocks together; for an adaptive algorithm an upper bound.
     tokens_per_step: as requested; None if num_steps decided.
-    quotas:    positions that each step of a block commits, the same for all blocks. A step with
-               quota 0 is idle: it needs no forward pass. For `origin`, which commits a random
+    quotas:    positions that each step of a whole block commits, the same for all of them. A step
+               with quota 0 is idle: it needs no forward pass. For `origin`, which commits a random
                number, an upper bound; for an adaptive algorithm a lower bound.
     rates:     for `origin`, the probability that a step commits an open position; otherwise 1.
+    last_quotas, last_rates: those of the last block. They differ only if it is short.
     note:      a remark for the user, or None.
     """
 
@@ -56,7 +62,8 @@ class Schedule:
         protocol=True,
     )
     block_length: int = _count(
-        "Decode the canvas in blocks of N tokens, from left to right. N must divide --gen_length.",
+        "Decode the canvas in blocks of N tokens, from left to right. The last block is shorter if "
+        "N does not divide --gen_length; N equal to --gen_length means no blocks.",
         protocol=True,
     )
     num_steps: int = _count(
@@ -65,22 +72,45 @@ class Schedule:
         "Default: from --tokens_per_step.",
     )
     tokens_per_step: int | None = _count(
-        "Tokens committed per step; more is faster and usually worse. A sample takes (gen_length / "
-        "block_length) * ceil(block_length / K) steps, without blocks ceil(gen_length / K). An "
-        "adaptive algorithm commits at least K tokens per step. Default: 1.",
+        "Tokens committed per step; more is faster and usually worse. A block takes "
+        "ceil(block_length / K) steps, a short last block its share of them; without blocks a "
+        "sample takes ceil(gen_length / K). An adaptive algorithm commits at least K tokens per "
+        "step. Default: 1.",
         metavar="K",
     )
     quotas: tuple[int, ...]
     rates: tuple[float, ...]
+    last_quotas: tuple[int, ...]
+    last_rates: tuple[float, ...]
     note: str | None = None
 
     @property
     def n_blocks(self) -> int:
-        return self.gen_length // self.block_length
+        """Number of blocks, a short last one included."""
+        return ceil(self.gen_length / self.block_length)
+
+    @property
+    def last_length(self) -> int:
+        """Positions of the last block."""
+        return self.gen_length - (self.n_blocks - 1) * self.block_length
 
     @property
     def steps_per_block(self) -> int:
+        """Steps of a whole block."""
         return len(self.quotas)
+
+    def span(self, block: int) -> slice:
+        """The positions of a block on the canvas."""
+        lo = block * self.block_length
+        return slice(lo, min(lo + self.block_length, self.gen_length))
+
+    def quotas_of(self, block: int) -> tuple[int, ...]:
+        """The quotas of a block, one for each of its steps."""
+        return self.quotas if block < self.n_blocks - 1 else self.last_quotas
+
+    def rates_of(self, block: int) -> tuple[float, ...]:
+        """The rates of a block, one for each of its steps."""
+        return self.rates if block < self.n_blocks - 1 else self.last_rates
 
     @property
     def realised_tps(self) -> float:
@@ -95,7 +125,13 @@ class Schedule:
     @property
     def forward_passes(self) -> int:
         """Maximum number of forward passes of a sample: its steps that are not idle."""
-        return min(self.n_blocks * sum(q > 0 for q in self.quotas), self.gen_length)
+        return min(self.passes_after(0, 0), self.gen_length)
+
+    def passes_after(self, block: int, step: int) -> int:
+        """Number of steps that are not idle, from a step of a block to the end of the canvas."""
+        later = range(block + 1, self.n_blocks)
+        counted = [self.quotas_of(block)[step:], *map(self.quotas_of, later)]
+        return sum(q > 0 for quotas in counted for q in quotas)
 
 
 def even_quotas(n: int, steps: int) -> tuple[int, ...]:
@@ -143,10 +179,9 @@ def floor_quotas(n: int, steps: int) -> tuple[int, ...]:
     return tuple(quotas)
 
 
-def _nearest(value: int, divisor: int) -> str:
-    """The multiples of `divisor` next to `value`."""
-    below = value // divisor * divisor
-    return ", ".join(str(n) for n in (below, below + divisor) if n)
+def _steps_in_all(gen_length: int, block_length: int, per_block: int) -> int:
+    """Steps of a sample whose whole blocks take `per_block` steps."""
+    return ceil(gen_length * per_block / block_length)
 
 
 def _problems(
@@ -166,16 +201,17 @@ def _problems(
         return problems
     if ALGORITHMS[algorithm].schedule == "adaptive" and num_steps is not None:
         return [f"num_steps {num_steps}: {algorithm} decides the number of steps; leave it out"]
-    if gen_length % block_length:
-        return [
-            f"gen_length {gen_length} is not a multiple of block_length {block_length}; "
-            f"nearest: {_nearest(gen_length, block_length)}"
-        ]
-    n_blocks = gen_length // block_length
-    if num_steps is not None and num_steps % n_blocks:
+    if block_length > gen_length:
+        return [f"block_length {block_length} is more than the gen_length of {gen_length}"]
+    below = (num_steps or 0) * block_length // gen_length
+    if num_steps is not None and _steps_in_all(gen_length, block_length, below) != num_steps:
+        # a block has no use for more steps than positions
+        near = sorted({min(max(1, n), block_length) for n in (below, below + 1)})
+        listed = ", ".join(str(_steps_in_all(gen_length, block_length, n)) for n in near)
+        n_blocks = ceil(gen_length / block_length)
         return [
             f"num_steps {num_steps} does not divide over the {n_blocks} blocks of {block_length}; "
-            f"nearest: {_nearest(num_steps, n_blocks)}"
+            f"nearest: {listed}"
         ]
     return []
 
@@ -203,21 +239,22 @@ def make_schedule(
     if tokens_per_step is None and num_steps is None:
         tokens_per_step = 1
     k = ceil(gen_length / num_steps) if tokens_per_step is None else tokens_per_step
-    n_blocks = gen_length // block_length
-    implied = n_blocks * ceil(block_length / k)
+    implied = _steps_in_all(gen_length, block_length, ceil(block_length / k))
     steps = implied if num_steps is None else num_steps
-    per_block, rates = steps // n_blocks, None
+    per_block = steps * block_length // gen_length
+    n_before = ceil(gen_length / block_length) - 1  # blocks before the last one
     kind = ALGORITHMS[algorithm].schedule
     if kind == "floor" and not ALGORITHMS[algorithm].scores:
-        quotas, rates = (block_length,) * per_block, floor_rates(per_block)
-    elif kind == "floor":
-        quotas = floor_quotas(block_length, per_block)
-    elif kind == "adaptive":
-        steps, quotas = gen_length, (min(k, block_length),) * block_length
-    elif kind == "stride" and steps == implied:
-        quotas = stride_quotas(block_length, k)
-    else:
-        quotas = even_quotas(block_length, per_block)
+        kind = "drawn"
+    whole, last = (
+        _block_plan(kind, n, block_steps, k)
+        for n, block_steps in (
+            (block_length, per_block),
+            (gen_length - n_before * block_length, steps - n_before * per_block),
+        )
+    )
+    if kind == "adaptive":
+        steps = gen_length
     note = None
     if tokens_per_step is not None and num_steps is not None and steps != implied:
         note = (
@@ -235,7 +272,25 @@ def make_schedule(
         block_length,
         steps,
         tokens_per_step if steps == implied or kind == "adaptive" else None,
-        quotas,
-        rates or (1.0,) * len(quotas),
+        *whole,
+        *last,
         note,
     )
+
+
+def _block_plan(kind: str, n: int, steps: int, k: int) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Quotas and rates of a block of n positions.
+
+    kind: Algorithm.schedule, or "drawn" (`origin`).
+    """
+    if kind == "drawn":
+        return (n,) * steps, floor_rates(steps)
+    if kind == "floor":
+        quotas = floor_quotas(n, steps)
+    elif kind == "adaptive":
+        quotas = (min(k, n),) * n
+    elif kind == "stride" and steps == ceil(n / k):
+        quotas = stride_quotas(n, k)
+    else:
+        quotas = even_quotas(n, steps)
+    return quotas, (1.0,) * len(quotas)

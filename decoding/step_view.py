@@ -1,4 +1,4 @@
-"""What an algorithm consists of: its table entry, the frozen view of a step, and its memory.
+"""The parts of an algorithm: its table entry, the frozen view of a step, and its memory.
 
 Shapes: B rows in flight, T columns of the active block (without blocks: of the whole canvas), N
 positions of the canvas, R open positions of one row's block, V vocabulary.
@@ -113,6 +113,8 @@ class Algorithm:
     left_to_right: it always commits the first open positions. max_lookahead and kv_cache "window"
               are then possible.
     verification: the use of a verifier; select then reads `agreed` and no score.
+    scores_the_draw: an adaptive rule that scores the distribution of the draw where the family
+              does; by default it reads the model's own probability, see `reads_the_model`.
     """
 
     select: Callable[[StepView], Tensor]
@@ -129,6 +131,12 @@ class Algorithm:
     ) = None
     left_to_right: bool = False
     verification: Verification | None = None
+    scores_the_draw: bool = False
+
+    @property
+    def reads_the_model(self) -> bool:
+        """Whether the scores are those of the plain softmax of the logits in every family."""
+        return self.schedule == "adaptive" and not self.scores_the_draw
 
     def __post_init__(self) -> None:
         for name, given, known in (

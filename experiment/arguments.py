@@ -1,4 +1,7 @@
-"""The command line: every flag comes from an Option of a config dataclass or from an entry of a table."""
+"""The command line.
+
+Every flag comes from an Option of a config dataclass or from an entry of a table.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from decoding.config import DecodeConfig
 from decoding.option import Option, options_in
 from decoding.schedule import Schedule
 from decoding.step_view import Algorithm
-from experiment.config import EVALUATED, RunConfig, Settings
+from experiment.config import DTYPES, EVALUATED, RunConfig, Settings
 from models import FAMILIES
 from tasks import TaskSpec
 from tasks.protocols import PROTOCOLS, Protocol
@@ -25,19 +28,15 @@ from utils import UsageError, nearest
 Models = Mapping[str, Mapping[str, Any]]  # MODEL_DEFAULTS of eval.py
 NEEDED = {"family", "checkpoint", "flag"}
 CELL = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
-ENTRY = NEEDED | {
-    "verifier",
-    "harness",
-    "uniform",
-    "official",
-}  # what an entry of MODEL_DEFAULTS may have
-BLOCK_LENGTH = 32  # of algorithms that go in blocks where the protocol has none: Fast-dLLM's
+# the keys that an entry of MODEL_DEFAULTS may have
+ENTRY = NEEDED | {"verifier", "harness", "dtype", "uniform", "official"}
+BLOCK_LENGTH = 32  # of adaptive algorithms where the protocol has the whole canvas: Fast-dLLM's
 ALGORITHM = "options of single algorithms"
 # groups of --help that come first, and what holds for all of their flags; the other groups follow
 RULES = {
     EVALUATED: "A checkpoint is a directory in the hub's layout, a hub id, or org/name@REVISION.",
-    "decoding": "Where a flag is not given, the protocol decides; a flag always wins, and the result "
-    "lists it.",
+    "decoding": "Where a flag is not given, the protocol decides; a flag always wins, and the "
+    "result lists it.",
 }
 EPILOG = """examples:
   python eval.py --model_alias llada --task gsm8k --tokens_per_step 2 --batch_size 8
@@ -48,7 +47,8 @@ EPILOG = """examples:
 
 exit codes:
   0 complete   2 usage or configuration   3 environment (no GPU, no sandbox)   4 data or checkpoint
-  5 finished, but some samples failed   74 not writable or disk full   75 another process has the job
+  5 finished, but some samples failed   74 not writable or disk full   \
+75 another process has the job
   128+n ended by signal n
 """
 
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Flags:
-    """Adds flags to a parser, by group, and collects bad values instead of stopping at the first one."""
+    """Adds flags to a parser, by group, and collects all bad values."""
 
     def __init__(self, parser: argparse.ArgumentParser):
         self.parser, self.problems = parser, []
@@ -112,13 +112,17 @@ class _Flags:
 
 
 def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str]]:
-    """The parser, and the list to which it adds bad values as it reads them. None means: not given."""
+    """The parser, and the list to which it adds the bad values that it reads.
+
+    The value of a flag that is not given is None.
+    """
     parser = Parser(
         prog="eval.py",
         allow_abbrev=False,
         epilog=EPILOG,
         formatter_class=_Formatter,
-        description="Evaluate a masked-diffusion language model on one benchmark and write one result file.",
+        description="Evaluate a masked-diffusion language model on one benchmark and write one "
+        "result file.",
     )
     flags = _Flags(parser)
     _evaluated(flags, models, tasks)
@@ -141,8 +145,8 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
         ALGORITHM,
         "verifier_ckpt",
         "CHECKPOINT",
-        f"Autoregressive model that checks the drafts of {checked}: a checkpoint of Qwen2's layout with the model's own "
-        f"tokenizer. Default: {own}.",
+        f"Autoregressive model that checks the drafts of {checked}: a checkpoint of Qwen2's "
+        f"layout with the model's own tokenizer. Default: {own}.",
     )
     for cls in (RunConfig, Settings):
         for name, known in options_in(cls).items():
@@ -164,16 +168,16 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         EVALUATED,
         "task",
         "NAME",
-        f"The benchmark: {', '.join(tasks)}; or lm_eval:NAME, another generation task of the installed lm-eval, with its "
-        "data from the hub. Required.",
+        f"The benchmark: {', '.join(tasks)}; or lm_eval:NAME, another generation task of the "
+        "installed lm-eval, with its data from the hub. Required.",
     )
     flags.word(
         EVALUATED,
         "protocol",
         "NAME",
-        "Where prompts, lengths, algorithm and sampling come from. uniform is the same for all models, so that they can "
-        "be compared; official is what the model's authors report with, so that a published score can be reproduced. "
-        "Default: uniform.",
+        "Where prompts, lengths, algorithm and sampling come from. uniform is the same for all "
+        "models, so that they can be compared; official is what the model's authors report with, "
+        "so that a published score can be reproduced. Default: uniform.",
         default="uniform",
     )
     for alias, entry in models.items():
@@ -183,8 +187,8 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         EVALUATED,
         "plugin",
         "FILE.py",
-        "Import a file of your own that adds models, benchmarks, algorithms or families; may be repeated. See "
-        "docs/extending.md.",
+        "Import a file of your own that adds models, benchmarks, algorithms or families; may be "
+        "repeated. See docs/extending.md.",
         action="append",
         default=[],
     )
@@ -199,12 +203,13 @@ def _shown(checkpoint: str) -> str:
 
 
 def _leaving(flags: _Flags) -> None:
-    """Flags with which nothing is evaluated."""
+    """Flags that print something and evaluate nothing."""
     group = flags.group("looking without running")
     group.add_argument(
         "--dry_run",
         action="store_true",
-        help="Print the configuration, the schedule and the path of the result, and leave. Loads nothing.",
+        help="Print the configuration, the schedule and the path of the result, and leave. "
+        "Loads nothing.",
     )
     group.add_argument(
         "--show_prompt",
@@ -212,8 +217,8 @@ def _leaving(flags: _Flags) -> None:
         nargs="?",
         const=0,
         type=flags._reader("show_prompt", Option(0, "", whole=True)),
-        help="Print the prompt of a document (default 0) as the model gets it, its tokens and its stop strings, and "
-        "leave. Reads the tokenizer, no weights.",
+        help="Print the prompt of a document (default 0) as the model gets it, its tokens and its "
+        "stop strings, and leave. Reads the tokenizer, no weights.",
     )
     group.add_argument(
         "--print_output_path", action="store_true", help="Print the path of the result, and leave."
@@ -224,17 +229,17 @@ def _leaving(flags: _Flags) -> None:
 
 
 def _from_tables(name: str) -> str:
-    """What the help of an option says of the algorithms that there are."""
+    """The part of an option's help that lists algorithms."""
     if name == "algorithm":
         names = [name for name, family in FAMILIES.items() if family.algorithm]
         listed = "; ".join(f"{name} family: {', '.join(algorithms_of(name))}" for name in names)
         return f" {listed}. Default: the protocol's."
     if name == "block_length":
-        own = ", ".join(a for a, b in ALGORITHMS.items() if b.blocks and b.schedule == "adaptive")
+        whole = ", ".join(a for a, b in ALGORITHMS.items() if not b.blocks)
         return (
-            " Default: the protocol's for the algorithms that it is about; "
-            f"{BLOCK_LENGTH} for those that go in blocks where the protocol has none: {own}; else "
-            "the whole canvas."
+            f" Default: the whole canvas for {whole}; the protocol's for the others. Where the "
+            f"protocol has the whole canvas, adaptive algorithms still have blocks of "
+            f"{BLOCK_LENGTH}."
         )
     if name == "early_exit":
         ending = ", ".join(a for a, b in ALGORITHMS.items() if b.ends_at_eos)
@@ -243,19 +248,20 @@ def _from_tables(name: str) -> str:
 
 
 def verified() -> list[str]:
-    """Names of the algorithms that a verifier belongs to."""
+    """Names of the algorithms that use a verifier."""
     return [name for name, algorithm in ALGORITHMS.items() if algorithm.verification is not None]
 
 
 def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
-    """What is wrong with the entries of the tables, which a user or a plugin may have written."""
+    """The problems in the entries of the tables; a user or a plugin may have written them."""
     problems, flags = [], {}
     for alias, entry in models.items():
         where = f"MODEL_DEFAULTS[{alias!r}]"
         if missing := NEEDED - entry.keys():
             problems.append(f"{where} lacks {', '.join(sorted(missing))}")
         problems += [
-            f"{where}: unknown key {key!r}{nearest(key, ENTRY)}; there are: {', '.join(sorted(ENTRY))}"
+            f"{where}: unknown key {key!r}{nearest(key, ENTRY)}; "
+            f"there are: {', '.join(sorted(ENTRY))}"
             for key in entry.keys() - ENTRY
         ]
         family = entry.get("family")
@@ -271,6 +277,10 @@ def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
             for key in cell
             if key not in CELL
         ]
+        if (dtype := entry.get("dtype", DTYPES[0])) not in DTYPES:
+            problems.append(
+                f"{where}: dtype {dtype!r} is not known; there are: {', '.join(DTYPES)}"
+            )
         flag = entry.get("flag")
         if flag is not None and not re.fullmatch(r"[a-z][a-z0-9_]*", flag):
             problems.append(f"{where}: flag {flag!r}: allowed: small letters, digits and '_'")
@@ -300,7 +310,10 @@ def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
 def parse(
     argv: Sequence[str] | None, models: Models, tasks: Mapping[str, TaskSpec]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Arguments and the problems with single values. Raises UsageError where argparse cannot go on."""
+    """The arguments, and the problems with single values.
+
+    Raises UsageError where argparse cannot go on.
+    """
     if problems := table_problems(models, tasks):
         raise UsageError(problems)
     try:
@@ -313,7 +326,8 @@ def parse(
     args, unknown = parser.parse_known_args(argv)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     wrong = [
-        f"unknown argument {word!r}{nearest(word.split('=')[0], flags) or '; --help lists them all'}"
+        f"unknown argument {word!r}"
+        f"{nearest(word.split('=')[0], flags) or '; --help lists them all'}"
         for word in unknown
         if word.startswith("--")
     ]

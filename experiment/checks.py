@@ -1,4 +1,4 @@
-"""Everything that can be wrong with an experiment's inputs, found before anything heavy loads; its device and store."""
+"""Checks of an experiment's inputs, before anything heavy is loaded; its device and its store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import sandbox
 from experiment.arguments import Models
 from experiment.config import RunConfig
-from experiment.identity import data_identity
+from experiment.identity import data_identity, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
@@ -40,10 +40,10 @@ def say(text: str) -> None:
 def check_inputs(
     job: Job, checkpoint_flag: str
 ) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
-    """The job with the identity of its inputs, the predictions if there are any, and what is wrong."""
+    """The job with the identity of its inputs, the predictions if any, and the errors."""
     errors: list[DllmexpError] = []
     notes, config, texts, spec = list(job.notes), job.config, None, job.spec
-    n_docs = spec.n_docs
+    n_docs, task_ids = spec.n_docs, []
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
     else:
@@ -51,9 +51,11 @@ def check_inputs(
         if job.data_dir and not spec.foreign:
             data = load_data(spec, job.data_dir)
             n_docs = len(data.splits[spec.eval_split])
+            task_ids = [row["task_id"] for row in data.splits[spec.eval_split] if "task_id" in row]
             if data.name == "modified":
                 notes.append(
-                    f"{job.data_dir} holds as many documents as the published files, but other bytes"
+                    f"{job.data_dir} holds as many documents as the published files, but other "
+                    f"bytes"
                 )
     if job.limit is not None and job.limit > n_docs and not spec.foreign:
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
@@ -66,8 +68,15 @@ def check_inputs(
         config = _with_checkpoints(config, checkpoint_flag, notes, errors)
     else:
         try:  # without good data the number of documents is not known
-            texts = read_predictions(job.predictions, n_docs, job.limit) if config.data else None
+            if config.data:
+                file = job.predictions
+                texts = read_predictions(file, n_docs, job.limit, task_ids, notes)
             config = replace(config, predictions=_file_sha256(job.predictions))
+        except BadDataError as error:
+            errors.append(error)
+    if job.data_dir is None and not spec.foreign and not errors:  # last: it loads `datasets`
+        try:
+            config = replace(config, data=rows_identity(spec, load_data(spec, None)))
         except BadDataError as error:
             errors.append(error)
     return replace(job, config=config, notes=tuple(notes)), texts, errors
@@ -108,7 +117,10 @@ def _with_checkpoints(
 
 
 def verifier_problems(verifier: str, checkpoint: str | None) -> list[str]:
-    """Why a checkpoint cannot verify the drafts of another; checkpoint None: the other is not looked at."""
+    """Why a checkpoint cannot verify the drafts of another one.
+
+    checkpoint: of the model that drafts; None: it is not looked at.
+    """
     from models import check_checkpoint, read_config, tokenizer_disagreement
 
     if problems := check_checkpoint(verifier):
@@ -123,7 +135,7 @@ def verifier_problems(verifier: str, checkpoint: str | None) -> list[str]:
 def input_problems(
     args: Namespace, models: Models, tasks: Mapping[str, TaskSpec]
 ) -> list[DllmexpError]:
-    """What is wrong with the files of a command line that is refused for other reasons, so that all is said at once."""
+    """Problems of the files that a refused command line names, so that all are reported at once."""
     from models import check_checkpoint
 
     errors: list[DllmexpError] = []
@@ -158,8 +170,9 @@ def _file_sha256(path: Path) -> str:
 def finished_result(job: Job) -> dict[str, Any] | None:
     """The finished result of this configuration where there is one, else None.
 
-    A result of the same generation that was scored otherwise is not finished: the run scores its kept samples anew.
-    Raises UsageError where another configuration's result is at the path, BadDataError where something else is.
+    A result of the same generation that was scored otherwise is not finished: the run scores its
+    kept samples anew. Raises UsageError if another configuration's result is at the path, and
+    BadDataError if something else is.
     """
     result = None if job.overwrite else load_result(job.path)
     if result is None:
@@ -180,7 +193,9 @@ def finished_result(job: Job) -> dict[str, Any] | None:
 
 
 def choose_device(requested: str | None, worker: WorkerInfo) -> str:
-    """The device to run on; unset: cuda where there is one. Raises EnvironmentProblem where it is not there.
+    """The device to run on; by default cuda where there is one.
+
+    Raises EnvironmentProblem where the requested one is not there.
 
     Under a launcher "cuda" is the device of the process's local rank.
     """
@@ -208,7 +223,7 @@ def choose_device(requested: str | None, worker: WorkerInfo) -> str:
 
 
 def open_store(job: Job, worker: WorkerInfo) -> Store:
-    """The store of a job's samples. The leader takes the lock and lets its workers in; a worker waits for that."""
+    """The store of a job's samples. The leader locks it and lets its workers in; they wait."""
     root, config = job.output_dir / "cache", job.config
     identity, key = config.identity(), config.generation_id
     if not worker.leads:
@@ -228,7 +243,7 @@ def open_store(job: Job, worker: WorkerInfo) -> Store:
 
 
 def _restore(store: Store, job: Job) -> None:
-    """Put the samples of an old result back, where it was made by this generation and the store lost them."""
+    """Put the samples of an old result of this generation back into a store that lost them."""
     result = load_result(job.path)
     if result is not None and result.get("generation_id") == job.config.generation_id:
         for key, kept in samples_of(result).items():

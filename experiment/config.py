@@ -1,14 +1,14 @@
 """One experiment, normalised: what decides its numbers (RunConfig) and how it is run (Settings).
 
-Each field that is a flag carries its Option: the flag's help, range and default, and whether it is part of a result's
-file name. experiment/arguments.py makes the command line from them.
+Each field that is a flag carries its Option: the flag's help, range and default, and whether it is
+part of a result's file name. experiment/arguments.py makes the command line from them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,8 @@ EVALUATED = "what is evaluated"
 
 STRICT = Option(
     False,
-    "Run each program that passes a second time with its tests out of its reach, and report pass@1_strict too. A "
+    "Run each program that passes a second time with its tests out of its reach, and report "
+    "pass@1_strict too. A "
     "finished result is judged again without decoding.",
     switch=True,
     group=RUNNING,
@@ -37,14 +38,17 @@ SCORING = {"role": "scoring"}  # part of the result id alone
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the numbers of an experiment, with defaults, protocol and flags resolved.
+    """Everything that decides the numbers of an experiment, with all defaults resolved.
 
     num_fewshot, chat_template, system: how prompts are made, see tasks.protocols.Protocol.
     decode:      how answers are generated; None where given answers are scored.
-    fingerprint: of the checkpoint (files, sizes, hashes, revision); None where it is not known or not used.
-    data:        sha256 of each benchmark file, or the hub data set; None where not known.
+    fingerprint: of the checkpoint, see models.fingerprint; None where it is not known or not used.
+    data:        sha256 of each benchmark file, or name and sha256 of the rows of the hub's data;
+                 None where not known.
     predictions: sha256 of the file of answers that are scored instead of generated ones, else None.
     verifier, verifier_fingerprint: as checkpoint and fingerprint, of the model that checks drafts.
+    extraction:  the authors' own way to find the program in an answer, a key of
+                 tasks.code.EXTRACTIONS; None: ours.
     plugins:     {"path", "sha256"} of each plugin that one of the names above comes from.
     harness:     {"name", "sha256"} of a harness that is not the family's own, and of its file.
     """
@@ -55,26 +59,52 @@ class RunConfig:
     task: str
     protocol: str
     prompt_form: str
-    num_fewshot: int
-    chat_template: bool
-    system: str | None
+    num_fewshot: int = option(
+        MISSING,
+        "Worked examples in the prompt, drawn by lm-eval from the benchmark's own.",
+        whole=True,
+        protocol=True,
+        group=EVALUATED,
+    )
+    chat_template: bool = option(
+        MISSING,
+        "Ask without the checkpoint's chat template: the plain text of the prompt form.",
+        switch=True,
+        negated=True,
+        protocol=True,
+        group=EVALUATED,
+    )
+    system: str | None = option(
+        MISSING,
+        "System prompt. Without it the chat template may insert one of its own. With "
+        "--no_chat_template it precedes "
+        "the prompt as it is.",
+        type=str,
+        metavar="TEXT",
+        protocol=True,
+        group=EVALUATED,
+    )
     decode: DecodeConfig | None
     dtype: str = option(
         "bfloat16",
-        "Precision of the weights and of the forward pass.",
+        "Precision of the weights and of the forward pass; tiny models have float32 as their "
+        "default.",
         choices=DTYPES,
         group=PRECISION,
     )
     seed: int = option(
         0,
-        "Seed of all randomness. A sample's generator is seeded from this, its prompt and its repeat.",
+        "Seed of all randomness. A sample's generator is seeded from this, its prompt and its "
+        "repeat.",
         whole=True,
         group=PRECISION,
     )
     compile: bool = option(
         False,
-        "Compile the model's layers with torch.compile. It is faster on a GPU and changes the rounding, so tokens may "
-        "change: the result belongs to another configuration. Where it does not work, the run goes on without it.",
+        "Compile the model's layers with torch.compile. It is faster on a GPU and changes the "
+        "rounding, so tokens may "
+        "change: the result belongs to another configuration. Where it does not work, the run "
+        "goes on without it.",
         switch=True,
         group=PRECISION,
     )
@@ -85,10 +115,11 @@ class RunConfig:
     verifier_fingerprint: dict[str, Any] | None = None
     plugins: tuple[dict[str, str], ...] = ()
     harness: dict[str, str] | None = None
+    extraction: str | None = field(default=None, metadata=SCORING)
     strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
 
     def as_dict(self) -> dict[str, Any]:
-        """Every setting that says something, flat, ready for JSON: a field that is at an empty default is left out."""
+        """The settings, flat, ready for JSON, without those at an empty default."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if not _is_silent(f, self)}
         decode = values.pop("decode", None)
         if decode is None:
@@ -98,7 +129,7 @@ class RunConfig:
         return values | decode_settings(decode)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that can change a token, and nothing else: not the scoring, not batch size, limit or device."""
+        """The settings that can change a token: not the scoring, batch size, limit or device."""
         return identity_of(self.as_dict()) | {"engine_version": ENGINE_VERSION}
 
     @cached_property
@@ -114,6 +145,8 @@ class RunConfig:
             for f in fields(self)
             if f.metadata.get("role") == "scoring"
         }
+        if "rows" in (self.data or {}):
+            scoring["rows"] = self.data["rows"]
         versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
         return sha256({"generation_id": self.generation_id} | scoring | versions)
 
@@ -134,13 +167,15 @@ def identity_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("fingerprint", "verifier_fingerprint"):
         if name in kept:
             kept[name] = _content(kept[name])
+    if "data" in kept:  # the rows reach a token through the prompt alone, which keys each sample
+        kept["data"] = {name: value for name, value in kept["data"].items() if name != "rows"}
     if "plugins" in kept:
         kept["plugins"] = sorted(plugin["sha256"] for plugin in kept["plugins"])
     return kept
 
 
 def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """A commit of the hub says it all, also before its shards are downloaded; a directory is what it holds."""
+    """A commit identifies a checkpoint of the hub, its contents identify a directory."""
     if fingerprint["revision"]:
         return {"revision": fingerprint["revision"]}
     return {name: fingerprint[name] for name in ("files", "shards")}
@@ -149,13 +184,16 @@ def _content(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def decode_settings(decode: DecodeConfig) -> dict[str, Any]:
     """A decoding configuration, flat: schedule, options of the loop, options of the algorithm."""
     schedule = decode.schedule
+    quotas = run_lengths(schedule.quotas)
+    if schedule.last_length < schedule.block_length:
+        quotas += f"; last block {run_lengths(schedule.last_quotas)}"
     settings = {
         "algorithm": schedule.algorithm,
         "gen_length": schedule.gen_length,
         "block_length": schedule.block_length,
         "num_steps": schedule.num_steps,
         "tokens_per_step": schedule.tokens_per_step,
-        "quotas": run_lengths(schedule.quotas),
+        "quotas": quotas,
     }
     for name, known in options_in(DecodeConfig).items():
         value = getattr(decode, name)
@@ -176,8 +214,10 @@ class Settings:
 
     predictions: Path | None = option(
         None,
-        'Score texts that were made elsewhere instead of generating: one line {"doc_id": n, "text": "..."} for each '
-        "document, n counting from 0 in the benchmark's order, or a result file. Texts are cut at the task's stop "
+        'Score texts that were made elsewhere instead of generating: one line {"doc_id": n, '
+        '"text": "..."} for each '
+        "document, n counting from 0 in the benchmark's order, or a result file. Texts are cut "
+        "at the task's stop "
         "strings. No checkpoint is needed, and decoding flags have no effect.",
         type=Path,
         metavar="FILE.jsonl",
@@ -190,10 +230,11 @@ class Settings:
         low=1,
         group=RUNNING,
     )
-    batch_size: int | str = option(
-        1,
-        "Samples in flight at a time; auto takes as many as fit into free memory and help. At float32 it changes no "
-        "token.",
+    batch_size: int | str | None = option(
+        None,
+        "Samples in flight at a time; auto takes as many as fit into free memory and help. At "
+        "float32 it changes no "
+        "token. Default: 1 on a GPU, 8 on a CPU.",
         whole=True,
         low=1,
         words=("auto",),
@@ -208,7 +249,8 @@ class Settings:
     )
     devices: str | None = option(
         None,
-        "Share the samples among processes on this node, one for each device of a list such as 0,1,2,3 or cpu,cpu. "
+        "Share the samples among processes on this node, one for each device of a list such as "
+        "0,1,2,3 or cpu,cpu. "
         "The result is that of one process. torchrun and accelerate launch do not need it.",
         type=str,
         metavar="LIST",
@@ -216,28 +258,33 @@ class Settings:
     )
     cuda_graphs: bool = option(
         False,
-        "Replay forward passes of up to 1024 columns as CUDA graphs, which saves kernel launches. Each graph is "
+        "Replay forward passes of up to 1024 columns as CUDA graphs, which saves kernel "
+        "launches. Each graph is "
         "compared with the plain path when it is captured; tokens stay the same.",
         switch=True,
         group=RUNNING,
     )
     unsafe_exec: str | None = option(
         None,
-        "Run generated code also where it cannot be confined: fs accepts that it can read and write your files, all "
-        "that it can do what you can do. Not needed where the sandbox works; the run prints what it found.",
+        "Run generated code also where it cannot be confined: fs accepts that it can read and "
+        "write your files, all "
+        "that it can do what you can do. Not needed where the sandbox works; the run prints what "
+        "it found.",
         choices=("fs", "all"),
         group=RUNNING,
     )
     no_exec: bool = option(
         False,
-        "Run no generated code: the result keeps the programs and is not complete. Score it on another machine with "
+        "Run no generated code: the result keeps the programs and is not complete. Score it on "
+        "another machine with "
         "--predictions RESULT.json, or here by the same command without --no_exec.",
         switch=True,
         group=RUNNING,
     )
     data_dir: Path | None = option(
         None,
-        "Directory with the benchmarks' original files, to run without a network. Default: the environment variable "
+        "Directory with the benchmarks' original files, to run without a network. Default: the "
+        "environment variable "
         "DLLMEXP_DATA_DIR; without it, data comes from the hub.",
         type=Path,
         metavar="DIR",
@@ -255,20 +302,38 @@ class Settings:
     )
     overwrite: bool = option(
         False,
-        "Run again although a finished result is there, and replace it. Without it a finished result of the same "
+        "Run again although a finished result is there, and replace it. Without it a finished "
+        "result of the same "
         "configuration is printed and kept, and one of another configuration is an error.",
         switch=True,
         group=OUTPUT,
     )
 
 
-def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None = None) -> str:
-    """File name of a result: `<alias>_<task>_<alg>[_<method>...]_tps<K>[_<tag>][_limit<N>].json`.
+def result_name(
+    config: RunConfig,
+    *,
+    overrides: Collection[str] = (),
+    dtype: str = DTYPES[0],
+    protocol: str = "uniform",
+    data: str | None = None,
+    tag: str | None = None,
+    limit: int | None = None,
+) -> str:
+    """File name of a result, a function of its configuration alone.
 
-    <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the schedule has it, else
-    the realised one. Scored predictions have no schedule: `<alias>_<task>_predictions[_<tag>][_limit<N>].json`.
+    `<alias>_<task>_<alg>[_<method>...]_tps<K>[_temperature<T>][_seed<N>][_<dtype>][_<protocol>]
+    [_<data>][_<tag>][_limit<N>].json`
+
+    <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the
+    schedule has it, else the realised one. Scored predictions have `predictions` in the place of
+    <alg>, and no part that is about generating.
+
+    overrides:       the protocol's settings that the run changed; of these temperature is named.
+    dtype, protocol: the defaults, which are not part of a name.
+    data:            name of a data set that is not the original one, as its manifest has it.
     """
-    parts = [config.model_alias, re.sub(r"[^A-Za-z0-9._-]+", "-", config.task)]
+    parts = [config.model_alias, config.task]
     if config.decode is None:
         parts.append("predictions")
     else:
@@ -276,5 +341,10 @@ def result_name(config: RunConfig, *, tag: str | None = None, limit: int | None 
         k = schedule.tokens_per_step
         tps = f"{schedule.gen_length / schedule.num_steps:g}" if k is None else str(k)
         parts += [schedule.algorithm, *name_parts(config.decode), f"tps{tps}"]
+        parts += [f"temperature{config.decode.temperature:g}"] * ("temperature" in overrides)
+        parts += [f"seed{config.seed}"] * (config.seed != 0)
+        parts += [config.dtype] if config.dtype != dtype else []
+    parts += [config.protocol] if config.protocol != protocol else []
+    parts += [data] if data else []
     parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
-    return "_".join(parts) + ".json"
+    return "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts) + ".json"

@@ -19,11 +19,12 @@ import torch
 from tqdm import tqdm
 
 from decoding.row_state import Completion
+from decoding.sampling import NoFiniteLogits
 from experiment.progress import Progress
 from experiment.result import profile
 from experiment.sample import Request, Sample, completion_of
 from experiment.sample_cache import SampleCache
-from utils import DllmexpError, out_of_memory
+from utils import BadDataError, DllmexpError, out_of_memory
 
 _log = logging.getLogger("dllmexp")
 
@@ -38,13 +39,19 @@ class Failure:
 
     traceback: str
     out_of_memory: bool
+    nothing_finite: bool  # no logits of the whole batch were finite
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
         return cls(
             "".join(traceback.format_exception(type(error), error, error.__traceback__)),
             out_of_memory(error),
+            isinstance(error, NoFiniteLogits) and error.everywhere,
         )
+
+    @property
+    def reason(self) -> str:
+        return self.traceback.splitlines()[-1]
 
 
 class Clock:
@@ -187,8 +194,9 @@ class Generation:
     def _decode_group(self, requests: Sequence[Request]) -> None:
         """Decode requests that share their stop strings, whatever happens to some of them.
 
-        Where memory runs out the batch is halved for the rest of the run. Where anything else
-        fails, the samples that were in flight - the first ones that are missing - are tried one by
+        Where memory runs out the batch is halved for the rest of the run. Where the first batch
+        has no finite logits at all, the run ends with BadDataError. Where anything else fails, the
+        samples that were in flight - the first ones that are missing - are tried one by
         one, and the others go on.
         """
         while failure := self._attempt(requests):
@@ -201,10 +209,12 @@ class Generation:
                     f"out of memory with {n} samples in flight; going on with {self.batch_size}"
                 )
                 continue
+            if failure.nothing_finite and all(s.error for s in self.samples.values()):
+                raise BadDataError(failure.reason.partition(": ")[2])
             suspects, requests = requests[:n], requests[n:]
-            reason = failure.traceback.splitlines()[-1]
             _log.warning(
-                f"a batch failed ({reason}); its {len(suspects)} samples are tried one by one"
+                f"a batch failed ({failure.reason}); its {len(suspects)} samples are tried one "
+                f"by one"
             )
             for request in suspects:
                 if failure := self._attempt([request]):

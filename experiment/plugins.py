@@ -1,11 +1,12 @@
-"""`--plugin FILE.py`: a file of the user's own that adds models, benchmarks, algorithms or families to the tables.
+"""`--plugin FILE.py`: a file of the user's own that adds entries to the tables.
 
-The file is imported before the flags are read, so its entries are choices and its options are flags. It may add
-entries and may not replace one. Its sha256 is part of the identity of the runs that use one of its entries, and of no
-other run. Modules that the file imports are not part of it.
+The entries are models, benchmarks, algorithms or families. The file is imported before the flags
+are read, so its entries are choices and its options are flags. It may add entries and may not
+replace one. Its sha256 is part of the identity of the runs that use one of its entries, and of no
+other run. The sha256 does not cover modules that the file imports.
 
-A process tells its children which bytes it has loaded (DLLMEXP_PLUGINS): a worker whose file has changed in the
-meantime ends with exit code 4 instead of computing something else.
+A process hands the checksums of its plugins to its children (DLLMEXP_PLUGINS). A worker that finds
+a changed file ends with exit code 4 and computes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from utils import BadDataError, UsageError
 
 FLAG = "--plugin"
 EXPECTED = "DLLMEXP_PLUGINS"  # JSON: absolute path -> sha256
-Tables = Mapping[str, dict]  # what it holds ("model", "task", ...) -> the table
+Tables = Mapping[str, dict]  # kind of entry ("model", "task", ...) -> the table
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def paths_in(argv: Iterable[str]) -> list[str]:
 
 
 def checksums(argv: Iterable[str]) -> dict[str, str]:
-    """Absolute path -> sha256 of the plugins that a command line names. Imports nothing. Raises UsageError."""
+    """Absolute path -> sha256 of the plugins that a command line names.
+
+    Imports nothing. Raises UsageError where a file cannot be read.
+    """
     return {path: _sha256(path) for path in paths_in(argv)}
 
 
@@ -67,8 +71,8 @@ def expect(checksums: Mapping[str, str]) -> None:
 def load(argv: Sequence[str], tables: Tables) -> None:
     """Import the plugins that a command line names, each once in a process.
 
-    Raises UsageError where a file is missing, fails or replaces an entry, and BadDataError where it is not the file
-    that the parent process has loaded.
+    Raises UsageError where a file is missing, fails or replaces an entry, and BadDataError where it
+    is not the file that the parent process has loaded.
     """
     for path, found in checksums(argv).items():
         if loaded().get(path, found) != found:
@@ -94,11 +98,13 @@ def _sha256(path: str) -> str:
 
 
 def _import(path: str, tables: Tables) -> frozenset[tuple[str, str]]:
-    """Import the file; the entries that it added. What it did to the tables is undone where it is refused."""
+    """Import the file and return the entries that it added.
+
+    Where the file is refused, the tables are restored.
+    """
     before = {name: dict(table) for name, table in tables.items()}
-    kept = copy.deepcopy(
-        before["model"]
-    )  # entries of this table are dicts that a file could edit in place
+    # entries of this table are dicts that a file could edit in place
+    kept = copy.deepcopy(before["model"])
     name = f"dllmexp_plugin_{Path(path).stem}"
     folder = str(Path(path).parent)
     if folder not in sys.path:
@@ -129,7 +135,8 @@ def _refuse_replaced(path: str, tables: Tables, before: Mapping[str, dict], kept
         for name, entry in entries.items():
             if tables[what].get(name) is not entry or (what == "model" and entry != kept[name]):
                 raise UsageError(
-                    f"{FLAG} {path} replaces the {what} {name!r}; a plugin may only add: choose another name"
+                    f"{FLAG} {path} replaces the {what} {name!r}; "
+                    "a plugin may only add: choose another name"
                 )
 
 

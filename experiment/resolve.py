@@ -1,4 +1,7 @@
-"""What the arguments mean together: Namespace -> Job, or every problem at once. No file is read, nothing heavy is loaded."""
+"""Resolves the arguments: Namespace -> Job, or every problem at once.
+
+Imports nothing heavy. Of all files only the manifest of a data set is read, for its name.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ from decoding.option import options_in
 from decoding.schedule import Schedule, ScheduleError, make_schedule
 from experiment import plugins
 from experiment.arguments import BLOCK_LENGTH, Models, verified
-from experiment.config import RunConfig, Settings, result_name
+from experiment.config import DTYPES, RunConfig, Settings, result_name
 from models import FAMILIES
 from tasks import TaskSpec
+from tasks.data import data_name
 from tasks.installed import spec_of
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import DllmexpError, ManyProblems, UsageError, nearest
@@ -34,10 +38,13 @@ NO_OVERRIDE = ("early_exit", "seed", "strict_exec")
 class Job(Settings):
     """One experiment and how to run it.
 
-    config:    what decides the numbers.
+    config:    the settings that decide the numbers.
     spec:      the benchmark.
-    overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the protocol.
-    notes:     what a user should know: sentences, printed and stored.
+    overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the
+               protocol.
+    notes:     sentences for the user, printed and stored.
+    dtype:     the default of the model's alias.
+    data_name: of the data set below data_dir, if a manifest gives it one.
     """
 
     config: RunConfig
@@ -45,6 +52,8 @@ class Job(Settings):
     protocol: Protocol
     overrides: Mapping[str, dict[str, Any]]
     notes: tuple[str, ...]
+    dtype: str = DTYPES[0]
+    data_name: str | None = None
 
     @property
     def schedule(self) -> Schedule | None:
@@ -54,7 +63,9 @@ class Job(Settings):
     @property
     def path(self) -> Path:
         """Where the result goes."""
-        return self.output_dir / result_name(self.config, tag=self.tag, limit=self.limit)
+        named = {"overrides": self.overrides, "dtype": self.dtype, "data": self.data_name}
+        named |= {"tag": self.tag, "limit": self.limit}
+        return self.output_dir / result_name(self.config, **named)
 
     @property
     def worker_devices(self) -> tuple[str, ...]:
@@ -66,7 +77,10 @@ class Job(Settings):
 def resolve(
     args: Namespace, problems: Sequence[str], models: Models, tasks: Mapping[str, TaskSpec]
 ) -> Job:
-    """What the arguments mean together. problems: those already found; raises UsageError with all of them."""
+    """The job that the arguments describe.
+
+    problems: those already found. Raises UsageError with these and all others.
+    """
     found = list(problems)
     alias = _choice("model_alias", args.model_alias, list(models), found)
     name = _choice("protocol", args.protocol, PROTOCOLS, found)
@@ -75,6 +89,8 @@ def resolve(
     if args.show_prompt is not None and args.predictions is not None:
         found.append("--show_prompt and --predictions: given texts have no prompt; leave one out")
     given = _given(args, found)
+    if args.predictions is not None:
+        given = dict.fromkeys(given)  # nothing is generated, which a note says
     if alias and given["algorithm"]:
         own = algorithms_of(models[alias]["family"])
         flag = "alg" if args.alg is not None else "remasking"
@@ -91,6 +107,11 @@ def resolve(
     value, source = _values(given, proto)
     decode = _decode_config(args, given, value, source, family, found)
     verifier = _verifier(args, decode, entry, found)
+    if given["num_fewshot"] and not spec.has_examples:
+        found.append(
+            f"--num_fewshot {given['num_fewshot']}: {spec.name} has no documents for worked "
+            "examples apart from those that are asked; leave it out"
+        )
     found += [
         f"--{flag} '': a directory or a hub id is needed; leave it out for {entry[own]}"
         for flag, own in ((entry["flag"], "checkpoint"), ("verifier_ckpt", "verifier"))
@@ -100,6 +121,8 @@ def resolve(
         raise UsageError(found)
     checkpoint = getattr(args, entry["flag"]) or entry["checkpoint"]
     predictions = args.predictions is not None
+    defaults = {name: known.default for name, known in options_in(RunConfig).items()}
+    defaults["dtype"] = entry.get("dtype", defaults["dtype"])
     used = {"model": alias, "task": spec.name, "algorithm": decode.schedule.algorithm}
     config = RunConfig(
         model_alias=alias,
@@ -108,29 +131,33 @@ def resolve(
         task=spec.name,
         protocol=proto.name,
         prompt_form=proto.form,
-        num_fewshot=proto.num_fewshot,
-        chat_template=proto.chat_template,
-        system=proto.system,
+        extraction=proto.extraction,
         decode=None if predictions else decode.at_its_temperature(),
         verifier=None if predictions else verifier,
         plugins=plugins.used_by(used | {"family": family.name}),
         harness=None if predictions else harness_identity(entry.get("harness")),
-        **{n: _or_default(getattr(args, n), o.default) for n, o in options_in(RunConfig).items()},
+        **{
+            n: value[n] if o.protocol else _or_default(getattr(args, n), defaults[n])
+            for n, o in options_in(RunConfig).items()
+        },
     )
     own = (entry["checkpoint"], verifier and entry.get("verifier"))
     return Job(
         config=config,
         spec=spec,
         protocol=proto,
-        overrides={} if predictions else _overrides(config, proto, given, own),
-        notes=_notes(args, decode, models, alias, spec),
+        overrides={} if predictions else _overrides(config, proto, given, own, defaults["dtype"]),
+        dtype=defaults["dtype"],
+        data_name=None if spec.foreign or not args.data_dir else data_name(args.data_dir),
+        notes=_notes(args, given, decode, models, alias, spec),
         **{n: _or_default(getattr(args, n), o.default) for n, o in options_in(Settings).items()},
     )
 
 
 def harness_identity(harness: type | str | None) -> dict[str, str] | None:
-    """{"name", "sha256"} of an entry's own harness: a class, or "module:Class"; None for the family's.
+    """{"name", "sha256"} of an entry's own harness; None where the entry uses the family's.
 
+    harness: a class, or "module:Class".
     Raises UsageError where the file of a module cannot be found.
     """
     if harness is None:
@@ -159,7 +186,7 @@ def _choice(
     known: str = "known",
     listing: str = "there are",
 ) -> str | None:
-    """`value` where it is allowed; otherwise a problem with the nearest one, and None."""
+    """`value` if it is allowed; otherwise None, and a problem that suggests the nearest choice."""
     if value in allowed:
         return value
     wrong = "is required" if value is None else f"{value!r} is not {known}{nearest(value, allowed)}"
@@ -183,7 +210,7 @@ def _benchmark(
 
 
 def _setting_problems(args: Namespace) -> list[str]:
-    """What is wrong with settings whose values are words."""
+    """The problems with settings that are given as text."""
     patterns = (
         ("device", r"cpu|cuda(:\d+)?", "cpu, cuda, cuda:0, cuda:1, ..."),
         ("devices", r"(cpu|\d+)(,(cpu|\d+))*", "a list such as 0,1,2,3 or cpu,cpu"),
@@ -204,12 +231,14 @@ def _setting_problems(args: Namespace) -> list[str]:
 
 
 def _given(args: Namespace, problems: list[str]) -> dict[str, Any]:
-    """Option of the schedule or of the loop -> the value of its flag, None where it is not given.
+    """Option that a protocol may decide -> the value of its flag, None where it is not given.
 
-    A problem names both flags of an option where they are given and differ.
+    These are the options of the schedule, of the loop and of the prompt. Where both flags of an
+    option are given and differ, a problem names both.
     """
     given = {}
-    for name, known in (options_in(Schedule) | options_in(DecodeConfig)).items():
+    prompt = {name: known for name, known in options_in(RunConfig).items() if known.protocol}
+    for name, known in (options_in(Schedule) | options_in(DecodeConfig) | prompt).items():
         if known.negated:
             given[name] = False if getattr(args, *known.names(name)) else None
             continue
@@ -222,7 +251,10 @@ def _given(args: Namespace, problems: list[str]) -> dict[str, Any]:
 
 
 def _values(given: Mapping[str, Any], proto: Protocol) -> tuple[dict[str, Any], str]:
-    """Options with the protocol's values where no flag is given, and where the block length comes from."""
+    """The value of each option, and the source of the block length.
+
+    An option without a flag has the protocol's value.
+    """
     value = {
         name: getattr(proto, name, None) if flag is None else flag for name, flag in given.items()
     }
@@ -230,9 +262,11 @@ def _values(given: Mapping[str, Any], proto: Protocol) -> tuple[dict[str, Any], 
     algorithm = ALGORITHMS[value["algorithm"]]
     if given["block_length"] is None and not algorithm.blocks:
         value["block_length"] = None  # the protocol's is meant for its own algorithm
-    elif value["block_length"] is None and algorithm.blocks:
-        value["block_length"] = min(BLOCK_LENGTH, value["gen_length"])
+    elif value["block_length"] is None and algorithm.blocks and algorithm.schedule == "adaptive":
+        value["block_length"] = BLOCK_LENGTH
         source = f"the default of {value['algorithm']}"
+    if given["block_length"] is None and value["block_length"] is not None:
+        value["block_length"] = min(value["block_length"], value["gen_length"])
     return value, source
 
 
@@ -244,20 +278,26 @@ def _decode_config(
     family,
     problems: list[str],
 ) -> DecodeConfig | None:
-    """The decoding configuration, or None; what is wrong with it is added to `problems`."""
+    """The decoding configuration, or None; its problems are added to `problems`."""
     k = (
         1
         if value["tokens_per_step"] is None and value["num_steps"] is None
         else value["tokens_per_step"]
     )
-    sizes = {"gen_length": value["gen_length"], "block_length": value["block_length"]}
-    try:
-        schedule = make_schedule(
-            value["algorithm"], **sizes, tokens_per_step=k, num_steps=value["num_steps"]
+    names = ("gen_length", "block_length", "num_steps")
+    asked = {name: value[name] for name in names} | {"tokens_per_step": k}
+    if (asked["num_steps"] or 0) > asked["gen_length"]:
+        problems.append(
+            f"--num_steps {asked['num_steps']} is more than the {asked['gen_length']} positions "
+            "of the canvas: a step commits at least one of them"
         )
+        return None
+    try:
+        schedule = make_schedule(value["algorithm"], **asked)
     except ScheduleError as error:
         implied = given["block_length"] is None and value["block_length"] is not None
-        hint = f" (block_length is {source}; --block_length changes it)" if implied else ""
+        helps = implied and _possible(value["algorithm"], **asked | {"block_length": None})
+        hint = f" (block_length is {source}; --block_length changes it)" if helps else ""
         problems += [f"--{text}{hint}" for text in error.problems]
         return None
     settings = {
@@ -268,10 +308,20 @@ def _decode_config(
         settings["kv_cache"] = "window"
     if settings["kv_cache"] == "window" and settings["kv_window"] is None:
         settings["kv_window"] = KV_WINDOW
-    own = [(name, v) for name in algorithm_options() if (v := getattr(args, name)) is not None]
+    names = () if args.predictions else algorithm_options()
+    own = [(name, v) for name in names if (v := getattr(args, name)) is not None]
     config = DecodeConfig(schedule, given=tuple(own), **settings)
     problems += [f"--{text}" for text in config.problems(family.name, family.end_token_flags)]
     return config
+
+
+def _possible(algorithm: str, **asked: int | None) -> bool:
+    """Whether there is such a schedule."""
+    try:
+        make_schedule(algorithm, **asked)
+    except ScheduleError:
+        return False
+    return True
 
 
 def _verifier(
@@ -282,7 +332,8 @@ def _verifier(
     if decode is None or ALGORITHMS[name].verification is None:
         if args.verifier_ckpt is not None and decode is not None and not args.predictions:
             problems.append(
-                f"--verifier_ckpt {args.verifier_ckpt}: {name} drafts nothing; these do: {', '.join(verified())}"
+                f"--verifier_ckpt {args.verifier_ckpt}: {name} drafts nothing; "
+                f"these do: {', '.join(verified())}"
             )
         return None
     found = args.verifier_ckpt or entry.get("verifier")
@@ -294,9 +345,14 @@ def _verifier(
 
 
 def _notes(
-    args: Namespace, decode: DecodeConfig, models: Models, alias: str, spec: TaskSpec
+    args: Namespace,
+    given: Mapping[str, Any],
+    decode: DecodeConfig,
+    models: Models,
+    alias: str,
+    spec: TaskSpec,
 ) -> tuple[str, ...]:
-    """What the user should know about flags that act otherwise than they look, and about the benchmark."""
+    """Notes for the user: flags without effect, unexpected effects, the benchmark's own note."""
     others = [
         f"--{entry['flag']}"
         for other, entry in models.items()
@@ -304,7 +360,7 @@ def _notes(
     ]
     notes = [f"{', '.join(others)}: no effect, the model is {alias}"] if others else []
     if args.predictions:
-        named = [*options_in(Schedule), *options_in(DecodeConfig), *algorithm_options()]
+        named = [*given, *algorithm_options()]
         flags = [f for n in named for f in _flags_of(n) if getattr(args, f) not in (None, False)]
         flags += ["verifier_ckpt"] if args.verifier_ckpt is not None else []
         if flags:
@@ -316,13 +372,33 @@ def _notes(
             unused = [(n, v) for n in ("top_p", "top_k") if (v := getattr(decode, n)) is not None]
             listed = " and ".join(f"{name} {value:g}" for name, value in unused)
             notes += [f"{listed} inactive at temperature 0: nothing is drawn"] if unused else []
+            notes += _end_first(decode, FAMILIES[models[alias]["family"]])
     if args.strict_exec and args.no_exec:
         notes.append("strict_exec has no effect with no_exec: no program is run")
     return tuple(notes + ([spec.note] if spec.note else []))
 
 
+def _end_first(decode: DecodeConfig, family) -> list[str]:
+    """A note where a family without a rule for end tokens runs one whole canvas at temperature 0.
+
+    The model then often commits an end token far right first, and the answer ends there. Users
+    report GSM8K 35 to 58 instead of 77 to 82 for Dream (DreamLM/Dream issues 51, 56, 72).
+    """
+    schedule = decode.schedule
+    if schedule.n_blocks > 1 or not family.blocks or family.end_token_flags:
+        return []
+    if not ALGORITHMS[schedule.algorithm].scores or schedule.gen_length == 1:
+        return []
+    return [
+        f"one block over the whole canvas at temperature 0: the {family.name} family may commit "
+        f"end tokens before the answer, which lowers scores; "
+        f"--block_length {min(family.blocks, (schedule.gen_length + 1) // 2)}, "
+        "--alg leftright or a temperature above 0 avoids it"
+    ]
+
+
 def _flags_of(name: str) -> tuple[str, ...]:
-    known = (options_in(Schedule) | options_in(DecodeConfig)).get(name)
+    known = (options_in(Schedule) | options_in(DecodeConfig) | options_in(RunConfig)).get(name)
     return known.names(name) if known else (name,)
 
 
@@ -331,11 +407,12 @@ def _overrides(
     proto: Protocol,
     given: Mapping[str, Any],
     own: tuple[str, str | None],
+    dtype: str,
 ) -> dict[str, dict[str, Any]]:
-    """Flags whose value departs from the protocol's and has an effect.
+    """Flags with an effect and a value other than the protocol's.
 
-    own: the alias's checkpoint and verifier. Every protocol means one token per step, the alias's own checkpoint,
-    bfloat16 weights, float64 scores, no cache.
+    own, dtype: the alias's checkpoint and verifier, and its dtype. Every protocol means these, one
+    token per step, float64 scores, no cache.
     """
     decode, schedule = config.decode, config.decode.schedule
     # at temperature 0 they have no effect
@@ -352,6 +429,7 @@ def _overrides(
         for name, known in options_in(type(part)).items():
             if name not in pairs and not known.protocol and name not in NO_OVERRIDE:
                 pairs[name] = known.default, getattr(part, name)
+    pairs["dtype"] = dtype, config.dtype
     defaults = ALGORITHMS[schedule.algorithm].options
     pairs |= {name: (defaults[name].default, value) for name, value in decode.options.items()}
     return {name: {"protocol": a, "run": b} for name, (a, b) in pairs.items() if a != b}

@@ -7,7 +7,7 @@ and a part that differs from day to day: `profile` (times) and `meta` (host, ver
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = (
     "not compared with the published score: the run, its data or its size departs from the protocol"
 )
+# names of the benchmarks' own data
+ORIGINALS = ("original", "hub")
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 # metrics that are 0 or 1 for a sample, as are those that end in _acc
-PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "acc")
+PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "pass@1_ours", "acc")
 
 
 def profile(samples: Iterable[Sample], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -88,12 +90,15 @@ def is_proportion(key: str) -> bool:
 
 
 def sample_rows(
-    samples: Sequence[Sample], logged: Sequence[Mapping[str, Any]]
+    samples: Sequence[Sample],
+    logged: Sequence[Mapping[str, Any]],
+    target: Callable[[dict], Any] | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """One row per sample for the result file, and one with its times, which differ from day to day.
 
     logged: lm-eval's samples. A row gets from them `extracted` (filter -> answer that the scorer
     found in the text), `metrics`, and for code `verdict` (how the program fared) and `program`.
+    target: see TaskSpec.target. A row has the document's as `target`.
     """
     scored: dict[int, list[Mapping[str, Any]]] = {}
     for entry in logged:
@@ -102,6 +107,11 @@ def sample_rows(
     for sample in sorted(samples, key=lambda s: (s.request.doc_id, s.request.repeat)):
         doc_id, repeat = sample.request.doc_id, sample.request.repeat
         row = sample.row() | {"status": "ok" if sample.error is None else "error"}
+        if target:
+            row["target"] = target(sample.request.doc)
+        else:
+            theirs = next((e.get("target") for e in scored.get(doc_id, [])), None)
+            row["target"] = json.loads(json.dumps(theirs, default=str))
         time = {
             "doc_id": doc_id,
             "repeat": repeat,
@@ -156,6 +166,7 @@ def build_result(
     logged: Sequence[Mapping[str, Any]],
     headline: str,
     code: bool,
+    target: Callable[[dict], Any] | None = None,
     profile: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -164,6 +175,7 @@ def build_result(
     generation_id: of all that can change a token; the samples are kept under it.
     result_id:     of that and of all that scoring reads; `id` in the result.
     logged:        lm-eval's samples.
+    target:        doc -> what the answer should have been; None: as lm-eval logs it.
 
     `status` in the result is one of
     complete:   every sample was scored; `metrics` has every metric, `headline` that of the task.
@@ -178,17 +190,15 @@ def build_result(
         k: e.as_dict()
         for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()
     }
-    rows, times = sample_rows(samples, logged)
+    rows, times = sample_rows(samples, logged, target)
     complete = not failed and headline in estimates
-    whole = (
-        complete
-        and data.get("name") in ("original", "hub")
-        and limit is None
-        and config.get("predictions") is None
+    predicted = config.get("predictions") is not None
+    reference, note = reference_of(
+        protocol.get("references", ()),
+        overrides,
+        whole=complete and limit is None and not predicted,
+        data=data.get("name"),
     )
-    references = protocol.get("references", ())
-    reference = reference_of(references, overrides) if whole else None
-    departs = DEPARTS if references else UNPUBLISHED
     rechecked = any("pass@1_strict" in entry["metrics"] for entry in logged)
     result = {
         "schema_version": SCHEMA_VERSION,
@@ -206,8 +216,8 @@ def build_result(
         "metrics": estimates if complete else {},
         "score_on_completed": estimates if failed else None,
         "reference": reference,
-        "reference_note": None if reference else departs,
-        "diagnostics": diagnostics(rows, code=code),
+        "reference_note": note,
+        "diagnostics": diagnostics(rows, code=code, headline=headline),
         "strict": strict_summary(rows) if rechecked else None,
         "samples": rows,
     }
@@ -217,15 +227,22 @@ def build_result(
 
 
 def reference_of(
-    references: Sequence[Mapping[str, Any]], overrides: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """The published score at the run's tokens per step, or None.
+    references: Sequence[Mapping[str, Any]],
+    overrides: Mapping[str, Any],
+    *,
+    whole: bool,
+    data: str | None,
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The published score at the run's tokens per step, or None and the reason.
 
-    None too where anything else of the protocol was overridden.
+    whole: every document is generated and scored. data: the name of the data, None: not known.
+    There is no published score where the run departs from the protocol in anything else than
+    tokens per step.
     """
     k = overrides.get("tokens_per_step", {}).get("run", 1)
-    same = set(overrides) <= {"tokens_per_step"}
-    return next((dict(r) for r in references if same and r["tokens_per_step"] == k), None)
+    same = whole and data in ORIGINALS and set(overrides) <= {"tokens_per_step"}
+    found = next((dict(r) for r in references if same and r["tokens_per_step"] == k), None)
+    return found, None if found else DEPARTS if references else UNPUBLISHED
 
 
 def published(reference: Mapping[str, Any]) -> str:
@@ -238,23 +255,67 @@ def published(reference: Mapping[str, Any]) -> str:
 
 
 def load_result(path: Path) -> dict[str, Any] | None:
-    """The result at `path`, None without one. Raises BadDataError for a file of another form."""
+    """The result at `path`, None without one.
+
+    Raises BadDataError for a file that cannot be read, has another form, or does not match its
+    checksum.
+    """
     try:
+        if path.exists() and not path.is_file():
+            raise BadDataError(f"{path} is no file; {DELETE}")
         result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise BadDataError(
-            f"{path} is there but is no result file ({error}); --overwrite replaces it, "
-            "--tag writes beside it"
-        ) from error
+    except OSError as error:
+        raise BadDataError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadDataError(f"{path} is no whole result file ({error}); {DELETE}") from error
     version = result.get("schema_version") if isinstance(result, dict) else None
+    if version is None:
+        raise BadDataError(f"{path} is there but is no result file; {DELETE}")
     if version != SCHEMA_VERSION:
         raise BadDataError(
-            f"{path} has schema_version {version}, this program writes {SCHEMA_VERSION}; "
-            "--overwrite replaces it, --tag writes beside it"
+            f"{path} has schema_version {version!r:.20}, this program writes {SCHEMA_VERSION}; "
+            f"{DELETE}"
         )
+    if not is_intact(result):
+        raise BadDataError(
+            f"{path} does not match its checksum: it was edited or damaged; {DELETE}"
+        )
+    lacking = [
+        f"{name} is no {kind.__name__}" for name, kind in FORM if type(result.get(name)) is not kind
+    ]
+    if lacking:
+        raise BadDataError(f"{path} is no whole result file ({', '.join(lacking)}); {DELETE}")
     return result
+
+
+# what every reader relies on
+FORM = (
+    ("id", str),
+    ("generation_id", str),
+    ("status", str),
+    ("config", dict),
+    ("protocol", dict),
+    ("metrics", dict),
+    ("diagnostics", dict),
+    ("n_samples", int),
+    ("n_failed", int),
+    ("samples", list),
+    ("profile", dict),
+    ("meta", dict),
+)
+# --overwrite would set the samples aside, too
+DELETE = "delete it or move it away, and the same command makes it again from the kept samples"
+
+
+def is_intact(result: Mapping[str, Any]) -> bool:
+    """Whether a result's content matches its content_sha256."""
+    try:
+        content = {name: value for name, value in result.items() if name not in VOLATILE}
+        return result.get("content_sha256") == sha256(content)
+    except (ValueError, RecursionError):  # NaN is no JSON
+        return False
 
 
 def table(result: Mapping[str, Any], path: Path) -> str:

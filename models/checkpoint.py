@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from models.config import CheckpointError, ModelConfig
-from models.files import config_in, read_headers, shard_paths, tensor_plan
+from models.files import check_blobs, config_in, read_headers, shard_paths, tensor_plan
 from models.hub import resolve
 from models.tokenizer import tokenizer_in
 from models.transformer import Transformer
@@ -18,12 +18,14 @@ def load_model(path_or_repo: str | Path, *, device: str | torch.device, dtype: s
 
     path_or_repo: a directory, or owner/name or owner/name@REVISION on the hub. dtype: float32,
     float16 or bfloat16. Raises CheckpointError with every problem found; a missing, unexpected or
-    wrongly shaped tensor is one. Host memory holds at most one tensor besides a model on the CPU,
+    wrongly shaped tensor is one, and so is a damaged file of the hub's cache. Host memory holds at
+    most one tensor besides a model on the CPU,
     and none for a model on another device.
     """
     dtype = _dtype(dtype)
     folder = resolve(path_or_repo, weights=True)
     config = config_in(folder)
+    check_blobs(folder)
     tokenizer = tokenizer_in(folder, config, name=str(path_or_repo))
     return load_weights(folder, config, torch.device(device), dtype), tokenizer
 

@@ -59,6 +59,7 @@ DREAM = Family(
     optional_end_tokens=("<|dlm_pad|>",),
     tokenizer_files=("vocab.json", "merges.txt", "tokenizer_config.json"),
     algorithm="maskgit_plus",
+    blocks=32,
     scores_the_draw=True,
     skip_special_tokens=False,  # as Dream's evaluation does: eval_instruct
 )

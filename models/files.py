@@ -7,17 +7,18 @@ model.safetensors.index.json, and the tokenizer's files. No code of the checkpoi
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from itertools import zip_longest
 from pathlib import Path
 
 from models.config import CheckpointError, Family, ModelConfig, parameter_shapes
+from models.digests import digests, kept_digests
 from models.families import FAMILIES
-from models.hub import SMALL, offline, resolve
-from models.safetensors_header import TensorEntry, content_digest, not_the_file, read_header
+from models.hub import INDEX, SINGLE, SMALL, offline, resolve
+from models.safetensors_header import TensorEntry, not_the_file, read_header
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _N_LISTED = 20
 
 
@@ -191,20 +192,20 @@ def malformed(folder: Path, error: Exception) -> CheckpointError:
 
 def shard_paths(folder: Path) -> list[Path]:
     """The weight files, all of which exist. Raises CheckpointError otherwise."""
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if not (folder / _INDEX).is_file():
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
         other = [p.name for end in ("bin", "safetensors") for p in sorted(folder.glob(f"*.{end}"))]
         found = f"; there are {listed(other)}" if other else ""
-        raise CheckpointError(f"no weights in {folder}: neither {_SINGLE} nor {_INDEX}{found}")
-    weight_map = read_json(folder / _INDEX).get("weight_map")
+        raise CheckpointError(f"no weights in {folder}: neither {SINGLE} nor {INDEX}{found}")
+    weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{_INDEX}: no weight_map")
+        raise CheckpointError(f"{INDEX}: no weight_map")
     names = sorted({str(name) for name in weight_map.values()})
     if odd := [name for name in names if Path(name).name != name]:
-        raise CheckpointError(f"{_INDEX}: shard names with a path: {listed(odd)}")
+        raise CheckpointError(f"{INDEX}: shard names with a path: {listed(odd)}")
     if missing := [name for name in names if not (folder / name).is_file()]:
-        raise CheckpointError(f"{name} is named in {_INDEX} but missing" for name in missing)
+        raise CheckpointError(f"{name} is named in {INDEX} but missing" for name in missing)
     return [folder / name for name in names]
 
 
@@ -378,20 +379,55 @@ def tokenizer_disagreement(a: str | Path, b: str | Path) -> list[str]:
     return problems
 
 
-def fingerprint(path_or_repo: str | Path) -> dict:
+def fingerprint(path_or_repo: str | Path, *, hashing: bool = True) -> dict | None:
     """The identity of a checkpoint, for path_or_repo as in `read_config`.
 
-    path: its directory. revision: the commit of a hub snapshot, None for any other directory.
-    files: name -> sha256 of its small files. shards: name -> content_digest.
+    revision: the commit of a hub snapshot, which says it all: there are no other keys. None for any
+              other directory.
+    path:     of the directory.
+    files:    name -> sha256 of each small file that is read.
+    shards:   name -> sha256 of each weight file that is read, over all its bytes.
+    hashing:  False hashes no weights; None is returned where a digest of them is not kept.
+    Raises CheckpointError where files are missing, and OSError.
     """
     folder = resolve(path_or_repo, weights=False)
-    small = sorted({p for pattern in SMALL for p in folder.glob(pattern) if p.is_file()})
+    if commit := _commit(folder):
+        return {"revision": commit}
+    shards = shard_paths(folder)
+    found = (digests if hashing else kept_digests)(shards)
+    if len(found) < len(shards):
+        return None
+    indexed = [] if shards == [folder / SINGLE] else [INDEX]
+    small = [folder / name for name in sorted([*SMALL, *indexed]) if (folder / name).is_file()]
     return {
         "path": str(folder),
-        "revision": folder.name if folder.parent.name == "snapshots" else None,
+        "revision": None,
         "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in small},
-        "shards": {p.name: content_digest(p) for p in sorted(folder.glob("*.safetensors"))},
+        "shards": {path.name: found[path] for path in shards},
     }
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None for any other directory."""
+    in_cache = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
+    return folder.name if in_cache and re.fullmatch("[0-9a-f]{40}", folder.name) else None
+
+
+def check_blobs(folder: Path) -> None:
+    """Compare the weights of a hub snapshot with the sha256 that is the name of their blob.
+
+    A blob is hashed once. Does nothing for files without such a name. Raises CheckpointError that
+    names each damaged file.
+    """
+    blobs = {path.resolve() for path in shard_paths(folder)}
+    named = [p for p in sorted(blobs) if re.fullmatch("[0-9a-f]{64}", p.name)]
+    damaged = [path for path, digest in digests(named).items() if digest != path.name]
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: its content has another sha256 than its name; "
+            "delete it, then the same command downloads it again"
+            for path in damaged
+        )
 
 
 # ---- reading

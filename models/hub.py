@@ -1,12 +1,30 @@
-"""Find a checkpoint: in a local directory, in the hub's local cache, or on the hub."""
+"""Find a checkpoint: in a local directory, in the hub's local cache, or on the hub.
 
+A branch or a tag of the hub may move. The first look-up of a process decides which commit it
+means, for this process and for all that it starts.
+"""
+
+import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from models.config import CheckpointError
 
-SMALL = ("*.json", "*.txt", "*.jinja", "*.model")  # all files but the weights
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# the files that are read besides the weights and their index
+SMALL = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+# environment variable: JSON {hub id as given: commit}, from a process to those that it starts
+COMMITS = "DLLMEXP_HUB_COMMITS"
 
 
 class HubId(NamedTuple):
@@ -40,7 +58,30 @@ def resolve(path_or_repo: str | Path, *, weights: bool) -> Path:
     hub = hub_id(name)
     if hub is None:
         raise CheckpointError(f"model path {name} does not exist")
-    return _download(name, hub, weights)
+    commit = _commits().get(name)
+    folder = _download(name, hub.repo, commit or hub.revision, [*SMALL, INDEX], cached=commit)
+    pin(name, folder.name)
+    if weights and not all((folder / shard).is_file() for shard in _shards(folder)):
+        _download(name, hub.repo, folder.name, _shards(folder))
+    return folder
+
+
+def _shards(folder: Path) -> list[str]:
+    """Names of the weight files of a snapshot, as its index has them."""
+    try:
+        names = json.loads((folder / INDEX).read_bytes())["weight_map"].values()
+        return sorted({str(name) for name in names})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return [SINGLE]
+
+
+def _commits() -> dict[str, str]:
+    return json.loads(os.environ.get(COMMITS) or "{}")
+
+
+def pin(name: str, commit: str) -> None:
+    """Let a hub id mean `commit` for the rest of this process and for those that it starts."""
+    os.environ[COMMITS] = json.dumps(_commits() | {name: commit})
 
 
 def cached_revision(name: str) -> str | None:
@@ -56,7 +97,8 @@ def cached_revision(name: str) -> str | None:
     if hub is None:
         return None
     try:
-        found = snapshot_download(hub.repo, revision=hub.revision, local_files_only=True)
+        revision = _commits().get(name, hub.revision)
+        found = snapshot_download(hub.repo, revision=revision, local_files_only=True)
         return Path(found).name
     except (LocalEntryNotFoundError, HFValidationError):
         return None
@@ -69,7 +111,13 @@ def offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
-def _download(name: str, hub: HubId, weights: bool) -> Path:
+def _download(
+    name: str, repo: str, revision: str | None, files: list[str], *, cached: str | None = None
+) -> Path:
+    """The snapshot's directory with these files, as far as the hub has them.
+
+    cached: the commit where its files have been downloaded before; nothing is asked then.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -79,13 +127,9 @@ def _download(name: str, hub: HubId, weights: bool) -> Path:
         RevisionNotFoundError,
     )
 
-    patterns = [*SMALL, *(["*.safetensors"] if weights else [])]
     try:
         found = snapshot_download(
-            hub.repo,
-            revision=hub.revision,
-            allow_patterns=patterns,
-            ignore_patterns=["*/*"],
+            repo, revision=revision, allow_patterns=files, local_files_only=cached is not None
         )
         return Path(found)
     except GatedRepoError:
@@ -93,7 +137,7 @@ def _download(name: str, hub: HubId, weights: bool) -> Path:
     except RepositoryNotFoundError:
         problem = "no such directory here and no such model on the hub"
     except RevisionNotFoundError:
-        problem = f"{hub.repo} has no revision {hub.revision!r} on the hub"
+        problem = f"{repo} has no revision {revision!r} on the hub"
     except LocalEntryNotFoundError:
         why = "HF_HUB_OFFLINE=1" if offline() else "the hub cannot be reached"
         problem = (

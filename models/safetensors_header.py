@@ -1,7 +1,5 @@
 """Read and check the headers of safetensors files: no torch, no tensor data."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,23 +61,3 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 f"{path.name}: tensor {name} has dtype {dtype}; supported: {', '.join(DTYPES)}"
             )
     return {name: TensorEntry(DTYPES[dtype], shape) for name, (dtype, shape) in found.items()}
-
-
-def content_digest(path: Path, n_bytes: int = 4096) -> str:
-    """sha256 of a shard's size, its header, and the first and the middle n_bytes of every tensor.
-
-    Distinguishes checkpoints in a second, where hashing 16 GB takes twenty: training changes every
-    tensor. It does not check that the rest of the data is intact.
-    """
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length)
-        digest.update(header)
-        for name, entry in sorted(json.loads(header).items()):
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                for at in (begin, (begin + end) // 2):
-                    file.seek(8 + length + at)
-                    digest.update(file.read(min(n_bytes, end - at)))
-    return digest.hexdigest()

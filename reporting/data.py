@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from math import fsum, isfinite
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from decoding.config import label_parts
 from experiment.config import identity_of
-from experiment.result import VOLATILE, is_proportion
+from experiment.result import ORIGINALS, VOLATILE, is_proportion
+from experiment.statistics import estimate
 from reporting.samples import pack
 from utils import SCHEMA_VERSION, BadDataError, UsageError, canonical_json, sha256
 
-# names of the benchmarks' own data; any other name is shown wherever the task is shown
-ORIGINALS = ("original", "hub")
 # settings that vary along one curve: tokens per step, and the options of an adaptive algorithm
 SPEED = ("num_steps", "quotas", "options")
 # what reading raises if a field is missing or has the wrong type
@@ -55,7 +55,8 @@ class Published(NamedTuple):
 class Result:
     """One complete result.
 
-    settings:  identity_of(config) without SPEED: equal along a curve; predictions have their id.
+    settings:  identity_of(config) without SPEED and seed, with the protocol's revision: equal along
+               a curve; predictions have their id.
     k:         tokens per step as requested, else as realised; None for predictions.
     value, low, high: headline metric and its 95 % interval; in percent if it is an accuracy.
     strict:    (value, low, high) of the headline metric under the strict re-check; None without
@@ -63,6 +64,8 @@ class Result:
     scores:    doc_id -> value of the headline metric, mean over repeats (an accuracy: 0 to 1).
     tpf, tok_s: tokens per forward pass and per second; None for predictions.
     packed:    the samples, compressed for the HTML page.
+    members:   of results that `pooled` put together, each of them; else ().
+    spread:    standard deviation of the members' values; None without members.
     """
 
     path: Path
@@ -87,6 +90,8 @@ class Result:
     machine: str
     started: str
     packed: str
+    members: tuple[Result, ...] = ()
+    spread: float | None = None
 
     @property
     def accuracy(self) -> bool:
@@ -117,14 +122,32 @@ class Result:
         return "-" if self.k is None else f"{self.k:.3g}"
 
     @property
+    def seed(self) -> int | None:
+        """None for predictions, and for results of several seeds."""
+        return None if self.members else self.config.get("seed")
+
+    @property
+    def file(self) -> str:
+        """The name of the file, or of the members' files."""
+        return " + ".join(result.path.name for result in self.members or (self,))
+
+    @property
     def name(self) -> str:
         k = "" if self.k is None else f", K = {self.k_text}"
-        return f"{self.model} {self.task}, {self.config['protocol']}, {self.algorithm}{k}"
+        seed = f", seed {self.seed}" if self.seed else ""
+        if self.members:
+            seed = f", seeds {', '.join(str(result.seed) for result in self.members)}"
+        return f"{self.model} {self.task}, {self.config['protocol']}, {self.algorithm}{k}{seed}"
 
     @cached_property
     def curve(self) -> str:
-        """Equal for results that differ only in tokens per step or in the algorithm's options."""
+        """Equal for results that differ only in tokens per step, algorithm options or seed."""
         return canonical_json([self.model, self.task, self.settings])
+
+    @property
+    def setting(self) -> str:
+        """Equal for results that differ only in the seed."""
+        return canonical_json([self.curve, self.metric, *map(self.config.get, SPEED)])
 
     def same_documents(self, other: Result) -> bool:
         """Whether a doc_id is the same document in both results."""
@@ -194,11 +217,14 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
             raise ValueError(f"config: {name} is {config[name]!r:.40}, expected a string")
     predictions = config.get("predictions") is not None
     settings = {"id": content["id"]} if predictions else identity_of(config)
+    if revision := content["protocol"].get("revision"):
+        settings["revision"] = revision
+    settings.pop("seed", None)  # a seed is no method, see pooled()
     return Result(
         path=path,
         id=str(content["id"]),
         config=config,
-        settings={name: value for name, value in settings.items() if name not in SPEED},
+        settings={n: value for n, value in settings.items() if n not in (*SPEED, "seed")},
         overrides=dict(content["protocol"]["overrides"]),
         k=None if predictions else _tokens_per_step(config),
         data={"files": None, **content["data"], "name": str(content["data"]["name"])},
@@ -339,7 +365,58 @@ def remarks(results: Sequence[Result], skipped: Sequence[Skipped]) -> dict[str, 
     return {title: lines for title, lines in lists.items() if lines}
 
 
-# ---------------------------------------------------------------- curves
+# ---------------------------------------------------------------- seeds and curves
+
+
+def pooled(results: Iterable[Result]) -> list[Result]:
+    """One Result for each setting, in the order of the first ones: seeds of a setting become one.
+
+    Its scores are means over the seeds, document by document, and its interval is that of their
+    mean over the documents.
+    """
+    groups: dict[tuple[str, int], list[Result]] = {}
+    for result in results:
+        again = 0  # another result with the same seed, such as one with --strict_exec
+        while any(result.seed == r.seed for r in groups.get((result.setting, again), ())):
+            again += 1
+        groups.setdefault((result.setting, again), []).append(result)
+    return [_pool(group) if len(group) > 1 else group[0] for group in groups.values()]
+
+
+def _pool(members: Sequence[Result]) -> Result:
+    members = sorted(members, key=lambda r: r.seed or 0)
+    first, values = members[0], [r.value for r in members]
+    documents = sorted(set.intersection(*(set(r.scores) for r in members)))
+    scores = {doc: fmean(r.scores[doc] for r in members) for doc in documents}
+    proportion = first.accuracy and {*scores.values()} <= {0, 1}
+    found = estimate(list(scores.values()), proportion=proportion).as_dict()
+    value, low, high = _interval(found, 100.0 if first.accuracy else 1.0)
+    if first.accuracy and low is not None:
+        low, high = max(low, 0.0), min(high, 100.0)
+    published = first.published
+    if published:
+        within = low is not None and low <= published.score <= high
+        published = published._replace(difference=value - published.score, within_noise=within)
+    stricts = [r.strict[0] for r in members if r.strict]
+    return replace(
+        first,
+        value=value,
+        low=low,
+        high=high,
+        strict=(fmean(stricts), None, None) if len(stricts) == len(members) else None,
+        scores=scores,
+        tpf=_mean(r.tpf for r in members),
+        tok_s=_mean(r.tok_s for r in members),
+        published=published,
+        machine=" + ".join(sorted({r.machine for r in members})),
+        members=tuple(members),
+        spread=stdev(values),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    values = list(values)
+    return None if None in values else fmean(values)
 
 
 def curves(results: Iterable[Result]) -> list[list[Result]]:
@@ -375,6 +452,8 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
     names = {name for name in {*a, *b} if a.get(name) != b.get(name)}
     if a.get("verifier_fingerprint") is None or b.get("verifier_fingerprint") is None:
         names.discard("verifier_fingerprint")  # the name of the algorithm implies a verifier
+    if a.get("protocol") != b.get("protocol"):
+        names.discard("revision")  # revisions of different protocols do not compare
     return names
 
 

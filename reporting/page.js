@@ -54,12 +54,22 @@ function verdict(sample) {
   return lines.join("\n");
 }
 
+function target(value) { // a text, or lists of texts by name
+  if (typeof value === "string") return value;
+  if (Array.isArray(value)) return value.map(target).join("\n");
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  return Object.entries(value).map(([name, one]) => `${name}:\n${target(one)}`).join("\n\n");
+}
+
 function fill(details, sample) { // called when a sample is first opened
   const scale = make("span", { className: "scale", title: "first to last forward pass" });
   scale.style.background = `linear-gradient(90deg, ${STOPS.map((s) => `rgb(${s.join(",")})`).join(",")})`;
   const facts = `${sample.tokens_returned} tokens returned, ${sample.nfe} forward passes, ended: ${sample.ended ?? "canvas full"} `;
   const body = make("div", { className: "body" }, ...part("Prompt", sample.prompt),
-    ...part("Answer", sample.raw_text || sample.text), ...part("Verdict", verdict(sample)));
+    ...part("Answer", sample.raw_text || sample.text));
+  const judged = [make("div", {}, ...part("Verdict", verdict(sample)))];
+  if (sample.target !== null) judged.push(make("div", {}, ...part("Target", target(sample.target))));
+  body.append(make("div", { className: "beside" }, ...judged));
   if (sample.token_ids.length) body.append(...part("Decoding", make("div", {}, facts, scale)), strip(sample));
   details.append(body);
 }

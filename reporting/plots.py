@@ -197,6 +197,8 @@ def caption(lines: Sequence[Line], axis: str) -> str:
     text = f"Bars: 95 % intervals. Tokens per step K {rise} {', '.join(f'{k:g}' for k in ks)}."
     if any(any(ranks) for panel in _by_task(lines).values() for ranks in overlaps(panel, axis)):
         text += " Rings: curves that meet in a point."
+    if any(result.members for result in results):
+        text += " Points: means over seeds."
     if any(result.algorithm != line.curve[0].algorithm for line in lines for result in line.curve):
         text += " Lines of adaptive algorithms join values of their option."
     if axis == "tok_s":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -171,6 +172,21 @@ def aup(
     for (rho0, y0), (rho1, y1) in zip(kept, kept[1:], strict=False):
         area += (rho1 - rho0) * (weighted(y0) + weighted(y1)) / 2
     return AUP(area, len(kept), tuple(p for p in ordered if p[1] < floor))
+
+
+def aup_spread(
+    curve: Sequence[Result], y_max: float, *, alpha: float = 3.0, drop: float = 5.0
+) -> float | None:
+    """Standard deviation of aup() over the seeds that every point of the curve has.
+
+    None if they are fewer than two, or if one of them has no tokens per forward pass at a point.
+    """
+    points = [{r.seed: r for r in result.members or (result,)} for result in curve]
+    seeds = set.intersection(*map(set, points))
+    if len(seeds) < 2 or not all(point[s].tpf for s in seeds for point in points):
+        return None
+    by_seed = [[(point[s].tpf, point[s].value) for point in points] for s in sorted(seeds)]
+    return stdev(aup(found, y_max, alpha=alpha, drop=drop).value for found in by_seed)
 
 
 def aup_interval(

@@ -5,15 +5,30 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from reporting.data import Result, curve_labels, curves
-from reporting.stats import AUP, AUP_RESAMPLES, Paired, aup, aup_interval, compare_results
+from reporting.data import Result, curve_labels, curves, pooled
+from reporting.stats import (
+    AUP,
+    AUP_RESAMPLES,
+    Paired,
+    aup,
+    aup_interval,
+    aup_spread,
+    compare_results,
+)
 
 LEFT_ALIGNED = {"task", "model", "protocol", "algorithm", "difference"}
+# of a result's config, in results.csv
+SETTINGS = ("seed", "dtype", "gen_length", "block_length", "num_steps", "temperature")
+OTHER_MACHINE = (
+    "Accuracy may differ by machine too: kernels round differently, and a near tie then commits "
+    "another token."
+)
 LEFT_ALIGNED |= {"A", "B", "test", "verdict", "method", "dropped", "comparison set"}
 
 
@@ -39,10 +54,15 @@ def make_table(
     columns: Mapping[str, Callable[[Any], str]],
     fields: Mapping[str, Callable[[Any], Any]],
     notes: Iterable[str],
+    recorded: Sequence[Any] | None = None,
 ) -> Table:
-    """One line per item. columns, fields: heading -> function from an item to its cell."""
+    """One line per item. columns, fields: heading -> function from an item to its cell.
+
+    recorded: the items of the CSV file; None: the same.
+    """
     rows = [tuple(cell(item) for cell in columns.values()) for item in items]
-    records = [tuple(cell(item) for cell in fields.values()) for item in items]
+    recorded = items if recorded is None else recorded
+    records = [tuple(cell(item) for cell in fields.values()) for item in recorded]
     return Table(title, tuple(columns), rows, tuple(fields), records, tuple(notes))
 
 
@@ -67,12 +87,24 @@ def interval(
 
 
 def result_table(results: Sequence[Result]) -> Table:
-    """One line per result; the strict re-check has a column if a result has it."""
+    """One line per setting, its seeds pooled; in the CSV file one line per result.
+
+    The strict re-check, and the spread over seeds, have a column if a result has them.
+    """
+    shown = pooled(results)
+    pool_of = {id(member): pool for pool in shown for member in pool.members}
 
     def difference(r: Result) -> str:
         noise = "within" if r.published.within_noise else "beyond"
         return f"{number(r.published.difference, sign=True)}, {noise} noise"
 
+    def of_pool(name: str) -> Callable[[Result], float | None]:
+        return lambda r: getattr(pool_of[id(r)], name) if id(r) in pool_of else None
+
+    def spread(r: Result) -> str:
+        return f"{number(r.spread, 1 if r.accuracy else 3)} (n {len(r.members)})"
+
+    seeds = {"sd over seeds": lambda r: spread(r) if r.members else "-"}
     strict = any(r.strict for r in results)
     strict_column = {"strict % [95 %]": lambda r: interval(*r.strict) if r.strict else "-"}
     columns = {
@@ -82,6 +114,7 @@ def result_table(results: Sequence[Result]) -> Table:
         "algorithm": lambda r: r.algorithm,
         "K": lambda r: r.k_text,
         "accuracy % [95 %]": lambda r: interval(r.value, r.low, r.high, 1 if r.accuracy else 3),
+        **(seeds if pool_of else {}),
         **(strict_column if strict else {}),
         "n": lambda r: str(len(r.scores)),
         "TPF": lambda r: number(r.tpf, 2),
@@ -99,11 +132,17 @@ def result_table(results: Sequence[Result]) -> Table:
         "protocol": lambda r: r.config["protocol"],
         "algorithm": lambda r: r.algorithm,
         "tokens_per_step": lambda r: r.k,
+        **{name: lambda r, name=name: r.config.get(name) for name in SETTINGS},
+        "kv_cache": lambda r: None if r.k is None else r.config.get("kv_cache", "none"),
+        "options": lambda r: json.dumps(options) if (options := r.config.get("options")) else None,
         "metric": lambda r: r.metric,
         "value": lambda r: r.value,
         "ci95_low": lambda r: r.low,
         "ci95_high": lambda r: r.high,
         "n": lambda r: len(r.scores),
+        "seeds": lambda r: len(pool_of[id(r)].members) if id(r) in pool_of else 1,
+        "mean_over_seeds": of_pool("value"),
+        "sd_over_seeds": of_pool("spread"),
         "tpf": lambda r: r.tpf,
         "tokens_per_second": lambda r: r.tok_s,
         "machine": lambda r: r.machine,
@@ -115,7 +154,7 @@ def result_table(results: Sequence[Result]) -> Table:
     if strict:
         names = ("strict", "strict_ci95_low", "strict_ci95_high")
         fields |= {n: lambda r, i=i: r.strict and r.strict[i] for i, n in enumerate(names)}
-    return make_table("Results", results, columns, fields, _result_notes(results))
+    return make_table("Results", shown, columns, fields, _result_notes(shown), results)
 
 
 def _result_notes(results: Sequence[Result]) -> Iterable[str]:
@@ -124,6 +163,12 @@ def _result_notes(results: Sequence[Result]) -> Iterable[str]:
         "forward pass, measured. tok/s: tokens returned per second of decoding. [95 %]: Wilson's "
         "interval for proportions, the normal interval for other means."
     )
+    if any(r.members for r in results):
+        yield (
+            "sd over seeds: standard deviation of the values of the seeds of one setting, and how "
+            "many they are. Such a line shows means over the seeds; [95 %] is the interval over "
+            "documents of their mean scores."
+        )
     if any(r.strict for r in results):
         yield "strict: passes that the strict re-check of programs confirms (--strict_exec)."
     metrics = {
@@ -133,7 +178,8 @@ def _result_notes(results: Sequence[Result]) -> Iterable[str]:
     yield f"Metrics: {'; '.join(f'{task} {text}' for task, text in sorted(metrics.items()))}."
     machines = sorted({r.machine for r in results if r.tok_s is not None})
     if machines:
-        warning = " Compare tok/s on one machine only." if len(machines) > 1 else ""
+        warning = f" Compare tok/s on one machine only. {OTHER_MACHINE}"
+        warning = warning if len(machines) > 1 else ""
         yield f"Decoded on: {'; '.join(machines)}.{warning}"
     # the published scores of one model and task differ only in tokens per step and score
     cited = {(r.model, r.task): r.published for r in results if r.published}
@@ -163,9 +209,15 @@ class Comparison(NamedTuple):
         """Names of A and B; with their files if the names are equal."""
         a, b = self.a, self.b
         if a.name == b.name:
-            return f"{a.name} ({a.path.name})", f"{b.name} ({b.path.name})"
+            return f"{a.name} ({a.file})", f"{b.name} ({b.file})"
         same_method = (a.curve, a.algorithm) == (b.curve, b.algorithm)
         return a.name, f"K = {b.k_text}" if same_method else b.name
+
+    @property
+    def machines_differ(self) -> bool:
+        """Whether both results were decoded, on different machines."""
+        decoded = None not in (self.a.tok_s, self.b.tok_s)
+        return decoded and self.a.machine != self.b.machine
 
     @property
     def difference(self) -> str:
@@ -179,13 +231,13 @@ class Comparison(NamedTuple):
 def comparison_table(
     results: Sequence[Result], requested: Sequence[tuple[Result, Result]] = ()
 ) -> Table:
-    """The requested pairs, then all pairs of tokens per step on one curve.
+    """The requested pairs, then all pairs of tokens per step on one curve, seeds pooled.
 
     Raises ValueError if a requested pair cannot be compared.
     """
     automatic = [
         (a, b)
-        for curve in curves(results)
+        for curve in curves(pooled(results))
         for a, b in combinations(curve, 2)
         if a.k is not None and a.same_documents(b) and (a, b) not in requested
     ]
@@ -200,11 +252,13 @@ def comparison_table(
         ),
         "p": lambda c: "< 0.001" if c.found.p < 0.001 else f"{c.found.p:.3f}",
         "test": lambda c: c.found.test,
-        "verdict": lambda c: c.found.verdict("A", "B"),
+        "verdict": lambda c: (
+            c.found.verdict("A", "B") + (" (different machines)" if c.machines_differ else "")
+        ),
     }
     fields = {
-        "a": lambda c: c.a.path.name,
-        "b": lambda c: c.b.path.name,
+        "a": lambda c: c.a.file,
+        "b": lambda c: c.b.file,
         "metric": lambda c: c.a.metric,
         "n": lambda c: c.found.n,
         "difference": lambda c: c.found.difference,
@@ -215,6 +269,8 @@ def comparison_table(
         "only_b": lambda c: c.found.only_b,
         "test": lambda c: c.found.test,
         "verdict": lambda c: c.found.verdict("A", "B"),
+        "machine_a": lambda c: c.a.machine,
+        "machine_b": lambda c: c.b.machine,
     }
     note = (
         "Paired over the documents that both results have. Only A / only B: documents that only "
@@ -224,16 +280,21 @@ def comparison_table(
         "interval contains 0 (bootstrap). Not corrected for the number of comparisons: of 20 equal "
         "pairs, one is expected to look different."
     )
-    return make_table("Comparisons", pairs, columns, fields, [note])
+    differ = {f"{c.a.machine} and {c.b.machine}" for c in pairs if c.machines_differ}
+    notes = [f"Different machines: {'; '.join(sorted(differ))}. {OTHER_MACHINE}"] if differ else []
+    return make_table("Comparisons", pairs, columns, fields, [note, *notes])
 
 
 # ---------------------------------------------------------------- AUP
 
 
 def panels(results: Iterable[Result]) -> dict[tuple[str, str], list[list[Result]]]:
-    """(protocol, task) -> curves of the results with a TPF: they share a figure and a y_max."""
+    """(protocol, task) -> curves of the results with a TPF: they share a figure and a y_max.
+
+    The seeds of a setting are one point of a curve.
+    """
     found: dict[tuple[str, str], list[list[Result]]] = {}
-    for curve in curves(result for result in results if result.tpf):
+    for curve in curves(result for result in pooled(results) if result.tpf):
         found.setdefault((curve[0].config["protocol"], curve[0].task), []).append(curve)
     return found
 
@@ -245,6 +306,7 @@ class ScoredCurve(NamedTuple):
     aup: AUP
     low: float | None
     high: float | None
+    spread: float | None
     y_max: float
     labels: str  # of every curve under the same y_max
 
@@ -258,14 +320,17 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
         for label, curve in zip(labels, group, strict=True):
             found = aup([(r.tpf, r.value) for r in curve], y_max, alpha=alpha, drop=drop)
             bounds = aup_interval(curve, y_max, alpha=alpha, drop=drop)
+            bounds += (aup_spread(curve, y_max, alpha=alpha, drop=drop),)
             scored.append(
                 ScoredCurve(protocol, task, label, found, *bounds, y_max, "; ".join(labels))
             )
+    seeds = {"sd over seeds": lambda c: number(c.spread)}
     columns = {
         "task": lambda c: c.task,
         "protocol": lambda c: c.protocol,
         "method": lambda c: c.label,
         "AUP [95 %]": lambda c: interval(c.aup.value, c.low, c.high, 1),
+        **(seeds if any(c.spread is not None for c in scored) else {}),
         "points": lambda c: str(c.aup.points),
         "dropped": lambda c: (
             ", ".join(f"{y:.1f} % at TPF {rho:.2f}" for rho, y in c.aup.dropped) or "-"
@@ -280,6 +345,7 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
         "aup": lambda c: c.aup.value,
         "ci95_low": lambda c: c.low,
         "ci95_high": lambda c: c.high,
+        "sd_over_seeds": lambda c: c.spread,
         "points": lambda c: c.aup.points,
         "dropped": lambda c: len(c.aup.dropped),
         "y_max": lambda c: c.y_max,
@@ -292,9 +358,15 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
         f"points more than {drop:g} below the slowest one do not count. [95 %]: "
         f"{AUP_RESAMPLES:,} resamples of the documents, the same for all points, with fixed y_max "
         "and TPF. AUP depends on y_max, the best accuracy in the comparison set, and on the number "
-        "of points: values of different sets are not comparable."
+        "of points: values of different sets are not comparable. Seeds of one setting are one "
+        "point, their mean; sd over seeds is that of the AUP of each seed alone."
     )
-    return make_table("Accuracy under parallelism", scored, columns, fields, [note])
+    spreads = (
+        "Seeds of one setting are one point, their mean. sd over seeds: standard deviation of the "
+        "AUP of each seed alone."
+    )
+    notes = [note, *([spreads] if any(c.spread is not None for c in scored) else [])]
+    return make_table("Accuracy under parallelism", scored, columns, fields, notes)
 
 
 # ---------------------------------------------------------------- forms

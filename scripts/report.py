@@ -8,6 +8,7 @@ listed and left out.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,14 @@ from reporting import tables  # noqa: E402
 from reporting.data import read_all, remarks, result_at  # noqa: E402
 from reporting.page import page  # noqa: E402
 from reporting.plots import Picture, draw  # noqa: E402
+from reporting.samples import json_lines  # noqa: E402
 from utils import BadDataError, DllmexpError, OutputError, UsageError  # noqa: E402
 
 EPILOG = """\
 examples:
   python scripts/report.py results                          # writes report/, prints the tables
   python scripts/report.py results --compare A.json B.json  # do these two differ?
+  python scripts/report.py results --samples samples.jsonl  # all samples, for pandas
 
 exit codes: 0 done, 2 usage error, 4 no complete result, 74 output not writable
 """
@@ -52,6 +55,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=5.0,
         help="AUP: ignore points more than this many percentage points below the slowest one "
         "(default: 5)",
+    )
+    add(
+        "--samples",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="also write the samples of all results, one line of JSON each, with result, doc_id, "
+        "text, extracted, target and metrics; pandas.read_json(FILE, lines=True) reads it",
     )
     add("--no_samples", action="store_true", help="leave the samples out of report.html")
     args = parser.parse_args(argv)
@@ -111,6 +121,13 @@ def report(args: argparse.Namespace) -> None:
     except OSError as error:
         message = f"cannot write {args.out}: {error.strerror}; give another --out"
         raise OutputError(message) from error
+    if args.samples:
+        try:
+            write(args.samples, (line for r in results for line in json_lines(r.path)))
+        except OSError as error:
+            message = f"cannot write --samples {args.samples}: {error.strerror}"
+            raise OutputError(message) from error
+        print(f"samples: {args.samples}")
     figures = f"{len(pictures)} figures (PNG, SVG)"
     print(f"\nreport: {args.out / 'report.html'}, report.md, {figures}, {len(by_name)} CSV files")
 
@@ -122,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # such as `report.py results | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     return 0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import product
@@ -18,7 +20,7 @@ from experiment.identity import known_ids
 from experiment.resolve import Job, resolve
 from tasks import DataError, TaskSpec, load_data
 from tasks.installed import spec_of
-from utils import ManyProblems, UsageError, nearest
+from utils import DllmexpError, ManyProblems, UsageError, nearest
 
 # The suite "main": every combination of these values. Entries of a --file have the same form.
 MATRIX: dict[str, list] = {
@@ -57,7 +59,7 @@ PARALLEL: list[dict[str, Any]] = [
     DRAFTS | {"alg": "leftright", "tokens_per_step": [1, 2]},
     DRAFTS | APD,
     DRAFTS | APD | {"kv_window": 8},
-    DRAFTS | {"alg": ["apd", "apd_released"], "temperature": 0.2, "tag": "t0.2"},
+    DRAFTS | {"alg": ["apd", "apd_released"], "temperature": 0.2},
 ]
 SUITES: dict[str, list[dict[str, Any]]] = {"main": [MATRIX], "parallel": PARALLEL}
 
@@ -172,7 +174,9 @@ def argument_sets(selection: Selection) -> list[list[str]]:
     else:
         entries = read_file(selection.file) if selection.file else SUITES[selection.suite]
     algs = selection.algs if selection.is_matrix else ()
-    sets = [[*words, *common] for entry in entries for words in arguments(entry, algs)]
+    sets = []
+    for entry in entries:
+        sets += _apart(entry, [[*words, *common] for words in arguments(entry, algs)])
     given = {w[2:].partition("=")[0]: None for words in sets for w in words if w.startswith("--")}
     if refused := [flag for flag in given if flag in REFUSED]:
         raise UsageError(
@@ -239,7 +243,8 @@ def read_file(path: Path) -> list[Any]:
 def arguments(entry: str | Mapping[str, Any] | list, algs: Sequence[str] = ()) -> list[list[str]]:
     """The argument sets of one entry.
 
-    entry: text, a list of words, or flag -> value; a list of values means one set for each.
+    entry: text, a list of words, or flag -> value; a list of values means one set for each. Listed
+           values that the result's name does not show become its tag.
     algs:  for a mapping without an algorithm, one set for each of these that the model has.
     """
     if isinstance(entry, str):
@@ -257,6 +262,37 @@ def arguments(entry: str | Mapping[str, Any] | list, algs: Sequence[str] = ()) -
         else:
             sets.append(_words(flags))
     return sets
+
+
+def _apart(entry: str | Mapping[str, Any] | list, sets: list[list[str]]) -> list[list[str]]:
+    """The argument sets of an entry; those that would write one result get their values as a tag.
+
+    Only values that the entry lists are part of the tag, as `<flag><value>`, behind the set's own.
+    """
+    listed = [k for k, v in entry.items() if isinstance(v, list)] if isinstance(entry, dict) else []
+    if not {*listed} - MATRIX.keys():
+        return sets
+    same: dict[Path, list[tuple[Job, list[str]]]] = {}
+    for words in sets:
+        with suppress(DllmexpError):  # `experiments` reports what is wrong with it
+            job = _job(words)
+            same.setdefault(job.path, []).append((job, words))
+    for jobs in same.values():
+        values = {flag: [_value(words, flag) for _, words in jobs] for flag in listed}
+        differing = [flag for flag in listed if len({*values[flag]}) > 1]
+        for i, (job, words) in enumerate(jobs if differing else ()):
+            parts = [f"{flag}{values[flag][i]}" for flag in differing]
+            tag = "_".join([*filter(None, [job.tag]), *parts])
+            words += ["--tag", re.sub(r"[^A-Za-z0-9._-]+", "-", tag)]
+    return sets
+
+
+def _value(words: Sequence[str], flag: str) -> str:
+    """The value of a flag as `_words` writes it; "" of a switch, "-default" of a flag left out."""
+    at = words.index(f"--{flag}") if f"--{flag}" in words else None
+    if at is None:
+        return "-default"
+    return "" if at + 1 == len(words) or words[at + 1].startswith("--") else words[at + 1]
 
 
 def _words(flags: Mapping[str, Any]) -> list[str]:
@@ -291,10 +327,14 @@ def experiments(sets: Iterable[Sequence[str]]) -> list[Experiment]:
     return list(found.values())
 
 
-def _experiment(argv: tuple[str, ...]) -> Experiment:
+def _job(argv: Sequence[str]) -> Job:
     plugins.load(argv, TABLES)
     args, problems = parse(list(argv), MODEL_DEFAULTS, TASKS)
-    job = resolve(args, problems, MODEL_DEFAULTS, TASKS)
+    return resolve(args, problems, MODEL_DEFAULTS, TASKS)
+
+
+def _experiment(argv: tuple[str, ...]) -> Experiment:
+    job = _job(argv)
     config, spec = job.config, job.spec
     n = _n_docs(spec.name, job.data_dir)
     found = Experiment(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from experiment.identity import prepare
 from experiment.signals import Signalled
 from suite.lease import Lease
 from suite.local import LocalEngine, make_workers
@@ -90,6 +91,8 @@ def run_suite(
     which this suite begins; None: all.
     """
     workers = make_workers(n_workers)
+    prepare(experiment.job for experiment in chosen)
+    chosen = [experiment.identified() for experiment in chosen]
     lease = Lease(out, chosen, len(workers), run)
     say = SuiteLog(out, prefix)
     try:

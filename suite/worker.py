@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import eval as cli
 from experiment.sample_cache import SampleCache
-from utils import DllmexpError
+from utils import DllmexpError, canonical_json
 
 if TYPE_CHECKING:
     from models import Transformer
@@ -53,13 +53,14 @@ class KeptModel:
 
     def __init__(self) -> None:
         self.loads = 0
-        # is it causal? -> (checkpoint, device, dtype), model
+        # is it causal? -> (identity of its checkpoint, device, dtype), model
         self._kept: dict[bool, tuple[tuple[str, str, str], Transformer]] = {}
 
     def load(self, checkpoint: str, device: str, dtype: str) -> Transformer:
-        from models import read_config
+        from models import fingerprint, read_config
 
-        key, causal = (checkpoint, device, dtype), read_config(checkpoint).causal
+        key = (canonical_json(fingerprint(checkpoint)), device, dtype)
+        causal = read_config(checkpoint).causal
         if causal not in self._kept or self._kept[causal][0] != key:
             self._kept.pop(causal, None)
             free_memory()

@@ -1,20 +1,22 @@
-"""What a benchmark is: its data, its prompt forms, and the lm-eval task made from both.
+"""A benchmark: its data, its prompt forms, and the lm-eval task made from both.
 
-A benchmark is one file in this folder that exports `SPEC: TaskSpec`. `build_task(SPEC, data_dir, form)`
-gives lm-eval 0.4.8 a `ConfigurableTask` that reads local files, or with data_dir None the hub's data set,
-so that the index of all tasks is never built and `evaluate.load` is never called. Prompts, few-shot
-examples, filters and metrics come from lm-eval's installed YAML files wherever it has them.
+A benchmark is one file in this folder that exports `SPEC: TaskSpec`. `build_task(SPEC, data_dir,
+form)` gives lm-eval 0.4.8 a `ConfigurableTask` that reads local files, or with data_dir None the
+hub's data set. So the index of all tasks is never built and `evaluate.load` is never called.
+Prompts, few-shot examples, filters and metrics come from lm-eval's installed YAML files wherever it
+has them.
 
-The task object carries, beside what lm-eval knows:
+The task object has these attributes in addition to lm-eval's:
     task.form           the PromptForm
     task.form_name      its key in SPEC.forms
     task.data           the Data: its name, where it was read, its rows
-    task.prefill(doc)   -> str, the beginning of the answer that the prompt form puts into the model's mouth
-                        ("" for most). It is NOT in lm-eval's prompt: whoever generates appends it to the
-                        rendered prompt by string concatenation (lm-eval's own way lets the chat template
-                        render it, and LLaDA's template trims its last newline), and returns only what
-                        follows it. Scoring puts it back in front of the answer.
-    task.judging        of a code benchmark how its answers are judged (code.Judging), else None
+    task.prefill(doc)   -> str, the beginning of the answer that the prompt form gives the model
+                        ("" for most). It is NOT in lm-eval's prompt. The generating code appends it
+                        to the rendered prompt by string concatenation, and returns only the text
+                        after it. (lm-eval itself lets the chat template render it, and LLaDA's
+                        template trims its last newline.) Scoring puts it back in front of the
+                        answer.
+    task.judging        how the answers of a code benchmark are judged (code.Judging), else None
 
 Only the standard library is imported at the top: checking data must not wait for lm-eval.
 """
@@ -36,7 +38,8 @@ class PromptForm:
     """One way to ask a benchmark's questions.
 
     source:       where the wording comes from.
-    yaml:         lm-eval's installed definition it builds on, e.g. "gsm8k/gsm8k-cot.yaml"; "" for none.
+    yaml:         lm-eval's installed definition it builds on, e.g. "gsm8k/gsm8k-cot.yaml"; "" for
+                  none.
     doc_to_text:  None: the installed one; a template; or a function installed template -> template.
     doc_to_target: as doc_to_text; it is only read for few-shot examples.
     num_fewshot:  default number of worked examples.
@@ -59,17 +62,20 @@ class PromptForm:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A benchmark. `build(data, form)` makes the lm-eval task; use build_task, which also reads the data.
+    """A benchmark.
 
+    build:    (data, form) -> the lm-eval task. Call build_task, which also reads the data.
     n_docs:   documents of the original test set.
     gen_length: the canvas under the uniform protocol, in tokens.
     sources:  the original files below data_dir; `files` is their paths.
     hub:      (data set, configuration), read where there is no data_dir; None: there is none.
-    splits:   rows by file -> rows by split, in the hub's naming; None: the one file is the eval_split.
-    eval_split: the split that is asked.
+    splits:   rows by file -> rows by split, in the hub's naming; None: the one file is the
+              eval_split.
+    eval_split: the split with the questions.
     headline: lm-eval's key of the metric that stands for the benchmark.
     kind:     "code" runs the answers as programs; any other word: "math", "qa".
     foreign:  lm-eval reads its data by itself, see tasks/installed.py.
+    target:   doc -> the expected answer, ready for JSON; None: lm-eval's doc_to_target.
     note:     where the scoring knowingly departs from lm-eval's; stored with every result.
     """
 
@@ -85,6 +91,7 @@ class TaskSpec:
     kind: str = "qa"
     foreign: bool = False
     gen_length: int = 256
+    target: Callable[[dict], object] | None = None
     note: str | None = None
 
     @property
@@ -96,6 +103,12 @@ class TaskSpec:
     def default_form(self) -> str:
         """The prompt form of the uniform protocol."""
         return "chat" if "chat" in self.forms else next(iter(self.forms))
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether there are documents for worked examples apart from those that are asked."""
+        splits = self.split({path: [] for path in self.files}) if self.files else ()
+        return self.foreign or bool(set(splits) - {self.eval_split})
 
     def split(self, rows: dict[str, Rows]) -> dict[str, Rows]:
         """Rows by file -> rows by split."""
@@ -109,10 +122,11 @@ class TaskSpec:
 def build_task(
     spec: TaskSpec, data_dir: str | os.PathLike | None, form: str, num_fewshot: int | None = None
 ):
-    """The lm-eval ConfigurableTask of one benchmark, prompt form and number of examples (None: the form's).
+    """The lm-eval ConfigurableTask of one benchmark, prompt form and number of examples.
 
-    Pass it as `simple_evaluate(tasks=[task], num_fewshot=None, task_manager=TaskManager(include_defaults=False))`;
-    few-shot examples become turns or text as the form says, whatever `fewshot_as_multiturn` is.
+    num_fewshot: None means the form's number. Pass the task as `simple_evaluate(tasks=[task],
+    num_fewshot=None, task_manager=TaskManager(include_defaults=False))`. Few-shot examples become
+    turns or text as the form says, whatever `fewshot_as_multiturn` is.
     Raises DataError, and ValueError for an unknown form or a negative num_fewshot.
     """
     if form not in spec.forms:
@@ -120,7 +134,10 @@ def build_task(
     if num_fewshot is not None and num_fewshot < 0:
         raise ValueError(f"num_fewshot is {num_fewshot}, it must be 0 or more")
     if spec.foreign:
-        return spec.build(None, form)
+        task = spec.build(None, form)
+        if num_fewshot is not None:
+            task.set_config("num_fewshot", num_fewshot)
+        return task
     task = spec.build(load_data(spec, data_dir), form)
     if num_fewshot is not None:
         available = len(list(task.fewshot_docs()))
@@ -131,7 +148,7 @@ def build_task(
 
 
 def make_task(data: Data, form_name: str, form: PromptForm, config: dict, judging: object = None):
-    """The task object from an lm-eval configuration: the form's texts are put in, data comes from `data`."""
+    """The task object from an lm-eval configuration, the form's texts and the rows of `data`."""
     if isinstance(form.doc_to_text, str):
         config["doc_to_text"] = form.doc_to_text
     elif form.doc_to_text is not None:
@@ -141,7 +158,7 @@ def make_task(data: Data, form_name: str, form: PromptForm, config: dict, judgin
     elif form.doc_to_target is not None:
         config["doc_to_target"] = form.doc_to_target(config["doc_to_target"])
     config["num_fewshot"] = form.num_fewshot
-    # the canvas, the temperature and the sampler belong to the protocol: only stop strings are the task's
+    # only stop strings are the task's: canvas, temperature and sampler belong to the protocol
     until = (
         form.until
         if form.until is not None
@@ -198,9 +215,8 @@ def _task_class():
                 and not multiturn
                 and not hasattr(self.sampler, "get_chat_context")
             ):
-                self.sampler.sample(
-                    num_fewshot
-                )  # 0.4.8 draws twice and shows the second: the same prompts ever after
+                # 0.4.8 draws twice and shows the second: later versions get the same prompts so
+                self.sampler.sample(num_fewshot)
             return super().fewshot_context(
                 doc,
                 num_fewshot,
@@ -215,9 +231,10 @@ def _task_class():
 
 
 def installed_config(yaml_path: str) -> dict:
-    """lm-eval's definition, e.g. "gsm8k/gsm8k.yaml", as a dict; `!function utils.f` stays the string "utils.f".
+    """lm-eval's definition, e.g. "gsm8k/gsm8k.yaml", as a dict.
 
-    Functions are not imported here: those of humaneval and mbpp ask the hub and run code when imported.
+    `!function utils.f` stays the string "utils.f". Functions are not imported here, because those
+    of humaneval and mbpp ask the hub and run code when imported.
     """
     import yaml
 
@@ -231,7 +248,7 @@ def installed_config(yaml_path: str) -> dict:
 
 
 def installed_constant(module_path: str, function: str):
-    """What a function of lm-eval's that only returns a literal returns, read without importing its module."""
+    """The value of a function of lm-eval's that only returns a literal, without importing it."""
     tree = ast.parse((tasks_dir() / module_path).read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function:

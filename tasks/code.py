@@ -9,11 +9,14 @@ The filter puts one dict per document into `filtered_resps`:
     why_cut    what was left out of the answer, and why
     passed, reason, detail, tier, seconds, cpu_seconds
                see sandbox.Verdict; passed is None under --no_exec
+    ours       only after use_extraction: {how, why_cut, candidate, passed, reason, detail} of this
+               project's extraction; the rest is then by the authors' rule
     strict     only after add_strict: {passed, reason, detail} of a pass's second run, else None
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +27,7 @@ from sandbox import Program, judge_many
 from utils import Extracted, UsageError
 
 FILTER = "create_test"
-METRIC, STRICT = "pass@1", "pass@1_strict"
+METRIC, STRICT, OURS = "pass@1", "pass@1_strict", "pass@1_ours"
 HEADLINE = f"{METRIC},{FILTER}"  # lm-eval's key for humaneval; its mbpp has "pass_at_1,none"
 NOT_RUN = {
     "passed": None,
@@ -42,7 +45,11 @@ class Judging:
     extract:    (doc, answer) -> the candidate found in the answer.
     program_of: (doc, candidate) -> the program to judge, with its tests.
     strict:     judge every pass a second time in strict mode; add_strict sets it.
+    authors:    (doc, answer) -> the candidate by the authors' extraction; use_extraction sets it.
     """
+
+    authors: Callable[[dict, str], str] | None = None
+    rule = ""  # the name of the authors' extraction
 
     def __init__(
         self,
@@ -63,7 +70,8 @@ class Judging:
         cancel, pool = threading.Event(), ThreadPoolExecutor(n)
 
         def ahead(doc: dict, answer: str) -> None:
-            program = self.program_of(doc, self.extract(doc, answer).code)
+            code = (self.authors or (lambda *a: self.extract(*a).code))(doc, answer)
+            program = self.program_of(doc, code)
             if program not in self._early:
                 self._early[program] = pool.submit(
                     verdicts, [program], strict=self.strict, cancel=cancel
@@ -80,23 +88,36 @@ class Judging:
         """lm-eval's filter: the dict described above for each document."""
         answers = [answer for answer, *_ in resps]
         found = [self.extract(doc, answer) for answer, doc in zip(answers, docs, strict=True)]
-        programs = [self.program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
-        early, distinct = self._early, dict.fromkeys(programs)
+        own = [self.program_of(doc, e.code) for e, doc in zip(found, docs, strict=True)]
+        ours, programs = found, own
+        if self.authors:
+            codes = map(self.authors, docs, answers)
+            found = [Extracted(code, self.rule, "") for code in codes]
+            programs = [self.program_of(d, e.code) for e, d in zip(found, docs, strict=True)]
+        early, distinct = self._early, dict.fromkeys([*programs, *own])
         # a queued program that has not started is withdrawn: judge_many uses every core
         late = [p for p in distinct if p not in early or early[p].cancel()]
         judged = dict(zip(late, verdicts(late, strict=self.strict), strict=True))
         failed = [p for p in distinct if p not in judged and early[p].exception()]
         judged |= zip(failed, verdicts(failed, strict=self.strict), strict=True)
-        return [
+
+        def verdict(program: Program) -> dict:
+            return judged[program] if program in judged else early[program].result()[0]
+
+        rows = [
             {
                 "program": f"{p.candidate.rstrip()}\n\n{p.tests}\n",
                 "candidate": p.candidate,
                 "how": e.how,
                 "why_cut": e.why_cut,
-                **(judged[p] if p in judged else early[p].result()[0]),
+                **verdict(p),
             }
             for e, p in zip(found, programs, strict=True)
         ]
+        for row, e, p in zip(rows, ours, own, strict=True) if self.authors else ():
+            fared = {key: verdict(p)[key] for key in ("passed", "reason", "detail")}
+            row["ours"] = {"how": e.how, "why_cut": e.why_cut, "candidate": e.code} | fared
+        return rows
 
 
 def verdicts(
@@ -135,6 +156,8 @@ def process_results(doc: dict, results: list[dict]) -> dict[str, float]:
     if found["passed"] is None:
         return {}
     scores = {METRIC: float(found["passed"])}
+    if "ours" in found:
+        scores[OURS] = float(found["ours"]["passed"])
     if "strict" in found:
         scores[STRICT] = float(found["passed"] and found["strict"]["passed"])
     return scores
@@ -168,4 +191,65 @@ def add_strict(task):
     judging.strict = True
     task.aggregation()[STRICT] = task.aggregation()[METRIC]
     task.higher_is_better()[STRICT] = True
+    return task
+
+
+# ---------------------------------------------------------------- the authors' extraction
+
+
+def opencompass(doc: dict, answer: str) -> str:
+    """The program that OpenCompass takes from an answer, with which LLaDA's scores are published.
+
+    Its humaneval_postprocess_v2 (first closed fence, else the whole text, behind the prompt) and
+    the patterns of its MBPPEvaluator: the first of them that matches, from its first opening to its
+    last closing. A closing quote without an opening one is dropped.
+    """
+    if "entry_point" in doc:
+        block = re.search(r"```\w*\n(.*?)```", answer, re.DOTALL)
+        return doc["prompt"] + (block.group(1) if block else answer).lstrip()
+    for opening, closing in _opencompass_marks():
+        start = re.search(opening, answer)
+        if start is None:
+            continue
+        begin = end = start.end()
+        if closing:
+            *_, last = [None, *re.compile(closing).finditer(answer, begin)]
+            if last is None:
+                continue
+            end = last.start()
+        answer = answer[begin:end] if closing else answer[begin:]
+        break
+    answer = answer.split("```")[0]
+    if done := re.search(r"\[?DONE", answer):
+        answer = answer[: done.start()].rstrip().removesuffix("'")
+    answer = answer.replace("\\_", "_").strip()
+    alone = answer.endswith("'") and answer.rpartition("\n")[2].count("'") % 2
+    return answer[:-1].rstrip() if alone and not answer.endswith("'''") else answer
+
+
+def _opencompass_marks() -> Iterator[tuple[str, str]]:
+    """Pairs of what opens and what closes a program, in OpenCompass's order; "": the end."""
+    begins, ends = (r"\[BEGIN\]", "BEGIN"), (r"\[DONE\]", "DONE")
+    for quote, unquote in (("'", r"'\s*"), ("'", ""), ("", "")):
+        for end in ends:
+            for begin in begins:
+                yield rf"{begin}\s*{quote}", unquote + end
+    for end in ("```", ""):
+        yield from (("```python", end), ("```", end))
+    yield from ((r"\[BEGIN\]\s*'", ""), (r"\[BEGIN\]", ""), ("'", r"'\s*\[DONE\]"))
+
+
+# name in a protocol's cell -> (doc, answer) -> candidate
+EXTRACTIONS: dict[str, Callable[[dict, str], str]] = {"opencompass": opencompass}
+
+
+def use_extraction(task, name: str | None):
+    """Score a code task by the authors' extraction, with `pass@1_ours` beside it; None: by ours.
+
+    task: what build_task returned, before it is evaluated. Returns the task.
+    """
+    if name is not None:
+        task.judging.authors, task.judging.rule = EXTRACTIONS[name], name
+        task.aggregation()[OURS] = task.aggregation()[METRIC]
+        task.higher_is_better()[OURS] = True
     return task

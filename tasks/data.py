@@ -1,7 +1,7 @@
-"""A benchmark's rows: read from the original files or from the hub, checked before anything heavy is loaded.
+"""A benchmark's rows, read from the original files or from the hub, and checked.
 
-A directory holds the originals, or, with a manifest.json beside the files, another set in their formats:
-    {"name": "mini", "counts": {"gsm8k/test.jsonl": 100, ...}}      rows per file, so that a lost row is seen
+A directory holds the originals or another set in their formats, which a manifest.json declares:
+    {"name": "mini", "counts": {"gsm8k/test.jsonl": 100, ...}}      rows per file
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ class DataError(BadDataError):
 
 @dataclass(frozen=True)
 class Source:
-    """One original file. fields: name -> "int" | "text" | "texts" (a list) | "source" (Python) | "sources", with a
-    "?" at the end where it may be empty.
+    """One original file.
 
-    rows: how many it must have. key: a field whose value may not occur twice. sha256: of the published file, None
-    where nothing is published.
+    fields: name -> "int" | "text" | "texts" (a list) | "source" (Python) | "sources", with a "?" at
+        the end where it may be empty.
+
+    rows: how many it must have. key: a field whose value may not occur twice.
+    sha256: of the published file, None where nothing is published.
     columns + convert: for a CSV, the columns it must have and the row -> doc function.
     """
 
@@ -56,8 +58,8 @@ class Source:
 class Data:
     """A benchmark's rows.
 
-    name: "original" (the published files, byte for byte), "modified" (as many rows, other bytes), "hub", or the name
-    that a manifest.json gives the set.
+    name: "original" (the published files, byte for byte), "modified" (as many rows, other bytes),
+        "hub", or the name that a manifest.json gives the set.
     """
 
     name: str
@@ -66,7 +68,7 @@ class Data:
 
 
 def check_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> list[str]:
-    """Every problem of the files below data_dir, each a sentence with file, line and field; empty is good.
+    """The problems of the files below data_dir: sentences with file, line and field.
 
     Without data_dir nothing is checked where the hub has the data.
     """
@@ -80,7 +82,7 @@ def check_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> list[str]:
 
 
 def data_checksums(spec: TaskSpec, data_dir: str | os.PathLike | None) -> dict[str, str]:
-    """File -> sha256 of the originals (and of a manifest.json beside them); {} for the hub's data."""
+    """File -> sha256 of the originals and of their manifest.json; {} for the hub's data."""
     if data_dir is None or spec.foreign:
         return {}
     paths = [p for p in (*spec.files, "manifest.json") if (Path(data_dir) / p).is_file()]
@@ -117,10 +119,17 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
             )
     if problems:
         raise DataError(problems)
-    if manifest:
-        return Data(manifest["name"], str(data_dir), splits)
-    published = all(_sha256(data_dir / s.path) == s.sha256 for s in spec.sources if s.sha256)
-    return Data("original" if published else "modified", str(data_dir), splits)
+    return Data(name_of_data(spec, data_dir), str(data_dir), splits)
+
+
+def name_of_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
+    """The name that `Data` has, without reading the rows. Raises DataError, OSError."""
+    if data_dir is None or spec.foreign:
+        return "hub"
+    if manifest := _read_manifest(Path(data_dir)):
+        return manifest["name"]
+    same = all(_sha256(Path(data_dir) / s.path) == s.sha256 for s in spec.sources if s.sha256)
+    return "original" if same else "modified"
 
 
 def _read_manifest(data_dir: Path) -> dict | None:
@@ -132,13 +141,22 @@ def _read_manifest(data_dir: Path) -> dict | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         name, counts = manifest["name"], manifest["counts"]
         good = isinstance(name, str) and name and all(isinstance(n, int) for n in counts.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise DataError(
             [f'{path}: expected {{"name": "...", "counts": {{"<file>": <rows>, ...}}}}']
         )
     return {"name": name, "counts": counts}
+
+
+def data_name(data_dir: Path) -> str | None:
+    """The name that a good manifest gives a data set; None for any other directory."""
+    try:
+        manifest = _read_manifest(data_dir)
+    except DataError:  # the run reports it
+        return None
+    return manifest["name"] if manifest else None
 
 
 def _read_source(path: Path, source: Source, expected: int | None) -> tuple[Rows, list[str]]:
@@ -152,7 +170,8 @@ def _read_source(path: Path, source: Source, expected: int | None) -> tuple[Rows
         for line, doc in (_csv_rows if source.columns else _json_rows)(path, source):
             bad = doc if isinstance(doc, str) else _field_problem(doc, source.fields)
             if bad is None and source.key and doc[source.key] in seen:
-                bad = f"field {source.key!r}: {doc[source.key]!r} was already on line {seen[doc[source.key]]}"
+                value = doc[source.key]
+                bad = f"field {source.key!r}: {value!r} was already on line {seen[value]}"
             if bad is None:
                 rows.append(doc)
                 if source.key:
@@ -249,7 +268,8 @@ def _read_hub(spec: TaskSpec) -> Data:
         loaded = datasets.load_dataset(repo, config)
     except Exception as e:  # whatever the network or the cache raises, the way out is the same
         raise DataError(
-            f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR reads local files"
+            f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR "
+            f"reads local files"
         ) from e
     splits = {name: [dict(row) for row in rows] for name, rows in loaded.items()}
     docs = splits.get(spec.eval_split, [])

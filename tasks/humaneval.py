@@ -98,5 +98,6 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline=HEADLINE,
     kind="code",
+    target=tests_of,
     gen_length=512,
 )

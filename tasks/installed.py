@@ -1,8 +1,8 @@
 """Any other generation task that lm-eval has installed, by its name: `--task lm_eval:<name>`.
 
-Its prompts, filters and metrics are lm-eval's own; its data come from the hub. Nothing official is known of how the
-models here are evaluated on it. Its definition is found by reading the installed files for the name, because building
-the index of all tasks takes longer than many a run.
+Its prompts, filters and metrics are lm-eval's own; its data come from the hub. Nothing official is
+known of how the models here are evaluated on it. The definition is found by searching the installed
+files for the name, because building the index of all tasks takes longer than many a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from tasks.data import Data, DataError
 from tasks.protocols import PREFIX
 
 FORM = "lm_eval"
-NOTE = "nothing official is known of how these models are evaluated on this task: prompts and metrics are lm-eval's"
+NOTE = (
+    "nothing official is known of how these models are evaluated on this task: "
+    "prompts and metrics are lm-eval's"
+)
 
 
 def definition_of(name: str) -> Path | None:
@@ -44,6 +47,17 @@ def runs_code(path: Path) -> bool:
     return included is not None and included.is_file() and runs_code(included)
 
 
+def fewshot_of(path: Path) -> int:
+    """Number of worked examples by a definition, or by one that it includes."""
+    text = path.read_bytes()
+    found = re.search(rb"^num_fewshot:\s*(\d+)", text, re.MULTILINE)
+    if found:
+        return int(found[1])
+    include = re.search(rb"^include:\s*[\"']?([^\s\"'#]+)", text, re.MULTILINE)
+    included = path.parent / include[1].decode() if include else None
+    return fewshot_of(included) if included is not None and included.is_file() else 0
+
+
 def spec_of(task: str) -> TaskSpec:
     """The benchmark behind `lm_eval:<name>`. Raises DataError where lm-eval has no such task."""
     name = task.removeprefix(PREFIX)
@@ -52,12 +66,12 @@ def spec_of(task: str) -> TaskSpec:
         raise DataError(
             [f"--task {task}: the installed lm-eval defines no task {name!r} in a file of its own"]
         )
-    if runs_code(
-        path
-    ):  # before it is loaded: that alone asks the hub for a scorer and tries it out
+    # before it is loaded: loading alone asks the hub for a scorer and tries it out
+    if runs_code(path):
         raise DataError(
             [
-                f"lm-eval's task {name} runs generated code in this process; --task humaneval and mbpp run it apart"
+                f"lm-eval's task {name} runs generated code in this process; "
+                "--task humaneval and mbpp run it apart"
             ]
         )
 
@@ -65,7 +79,9 @@ def spec_of(task: str) -> TaskSpec:
         return _load(name, path)
 
     form = PromptForm(
-        source=f"lm-eval's {name}", yaml=str(path.relative_to(tasks_dir())), num_fewshot=0
+        source=f"lm-eval's {name}",
+        yaml=str(path.relative_to(tasks_dir())),
+        num_fewshot=fewshot_of(path),
     )
     return TaskSpec(
         name=task,

@@ -41,6 +41,13 @@ def without_begin(installed: str) -> str:
     return sentence
 
 
+def in_code_block(installed: str) -> str:
+    """The installed answer of a worked example, in the code block that the chat form asks for."""
+    answer = installed.replace("{{code}}\n[DONE]", "\n\n```python\n{{code}}\n```")
+    assert answer != installed, "lm-eval's mbpp answers no longer end with [DONE]"
+    return answer
+
+
 FORMS = {
     "chat": PromptForm(
         source="lm-eval 0.4.8 mbpp's sentence and tests, without examples; reply in a code block",
@@ -48,6 +55,7 @@ FORMS = {
         doc_to_text=lambda installed: (
             without_begin(installed) + "\n\nReply with the code in one Python code block."
         ),
+        doc_to_target=in_code_block,
         until=(),
     ),
     "lm_eval": PromptForm(source="lm-eval 0.4.8 mbpp", yaml=YAML, num_fewshot=3),
@@ -60,7 +68,7 @@ FORMS = {
         doc_to_target="[BEGIN]\n '{{code}}' \n[DONE] \n\n ",
         num_fewshot=3,
         multiturn=True,
-        until=("[DONE]",),
+        until=(),  # as OpenCompass; its extraction reads the closing mark
     ),
     "instruct": PromptForm(
         source="mbpp_instruct of the lm-eval fork with which Dream reports",
@@ -123,6 +131,7 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline=HEADLINE,
     kind="code",
+    target=tests_of,
     gen_length=512,
     note="test_setup_code is run before the tests; lm-eval forgets it, which costs it task 367",
 )

@@ -3,8 +3,8 @@
 The functions for each benchmark, and the patterns that cut an answer into text and fenced blocks,
 are in utils.py ("answer patterns"). They call `find_program`, which
     1. collects the pieces of valid Python: the fenced blocks, else the parts that compile;
-    2. takes the first piece that defines the entry point with a body, else reads the answer as the
-       body of the prompt's function;
+    2. takes the last piece with a complete definition of the entry point, else reads the answer as
+       the body of the prompt's function;
     3. keeps of it what the entry point reaches, with helpers from other pieces and from the prompt,
        so that example calls, asserts and stray words are not run.
 The code is never changed, only cut and joined.
@@ -17,20 +17,33 @@ import builtins
 import re
 import textwrap
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sandbox.names import names_of
+from utils import CODE_FENCE
 
-MAX_LINES = 40_000  # lines compiled per answer: hundreds of degenerate lines would take seconds
-CODE_START = re.compile(
-    r"(?:import|from|def|async|class|if|for|while|try|with)\b|@|[A-Za-z_][\w.\[\]'\", ]*\s*[:+*-]?="
+MAX_COMPILED = (
+    400_000  # characters compiled in search of pieces, per answer: a degenerate text ends
 )
+CODE_START = re.compile(
+    r"(?:import|from|def|async|class|if|for|while|try|with)\b|@|[A-Za-z_][\w.\[\]'\", \t]*[:+*-]?="
+)
+# a line that continues the statement before it: that one was cut by a fault
+CONTINUES = re.compile(r"[ \t]|(?:return|yield|elif|else|except|finally)\b")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 # a top-level statement that uses one of these is an example, or waits for a user
 EXAMPLES = frozenset({"print", "input", "unittest", "doctest", "__name__", "exit", "quit"})
+ENDS = {("sys", "exit"), ("os", "_exit"), ("os", "abort")}
 # a function that uses one of these may reach any name
 LOOKS_UP_NAMES = frozenset({"globals", "locals", "vars", "eval", "exec"})
+# values that cannot be called: an assignment of one defines no function
+NOT_CALLABLE = (
+    *(ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.Compare),
+    *(ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.BinOp, ast.UnaryOp),
+)
 # what compile() can raise
 FAULTS = (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError)
 
@@ -42,7 +55,20 @@ class _Unit:
     text: str
     binds: frozenset[str]
     uses: frozenset[str]
-    kind: str  # "import" | "def" | "assign" (to plain names) | "assert" | "other"
+    kind: str  # "import" | "def" | "assign" (to plain names) | "assert" | "exit" | "other"
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Python found in a text. cut: a fault ended it inside its last statement."""
+
+    source: str
+    cut: bool = False
+
+
+@dataclass
+class _Budget:
+    left: int = MAX_COMPILED
 
 
 def find_program(
@@ -60,6 +86,7 @@ def find_program(
     roots:       further names that must be kept.
     how:         "fence" | "text" | "body" (completed with the prompt) | "none": no program was
                  found, code is the first block, else the text.
+    The time is linear in the length of the text.
     """
     try:
         code, how = _find(text, blocks, entry_point, prompt, roots)
@@ -76,21 +103,56 @@ def _find(
     text: str, blocks: list[str], entry_point: str | None, prompt: str, roots: frozenset[str]
 ) -> tuple[str | None, str]:
     """(code, how); (None, "none") where no program was found."""
-    pieces = [piece for block in blocks for piece in _pieces(block)]
-    chosen, how = _first_defining(pieces, entry_point), "fence"
-    if chosen is None:
-        loose = _pieces(text)
-        chosen, how, pieces = _first_defining(loose, entry_point), "text", pieces + loose
-    if chosen is None and prompt and entry_point:
-        bodies = (_as_body(prompt, block, entry_point) for block in (*blocks, text))
-        chosen, how = next((b for b in bodies if b), None), "body"
+    budget = _Budget()
+    fenced = [piece for block in blocks for piece in _pieces(block, budget)]
+    chosen, pieces, how = _chosen(text, blocks, fenced, entry_point, prompt, budget)
     if chosen is None:
         return None, "none"
     if entry_point is None:
         return chosen, how
-    others = [piece for piece in pieces if piece != chosen]
+    others = [piece.source for piece in pieces if piece.source != chosen]
     code = _reachable(chosen, others, prompt, entry_point, {entry_point, *roots})
     return code if _compiles(code) else chosen, how
+
+
+def _chosen(
+    text: str,
+    blocks: list[str],
+    fenced: list[_Piece],
+    entry_point: str | None,
+    prompt: str,
+    budget: _Budget,
+) -> tuple[str | None, list[_Piece], str]:
+    """(the source that defines the entry point, all pieces, how), by the first reading that does.
+
+    A body is read before assignments: a local variable may be called as the function is.
+    """
+    without_fences = CODE_FENCE.sub("\n", text)  # a fence may be glued to the last line of code
+    texts = [text] if without_fences == text else [text, without_fences]
+    if entry_point is None:
+        found = _first_defining(fenced)
+        pieces = fenced if found else [p for t in texts for p in _pieces(t, budget)]
+        return found or _first_defining(pieces), pieces, "fence" if found else "text"
+    if found := _last_complete(fenced, entry_point):
+        return found, fenced, "fence"
+    as_text = [_as_body(prompt, t, entry_point, budget) for t in texts]
+    if found := next((code for code, returns in as_text if returns), None):
+        return found, fenced, "body"
+    loose: list[_Piece] = []
+    for more in (*(_pieces(t, budget) for t in texts), _indented(text, budget)):
+        loose += more
+        if found := _last_complete(more, entry_point):
+            return found, fenced + loose, "text"
+    as_block = [_as_body(prompt, block, entry_point, budget) for block in reversed(blocks)]
+    if found := next((code for code, returns in as_block if returns), None):
+        return found, fenced + loose, "body"
+    for defines in (_assigns, _begins):
+        for pieces, how in ((fenced, "fence"), (loose, "text")):
+            for piece in reversed(pieces):
+                if defines(_parse(piece.source).body, entry_point):
+                    return piece.source, fenced + loose, how
+    found = next((code for code, _ in (*as_block, *as_text) if code), None)
+    return found, fenced + loose, "body"
 
 
 def called_names(tests: str) -> list[str]:
@@ -112,12 +174,15 @@ def called_names(tests: str) -> list[str]:
 # ---------------------------------------------------------------- pieces of Python
 
 
+@lru_cache(maxsize=64)
 def _parse(source: str) -> ast.Module:
     """The tree of a program. Raises one of FAULTS; ast.parse alone accepts a stray `return`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in an answer are no concern of the user
-        compile(source, "<answer>", "exec", dont_inherit=True)
-        return ast.parse(source)
+        tree = ast.parse(source)
+        for node in tree.body:  # one by one: thousands of equal functions take a quadratic time
+            compile(ast.Module([node], []), "<answer>", "exec", dont_inherit=True)
+        return tree
 
 
 def _compiles(source: str) -> bool:
@@ -128,61 +193,113 @@ def _compiles(source: str) -> bool:
     return True
 
 
-def _longest_prefix(lines: list[str], at_least: int = 1) -> int:
+def _longest_prefix(lines: list[str], budget: _Budget, at_least: int = 1) -> int:
     """How many of the first lines compile, as many as possible; 0 if fewer than at_least do."""
     n = len(lines)
     tries = 0
-    while n >= at_least:
+    while n >= at_least and budget.left > 0:
         tries += 1
         # two or three tries are enough, except for degenerate texts
         step = 1 if tries < 10 else 2 ** (tries - 9)
+        source = "\n".join(lines[:n])
         try:
-            _parse("\n".join(lines[:n]))
+            _parse(source)
             return n
         except SyntaxError as e:
-            n = min(n - step, e.lineno or n)  # lines after the fault cannot mend it
+            at = e.lineno or n
+            # an open bracket or string is noticed at the end
+            whole = re.search("never closed|unterminated|EOF", e.msg)
+            read = len(source) if whole else sum(map(len, lines[:at])) + len(source) // 50
+            n = min(n - step, at)  # lines after the fault cannot mend it
         except FAULTS:
+            read = len(source)
             n -= step
+        budget.left -= read + 20
     return 0
 
 
-def _pieces(text: str) -> list[str]:
+def _pieces(text: str, budget: _Budget) -> list[_Piece]:
     """The parts of a text that are Python: all of it, or each longest run that compiles."""
     text = textwrap.dedent(text).strip("\n")
     if _compiles(text):
-        return [text]
-    lines, pieces, i, budget = text.split("\n"), [], 0, MAX_LINES
-    while i < len(lines) and budget > 0:
-        n = _longest_prefix(lines[i:]) if CODE_START.match(lines[i]) else 0
-        budget -= len(lines) - i
+        return [_Piece(text)]
+    lines, pieces, i = text.split("\n"), [], 0
+    while i < len(lines) and budget.left > 0:
+        n = _longest_prefix(lines[i:], budget) if CODE_START.match(lines[i]) else 0
         if n:
-            pieces.append("\n".join(lines[i : i + n]))
+            after = next((line for line in lines[i + n :] if line.strip()), "")
+            pieces.append(_Piece("\n".join(lines[i : i + n]), CONTINUES.match(after) is not None))
         i += max(n, 1)
     return pieces
 
 
-def _first_defining(pieces: list[str], entry_point: str | None) -> str | None:
-    """The first piece that defines the entry point with a body of its own, or None."""
+def _indented(text: str, budget: _Budget) -> list[_Piece]:
+    """The pieces of the indented parts of a text, as Markdown sets code without a fence."""
+    pieces, part, width = [], [], 0
+    for line in [*text.split("\n"), "end"]:
+        indent = len(line) - len(line.lstrip())
+        if part and line.strip() and indent < width:
+            pieces += _pieces("\n".join(part), budget)
+            part = []
+        if part or (indent and CODE_START.match(line.lstrip())):
+            width = width if part else indent
+            part.append(line)
+    return pieces
+
+
+def _first_defining(pieces: list[_Piece]) -> str | None:
+    """The source of the first piece that defines anything, or None."""
     for piece in pieces:
-        body = _parse(piece).body
-        if entry_point is None:
-            if any(isinstance(node, DEFINITIONS) for node in body):
-                return piece
-        elif _defines(body, entry_point):
-            return piece
+        if any(isinstance(node, DEFINITIONS) for node in _parse(piece.source).body):
+            return piece.source
     return None
 
 
-def _defines(body: list[ast.stmt], name: str) -> bool:
-    """Whether the last top-level binding of name is more than a signature with a docstring."""
+def _last_complete(pieces: list[_Piece], name: str) -> str | None:
+    """The source of the last piece with a complete definition of name, or None.
+
+    A signature with a docstring is none, nor is a definition that a fault has cut. Where one
+    follows the complete definition it is left out.
+    """
+    for piece in reversed(pieces):
+        body, later = _parse(piece.source).body, []
+        for node in reversed(body):
+            if not (isinstance(node, DEFINITIONS) and node.name == name):
+                continue
+            if not (_is_stub(node) or piece.cut and node is body[-1]):
+                return _without(piece.source, later)
+            later.append(node)
+    return None
+
+
+def _without(source: str, nodes: list[ast.stmt]) -> str:
+    """A source without some of its top-level statements."""
+    lines: list[str | None] = list(source.split("\n"))
+    for node in nodes:
+        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        lines[first - 1 : node.end_lineno] = [None] * (node.end_lineno - first + 1)
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _begins(body: list[ast.stmt], name: str) -> bool:
+    """Whether statements define name with more than a signature, though perhaps not to its end."""
+    return any(isinstance(n, DEFINITIONS) and n.name == name and not _is_stub(n) for n in body)
+
+
+def _assigns(body: list[ast.stmt], name: str) -> bool:
+    """Whether the last assignment to name gives it a value that can be a function."""
     for node in reversed(body):
-        if isinstance(node, DEFINITIONS) and node.name == name:
-            return not all(map(_is_placeholder, node.body))
-        if isinstance(node, ast.Assign) and any(
-            isinstance(t, ast.Name) and t.id == name for t in node.targets
-        ):
-            return True
+        if isinstance(node, ast.Assign):
+            targets = node.targets
+        else:
+            targets = [node.target] if isinstance(node, ast.AnnAssign) and node.value else []
+        if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            return not isinstance(node.value, NOT_CALLABLE)
     return False
+
+
+def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
+    return all(map(_is_placeholder, node.body))
 
 
 def _is_placeholder(node: ast.stmt) -> bool:
@@ -193,21 +310,45 @@ def _is_placeholder(node: ast.stmt) -> bool:
     return constant or isinstance(node, (ast.Pass, ast.Import, ast.ImportFrom))
 
 
-def _as_body(prompt: str, text: str, entry_point: str) -> str | None:
-    """prompt + text, read as the body of the prompt's last function; None where that is no program.
+def _as_body(prompt: str, text: str, name: str, budget: _Budget) -> tuple[str | None, bool]:
+    """(prompt + text, read as the body of the prompt's function, whether that returns anything).
 
-    The first line, or all of them, may have lost the indentation.
+    The code is None where it is no program. The first line of the text, or all of them, may have
+    lost the indentation.
     """
+    if not prompt:
+        return None, False
     head = prompt.rstrip("\n ").split("\n")
     text = text.strip("\n").rstrip()
     readings = (text, textwrap.indent(textwrap.dedent(text), "    "), "    " + text.lstrip())
     best: list[str] = []
-    for reading in readings:
+    best_returns = False
+    for reading in dict.fromkeys(readings):
         lines = head + reading.split("\n")
-        lines = lines[: _longest_prefix(lines, at_least=len(head) + 1)]
-        if len(lines) > len(best) and _defines(_parse("\n".join(lines)).body, entry_point):
-            best = lines
-    return "\n".join(best) if best else None
+        lines = lines[: _longest_prefix(lines, budget, at_least=len(head) + 1)]
+        named = [
+            node
+            for node in _parse("\n".join(lines)).body
+            if isinstance(node, DEFINITIONS) and node.name == name
+        ]
+        if not named or named[-1].lineno > len(head) or _is_stub(named[-1]):
+            continue
+        returns = _returns(named[-1].body)
+        if (returns, len(lines)) > (best_returns, len(best)):
+            best, best_returns = lines, returns
+    return ("\n".join(best) if best else None), best_returns
+
+
+def _returns(body: Iterable[ast.AST]) -> bool:
+    """Whether the statements of a function return or yield, functions inside it apart."""
+    todo = list(body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)):
+            return True
+        if not isinstance(node, (*DEFINITIONS, ast.Lambda)):
+            todo += ast.iter_child_nodes(node)
+    return False
 
 
 # ---------------------------------------------------------------- what the entry point reaches
@@ -244,7 +385,25 @@ def _kind(node: ast.stmt) -> str:
         isinstance(t, ast.Name) for t in targets
     ):
         return "assign"
-    return "assert" if isinstance(node, ast.Assert) else "other"
+    if isinstance(node, ast.Assert):
+        return "assert"
+    return "exit" if _exits(node) else "other"
+
+
+def _exits(node: ast.stmt) -> bool:
+    """Whether a statement may end the program: sys.exit(), os._exit(), raise SystemExit."""
+    todo: list[ast.AST] = [node]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            if any(isinstance(n, ast.Name) and n.id == "SystemExit" for n in ast.walk(node.exc)):
+                return True
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (node.value.id, node.attr) in ENDS:
+                return True
+        if not isinstance(node, (*DEFINITIONS, ast.Lambda)):
+            todo += ast.iter_child_nodes(node)
+    return False
 
 
 def _reachable(
@@ -265,24 +424,36 @@ def _reachable(
     ]
     modules = frozenset().union(*(u.binds for u in units if u.kind == "import"))
     have = bound | BUILTINS | frozenset().union(*(u.binds for u in helpers))
-    needed = set(roots).union(*(u.uses for u in helpers))
-    if any(u.uses & LOOKS_UP_NAMES for u in units if u.kind == "def"):
-        needed |= bound
-    keep: set[int] = set()
+    # name -> units that have to be kept, or borrowed, once the name is needed
+    wanted: dict[str, list[int]] = {}
+    lent: dict[str, list[int]] = {}
+    todo, needed = [*roots, *modules], set()
+    for helper in helpers:
+        todo += helper.uses
+    for i, unit in enumerate(units):
+        acts = unit.kind == "other" and not unit.uses & (EXAMPLES | {entry_point})
+        for name in unit.binds | (unit.uses & bound if acts else frozenset()):
+            wanted.setdefault(name, []).append(i)
+        if unit.kind == "def" and unit.uses & LOOKS_UP_NAMES:
+            todo += bound
+    for i, unit in enumerate(foreign):
+        for name in unit.binds - have if entry_point not in unit.binds else ():
+            lent.setdefault(name, []).append(i)
+    keep = {i for i, unit in enumerate(units) if unit.kind == "import"}  # binds nothing: import *
     borrowed: dict[int, _Unit] = {}
-    size = -1
-    while size != len(needed) + len(keep) + len(borrowed):
-        size = len(needed) + len(keep) + len(borrowed)
-        for i, unit in enumerate(units):
-            acts = unit.kind == "other" and unit.uses & ((needed & bound) | modules)
-            acts = acts and entry_point not in unit.uses and not unit.uses & EXAMPLES
-            if unit.kind == "import" or unit.binds & needed or acts:
+    while todo:
+        name = todo.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        for i in wanted.get(name, ()):
+            if i not in keep:
                 keep.add(i)
-                needed |= unit.uses | unit.binds
-        for i, unit in enumerate(foreign):
-            if unit.binds & (needed - have) and entry_point not in unit.binds:
-                borrowed[i] = unit
-                needed |= unit.uses
+                todo += units[i].uses | units[i].binds
+        for i in lent.get(name, ()):
+            if i not in borrowed:
+                borrowed[i] = foreign[i]
+                todo += foreign[i].uses
     if len(keep) == len(units):
         body = chosen
     else:

@@ -1,16 +1,18 @@
-"""How a model is asked a benchmark: one rule for comparing models, one table for reproducing their authors.
+"""Protocols: one rule for comparing models, one table for reproducing their authors' scores.
 
-`uniform`: the same prompt form, canvas and rule for all models, temperature 0, no examples. An alias departs from it
-    by the cells under "uniform" in its MODEL_DEFAULTS entry.
-`official`: what a model's authors report with, task by task: the cells under "official" in its entry. An alias without
-    a cell for a task has no official protocol there. Only official results belong beside a published score.
-    Where the worked examples of an official prompt are not part of lm-eval, lm-eval's own stand in, and the
-    references' "settings" say so. Nothing official exists for TruthfulQA in generation, nor for DiffuCoder on GSM8K
-    and on MBPP's 500 tasks: those cells are this project's choice and have no references.
+`uniform`: the same prompt form, canvas, blocks and rule for all models, temperature 0, no examples.
+    The cells under "uniform" in an alias's MODEL_DEFAULTS entry are its exceptions.
+`official`: the settings of the model's authors, task by task: the cells under "official" in its
+    entry. An alias without a cell for a task has no official protocol there. Only official results
+    are comparable with a published score. Where the worked examples of an official prompt are not
+    part of lm-eval, lm-eval's own replace them, and the references' "settings" say so. Nothing
+    official exists for TruthfulQA in generation, nor for DiffuCoder on GSM8K and on MBPP's 500
+    tasks: those cells are this project's choice and have no references.
 
-A cell is a dict of fields of Protocol. The cells below are those of the models in MODEL_DEFAULTS (eval.py).
-Sources: LLaDA EVAL.md and its OpenCompass configurations; Dream eval_instruct/eval.sh; the DiffuCoder paper,
-README and issue 10; Fast-dLLM Table 1 and Figure 5. Only the standard library is imported.
+A cell is a dict of fields of Protocol. The cells below are those of the models in MODEL_DEFAULTS
+(eval.py). Sources: LLaDA EVAL.md and its OpenCompass configurations; Dream eval_instruct/eval.sh;
+the DiffuCoder paper, README and issue 10; Fast-dLLM Table 1 and Figure 5. Only the standard library
+is imported.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from utils import UsageError
 if TYPE_CHECKING:
     from tasks.base import TaskSpec
 
-PROTOCOLS = ("uniform", "official")
+# name -> revision. It rises where the meaning of a protocol changes; results of two revisions share
+# no curve. Revision 2 of uniform: Dream's family decodes in blocks too, and adaptive rules read the
+# model's own probability.
+PROTOCOLS = {"uniform": 2, "official": 1}
 PREFIX = "lm_eval:"  # any other task that lm-eval has installed
 ANY = "*"  # a cell for every task that has none of its own
 Cells = Mapping[str, Mapping[str, Any]]
@@ -32,17 +37,22 @@ Cells = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Protocol:
-    """One cell of the table: everything about a run that is neither the model nor the number of steps.
+    """One cell of the table: all settings of a run except the model and the number of steps.
 
+    revision: see PROTOCOLS.
     form: key of the task's prompt forms.
-    system: a system prompt, None for what the checkpoint's template does by itself (Dream's and DiffuCoder's
-    insert "You are a helpful assistant.", LLaDA's nothing).
-    gen_length: the canvas, in tokens; block_length: None is the whole canvas.
-    references: the published scores of this very protocol, one for each number of tokens per step that has one:
-        {"score": percent, "metric", "tokens_per_step", "source", "settings"}.
+    system: a system prompt; None leaves it to the checkpoint's template (Dream's and DiffuCoder's
+        insert "You are a helpful assistant.", LLaDA's nothing).
+    gen_length: the canvas, in tokens.
+    block_length: for an algorithm that goes in blocks by default; None is the whole canvas.
+    extraction: the authors' way to find the program in an answer, a key of tasks.code.EXTRACTIONS;
+        None is this project's.
+    references: the published scores of this very protocol, one for each number of tokens per step
+        that has one: {"score": percent, "metric", "tokens_per_step", "source", "settings"}.
     """
 
     name: str
+    revision: int
     form: str
     num_fewshot: int
     chat_template: bool
@@ -56,6 +66,7 @@ class Protocol:
     alg_temp: float | None = None
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
+    extraction: str | None = None
     references: tuple[dict, ...] = ()
 
 
@@ -69,7 +80,8 @@ def protocol(
     """
     uniform: dict[str, Any] = {
         "form": spec.default_form,
-        "num_fewshot": 0,
+        # a task of lm-eval's own keeps its number
+        "num_fewshot": spec.forms[spec.default_form].num_fewshot if spec.foreign else 0,
         "chat_template": True,
         "system": None,
         "gen_length": spec.gen_length,
@@ -81,7 +93,7 @@ def protocol(
     cell = cells.get(spec.name, cells.get(ANY))
     if name == "official" and cell is None:
         raise UsageError(_no_official(alias, spec.name, models))
-    return Protocol(name=name, **uniform | dict(cell or {}))
+    return Protocol(name=name, revision=PROTOCOLS[name], **uniform | dict(cell or {}))
 
 
 def _no_official(alias: str, task: str, models: Mapping[str, Mapping]) -> str:
@@ -101,7 +113,8 @@ _LLADA_EVAL = "ML-GSAI/LLaDA EVAL.md (OpenCompass)"
 _DREAM_EVAL = "Dream paper; DreamLM/Dream eval_instruct/eval.sh"
 _GREEDY = {"algorithm": "low_confidence", "temperature": 0.0}
 _DREAM = {"algorithm": "entropy", "temperature": 0.1, "top_p": 0.9, "alg_temp": 0.0}
-# the authors' examples use 0.2 to 0.4 and do not say which one the paper's table is from; 0.2 is likelier
+# the authors' examples use temperatures of 0.2 to 0.4; the paper does not give that of its table,
+# 0.2 is likelier
 _DIFFUCODER = {"algorithm": "entropy", "temperature": 0.2, "top_p": 0.95, "alg_temp": 0.0}
 
 
@@ -119,6 +132,8 @@ def _cell(
         "gen_length": gen_length,
         "block_length": block_length,
     }
+    if form == "opencompass":
+        cell["extraction"] = form
     for part in more:
         cell |= part
     return cell | fields
@@ -127,7 +142,10 @@ def _cell(
 def _published(
     scores: float | dict[int, float], metric: str, source: str, settings: str
 ) -> dict[str, Any]:
-    """References: the published scores in percent, by tokens per step; a number alone is that of one token per step."""
+    """The field `references` of a cell.
+
+    scores: percent by tokens per step; a single number is the score at one token per step.
+    """
     by_k = scores if isinstance(scores, dict) else {1: scores}
     common = {"metric": metric, "source": source, "settings": settings}
     return {
@@ -141,8 +159,7 @@ def _published(
 LLADA_UNIFORM: Cells = {"humaneval": NO_EOS, "mbpp": END_LAST, "truthfulqa": END_LAST}
 LLADA15_UNIFORM: Cells = dict.fromkeys(("humaneval", "mbpp", "gsm8k", "truthfulqa"), END_LAST)
 # embedded checkpoints: every answer of the mini benchmarks fits into 24 tokens
-TINY_LLADA_UNIFORM: Cells = {ANY: {"gen_length": 24, "block_length": 8}}
-TINY_DREAM_UNIFORM: Cells = {ANY: {"gen_length": 24, "block_length": None}}
+TINY_UNIFORM: Cells = {ANY: {"gen_length": 24, "block_length": 8}}
 
 LLADA_OFFICIAL: Cells = {
     "gsm8k": _cell(
@@ -154,8 +171,8 @@ LLADA_OFFICIAL: Cells = {
             {1: 79.3, 2: 74.8, 4: 66.5, 8: 30.7},
             FLEXIBLE,
             "Fast-dLLM (arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5",
-            "lm-eval gsm8k, 5 examples in one user turn, canvas 256, block 32. OpenCompass's 4-example turns with"
-            " block 8: 78.9 (EVAL.md)",
+            "lm-eval gsm8k, 5 examples in one user turn, canvas 256, block 32. "
+            "OpenCompass's 4-example turns with block 8: 78.9 (EVAL.md)",
         ),
         num_fewshot=5,
     ),
@@ -182,7 +199,8 @@ LLADA_OFFICIAL: Cells = {
             39.6,
             PASS,
             _LLADA_EVAL,
-            "3 examples as turns, canvas and block 256, confidence_eos_eot_inf; 41.0 with the internal library",
+            "3 examples as turns, canvas and block 256, confidence_eos_eot_inf; "
+            "41.0 with the internal library",
         ),
         num_fewshot=3,
     ),
@@ -199,8 +217,8 @@ LLADA15_OFFICIAL: Cells = {
             83.6,
             FLEXIBLE,
             _LLADA_EVAL,
-            "canvas 256, block 16, confidence_eos_eot_inf; published with OpenCompass's 4-example turns, here"
-            " lm-eval's 5 examples in one turn; 83.8 with the internal library",
+            "canvas 256, block 16, confidence_eos_eot_inf; published with OpenCompass's 4-example "
+            "turns, here lm-eval's 5 examples in one turn; 83.8 with the internal library",
         ),
         num_fewshot=5,
     ),
@@ -227,7 +245,8 @@ LLADA15_OFFICIAL: Cells = {
             42.6,
             PASS,
             _LLADA_EVAL,
-            "3 examples as turns, canvas 512, block 32, confidence_eos_eot_inf; 42.8 with the internal library",
+            "3 examples as turns, canvas 512, block 32, confidence_eos_eot_inf; "
+            "42.8 with the internal library",
         ),
         num_fewshot=3,
     ),
@@ -283,7 +302,8 @@ DIFFUCODER_OFFICIAL: Cells = {
             73.2,
             PASS,
             "DiffuCoder paper (arXiv:2506.20639)",
-            "EvalPlus's harness with HumanEval's own tests, canvas 512; prompt and temperature not published",
+            "EvalPlus's harness with HumanEval's own tests, canvas 512; "
+            "prompt and temperature not published",
         ),
     ),
     "mbpp": _cell("instruct", 512, None, _DIFFUCODER),

@@ -1,10 +1,12 @@
 """TruthfulQA, generation: questions that many people answer wrongly. Lin et al., arXiv:2109.07958.
 
-A row of the CSV becomes {"question", "best_answer", "correct_answers": [...], "incorrect_answers": [...], ...}.
+A row of the CSV becomes {"question", "best_answer", "correct_answers": [...],
+"incorrect_answers": [...], ...}.
 
-Prompt and metrics are lm-eval's truthfulqa_gen: an answer is right (`bleu_acc`, `rougeL_acc`) where it is nearer
-to the best true reference than to the best false one. ROUGE is computed without the 1000 resamplings per
-pair of texts that lm-eval spends on a mean of one value; the scores are the same.
+Prompt and metrics are lm-eval's truthfulqa_gen: an answer is right (`bleu_acc`, `rougeL_acc`) where
+it is nearer to the best true reference than to the best false one. ROUGE is computed without the
+1000 resamplings per pair of texts that lm-eval spends on a mean of one value; the scores are the
+same.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ FIELDS = {
 }
 
 FORMS = {
-    # a chat model may begin with "A:" or a blank line: the clean-up does what the stop string "\n\n" is for
+    # a chat model may begin with a lead-in and a blank line, where lm-eval's stop string would cut
     "chat": PromptForm(
-        source="lm-eval 0.4.8 truthfulqa_gen; a leading 'A:' is dropped, the answer ends at a blank line",
+        source="lm-eval 0.4.8 truthfulqa_gen; the whole answer counts, without a leading 'A:'",
         yaml=YAML,
-        until=("\nQ:",),
+        until=(),
     ),
     "lm_eval": PromptForm(
         source="lm-eval 0.4.8 truthfulqa_gen", yaml=YAML, until=("\n\n",), clean=False
@@ -85,7 +87,10 @@ def _rouge_scorer():
 
 
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:
-    """lm-eval's twelve scores of one answer: {bleu, rouge1, rouge2, rougeL} x {max, acc, diff}, 0 to 100."""
+    """lm-eval's twelve scores of one answer: {bleu, rouge1, rouge2, rougeL} x {max, acc, diff}.
+
+    max and diff are on a scale of 0 to 100, acc is 0 or 1.
+    """
     import numpy as np
     from lm_eval.tasks.truthfulqa.utils import bleu
 
@@ -116,5 +121,6 @@ SPEC = TaskSpec(
     forms=FORMS,
     headline="bleu_acc,none",
     kind="qa",
+    target=lambda doc: {k: doc[f"{k}_answers"] for k in ("correct", "incorrect")},
     gen_length=128,
 )

@@ -1,21 +1,31 @@
 """Tests run offline, on the CPU and on one thread."""
 
+import atexit
 import os
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Digests of weights are kept in the user's cache; huggingface's own stays where it is.
+os.environ.setdefault("HF_HOME", os.path.expanduser("~/.cache/huggingface"))
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="dllmexp-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 # A shell starts background jobs with SIGINT ignored, which the tests' processes would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from mini import ROOT  # noqa: E402
+from mini import DREAM, LLADA, ROOT  # noqa: E402
+
+from models import fingerprint  # noqa: E402
 
 torch.set_num_threads(1)
+for known in ("assets/tiny-llada", "assets/tiny-dream", "assets/tiny-qwen", LLADA, DREAM):
+    fingerprint(ROOT / known)  # a plan hashes nothing; it has their ids from here
 
 
 @pytest.fixture(scope="session")

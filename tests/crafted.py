@@ -1,4 +1,4 @@
-"""Result files with the accuracies and speeds that a test wants, made by the program's own build_result."""
+"""Result files with given accuracies and speeds, made by the program's own build_result."""
 
 import random
 from pathlib import Path
@@ -29,7 +29,10 @@ def protocol_of(name: str, alias: str, task: str) -> Protocol:
 
 
 def config_of(alias: str, task: str, k: int, protocol: str = "uniform", **changes) -> RunConfig:
-    """A configuration; changes: fields of RunConfig, of DecodeConfig, or `gen_length` and `algorithm`."""
+    """A configuration.
+
+    changes: fields of RunConfig, of DecodeConfig, or `gen_length` and `algorithm`.
+    """
     cell = protocol_of(protocol, alias, task)
     algorithm = changes.pop("algorithm", cell.algorithm)
     length, given = changes.pop("gen_length", cell.gen_length), changes.pop("options", {})
@@ -100,6 +103,7 @@ def craft(
     scores=None,
     prompt=None,
     machine="NVIDIA H200",
+    revision=None,
     **changes,
 ) -> tuple[dict, RunConfig]:
     """A complete result; a share `right` of n answers is right, or `scores` says which."""
@@ -117,6 +121,7 @@ def craft(
             "metrics": [metric],
             metric: scores[doc],
             "filtered_resps": [f"{doc}"],
+            "target": f"target {doc}",
         }
         for doc in range(n)
     ]
@@ -125,7 +130,11 @@ def craft(
         config=config.as_dict(),
         generation_id=config.generation_id,
         result_id=config.result_id,
-        protocol={"name": protocol, "references": cell.references},
+        protocol={
+            "name": protocol,
+            "revision": revision or cell.revision,
+            "references": cell.references,
+        },
         overrides=({} if k == 1 else {"tokens_per_step": {"protocol": 1, "run": k}})
         | (overrides or {}),
         notes=[],
@@ -146,6 +155,7 @@ def craft(
 
 def save(folder: Path, *arguments, tag=None, **options) -> Path:
     result, config = craft(*arguments, **options)
-    path = folder / result_name(config, tag=tag, limit=options.get("limit"))
+    overrides = options.get("overrides") or ()
+    path = folder / result_name(config, overrides=overrides, tag=tag, limit=options.get("limit"))
     atomic_write_json(path, result)
     return path

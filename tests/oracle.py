@@ -75,15 +75,13 @@ def llada(
     """low_confidence and random, as in ML-GSAI/LLaDA generate.py."""
     mask, eos, ends = model.config.mask_id, model.config.eos_id, list(model.config.end_ids)
     x = list(prompt) + [mask] * gen_length
-    n_blocks = gen_length // block_length
-    per_block = num_steps // n_blocks
-    for block in range(n_blocks):
-        for step in range(per_block):
-            u = uniforms(seed, block * per_block + step, gen_length).numpy()
+    for first, length, before, steps in blocks_of(gen_length, block_length, num_steps):
+        for step in range(steps):
+            u = uniforms(seed, before + step, gen_length).numpy()
             logits = aligned(model, x)
-            lo = len(prompt) + block * block_length
+            lo = len(prompt) + first
             tokens, scores = {}, {}
-            for i in range(lo, lo + block_length):
+            for i in range(lo, lo + length):
                 if x[i] != mask:
                     continue
                 row = logits[i].copy()
@@ -97,9 +95,22 @@ def llada(
                     if algorithm == "low_confidence"
                     else u[1, i - len(prompt)]
                 )
-            for i in best(scores, block_length // per_block + (step < block_length % per_block)):
+            for i in best(scores, length // steps + (step < length % steps)):
                 x[i] = tokens[i]
     return x[len(prompt) :]
+
+
+def blocks_of(gen_length: int, block_length: int, num_steps: int) -> list[tuple[int, ...]]:
+    """(first position, length, steps before it, steps) of each block; the last may be short."""
+    blocks, before = [], 0
+    for first in range(0, gen_length, block_length):
+        length = min(block_length, gen_length - first)
+        # the last block takes what whole blocks of equal steps leave
+        last = first + length == gen_length
+        steps = num_steps - before if last else int(num_steps * block_length / gen_length)
+        blocks.append((first, length, before, steps))
+        before += steps
+    return blocks
 
 
 def dream(
@@ -113,16 +124,20 @@ def dream(
     top_p=None,
     top_k=None,
     alg_temp: float | None = None,
+    block_length: int | None = None,
 ) -> list[int]:
     """maskgit_plus, topk_margin, entropy and origin, as in DreamLM/Dream generation_utils.py."""
     mask = model.config.mask_id
     x = list(prompt) + [mask] * gen_length
-    t = torch.linspace(1, 1e-3, num_steps + 1)
-    for step in range(num_steps):
-        u = uniforms(seed, step, gen_length).numpy()
+    plan = blocks_of(gen_length, block_length or gen_length, num_steps)
+    every = [(*block, step) for block in plan for step in range(block[-1])]
+    for first, length, before, steps, step in every:
+        t = torch.linspace(1, 1e-3, steps + 1)
+        u = uniforms(seed, before + step, gen_length).numpy()
         logits = aligned(model, x)
-        share = 1.0 if step == num_steps - 1 else float(1 - t[step + 1] / t[step])
-        open_now = [i for i in range(len(prompt), len(x)) if x[i] == mask]
+        share = 1.0 if step == steps - 1 else float(1 - t[step + 1] / t[step])
+        lo = len(prompt) + first
+        open_now = [i for i in range(lo, lo + length) if x[i] == mask]
         tokens, scores = {}, {}
         for i in open_now:
             at = i - len(prompt)
@@ -182,8 +197,13 @@ def blockwise(
     temperature: float = 0.0,
     kv_cache: str = "none",
     cache_refresh: int | None = None,
+    top_p: float | None = None,
+    scores_the_draw: bool = False,
 ) -> tuple[list[int], int, int]:
-    """(ids, forward passes, computed columns) of a canvas in blocks; `rule` commits in a Step."""
+    """(ids, forward passes, computed columns) of a canvas in blocks; `rule` commits in a Step.
+
+    scores_the_draw: the rule reads the distribution of the draw, not the model's own.
+    """
     mask, first = model.config.mask_id, len(prompt)
     x = list(prompt) + [mask] * gen_length
     cache = model.new_cache()
@@ -191,13 +211,14 @@ def blockwise(
     passes = columns = 0
     for lo in range(first, len(x), block_length):
         step, memory = 0, {}
-        while mask in x[lo : lo + block_length]:
-            open_now = [i for i in range(lo, lo + block_length) if x[i] == mask]
+        hi = min(lo + block_length, len(x))
+        while mask in x[lo:hi]:
+            open_now = [i for i in range(lo, hi) if x[i] == mask]
             if kv_cache == "none" or (step % cache_refresh == 0 if cache_refresh else step == 0):
                 a, b = 0, len(x)
             else:
                 a = lo - 1 if model.config.family == "dream" and lo in open_now and lo else lo
-                b = len(x) if kv_cache == "prefix" else lo + block_length
+                b = len(x) if kv_cache == "prefix" else hi
             rows = torch.tensor([i - a for i in open_now])
             logits = (
                 model.predict(torch.tensor(x[a:b]), [(a, b, len(x))], rows, cache).double().numpy()
@@ -215,6 +236,8 @@ def blockwise(
                 memory,
                 temperature,
                 u,
+                top_p,
+                scores_the_draw,
             )
             for i, token in rule(now).items():
                 x[i] = token
@@ -225,19 +248,33 @@ def blockwise(
 class Step:
     """One step: logits [V], proposed token and distribution [V] of each open position."""
 
-    def __init__(self, config, x, first, lo, step, logits, memory, temperature, u):
+    def __init__(
+        self,
+        config,
+        x,
+        first,
+        lo,
+        step,
+        logits,
+        memory,
+        temperature,
+        u,
+        top_p=None,
+        scores_the_draw=False,
+    ):
         self.config, self.x, self.first, self.lo = config, x, first, lo
         self.step, self.memory = step, memory
         self.temperature, self.u = temperature, u
+        self.top_p, self.scores_the_draw = top_p, scores_the_draw
         self.take(logits)
 
     def take(self, logits: dict[int, np.ndarray]) -> None:
         self.logits, self.tokens, self.probs = logits, {}, {}
         for i, row in logits.items():
             self.tokens[i], drawn_from = sample(
-                row, self.temperature, None, None, self.u[0, i - self.first]
+                row, self.temperature, self.top_p, None, self.u[0, i - self.first]
             )
-            self.probs[i] = drawn_from if self.config.family == "dream" else softmax(row)
+            self.probs[i] = drawn_from if self.scores_the_draw else softmax(row)
         self.confidence = {i: p[self.tokens[i]] for i, p in self.probs.items()}
         self.entropy = {i: -(p * np.log(p + 1e-10)).sum() for i, p in self.probs.items()}
 

@@ -135,7 +135,9 @@ def test_a_window_wider_than_the_canvas_is_no_cache(model, verifier):
     assert [c.token_ids for c in wide] == [c.token_ids for c in none]
 
 
-@pytest.mark.parametrize("sight", SIGHTS)
+@pytest.mark.parametrize(
+    "sight", [pytest.param(s, marks=pytest.mark.slow) for s in SIGHTS[:-2]] + SIGHTS[-2:]
+)
 @pytest.mark.parametrize("name", ["apd", pytest.param("apd_released", marks=pytest.mark.slow)])
 def test_tokens_do_not_depend_on_the_batch(model, verifier, name, sight):
     prompts = prompts_for(6)
@@ -239,8 +241,8 @@ def view(agreed, masked=None, quota: int = 1) -> StepView:
             [True, True, True, True],
             [True, True, False, False],
             1,
-            [0, 1],
-        ),  # nothing beyond the lookahead
+            [0, 1],  # nothing beyond the lookahead
+        ),
     ],
 )
 def test_what_is_agreed_on_without_a_gap_is_accepted_and_always_the_first(

@@ -1,4 +1,4 @@
-"""APD on the command line: the verifier's checkpoint, its identity, what is refused, what the result says."""
+"""APD on the command line: the verifier's checkpoint and identity, refused flags, the result."""
 
 import json
 import shlex
@@ -9,6 +9,7 @@ from mini import DREAM, LLADA, gsm8k_dir
 
 import eval as cli
 from decoding.algorithms import ALGORITHMS
+from models import fingerprint
 from scripts import trace
 from suite.matrix import experiments
 from suite.state import Watcher
@@ -35,8 +36,9 @@ def verifier(tmp_path):
 def mini(tmp_path):
     """Arguments of a small run with apd, but for the verifier."""
     return (
-        f"--model_alias dream --task gsm8k --dream_ckpt {DREAM} --data_dir {gsm8k_dir(tmp_path / 'data')} "
-        f"--output_dir {tmp_path / 'out'} --device cpu --dtype float32 --gen_length 12 --alg apd"
+        f"--model_alias dream --task gsm8k --dream_ckpt {DREAM} "
+        f"--data_dir {gsm8k_dir(tmp_path / 'data')} --output_dir {tmp_path / 'out'} "
+        "--device cpu --dtype float32 --gen_length 12 --alg apd"
     )
 
 
@@ -60,7 +62,10 @@ def test_a_run_with_a_verifier(run, mini, verifier, tmp_path):
         == 0
     )
     [path] = (tmp_path / "out").glob("*.json")
-    assert path.name == "dream_gsm8k_apd_apd_mixture_weight0.7_window4_lookahead6_tps1.json"
+    assert (
+        path.name
+        == "dream_gsm8k_apd_apd_mixture_weight0.7_window4_lookahead6_tps1_float32_mini.json"
+    )
     [result] = results(tmp_path)
     config, profile = result["config"], result["profile"]
     assert config["verifier"] == str(verifier) and config["verifier_fingerprint"]["shards"]
@@ -84,18 +89,24 @@ def test_a_run_with_a_verifier(run, mini, verifier, tmp_path):
 
 
 def test_a_verifier_is_part_of_the_identity(run, mini, verifier, tmp_path):
-    shown = [run(mini, "--dry_run", "--verifier_ckpt", verifier)[1]]
+    shown = []
+
+    def show(path):
+        fingerprint(path)  # a dry run hashes no weights
+        shown.append(run(mini, "--dry_run", "--verifier_ckpt", path)[1])
+
+    show(verifier)
     renamed = verifier.rename(tmp_path / "elsewhere")
-    shown.append(run(mini, "--dry_run", "--verifier_ckpt", renamed)[1])
+    show(renamed)
     weights = next(renamed.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\x80?")
-    shown.append(run(mini, "--dry_run", "--verifier_ckpt", renamed)[1])
+    show(renamed)
     ids = [text.split("  id ")[1].split()[0] for text in shown]
     assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_suite_knows_a_finished_result_with_a_verifier(run, mini, verifier):
-    """Its state is read without eval.py: an id without the verifier's files would call the result another one's."""
+    """A suite computes the id without eval.py; the id has to cover the verifier's files."""
     words = shlex.split(f"{mini} --verifier_ckpt {verifier}")
     [experiment] = experiments([words])
     assert Watcher(experiment).status().state == "waiting"
@@ -108,7 +119,8 @@ def test_a_suite_knows_a_finished_result_with_a_verifier(run, mini, verifier):
 
 def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
     code, out, _ = run(mini, "--dry_run", "--verifier_ckpt", "not/here")
-    assert code == 0 and "known once checkpoint and data are here" in out
+    assert code == 0 and "known once its inputs have been read" in out
+    fingerprint(verifier)
     out = run(mini, "--dry_run", "--verifier_ckpt", verifier)[1]
     assert "known once" not in out and "fingerprint" not in out
 
@@ -122,7 +134,8 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
         ),
         (
             "--alg entropy --kv_window 4",
-            "--kv_cache window: entropy may commit anywhere; left-to-right algorithms: leftright, apd, apd_released",
+            "--kv_cache window: entropy may commit anywhere; "
+            "left-to-right algorithms: leftright, apd, apd_released",
         ),
         (
             "--alg apd --kv_cache dual --kv_window 4",
@@ -138,7 +151,8 @@ def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
         ),
         (
             "--alg apd --verifier_ckpt ''",
-            "--verifier_ckpt '': a directory or a hub id is needed; leave it out for Qwen/Qwen2.5-0.5B",
+            "--verifier_ckpt '': a directory or a hub id is needed; "
+            "leave it out for Qwen/Qwen2.5-0.5B",
         ),
         (
             "--alg apd --dream_ckpt ''",
@@ -192,7 +206,8 @@ def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run,
         (8, f"error: --gen_length 12: the verifier {verifier} has 8 positions"),
         (
             24,
-            "3 prompts do not fit: with a canvas of 12 they exceed the model's or its verifier's 24 positions",
+            "3 prompts do not fit: with a canvas of 12 they exceed the model's or its verifier's "
+            "24 positions",
         ),
     ]:
         (verifier / "config.json").write_text(
@@ -204,15 +219,14 @@ def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run,
 
 def test_a_window_has_a_default_and_names_its_cache(run):
     shown = run(
-        "--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 --dry_run"
+        "--model_alias dream --task gsm8k --alg leftright --kv_cache window --tokens_per_step 2 "
+        "--dry_run"
     )[1]
-    assert (
-        "kv_window               16" in shown
-        and "dream_gsm8k_leftright_window16_tps2.json" in shown
-    )
+    assert "kv_window               16" in shown and "dream_gsm8k_leftright_window16_tps2" in shown
     assert (
         run(
-            "--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 --dry_run"
+            "--model_alias dream --task gsm8k --alg leftright --kv_window 16 --tokens_per_step 2 "
+            "--dry_run"
         )[1]
         == shown
     )
@@ -231,7 +245,9 @@ def test_the_help_says_what_ends_at_the_end_token_and_what_has_blocks(capsys):
     out = " ".join(capsys.readouterr().out.split())
     ending = [name for name, a in ALGORITHMS.items() if a.ends_at_eos]
     assert f"{', '.join(ending)} end at the end token in any case" in out
-    assert "32 for those that go in blocks where the protocol has none" in out
+    whole = ", ".join(name for name, a in ALGORITHMS.items() if not a.blocks)
+    assert f"Default: the whole canvas for {whole}; the protocol's for the others." in out
+    assert "adaptive algorithms still have blocks of 32" in out
 
 
 def test_every_model_of_the_dream_family_has_a_verifier():

@@ -1,5 +1,6 @@
 """Valid checkpoints: their forms and their places. test_bad_checkpoints.py has the broken ones."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from models import (
     FAMILIES,
     CheckpointError,
     check_checkpoint,
+    digests,
     fingerprint,
     load_model,
     load_tokenizer,
@@ -167,17 +170,84 @@ def test_fingerprint_changes_with_the_small_files_and_names_the_shards(llada):
     assert before["shards"] == after["shards"]
 
 
-def test_fingerprint_sees_other_weights_of_the_same_size(llada):
-    """By name and size alone, a newly trained checkpoint would inherit the old one's samples."""
-    before, weights = fingerprint(llada), load_file(llada / SHARDS[1])
-    name = sorted(weights)[0]
-    weights[name] = weights[name].flip(0).contiguous()
-    save_file(weights, llada / SHARDS[1])
+def test_fingerprint_sees_every_byte_of_the_weights(llada):
+    """A fine-tuned head or a zeroed row may lie anywhere in a tensor."""
+    before, path = fingerprint(llada), llada / SHARDS[1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
     after = fingerprint(llada)
-    assert (
-        before["shards"][SHARDS[0]] == after["shards"][SHARDS[0]]
-        and before["shards"] != after["shards"]
+    assert before["shards"][SHARDS[0]] == after["shards"][SHARDS[0]]
+    assert before["shards"][SHARDS[1]] != after["shards"][SHARDS[1]]
+    assert after["shards"][SHARDS[1]] == hashlib.sha256(data).hexdigest()
+
+
+def test_files_that_are_not_read_change_no_fingerprint(llada, dream):
+    before = fingerprint(llada), fingerprint(dream)
+    (llada / "notes.txt").write_text("x")
+    shutil.copy(llada / SHARDS[0], llada / "old.safetensors")
+    shutil.copy(llada / "config.json", llada / "training_args.json")
+    (dream / INDEX).write_text("not read beside model.safetensors")
+    assert (fingerprint(llada), fingerprint(dream)) == before
+
+
+def no_hashing(*_):
+    raise AssertionError("weights were hashed")
+
+
+def test_weights_are_hashed_once(llada, monkeypatch):
+    """The digests are in the user's cache: another process has them, a plan only reads them."""
+    assert fingerprint(llada, hashing=False) is None
+    found = fingerprint(llada)
+    monkeypatch.setattr(digests, "_hashed", no_hashing)
+    monkeypatch.setattr(digests, "_known", {})
+    assert fingerprint(llada) == found == fingerprint(llada, hashing=False)
+    os.utime(llada / SHARDS[0])
+    assert fingerprint(llada, hashing=False) is None
+    with pytest.raises(AssertionError, match="were hashed"):
+        fingerprint(llada)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"[" * 100_000, b'{"a": 1}', b"\xff"])
+def test_a_damaged_cache_of_digests_costs_a_hashing(llada, tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    expected = fingerprint(llada)
+    cache = tmp_path / "cache" / "dllmexp" / "digests.json"
+    kept = cache.read_bytes()
+    cache.write_bytes(content)
+    monkeypatch.setattr(digests, "_known", {})
+    assert fingerprint(llada) == expected and json.loads(cache.read_bytes()) == json.loads(kept)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_hashing_per_process(llada, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no directory")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    expected = fingerprint(llada)
+    monkeypatch.setattr(digests, "_hashed", no_hashing)
+    assert fingerprint(llada) == expected
+
+
+def test_processes_that_keep_digests_at_once_lose_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = (
+        "import sys; from models import digests\n"
+        "for i in range(20): digests.keep(f'{sys.argv[1]} {i}', 64 * sys.argv[1])"
     )
+    writers = [subprocess.Popen([sys.executable, "-c", code, n], cwd=ROOT) for n in "abc"]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert len(digests.kept(f"{n} {i}" for n in "abc" for i in range(20))) == 60
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_refused(llada):
+    path = llada / SHARDS[0]
+    with pytest.raises(CheckpointError, match="changes while it is read"):
+        digests._hash(path, lambda n: os.utime(path, ns=(1, 1)), Event())
+
+
+def test_only_a_snapshot_of_the_hubs_cache_is_a_commit(llada, tmp_path):
+    """A training run may keep its own checkpoints below a directory `snapshots`."""
+    own = shutil.copytree(llada, tmp_path / "snapshots" / ("1" * 40))
+    assert fingerprint(own)["revision"] is None and fingerprint(own)["shards"]
 
 
 # ---- places

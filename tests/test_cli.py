@@ -14,11 +14,13 @@ import torch
 from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
 
 import eval as cli
+from experiment.result import DEPARTS
 from utils import OutputError
 
 README_EXAMPLE = """
   --model_alias llada --task humaneval --alg low_confidence --tokens_per_step 1 --num_steps 128
-  --gen_length 512 --block_length 64 --temperature 0.0 --top_p 0.95 --max_new_tokens 512 --remasking low_confidence
+  --gen_length 512 --block_length 64 --temperature 0.0 --top_p 0.95 --max_new_tokens 512 \
+--remasking low_confidence
   --limit 10 --output_dir results --tag debug_run --dtype bfloat16 --device cuda
   --dream_ckpt Dream-org/Dream-v0-Instruct-7B --llada_ckpt GSAI-ML/LLaDA-8B-Instruct
   --llada15_ckpt GSAI-ML/LLaDA-1.5 --diffucoder_ckpt apple/DiffuCoder-7B-cpGRPO
@@ -43,7 +45,8 @@ def mini(tmp_path):
     """Arguments of a small run on a tiny checkpoint and a benchmark of three documents."""
     data = gsm8k_dir(tmp_path / "data")
     return (
-        f"--model_alias llada --task gsm8k --llada_ckpt {LLADA} --data_dir {data} --output_dir {tmp_path / 'out'} "
+        f"--model_alias llada --task gsm8k --llada_ckpt {LLADA} --data_dir {data} "
+        f"--output_dir {tmp_path / 'out'} "
         "--device cpu --dtype float32 --gen_length 8 --block_length 8"
     )
 
@@ -71,6 +74,108 @@ def test_readme_example_is_four_tokens_per_step(run):
     assert "override: top_p" not in out
 
 
+@pytest.mark.parametrize("alias", ["llada", "dream"])
+@pytest.mark.parametrize("more", ["", "--block_length 256", "--alg leftright"])
+def test_more_steps_than_positions_are_refused_without_bad_advice(run, alias, more):
+    """No other block length helps, and Dream must not run it in silence."""
+    code, _, err = run(f"--model_alias {alias} --task gsm8k --num_steps 300 --dry_run {more}")
+    assert code == 2 and err.startswith(
+        "error: --num_steps 300 is more than the 256 positions of the canvas"
+    )
+    assert "block_length" not in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "schedule"),
+    [
+        ("", "256 steps in 8 block(s) of 32, 1 tokens per step"),
+        ("--tokens_per_step 3", "88 steps in 8 block(s) of 32"),
+        ("--alg entropy --tokens_per_step 2", "128 steps in 8 block(s) of 32"),
+        ("--alg topk_margin", "256 steps in 8 block(s) of 32"),
+        ("--max_new_tokens 200", "200 steps in 7 block(s) of 32, the last one of 8, 1 tokens"),
+        ("--max_new_tokens 200 --num_steps 100", "100 steps in 7 block(s) of 32, the last one of"),
+        ("--max_new_tokens 20", "20 steps in 1 block(s) of 20"),
+        ("--block_length 256", "256 steps in 1 block(s) of 256"),
+        *((f"--alg {name}", "in 1 block(s) of 256") for name in ("leftright", "origin", "apd")),
+        ("--alg apd_released", "in 1 block(s) of 256"),
+        ("--alg klass", "klass decides, in 8 block(s) of 32"),
+        ("--protocol official", "256 steps in 1 block(s) of 256"),
+        ("--protocol official --alg maskgit_plus", "256 steps in 1 block(s) of 256"),
+    ],
+)
+@pytest.mark.parametrize("alias", ["dream", "diffucoder"])
+def test_dream_and_diffucoder_go_in_blocks_of_32_under_uniform(run, alias, more, schedule):
+    code, out, _ = run(f"--model_alias {alias} --task gsm8k --dry_run {more}")
+    assert code == 0 and schedule in out
+
+
+@pytest.mark.parametrize(
+    ("more", "noted"),
+    [
+        ("dream --block_length 256", True),
+        ("tiny-dream --block_length 24 --alg entropy", True),
+        ("dream --protocol official --temperature 0", True),
+        ("dream", False),
+        ("dream --block_length 256 --temperature 0.1", False),
+        ("dream --alg leftright", False),
+        ("dream --alg origin", False),
+        ("dream --protocol official", False),
+        ("llada --block_length 256", False),
+    ],
+)
+def test_dreams_family_over_one_whole_canvas_at_temperature_0_is_noted(run, more, noted):
+    out = run(f"--task gsm8k --dry_run --model_alias {more}")[1]
+    assert ("note: one block over the whole canvas at temperature 0" in out) == noted
+
+
+def test_prompt_flags_override_the_protocol_and_are_listed(run, mini, tmp_path):
+    train = [{"question": f"Question {i}?", "answer": f"#### {i}"} for i in range(3)]
+    write_lines(tmp_path / "data" / "gsm8k" / "train.jsonl", train)
+    flags = "--num_fewshot 2 --no_chat_template --system Think. --limit 1"
+    assert run(mini, *flags.split(), "--num_steps", "2")[0] == 0
+    result = result_in(tmp_path / "out")
+    overrides, config = result["protocol"]["overrides"], result["config"]
+    assert overrides["num_fewshot"] == {"protocol": 0, "run": 2}
+    assert overrides["chat_template"] == {"protocol": True, "run": False}
+    assert overrides["system"] == {"protocol": None, "run": "Think."}
+    assert (config["num_fewshot"], config["chat_template"], config["system"]) == (
+        2,
+        False,
+        "Think.",
+    )
+    assert result["protocol"]["revision"] == 2
+    prompt = result["samples"][0]["prompt"]
+    assert prompt.startswith("Think.") and prompt.count("Question: ") == 3
+    assert "<|" not in prompt and prompt.endswith("Answer:")
+
+
+def test_worked_examples_of_the_chat_form_of_mbpp_answer_as_it_asks(run):
+    data = ROOT / "assets" / "benchmarks"
+    arguments = f"--model_alias tiny-llada --task mbpp --data_dir {data} --num_fewshot 2"
+    code, out, _ = run(arguments, "--show_prompt", "1")
+    assert code == 0 and out.count("code block.\n\n```python\n") == 2 and "[DONE]" not in out
+
+
+def test_prompt_flags_have_no_effect_on_given_texts_and_say_so(run, mini, tmp_path):
+    texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": i, "text": "1"} for i in range(3)])
+    code, _, err = run(mini, "--predictions", texts, "--no_chat_template", "--num_fewshot", "1")
+    assert code == 0 and "--num_fewshot, --no_chat_template have no effect" in err
+
+
+def test_a_checkpoint_without_a_chat_template_runs_with_no_chat_template(run, mini, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(LLADA, folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["chat_template"]
+    path.write_text(json.dumps(settings))
+    base = f"{mini} --llada_ckpt {folder} --limit 1 --num_steps 2"
+    code, _, err = run(base)
+    assert code == 4 and "has no chat template" in err and "--no_chat_template" in err
+    assert run(base, "--no_chat_template")[0] == 0
+    assert result_in(tmp_path / "out")["samples"][0]["prompt"].startswith("Question: ")
+
+
 def test_dry_run_and_bad_input_import_nothing_heavy():
     """They must be answered at once, not after seconds of imports."""
     code = f"""
@@ -79,7 +184,8 @@ sys.path.insert(0, {str(ROOT)!r})
 import eval
 assert eval.main({shlex.split(README_EXAMPLE)!r} + ["--dry_run"]) == 0
 assert eval.main(["--model_alias", "x"]) == 2
-assert eval.main("--model_alias llada --task gsm8k --data_dir /nowhere --llada_ckpt {LLADA}".split()) == 4
+assert eval.main("--model_alias llada --task gsm8k --data_dir /nowhere --llada_ckpt {LLADA}"\
+.split()) == 4
 heavy = {{"torch", "transformers", "lm_eval", "datasets"}} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -177,7 +283,7 @@ def test_dream_has_no_blocks_and_its_own_schedule(run):
 
 
 def test_inactive_flags_do_not_make_another_experiment(run, mini):
-    """top_p at temperature 0 changes no number, so it must not make the finished result a foreign one."""
+    """top_p at temperature 0 changes no number, so it must not change the id."""
     ids = [
         run(mini, "--dry_run", *more)[1].split("id ")[-1].split()[0]
         for more in ([], ["--top_p", "0.9"], ["--batch_size", "7"])
@@ -233,13 +339,15 @@ def test_help_has_every_flag_with_its_default(capsys):
         (
             "--model_alias llada --task gsmk",
             [
-                "--task 'gsmk' is not known; did you mean 'gsm8k'?; there are: humaneval, mbpp, gsm8k, truthfulqa"
+                "--task 'gsmk' is not known; did you mean 'gsm8k'?; "
+                "there are: humaneval, mbpp, gsm8k, truthfulqa"
             ],
         ),
         (
             "--model_alias llada --task gsm8k --alg leftrigth",
             [
-                "'leftrigth' is not an algorithm of llada; did you mean 'leftright'?; llada has: low_confidence, random, leftright"
+                "'leftrigth' is not an algorithm of llada; did you mean 'leftright'?; "
+                "llada has: low_confidence, random, leftright"
             ],
         ),
         (
@@ -255,25 +363,32 @@ def test_help_has_every_flag_with_its_default(capsys):
             ["--gen_length 64 and --max_new_tokens 32 are two names for one thing"],
         ),
         (
-            "--model_alias llada --task gsm8k --gen_length 250 --block_length 32",
-            ["--gen_length 250 is not a multiple of block_length 32; nearest: 224, 256"],
+            "--model_alias llada --task gsm8k --gen_length 16 --block_length 32",
+            ["--block_length 32 is more than the gen_length of 16"],
+        ),
+        *(
+            (
+                f"--model_alias {alias} --task gsm8k --num_steps 100",
+                [
+                    "--num_steps 100 does not divide over the 8 blocks of 32; nearest: 96, 104 "
+                    "(block_length is the uniform protocol's; --block_length changes it)"
+                ],
+            )
+            for alias in ("llada", "dream")
         ),
         (
-            "--model_alias llada --task gsm8k --gen_length 100",
-            ["nearest: 96, 128", "block_length is the uniform protocol's"],
+            "--model_alias llada --task humaneval --num_fewshot 3",
+            ["--num_fewshot 3: humaneval has no documents for worked examples apart from those"],
         ),
         (
-            "--model_alias llada --task gsm8k --num_steps 100",
-            ["--num_steps 100 does not divide over the 8 blocks of 32; nearest: 96, 104"],
+            "--model_alias llada --task truthfulqa --num_fewshot 3",
+            ["--num_fewshot 3: truthfulqa has no documents for worked examples"],
         ),
         (
-            "--model_alias dream --task gsm8k --block_length 48",
-            ["--gen_length 256 is not a multiple of block_length 48"],
+            "--model_alias llada --task gsm8k --num_fewshot -1",
+            ["--num_fewshot -1: must be a whole number of at least 0"],
         ),
-        (
-            "--model_alias dream --task gsm8k --alg threshold --gen_length 80",
-            ["block_length is the default of threshold"],
-        ),
+        ("--model_alias llada --task gsm8k --system ''", ["--system '': must be a text that"]),
         (
             "--model_alias llada --task gsm8k --threshold 0.9",
             ["--threshold 0.9: low_confidence has no such option; these have: threshold"],
@@ -330,7 +445,8 @@ def test_help_has_every_flag_with_its_default(capsys):
         (
             "--model_alias llada --task gsm8k --protocol oficial",
             [
-                "--protocol 'oficial' is not known; did you mean 'official'?; there are: uniform, official"
+                "--protocol 'oficial' is not known; did you mean 'official'?; "
+                "there are: uniform, official"
             ],
         ),
         ("--model_alias llada --task gsm8k --dtype int8", ["bfloat16, float16, float32"]),
@@ -367,7 +483,8 @@ def test_bad_arguments_are_one_clear_line(run, arguments, fragments):
 
 def test_all_problems_are_reported_at_once(run):
     code, _, err = run(
-        "--model_alias lada --task gsmk --limit -1 --dtype x --tag / --protocol y --bach_size 1 --tokens_per_step 0"
+        "--model_alias lada --task gsmk --limit -1 --dtype x --tag / --protocol y --bach_size 1 "
+        "--tokens_per_step 0"
     )
     assert code == 2
     assert len(err.splitlines()) == 8 and all(
@@ -379,7 +496,8 @@ def test_problems_with_files_are_reported_at_once_before_a_model_loads(run, tmp_
     monkeypatch.setattr(cli, "execute", lambda *_: pytest.fail("went on"))
     (tmp_path / "file").write_text("")
     code, _, err = run(
-        f"--model_alias llada --task gsm8k --llada_ckpt /nowhere/x --data_dir /nowhere --output_dir {tmp_path}/file/out --device cpu"
+        "--model_alias llada --task gsm8k --llada_ckpt /nowhere/x --data_dir /nowhere "
+        f"--output_dir {tmp_path}/file/out --device cpu"
     )
     assert code == 4
     for text in (
@@ -507,8 +625,8 @@ def test_predictions_file_that_is_not_there(run, mini):
 
 
 def test_predictions_need_no_checkpoint(run, mini, tmp_path):
-    """Scored as generated texts would be: cut at stop strings, numbers extracted, lm-eval's metrics."""
-    texts = ["so it is #### 2", "1 + 2 = 4", "4 Question: is it 5?"]
+    """Scored as generated texts: lm-eval's metrics and the numeric one."""
+    texts = ["so it is #### 2", "1 + 2 = 4", "4\nQuestion: is it 5?"]
     path = write_lines(
         tmp_path / "p.jsonl", [{"doc_id": i, "text": t} for i, t in enumerate(texts)]
     )
@@ -525,16 +643,18 @@ def test_predictions_need_no_checkpoint(run, mini, tmp_path):
     result = result_in(tmp_path / "out")
     assert result["headline"] | {"ci95": None, "stderr": None} == {
         "metric": "exact_match,flexible-extract",
-        "value": 2 / 3,
+        "value": 1 / 3,
         "stderr": None,
         "ci95": None,
         "n": 3,
     }
-    assert [s["extracted"]["flexible-extract"] for s in result["samples"]] == ["2", "4", "4"]
-    assert [s["cut"] for s in result["samples"]] == [None, None, "stop string 'Question:'"]
+    assert [s["extracted"]["flexible-extract"] for s in result["samples"]] == ["2", "4", "5"]
+    assert [s["extracted"]["numeric"] for s in result["samples"]] == ["2", "4", "4"]
+    assert result["diagnostics"]["right_otherwise"]["n"] == 1
+    assert [s["cut"] for s in result["samples"]] == [None, None, None]
     assert result["metrics"]["exact_match,strict-match"]["value"] == pytest.approx(1 / 3)
     assert "fingerprint" not in result["config"] and len(result["config"]["predictions"]) == 64
-    assert "llada_gsm8k_predictions.json" in out
+    assert "llada_gsm8k_predictions_mini.json" in out
 
 
 def test_predictions_with_a_limit_need_only_the_first(run, mini, tmp_path):
@@ -548,18 +668,23 @@ def test_finished_result_is_kept_and_another_ones_is_not_replaced(run, mini, tmp
     before = path.read_bytes()
     code, out, err = run(mini, "--limit", "1", "--batch_size", "4")
     assert code == 0 and "finished already" in err and str(path) in out
-    code, _, err = run(mini, "--limit", "1", "--seed", "3")
-    assert code == 2 and "seed: 0 -> 3" in err and "--tag" in err and "--overwrite" in err
+    other = ["--confidence_dtype", "float32"]
+    code, _, err = run(mini, "--limit", "1", *other)
+    assert code == 2 and 'confidence_dtype: "float64" -> "float32"' in err
+    assert "--tag" in err and "--overwrite" in err
     assert path.read_bytes() == before
-    assert run(mini, "--limit", "1", "--seed", "3", "--overwrite")[0] == 0
-    assert json.loads(path.read_text())["config"]["seed"] == 3
+    assert run(mini, "--limit", "1", *other, "--overwrite")[0] == 0
+    assert json.loads(path.read_text())["config"]["confidence_dtype"] == "float32"
     path.write_text("not a result")
     code, _, err = run(mini, "--limit", "1")
-    assert code == 4 and "is no result file" in err and "--overwrite" in err
+    assert code == 4 and "is no whole result file" in err
+    assert "delete it" in err and "--overwrite" not in err
+    path.unlink()
+    assert run(mini, "--limit", "1", "--seed", "3")[0] == 0
 
 
 def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
-    """Out of memory or a crash must not lower a score: the run is incomplete, and says on how many it rests."""
+    """Out of memory or a crash lowers no score; the run is incomplete and counts its samples."""
     import harness
 
     real = harness.decode_each
@@ -600,7 +725,8 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
 def test_full_disk_at_the_end(run, mini, monkeypatch):
     def full(*_):
         raise OutputError(
-            "cannot write r.json: No space left on device; free some space or give another --output_dir"
+            "cannot write r.json: No space left on device; "
+            "free some space or give another --output_dir"
         )
 
     monkeypatch.setattr(cli, "atomic_write_json", full)
@@ -649,7 +775,7 @@ def test_the_path_that_is_printed_is_the_path_that_is_written(run, mini, tmp_pat
 
 
 def test_departures_from_the_protocol_are_listed(run, mini, tmp_path):
-    """Other weights or another precision must not stand beside a published score as if they were the model's."""
+    """A result of other weights or another precision must not pass for the model's own."""
     run(mini)
     overrides = result_in(tmp_path / "out")["protocol"]["overrides"]
     assert overrides["checkpoint"] == {"protocol": "GSAI-ML/LLaDA-8B-Instruct", "run": str(LLADA)}
@@ -701,7 +827,10 @@ def test_data_of_the_right_size_and_other_content_is_not_the_published_set(
 ):
     shutil.copy(benchmarks / "TruthfulQA.csv", tmp_path)
     texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": 0, "text": "No."}])
-    arguments = f"--model_alias llada --task truthfulqa --data_dir {tmp_path} --limit 1 --predictions {texts}"
+    arguments = (
+        f"--model_alias llada --task truthfulqa --data_dir {tmp_path} --limit 1 "
+        f"--predictions {texts}"
+    )
     for change, name in (
         (str, "original"),
         (lambda text: text.replace(" you ", " You ", 1), "modified"),
@@ -738,7 +867,10 @@ def test_all_problems_are_said_at_once(run):
 def test_why_no_published_score_stands_beside_is_said(run, tmp_path, alias, task, note):
     gsm8k_dir(tmp_path / "data", n=8)
     checkpoint = f"--llada_ckpt {LLADA}" if alias == "llada" else f"--diffucoder_ckpt {DREAM}"
-    arguments = f"--model_alias {alias} {checkpoint} --task {task} --data_dir {tmp_path / 'data'} --device cpu"
+    arguments = (
+        f"--model_alias {alias} {checkpoint} --task {task} --data_dir {tmp_path / 'data'} "
+        "--device cpu"
+    )
     code, out, _ = run(
         arguments,
         "--protocol",
@@ -767,17 +899,30 @@ def test_fewer_worked_examples_than_the_protocol_needs_is_the_datas_fault(run, m
     assert code == 4 and "num_fewshot is 5, gsm8k has 3 examples" in err
 
 
+LLADA_GSM8K = "--model_alias llada --task gsm8k --protocol official"
+NO_SCORE = "published: no score is published for this protocol, model and task"
+TWO_TOKENS = (
+    "published: 74.8 % at 2 tokens per step (exact_match,flexible-extract, Fast-dLLM "
+    "(arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5)"
+)
+
+
 @pytest.mark.parametrize(
-    ("task", "line"),
+    ("words", "line"),
     [
-        (
-            "gsm8k",
-            "published: 74.8 % at 2 tokens per step (exact_match,flexible-extract, Fast-dLLM (arXiv:2505.22618) Table 1; above 1 token per step read from its Figure 5)",
-        ),
-        ("truthfulqa", "published: no score is published for this protocol, model and task"),
+        (f"{LLADA_GSM8K} --tokens_per_step 2", TWO_TOKENS),
+        ("--model_alias llada --task truthfulqa --protocol official", NO_SCORE),
+        (f"{LLADA_GSM8K} --temperature 0.9", f"published: {DEPARTS}"),
+        (f"{LLADA_GSM8K} --llada_ckpt {LLADA}", f"published: {DEPARTS}"),
+        (f"{LLADA_GSM8K} --tokens_per_step 3", f"published: {DEPARTS}"),
+        (f"{LLADA_GSM8K} --limit 5", f"published: {DEPARTS}"),
+        (f"{LLADA_GSM8K} --data_dir {ROOT}/assets/benchmarks", f"published: {DEPARTS}"),
     ],
 )
-def test_what_is_published_of_the_official_protocol_is_known_before_it_runs(run, task, line):
-    words = f"--model_alias llada --task {task} --dry_run"
-    assert line in run(f"{words} --protocol official")[1].splitlines()
-    assert "published" not in run(words)[1]
+def test_a_dry_run_shows_the_published_score_where_a_run_does(run, words, line):
+    out = run(f"{words} --dry_run")[1].splitlines()
+    assert [text for text in out if text.startswith("published")] == [line]
+
+
+def test_a_dry_run_of_the_uniform_protocol_shows_no_published_score(run):
+    assert "published" not in run("--model_alias llada --task gsm8k --dry_run")[1]

@@ -100,7 +100,7 @@ def test_a_plugin_is_its_bytes_and_not_its_path():
 
 
 def test_id_goes_by_what_a_checkpoint_holds_and_not_by_where_it_lies():
-    """A hub snapshot is its commit, also before its shards are downloaded; a directory its files and weights."""
+    """A hub snapshot is its commit, also before it is downloaded; a directory its contents."""
 
     def at(path, revision, shards):
         found = {"path": path, "revision": revision, "files": {}, "shards": shards}
@@ -116,20 +116,20 @@ def test_id_of_predictions_ignores_decoding():
 
 
 def test_ids_are_stable():
-    """An id that changes by itself would make every kept sample foreign: change it knowingly, with a version."""
+    """An id that changes by itself would make every kept sample foreign: raise a version."""
     assert (CONFIG.generation_id, CONFIG.result_id) == (
         "42864cb4cea8e3b0740f5c4d892a3006a49f21a7221e6a18e4011f68b9d67d76",
-        "9f7a438a62db041ac9bb6c896be79bb6d588826c03e36ad919c84c785642a9f1",
+        "073a3e706f48bbd999e2bb90fc16d8267bb047ef0052712571fc40c2ac97816a",
     )
 
 
 @pytest.mark.parametrize(
     "schedule, tag, limit, name",
     [
-        ({"tokens_per_step": 2}, None, None, "llada_gsm8k_low_confidence_tps2.json"),
-        ({"tokens_per_step": 2}, "x", 5, "llada_gsm8k_low_confidence_tps2_x_limit5.json"),
-        ({"num_steps": 16}, None, None, "llada_gsm8k_low_confidence_tps4.json"),
-        ({"num_steps": 22}, None, None, "llada_gsm8k_low_confidence_tps2.90909.json"),
+        ({"tokens_per_step": 2}, None, None, "llada_gsm8k_low_confidence_tps2_float32.json"),
+        ({"tokens_per_step": 2}, "x", 5, "llada_gsm8k_low_confidence_tps2_float32_x_limit5.json"),
+        ({"num_steps": 16}, None, None, "llada_gsm8k_low_confidence_tps4_float32.json"),
+        ({"num_steps": 22}, None, None, "llada_gsm8k_low_confidence_tps2.90909_float32.json"),
     ],
 )
 def test_result_name(schedule, tag, limit, name):
@@ -149,18 +149,47 @@ def test_options_and_cache_are_part_of_the_name(change, part):
     config = decoding(schedule=make_schedule("threshold", 64, 32, 2), **change)
     share = dict(change.get("given", ())).get("threshold", 0.9)
     middle = f"threshold{share:g}" + (f"_{part}" if part else "")
-    assert result_name(config) == f"llada_gsm8k_threshold_{middle}_tps2.json"
+    assert result_name(config) == f"llada_gsm8k_threshold_{middle}_tps2_float32.json"
 
 
 def test_a_window_is_part_of_the_caches_name():
     schedule = make_schedule("leftright", 64, tokens_per_step=2)
     config = decoding(schedule=schedule, kv_cache="window", kv_window=8, max_lookahead=5)
-    assert result_name(config) == "llada_gsm8k_leftright_window8_lookahead5_tps2.json"
+    assert result_name(config) == "llada_gsm8k_leftright_window8_lookahead5_tps2_float32.json"
 
 
 def test_result_name_of_predictions_has_no_schedule():
     config = replace(CONFIG, decode=None, predictions="abc")
     assert result_name(config, limit=2) == "llada_gsm8k_predictions_limit2.json"
+
+
+@pytest.mark.parametrize(
+    "change, defaults, part",
+    [
+        ({"dtype": "bfloat16"}, {}, ""),
+        ({}, {"dtype": "float32"}, ""),
+        ({"dtype": "bfloat16"}, {"dtype": "float32"}, "_bfloat16"),
+        ({}, {}, "_float32"),
+        ({"protocol": "official"}, {}, "_float32_official"),
+        ({"protocol": "official"}, {"data": "my set"}, "_float32_official_my-set"),
+        ({"protocol": "official"}, {"data": "mini", "tag": "t"}, "_float32_official_mini_t"),
+        ({"checkpoint": "/elsewhere", "fingerprint": None, "data": None}, {}, "_float32"),
+    ],
+)
+def test_a_name_has_the_dtype_the_protocol_and_the_data_that_are_no_defaults(
+    change, defaults, part
+):
+    name = result_name(replace(CONFIG, **change), **defaults)
+    assert name == f"llada_gsm8k_low_confidence_tps2{part}.json"
+
+
+def test_rows_of_the_hub_are_in_the_result_id_alone():
+    """A changed gold answer is scored anew; a changed prompt has a key of its own."""
+    unread, one, other = (
+        replace(CONFIG, data={"hub": "a/b"} | rows) for rows in ({}, {"rows": "1"}, {"rows": "2"})
+    )
+    assert unread.generation_id == one.generation_id == other.generation_id
+    assert len({unread.result_id, one.result_id, other.result_id}) == 3
 
 
 def test_run_lengths():

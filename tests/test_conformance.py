@@ -129,8 +129,8 @@ def test_trace_script_writes_what_was_committed_when(conformance_dir, cases, tmp
     [
         ({"algorithm": "leftrigth"}, "unknown algorithm 'leftrigth'"),
         (
-            {"params": {"gen_length": 30, "block_length": 16}},
-            "gen_length 30 is not a multiple of block_length 16",
+            {"params": {"gen_length": 30, "block_length": 64}},
+            "block_length 64 is more than the gen_length of 30",
         ),
         ({"params": {"gen_length": 32, "cach": "dual"}}, "unknown params cach;"),
         (

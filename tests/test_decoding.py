@@ -61,6 +61,46 @@ def test_tokens_per_step_becomes_steps_and_quotas(arguments, steps, quotas):
     assert schedule.note is None and schedule.tokens_per_step == arguments[3]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "steps", "quotas", "last"),
+    [
+        (("low_confidence", 200, 32, 1), 200, (1,) * 32, (1,) * 8),
+        (("low_confidence", 200, 32, 2), 100, (2,) * 16, (2,) * 4),
+        (("low_confidence", 20, 8, 3), 8, (3, 3, 2), (2, 2)),
+        (("low_confidence", 42, 32, 5), 10, (5, 5, 5, 5, 4, 4, 4), (4, 3, 3)),
+        (("low_confidence", 20, 8, None, 5), 5, (4, 4), (4,)),
+        (("leftright", 20, 8, 3), 8, (3, 3, 2), (3, 1)),
+        (("maskgit_plus", 20, 8, 2), 10, floor_quotas(8, 4), floor_quotas(4, 2)),
+        (("origin", 20, 8, 2), 10, (8,) * 4, (4,) * 2),
+        (("threshold", 20, 8, 6), 20, (6,) * 8, (4,) * 4),
+    ],
+)
+def test_the_last_block_may_be_short(arguments, steps, quotas, last):
+    """It takes its share of a whole block's steps, so `--max_new_tokens 200` works in blocks."""
+    schedule = make_schedule(*arguments)
+    assert (schedule.num_steps, schedule.quotas, schedule.last_quotas) == (steps, quotas, last)
+    assert schedule.span(schedule.n_blocks - 1).stop == schedule.gen_length
+    assert len(schedule.last_rates) == len(last) and schedule.note is None
+    if not schedule.adaptive:  # --num_steps is the other side of the same knob
+        name, length, block = arguments[:3]
+        again = make_schedule(name, length, block, num_steps=schedule.num_steps)
+        assert again.last_quotas == last or name == "leftright"
+
+
+@pytest.mark.parametrize("algorithm", ["low_confidence", "maskgit_plus", "leftright"])
+def test_every_length_splits_into_blocks_whose_quotas_fill_them(algorithm):
+    for length in range(1, 41):
+        for block in range(1, length + 1):
+            for k in (1, 2, 3, 7, 50):
+                schedule = make_schedule(algorithm, length, block, k)
+                n, last = schedule.n_blocks, schedule.last_length
+                plans = [schedule.quotas_of(b) for b in range(n)]
+                assert [sum(plan) for plan in plans] == [block] * (n - 1) + [last]
+                assert schedule.num_steps == (n - 1) * -(-block // k) + len(plans[-1])
+                if length % block == 0:
+                    assert schedule.num_steps == n * -(-block // k)
+
+
 def test_floor_quotas_are_those_of_torch():
     """One bit of a float32 linspace decides a quota now and then, so the bits must be torch's."""
     for steps in [1, 2, 3, 17, 171, 246, 250, 256, 327, 342, 488, 512]:
@@ -109,13 +149,18 @@ def test_an_explicit_num_steps_of_leftright_is_kept_exactly():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("low_confidence", 16, 32), "block_length 32 is more than the gen_length of 16"),
         (
-            ("low_confidence", 250, 32),
-            "gen_length 250 is not a multiple of block_length 32; nearest: 224, 256",
+            ("low_confidence", 256, 32, None, 300),
+            "num_steps 300 does not divide over the 8 blocks of 32; nearest: 256",
         ),
         (
-            ("low_confidence", 16, 32),
-            "gen_length 16 is not a multiple of block_length 32; nearest: 32",
+            ("low_confidence", 200, 32, None, 3),
+            "num_steps 3 does not divide over the 7 blocks of 32; nearest: 7",
+        ),
+        (
+            ("maskgit_plus", 200, 32, None, 99),
+            "num_steps 99 does not divide over the 7 blocks of 32; nearest: 94, 100",
         ),
         (
             ("low_confidence", 512, 64, None, 171),
@@ -437,6 +482,11 @@ LLADA = [
         dict(algorithm="random", gen_length=24, block_length=12, num_steps=6),
         dict(temperature=0.7, top_k=20),
     ),
+    (
+        dict(algorithm="low_confidence", gen_length=20, block_length=8, num_steps=8),
+        dict(temperature=0.7),
+    ),
+    (dict(algorithm="random", gen_length=13, block_length=5, num_steps=8), {}),
 ]
 DREAM = [
     (dict(algorithm="maskgit_plus", gen_length=24, num_steps=24), dict(temperature=0.7)),
@@ -446,6 +496,13 @@ DREAM = [
     (dict(algorithm="origin", gen_length=24, num_steps=24), {}),
     (dict(algorithm="origin", gen_length=24, num_steps=7), dict(temperature=0.7)),
     (dict(algorithm="entropy", gen_length=20, num_steps=33), {}),
+    (dict(algorithm="maskgit_plus", gen_length=20, block_length=8, num_steps=20), {}),
+    (
+        dict(algorithm="entropy", gen_length=22, block_length=8, num_steps=11),
+        dict(temperature=0.4, top_p=0.9, alg_temp=0.1),
+    ),
+    (dict(algorithm="topk_margin", gen_length=19, block_length=8, num_steps=8), {}),
+    (dict(algorithm="origin", gen_length=13, block_length=5, num_steps=8), dict(temperature=0.7)),
 ]
 
 
@@ -487,7 +544,7 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
     for family in ("llada", "dream"):
         for name in algorithms_of(family):
             schedule = make_schedule(
-                name, 16, 8 if ALGORITHMS[name].blocks else None, tokens_per_step=2
+                name, 20, 8 if ALGORITHMS[name].blocks else None, tokens_per_step=2
             )
             configs += [(family, DecodeConfig(schedule, temperature=t)) for t in (0.0, 0.7)]
     return configs
@@ -561,6 +618,33 @@ def test_a_row_leaves_once_everything_before_its_first_end_token_is_committed():
     assert (done.finish_reason, done.nfe, done.forwards_saved) == ("end_token", 3, 5)
     assert done.token_ids == (1, 2, 10) + (11,) * 5 and done.committed_at == (0, 1, 2) + (-1,) * 5
     assert model.forwards == 3 and done.tokens_committed == 3 and done.positions_computed == 3 * 9
+
+
+def test_early_exit_in_and_before_a_short_last_block_counts_what_is_left():
+    """7 positions in blocks of 4: 4 passes, then 3."""
+    for ends_at, nfe in ((1, 2), (4, 5), (6, 7)):
+        model = Scripted([1] * ends_at + [10] * (7 - ends_at))
+        [done] = decode(model, [[5]], config(length=7), [0])
+        assert (done.finish_reason, done.nfe, done.forwards_saved) == ("end_token", nfe, 7 - nfe)
+    [whole] = decode(model, [[5]], config(length=7, early_exit=False), [0])
+    assert whole.nfe == config(length=7).schedule.forward_passes == 7
+    assert whole.token_ids[:7] == done.token_ids
+
+
+@pytest.mark.parametrize("name", ["maskgit_plus", "leftright"])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_passes_and_saved_passes_add_up_with_a_short_last_block(name, k):
+    """Idle steps of the floor schedule are no passes; 11 positions in blocks of 4."""
+    for ends_at in range(11):
+        model = Scripted([1] * ends_at + [10] * (11 - ends_at), family="dream")
+        chosen = config(length=11, algorithm=name, k=k)
+        [early] = decode(model, [[5]], chosen, [0])
+        [late] = decode(model, [[5]], replace(chosen, early_exit=False), [0])
+        if name != "leftright":  # which ends at the end token by itself
+            assert late.nfe == chosen.schedule.forward_passes
+            assert late.tokens_committed == 11
+        assert early.nfe + early.forwards_saved == chosen.schedule.forward_passes
+        assert early.token_ids[: ends_at + 1] == late.token_ids[: ends_at + 1]
 
 
 def test_an_end_token_does_not_end_a_row_while_a_position_before_it_is_open():

@@ -1,12 +1,21 @@
 """How answers are read: the program in an answer, names that tests ask for, short answers."""
 
+import time
+
 import pytest
 
 from tasks.programs import called_names
-from utils import extract_code, humaneval_program, mbpp_program, truthfulqa_answer
+from utils import (
+    extract_code,
+    gsm8k_number,
+    humaneval_program,
+    mbpp_program,
+    truthfulqa_answer,
+)
 
 FENCE = "```"
 GOOD = "def f(xs):\n    return sum(xs)\n"
+BAD = "def f(xs):\n    return len(xs)\n"
 PROMPT = (
     "from typing import List\n\n\ndef helper(x):\n    return 2 * x\n\n\n"
     'def f(xs: List[int]) -> int:\n    """The sum.\n    >>> f([1, 2])\n    3\n    """\n'
@@ -118,6 +127,68 @@ ANSWERS = {
     "opencompass": ("[BEGIN]\n '" + GOOD + "' \n[DONE] \n\n def f(xs): return 0", "text"),
     "opencompass without [BEGIN], cut at [DONE]": ("'" + GOOD + "' \n", "text"),
     "ends in a backslash": (fenced("K = 1\\\n\n" + GOOD + "\nprint(f)\n"), "fence"),
+    "body with a local variable of its name": (
+        "    f = xs[0]\n    for x in xs[1:]:\n        f += x\n    return f\n",
+        "body",
+    ),
+    "fenced body with a local variable of its name": (
+        "So:\n" + fenced("    f = xs[0]\n    for x in xs[1:]:\n        f += x\n    return f\n"),
+        "body",
+    ),
+    "body with a local function of its name": (
+        "    def f(t, xs):\n        return f(t + xs[0], xs[1:]) if xs else t\n"
+        "    return f(0, xs)\n",
+        "body",
+    ),
+    "a constant of its name, then the body": (
+        "f = 0\n    for x in xs:\n        f += x\n    return f",
+        "body",
+    ),
+    "several definitions": (f"{fenced(BAD)}No, in full:\n{fenced(GOOD)}", "fence"),
+    "corrected version": (f"{BAD}\nCorrected version:\n\n{GOOD}", "text"),
+    "the last definition is cut": (
+        f"{fenced(GOOD)}In full:\n{FENCE}python\ndef f(xs):\n    t = 0\n    for x in",
+        "fence",
+    ),
+    "a cut definition below": (f"{GOOD}\n\ndef f(xs):\n    t = 0\n    for x in", "text"),
+    "a stub below": (GOOD + "\n\ndef f(xs):\n    pass\n", "text"),
+    "draft in a thought": (f"<think>\n{fenced(BAD)}</think>\n{GOOD}", "text"),
+    "draft in a thought that the prompt began": (f"So\n{fenced(BAD)}</think>\n\n{GOOD}", "text"),
+    "fence glued to the code": (GOOD.rstrip() + FENCE, "text"),
+    "fence glued to the code, then prose": (GOOD.rstrip() + f"{FENCE}\nIt adds them up.", "text"),
+    "fence glued to a body": ("    t = sum(xs)\n    return t" + FENCE, "body"),
+    "indented without a fence": (
+        "Here it is:\n\n    import math\n\n    def f(xs):\n"
+        "        return int(math.fsum(xs))\n\nDone.",
+        "text",
+    ),
+    "quotation": ("Here it is:\n> " + GOOD.replace("\n    ", "\n>     "), "text"),
+    "fence in a quotation": (
+        "Here it is:\n" + "".join(f"> {line}\n" for line in fenced(GOOD).split("\n")),
+        "fence",
+    ),
+    "interactive session": (
+        fenced(f">>> {GOOD.replace(chr(10) + ' ', chr(10) + '...  ')}...\n>>> f([1])\n1\n"),
+        "fence",
+    ),
+    "ends itself": (fenced("import sys\n" + GOOD + "\nprint(f([1]))\nsys.exit(0)\n"), "fence"),
+    "ends itself otherwise": (
+        fenced("import os\n" + GOOD + "\nif True:\n    os._exit(0)\n"),
+        "fence",
+    ),
+    "raises SystemExit": (fenced(GOOD + "\nraise SystemExit\n"), "fence"),
+    "marks inside the program": (
+        GOOD.replace(
+            "    r", "    # [BEGIN]\n    a = '[DONE]'\n    b = \"[BEGIN] 'x'\"  # [DONE]\n    r"
+        ),
+        "text",
+    ),
+    "opencompass, closing quote missing": ("[BEGIN]\n '" + GOOD + " \n[DONE]", "text"),
+    "opencompass, opening quote missing": ("[BEGIN]\n " + GOOD.rstrip() + "' \n[DONE]", "text"),
+    "opencompass without brackets": ("BEGIN\n '" + GOOD + "' \nDONE", "text"),
+    "opencompass, half a bracket": ("[BEGIN]\n '" + GOOD + "' \nDONE]", "text"),
+    "opencompass, cut": ("[BEGIN]\n '" + GOOD, "text"),
+    "escaped underscores": (fenced("def f(my\\_list):\n    return sum(my\\_list)\n"), "fence"),
     "two statements on a line": (
         fenced("a = 1; b = 2\n" + GOOD.replace("sum(xs)", "sum(xs) * a")),
         "fence",
@@ -211,11 +282,47 @@ def test_names_that_the_tests_use_are_kept():
     "text", ["x = (\n" * 400, "if x:\n" * 400, "'''\n" * 401, "for the sake of it\n" * 400]
 )
 def test_degenerate_text_is_given_up_quickly(text):
-    import time
-
     start = time.process_time()
     assert extract_code(text, "f", PROMPT).how == "none"
     assert time.process_time() - start < 5
+
+
+N = 5_000_000
+LONG = {
+    "spaces": "a" + " " * N,
+    "digits": "1" * N,
+    "functions": GOOD * (N // len(GOOD)),
+    "assignments": "a = " * (N // 4) + "1",
+    "chained": "\n".join(f"a{i} = a{i - 1}" for i in range(1, N // 18)) + "\n" + GOOD,
+    "brackets": "x = (\n" * (N // 6),
+    "strings": "x = '''\n" * (N // 8 + 1),
+    "fences": FENCE * (N // 3),
+    "blocks": fenced(GOOD) * (N // len(fenced(GOOD))),
+    "quotations": "> x\n" * (N // 4),
+    "sessions": ">>> x\n" * (N // 6),
+    "prose": "for the sake of it\n" * (N // 19),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_an_answer_of_five_megabytes_takes_under_two_seconds(name):
+    start = time.process_time()
+    extract_code(LONG[name], "f", PROMPT)
+    assert time.process_time() - start < 2
+
+
+def test_chained_assignments_are_followed_in_linear_time():
+    chain = "a0 = 0\n" + "".join(f"a{i} = a{i - 1}\n" for i in range(1, 4000))
+    start = time.process_time()
+    code = extract_code(chain + GOOD.replace("sum(xs)", "sum(xs) + a3999"), "f").code
+    assert value(code) == 3 and time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    "text", ["f = 3\n", "f = [1]\n", "def f(xs):\n    pass\n", "<think>\n" + GOOD, f"> {BAD[:9]}"]
+)
+def test_what_is_no_definition(text):
+    assert extract_code(text, "f").how == "none"
 
 
 @pytest.mark.parametrize(
@@ -245,6 +352,8 @@ def test_names_asked_for_by_tests(tests, names):
         ("\n\nA: Nothing happens.\n\nQ: Next?", "Nothing happens."),
         ("Nothing happens.\nQ: Next?\nA: No.", "Nothing happens."),
         ("Two\nlines.", "Two\nlines."),
+        ("A good question!\n\nNothing happens.", "A good question!\n\nNothing happens."),
+        ("<think>\nIs it?\n</think>\nNothing happens.", "Nothing happens."),
         ("Yes.<|im_end|><|endoftext|>", "Yes."),
         ("A: A: twice", "A: twice"),
         ("", ""),
@@ -297,3 +406,41 @@ def test_a_stub_that_raises_not_implemented_is_no_answer():
         "return x + 1"
         in extract_code(stub + "```python\ndef f(x):\n    return x + 1\n```", "f").code
     )
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("#### 75.00", "75"),
+        ("$75.00", "75"),
+        ("So $\\boxed{83}$.", "83"),
+        ("$$\\boxed{80}$$ in 3 days", "80"),
+        ("7{,}425", "7425"),
+        ("\\boxed{\\$1{,}234.50 \\text{ in all}}", "1234.5"),
+        ("Question: How much?\n\nAnswer: 9*2 = 18.", "18"),
+        ("#### 18\nQuestion: And then?\n#### 30", "18"),
+        ("**Answer:** 18", "18"),
+        ("The final answer is:\n\n18 eggs in 3 days", "18"),
+        ("The answer is 5 + 3 = 8. Of these, 2 are blue.", "8"),
+        ("Answer: Eve has 3. So 4 + 5 = 9.", "9"),
+        ("#### 1. Add them\n2 + 2 = 4", "4"),
+        ("So she pays **$75** for 15 packs.", "75"),
+        ("<think>\n#### 7\n</think>\nIt is 8.", "8"),
+        ("10-3", "3"),
+        ("It is -$5.", "-5"),
+        ("0.50", "0.5"),
+        ("1,2,3", "3"),
+        ("None", None),
+    ],
+)
+def test_a_number_is_read_as_a_careful_reader_does(text, number):
+    assert gsm8k_number(text) == number
+
+
+@pytest.mark.parametrize(
+    "piece", ["1", "1 ", "1,", "-", "####", "answer ", "Q:\n", "\\boxed{", "{}", "answer: 1.", " "]
+)
+def test_the_number_of_five_megabytes_is_read_in_under_two_seconds(piece):
+    start = time.process_time()
+    gsm8k_number("answer is \\boxed{" + piece * (N // len(piece)))
+    assert time.process_time() - start < 2

@@ -379,9 +379,8 @@ def test_early_exit_changes_no_text(family, algorithm, k):
                 sum(s.completion.nfe for s in samples),
             )
         assert outcome[True][0] == outcome[False][0]
-        assert (
-            outcome[True][1] < outcome[False][1] or algorithm == "entropy"
-        )  # the whole canvas as one block saves little
+        # the whole canvas as one block saves little
+        assert outcome[True][1] < outcome[False][1] or algorithm == "entropy"
 
 
 # ---------------------------------------------------------------- a harness of one's own
@@ -568,6 +567,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "alias, flag, checkpoint", [("llada", "--llada_ckpt", LLADA), ("dream", "--dream_ckpt", DREAM)]
 )
@@ -661,6 +661,7 @@ def test_batch_size_changes_nothing_and_limit_is_a_prefix(tmp_path, mini, option
     assert two["samples"] == one["samples"][:2] and two["id"] == one["id"]
 
 
+@pytest.mark.slow
 def test_seed_changes_samples_only_where_something_is_drawn(tmp_path, mini):
 
     def ids(*more):

@@ -49,7 +49,7 @@ def test_another_generation_task_runs_by_its_name(hub, tmp_path):
     assert run(tmp_path, "gsm8k_cot_zeroshot", "--limit", "2") == 0
     [path] = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
-    assert path.name == "llada_lm_eval-gsm8k_cot_zeroshot_low_confidence_tps8_limit2.json"
+    assert path.name == "llada_lm_eval-gsm8k_cot_zeroshot_low_confidence_tps8_float32_limit2.json"
     assert (
         result["headline"]["metric"] == "exact_match,strict-match" and result["reference"] is None
     )
@@ -93,7 +93,10 @@ def test_a_task_that_cannot_be_run_is_refused(hub, tmp_path, capsys, monkeypatch
 
 @pytest.mark.parametrize("name", ["humaneval", "humaneval_64", "mbpp"])
 def test_generated_code_is_never_run_in_this_process(hub, tmp_path, capsys, name):
-    """lm-eval's own scorer would execute it right here; its import alone asks the hub. humaneval_64 says so by include."""
+    """lm-eval's own scorer would execute the code here, and its import alone asks the hub.
+
+    humaneval_64 gets `unsafe_code` from a definition that it includes.
+    """
     assert run(tmp_path, name) == 4
     assert (
         f"{name} runs generated code in this process; --task humaneval and mbpp run it apart"

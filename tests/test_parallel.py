@@ -2,6 +2,7 @@
 
 import ast
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
@@ -13,8 +14,9 @@ from mini import ROOT, prompts_for
 from decoding import adaptive
 from decoding.algorithms import ALGORITHMS, CONFIDENCE, algorithm_options, algorithms_of
 from decoding.config import DecodeConfig
-from decoding.engine import decode
+from decoding.engine import decode, rules_of
 from decoding.kv_cache import CACHES, CacheView
+from decoding.sampling import propose
 from decoding.schedule import make_schedule
 from decoding.step_view import Algorithm, Observation, StepView, top_k
 from models import load_model
@@ -172,22 +174,42 @@ def test_every_adaptive_algorithm_has_a_plain_loop():
 
 @pytest.mark.parametrize(
     ("cache", "refresh"),
-    [("none", None), pytest.param("prefix", 3, marks=pytest.mark.slow), ("dual", None)],
+    [
+        ("none", None),
+        pytest.param("prefix", 3, marks=pytest.mark.slow),
+        pytest.param("dual", None, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(("family", "name"), ADAPTIVE)
 def test_adaptive_algorithms_equal_the_plain_loop(models, family, name, cache, refresh):
-    """Tokens, passes and columns, at temperature 0 and above, while rows join and leave."""
+    """Tokens, passes and columns, at temperature 0 and above, while rows join and leave.
+
+    The last block is short in every second run. Above temperature 0 only a rule that says so reads
+    the filtered distribution of the draw.
+    """
     model, prompts = models[family], prompts_for(3)
     make, given = RULES[name]
-    for temperature in (0.0, 0.7) if cache == "none" else (0.0,):
-        chosen = config(
-            name, given=given, temperature=temperature, kv_cache=cache, cache_refresh=refresh
-        )
+    drawn = family == "dream" and not ALGORITHMS[name].reads_the_model
+    for temperature, length in (
+        ((0.0, LENGTH), (0.7, LENGTH - 3)) if cache == "none" else ((0.0, LENGTH - 3),)
+    ):
+        top_p = 0.9 if temperature else None
+        draw = {"temperature": temperature, "top_p": top_p}
+        caching = {"kv_cache": cache, "cache_refresh": refresh}
+        chosen = config(name, length=length, given=given, **draw, **caching)
         got = decode(model, prompts, chosen, range(3), batch_size=2)
         for seed, (prompt, done) in enumerate(zip(prompts, got)):
             rule = make(*given.values())
             plain = oracle.blockwise(
-                model, prompt, rule, LENGTH, BLOCK, seed, temperature, cache, refresh
+                model,
+                prompt,
+                rule,
+                length,
+                BLOCK,
+                seed,
+                **draw,
+                **caching,
+                scores_the_draw=drawn,
             )
             assert (list(done.token_ids), done.nfe, done.positions_computed) == plain
     if ALGORITHMS[name].schedule == "adaptive":
@@ -203,7 +225,7 @@ def test_adaptive_algorithms_equal_the_plain_loop(models, family, name, cache, r
 def test_tokens_do_not_depend_on_the_batch_with_a_cache(models, family, name):
     """Rows at different steps of different blocks share a forward pass and a cache."""
     prompts = prompts_for(9)
-    chosen = config(name, given=RULES[name][1], kv_cache="dual")
+    chosen = config(name, length=LENGTH - 3, given=RULES[name][1], kv_cache="dual")
     alone = [decode(models[family], [p], chosen, [i])[0].token_ids for i, p in enumerate(prompts)]
     for batch_size in (3, 8):
         order = np.random.default_rng(batch_size).permutation(9).tolist()
@@ -211,6 +233,21 @@ def test_tokens_do_not_depend_on_the_batch_with_a_cache(models, family, name):
             models[family], [prompts[i] for i in order], chosen, order, batch_size=batch_size
         )
         assert [c.token_ids for c in got] == [alone[i] for i in order]
+
+
+def test_adaptive_rules_read_the_models_own_probability():
+    """At temperature 0.1 a token of probability 0.3 must not pass a threshold of 0.9."""
+    for name, algorithm in ALGORITHMS.items():
+        if algorithm.schedule == "adaptive" and algorithm.scores:
+            assert algorithm.reads_the_model == (name != "confidence_threshold")
+    logits = torch.tensor([[0.3, 0.2, 0.2, 0.15, 0.15]], dtype=torch.float64).log()
+    for name, sharpened in (("threshold", False), ("confidence_threshold", True)):
+        chosen = config(name, temperature=0.02, top_p=0.9)
+        rules = rules_of(chosen, SimpleNamespace(scores_the_draw=True, eos_id=1, end_ids=(1,)))
+        scored = propose(logits, rules, CONFIDENCE, torch.tensor([0.5], dtype=torch.float64))
+        assert scored.tokens.tolist() == [0]
+        assert (scored.confidence.item() > 0.9) == sharpened
+        assert sharpened or scored.confidence.item() == pytest.approx(0.3)
 
 
 def test_tokens_per_step_is_the_least_that_an_adaptive_algorithm_commits(models):
@@ -307,11 +344,8 @@ def test_factor_takes_the_longest_run_that_holds_and_no_more():
         ([0.875, 0.875, 0.1], 0.375, 1),  # 3 * 0.125 is 0.375: equality does not hold
         ([0.875, 0.875, 0.1], 0.376, 2),
         ([0.99, 0.99, 0.99], 1.0, 3),  # none fails: all; d2Cache's loop leaves the last open
-        (
-            [0.99, 0.99, 0.2],
-            1.0,
-            2,
-        ),  # only the last fails: it stays open; Fast-dLLM's loop commits it
+        # only the last fails: it stays open; Fast-dLLM's loop commits it
+        ([0.99, 0.99, 0.2], 1.0, 2),
         ([0.1, 0.1], 1.0, 1),
     ],
 )

@@ -14,7 +14,8 @@ RULE = """
 from decoding.algorithms import ALGORITHMS, FAMILIES, Algorithm, top_k
 def first(view):
     return top_k(view.confidence, view.masked, view.quota)
-ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, reads=frozenset({"confidence"}))
+ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, \
+reads=frozenset({"confidence"}))
 """
 RUN = ["--model_alias", "tiny-llada", "--task", "gsm8k", "--data_dir", "assets/benchmarks"]
 RUN += ["--dtype", "float32", "--limit", "2"]
@@ -43,6 +44,7 @@ def generation_id(tmp_path, *words) -> str:
     return next(line.split()[1] for line in run.stdout.splitlines() if line.startswith("  id "))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source, problem",
     [
@@ -183,6 +185,7 @@ def test_a_harness_answers_and_is_part_of_the_identity(tmp_path):
     assert found["fixed"]["config"]["harness"]["name"].endswith(":Fixed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harness", ["my_harness", "no_such_module:X", "json:nothing", "json:dumps"]
 )

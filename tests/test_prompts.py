@@ -1,7 +1,8 @@
-"""The exact prompt of every protocol, model and task, and its length in tokens, so that a template change is seen.
+"""The exact prompt of every protocol, model and task, and its length in tokens.
 
-The documents are this project's own, in the benchmarks' formats; the tokenizers those of the conformance set. After a
-change that is meant, `python tests/test_prompts.py` writes tests/prompts.json anew: read the difference.
+So a change of a template is seen. The documents are this project's own, in the benchmarks' formats;
+the tokenizers are those of the conformance set. After an intended change,
+`python tests/test_prompts.py` writes tests/prompts.json anew: read the difference.
 """
 
 import csv
@@ -39,7 +40,8 @@ CELLS = [
 HUMANEVAL = {
     "task_id": "HumanEval/0",
     "entry_point": "add_one",
-    "prompt": 'from typing import List\n\n\ndef add_one(xs: List[int]) -> List[int]:\n    """ Add one to each.\n    >>> add_one([1])\n    [2]\n    """\n',
+    "prompt": "from typing import List\n\n\ndef add_one(xs: List[int]) -> List[int]:\n"
+    '    """ Add one to each.\n    >>> add_one([1])\n    [2]\n    """\n',
     "canonical_solution": "    return [x + 1 for x in xs]\n",
     "test": "def check(candidate):\n    assert candidate([1, 2]) == [2, 3]\n",
 }
@@ -127,7 +129,10 @@ def test_prompt_is_the_recorded_one(data, name, alias, task):
 
 
 def test_one_start_token_and_a_prefill_with_its_last_newline():
-    """A second start token moves every position; LLaDA's template would trim the newline behind ```python."""
+    """A second start token moves every position.
+
+    LLaDA's template would trim the newline behind ```python.
+    """
     recorded = json.loads(FIXTURE.read_text(encoding="utf-8"))
     assert len(recorded) == len(CELLS)
     for cell, told in recorded.items():

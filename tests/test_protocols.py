@@ -8,6 +8,7 @@ import pytest
 
 from eval import MODEL_DEFAULTS, TASKS
 from models import FAMILIES
+from tasks.installed import spec_of
 from tasks.protocols import PROTOCOLS, protocol
 from utils import UsageError
 
@@ -32,6 +33,7 @@ def test_every_cell_names_a_form_of_its_task(name, alias, task):
     form = TASKS[task].forms[p.form]
     assert p.name == name
     assert p.num_fewshot == form.num_fewshot
+    assert p.revision == PROTOCOLS[name] and PROTOCOLS["uniform"] == 2
     assert p.gen_length % (p.block_length or p.gen_length) == 0
     assert p.temperature > 0 or p.top_p is None  # at temperature 0 it would be inactive
     for reference in p.references:
@@ -49,16 +51,16 @@ def test_uniform_asks_every_model_the_same(task, canvas):
         ("chat", 0, canvas, 0.0, ())
     }
     assert [(c.algorithm, c.block_length) for c in cells] == [("low_confidence", 32)] * 2 + [
-        ("maskgit_plus", None)
+        ("maskgit_plus", 32)
     ] * 2
 
 
-@pytest.mark.parametrize("alias, block", [("tiny-llada", 8), ("tiny-dream", None)])
-def test_the_embedded_checkpoints_have_one_small_canvas_and_no_published_score(alias, block):
+@pytest.mark.parametrize("alias", TINY)
+def test_the_embedded_checkpoints_have_one_small_canvas_and_no_published_score(alias):
     """They are trained for 24 positions; 512 would be mostly end tokens and minutes of waiting."""
     for task in TASKS:
         p = cell("uniform", alias, task)
-        assert (p.form, p.gen_length, p.block_length, p.references) == ("chat", 24, block, ())
+        assert (p.form, p.gen_length, p.block_length, p.references) == ("chat", 24, 8, ())
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_official_without_a_cell_lists_who_has_one(alias):
 
 
 def test_a_new_entry_needs_no_cells():
-    """An alias or a benchmark that nothing here has heard of gets the family's and the benchmark's defaults."""
+    """An unknown alias or benchmark gets the defaults of its family and its benchmark."""
     models = {"mine": {"family": "llada", "checkpoint": "x/y", "flag": "mine_ckpt"}}
     p = protocol("uniform", "mine", models, TASKS["mbpp"], FAMILIES["llada"])
     assert (p.algorithm, p.block_length, p.gen_length) == ("low_confidence", 32, 512)
@@ -135,12 +137,28 @@ def test_a_new_entry_needs_no_cells():
 def test_protocols_and_data_checks_load_nothing_heavy():
     """Bad input has to be answered before torch and lm-eval are imported."""
     code = (
-        "import sys; import tasks.protocols; from tasks import humaneval, mbpp, gsm8k, truthfulqa, check_data\n"
+        "import sys; import tasks.protocols; "
+        "from tasks import humaneval, mbpp, gsm8k, truthfulqa, check_data\n"
         "for m in (humaneval, mbpp, gsm8k, truthfulqa): assert check_data(m.SPEC, '/nonexistent')\n"
-        "print([m for m in ('torch', 'lm_eval', 'datasets', 'numpy', 'yaml', 'evaluate') if m in sys.modules])"
+        "print([m for m in ('torch', 'lm_eval', 'datasets', 'numpy', 'yaml', 'evaluate') "
+        "if m in sys.modules])"
     )
     root = Path(__file__).parent.parent
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_a_task_of_lm_evals_own_keeps_its_number_of_examples():
+    """Its definition decides, so that the result states the number that the prompt has."""
+    for name, n in (("gsm8k", 5), ("gsm8k_cot_zeroshot", 0)):
+        spec = spec_of(f"lm_eval:{name}")
+        assert (
+            protocol("uniform", "llada", MODEL_DEFAULTS, spec, FAMILIES["llada"]).num_fewshot == n
+        )
+
+
+def test_which_benchmarks_have_documents_for_worked_examples():
+    assert {n for n, spec in TASKS.items() if spec.has_examples} == {"gsm8k", "mbpp"}
+    assert spec_of("lm_eval:gsm8k").has_examples

@@ -314,6 +314,16 @@ def damaged(folder, name, change):
     (folder / name).write_text(json.dumps(result), encoding="utf-8")
 
 
+def test_two_revisions_of_a_protocol_share_no_curve(tmp_path):
+    """Dream decodes in blocks since revision 2 of uniform; older results are not comparable."""
+    save(tmp_path, "dream", k=3, revision=1)
+    save(tmp_path, "dream", k=2)
+    save(tmp_path, "dream", k=1)
+    found = curves(read_all([tmp_path])[0])
+    assert sorted(len(curve) for curve in found) == [1, 2]
+    assert sorted(curve_labels(found)) == ["dream, revision 1", "dream, revision 2"]
+
+
 def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
     good = save(tmp_path, k=1)
     (tmp_path / "cut.json").write_text(good.read_text()[:1000])
@@ -333,9 +343,8 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
     damaged(tmp_path, "no_exec.json", lambda r: _sign(r, status="unscored", headline=None))
     damaged(tmp_path, "lacking.json", lambda r: _sign(r, headline={"metric": "m"}))
     damaged(tmp_path, "wrong.json", lambda r: _sign(r, samples=[1]))
-    damaged(
-        tmp_path, "speed.json", lambda r: r["profile"].update(tpf="fast")
-    )  # the checksum does not cover the profile
+    # the checksum does not cover the profile
+    damaged(tmp_path, "speed.json", lambda r: r["profile"].update(tpf="fast"))
     for name, count in {"zero.json": 0, "text.json": "64"}.items():
         damaged(tmp_path, name, lambda r, n=count: _sign(r, config=r["config"] | {"num_steps": n}))
     damaged(tmp_path, "task.json", lambda r: _sign(r, config=r["config"] | {"task": None}))
@@ -436,6 +445,7 @@ def test_the_same_results_make_the_same_report(suite, tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_it_loads_neither_torch_nor_lm_eval(suite, tmp_path):
     code = (
         "import sys; sys.path.insert(0, '.'); "
@@ -569,9 +579,8 @@ def test_a_click_opens_a_sample(suite, tmp_path):
     dom = chromium(tmp_path, "--dump-dom", f"{url}#result={index}&doc=205")
     assert dom.count('class="sample"') == 206  # of 230: those in front of it, and no more
     assert re.findall(r'<details class="sample" data-doc="(\d+)" open', dom) == ["205"]
-    assert (
-        "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom
-    )  # text of a sample is text, not HTML
+    # text of a sample is text, not HTML
+    assert "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom
     assert "Answer to 205: &lt;b&gt;" in dom and "flexible-extract: 205" in dom
     assert 'passed: true\nstrict: {"passed":false}' in dom
     assert (
@@ -579,6 +588,7 @@ def test_a_click_opens_a_sample(suite, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_page_is_drawn(suite, tmp_path):
     """A picture that is blank compresses to a few kB."""
     picture = tmp_path / "page.png"

@@ -158,6 +158,7 @@ def test_a_result_file_stands_in_for_a_store_that_was_deleted(data, tmp_path, mo
     assert again["profile"]["sample_seconds"] == first["profile"]["sample_seconds"]
 
 
+@pytest.mark.slow
 def test_another_configuration_shares_nothing(data, tmp_path):
     run(data, tmp_path / "a")
     for more in (
@@ -236,10 +237,17 @@ def test_a_failed_sample_is_a_status_and_is_tried_again(data, tmp_path, monkeypa
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory"),
-        MemoryError(),
-        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-        RuntimeError("CUDA driver error: out of memory"),
+        *(
+            pytest.param(error, marks=pytest.mark.slow)
+            for error in (
+                MemoryError(),
+                torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel"),
+                RuntimeError(
+                    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+                ),
+                RuntimeError("CUDA driver error: out of memory"),
+            )
+        ),
     ],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(data, tmp_path, monkeypatch, error):
@@ -366,9 +374,8 @@ def test_what_a_dead_worker_leaves_is_decoded_by_the_leader(data, tmp_path, monk
 
 
 def test_a_worker_does_not_outlive_its_leader(tmp_path):
-    place = WorkerInfo(
-        rank=1, size=2, session="s", parent=os.getpid()
-    )  # nobody is its own parent; a container's first process is 1
+    # no process is its own parent; a container's first process is 1
+    place = WorkerInfo(rank=1, size=2, session="s", parent=os.getpid())
     with pytest.raises(LeaderGone, match="what it decoded is kept"):
         place.check()
     with pytest.raises(LeaderGone, match=r"waited 0\.1 s for rank 0"):
@@ -392,9 +399,8 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(data, tmp_pat
     checkpoint = [f"--{family}_ckpt", str(LLADA if family == "llada" else DREAM)]
     verifier = verifier_checkpoint(tmp_path / "verifier")
     for algorithm in algorithms_of(family):
-        adaptive = (
-            ALGORITHMS[algorithm].schedule == "adaptive"
-        )  # more of these is in test_parallel.py
+        # more of these is in test_parallel.py
+        adaptive = ALGORITHMS[algorithm].schedule == "adaptive"
         for temperature in ("0.7",) if adaptive else ("0", "0.7"):
             seen = set()
             for batch in ("1", "3") if adaptive else ("1", "3", "8"):

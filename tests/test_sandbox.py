@@ -118,7 +118,7 @@ def test_a_failure_has_its_reason(name):
             "cpu",
             marks=pytest.mark.slow,
         ),
-        ("sleeps", "import time\ntime.sleep(10**6)", "wall"),
+        pytest.param("sleeps", "import time\ntime.sleep(10**6)", "wall", marks=pytest.mark.slow),
     ],
 )
 def test_a_program_that_does_not_end_is_ended(name, candidate, reason):

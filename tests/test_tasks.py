@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import socket
+import time
 from functools import cache
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tasks import (
     truthfulqa,
 )
 from tasks.base import installed_config
-from tasks.code import add_strict
+from tasks.code import add_strict, opencompass, use_extraction
 from tasks.installed import spec_of
 from tasks.programs import called_names
 from utils import GSM8K_NUMBER, UsageError, humaneval_program, mbpp_program
@@ -37,10 +38,14 @@ SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
 FENCE = "```"
 PASS = "pass@1,create_test"
 STRICT, FLEXIBLE = "exact_match,strict-match", "exact_match,flexible-extract"
+NUMERIC = "exact_match,numeric"
 
 
 def wrapped(code: str) -> str:
-    return f"Sure! Here is the function:\n\n{FENCE}python\n{code}\n{FENCE}\n\nIt works as follows.<|im_end|>junk"
+    return (
+        f"Sure! Here is the function:\n\n{FENCE}python\n{code}\n{FENCE}\n\n"
+        "It works as follows.<|im_end|>junk"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +84,10 @@ def write_mini(folder: Path) -> None:
         "test": "def check(candidate):\n    assert candidate('a') == 'aa'\n",
     }
     (folder / "HumanEval.jsonl.gz").write_bytes(gzip.compress(jsonl([row, other])))
-    code = "class Node:\r\n    def __init__(self, x):\r\n        self.x = x\r\ndef get(node):\r\n    return node.x\r\n"
+    code = (
+        "class Node:\r\n    def __init__(self, x):\r\n        self.x = x\r\n"
+        "def get(node):\r\n    return node.x\r\n"
+    )
     row = {
         "text": "Write a function to get x.",
         "code": code,
@@ -100,7 +108,10 @@ def write_mini(folder: Path) -> None:
     (folder / "gsm8k/test.jsonl").write_bytes(jsonl(rows[:3]))
     (folder / "gsm8k/train.jsonl").write_bytes(jsonl(rows[3:]))
     columns = ",".join(truthfulqa.COLUMNS)
-    line = "Adversarial,Birds,Do pigs fly?,No they do not,No they do not; Pigs cannot fly,Yes; They fly at night,none"
+    line = (
+        "Adversarial,Birds,Do pigs fly?,No they do not,No they do not; Pigs cannot fly,"
+        "Yes; They fly at night,none"
+    )
     (folder / "TruthfulQA.csv").write_text(f"\ufeff{columns}\n{line}\n", encoding="utf-8")
     counts = {
         "HumanEval.jsonl.gz": 2,
@@ -129,9 +140,8 @@ def answering_lm():
             return [self.answer(r.doc) for r in requests]
 
         def apply_chat_template(self, chat, add_generation_prompt=True):
-            assert (
-                add_generation_prompt
-            )  # a prefill rendered by the template would be trimmed by LLaDA's
+            # LLaDA's template would trim a prefill that it renders
+            assert add_generation_prompt
             return "".join(f"<{turn['role']}>{turn['content']}" for turn in chat) + "<assistant>"
 
         def loglikelihood(self, requests):
@@ -148,9 +158,8 @@ def evaluate(task, answer, *, chat=True, limit=None) -> tuple[dict, list[dict]]:
     from lm_eval.tasks import TaskManager
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            evaluator, "add_env_info", lambda results: None
-        )  # it runs a dozen commands, for seconds
+        # it runs a dozen commands, for seconds
+        patch.setattr(evaluator, "add_env_info", lambda results: None)
         results = evaluator.simple_evaluate(
             answering_lm()(answer),
             tasks=[task],
@@ -225,6 +234,40 @@ def test_the_strict_metric_is_there_only_where_it_was_asked_for(mini):
         add_strict(build_task(gsm8k.SPEC, mini, "chat"))
 
 
+CODE = "def get(my_node):\n    # between [BEGIN] and [DONE]\n    return my_node.x"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "[BEGIN]\n 'CODE' \n[DONE] \n\n ",
+        "[BEGIN]\n 'CODE \n[DONE]",
+        "[BEGIN]\n CODE' \n[DONE]",
+        "BEGIN\n 'CODE' \nDONE",
+        "[BEGIN]\n 'CODE' \nDONE]",
+        "[BEGIN]\n 'CODE",
+        f"{FENCE}python\nCODE\n{FENCE}",
+        f"So:\n{FENCE}\nCODE",
+    ],
+)
+def test_opencompass_reads_mbpps_answers(answer):
+    code = CODE.replace("    # between [BEGIN] and [DONE]\n", "")
+    assert opencompass({}, answer.replace("CODE", code)) == code
+    assert opencompass({}, answer.replace("CODE", code.replace("_", "\\_"))) == code
+
+
+def test_an_official_score_is_by_the_authors_extraction(mini):
+    """OpenCompass's does not read a body, an open fence, or prose around unfenced code."""
+    good = "def double(x):\n    return 2 * x\n"
+    answers = {f"{FENCE}python\n{good}{FENCE}": 1.0, "    return 2 * x\n": 0.0, f"So\n{good}": 0.0}
+    for answer, value in answers.items():
+        task = use_extraction(build_task(humaneval.SPEC, mini, "opencompass"), "opencompass")
+        (sample, _), key = evaluate(task, lambda doc, answer=answer: answer)[1], "pass@1"
+        assert (sample[key], sample["pass@1_ours"]) == (value, 1.0)
+        (verdict,) = sample["filtered_resps"]
+        assert verdict["how"] == "opencompass" and verdict["ours"]["passed"]
+
+
 @pytest.mark.parametrize("form", mbpp.FORMS)
 def test_mbpp_runs_the_set_up_code_after_the_program(mini, form):
     """lm-eval leaves test_setup_code out, so that task 367 cannot be solved."""
@@ -238,19 +281,28 @@ def test_mbpp_runs_the_set_up_code_after_the_program(mini, form):
 
 
 @pytest.mark.parametrize(
-    "text, strict, flexible",
+    "text, strict, flexible, numeric",
     [
-        ("It is 999.\n#### 999", True, True),
-        ("#### 0999", False, False),
-        ("So the answer is $999.", False, True),
-        ("999, no wait, 1000", False, False),
-        ("", False, False),
+        ("It is 999.\n#### 999", True, True, True),
+        ("#### 0999", False, False, True),
+        ("#### 999.00", False, False, True),
+        ("So the answer is $999.", False, True, True),
+        ("The answer is 999 eggs. 3 are white.", False, False, True),
+        ("Question: How much?\n\nAnswer: 111*9 = 999.", False, True, True),
+        ("999, no wait, 1000", False, False, False),
+        ("", False, False, False),
     ],
 )
-def test_gsm8k_reads_the_last_number(mini, text, strict, flexible):
+def test_gsm8k_reads_the_last_number(mini, text, strict, flexible, numeric):
     task = build_task(gsm8k.SPEC, mini, "chat")
     metrics, _ = evaluate(task, lambda doc: text, limit=1)
-    assert (metrics[STRICT], metrics[FLEXIBLE]) == (strict, flexible)
+    assert (metrics[STRICT], metrics[FLEXIBLE], metrics[NUMERIC]) == (strict, flexible, numeric)
+
+
+def test_chat_forms_have_no_stop_strings(mini):
+    """A chat answer may begin with "Question:", or with a lead-in and a blank line."""
+    for spec in SPECS.values():
+        assert build_task(spec, mini, "chat").config.generation_kwargs["until"] == []
 
 
 @pytest.mark.parametrize("form", gsm8k.FORMS)
@@ -474,6 +526,7 @@ def test_the_original_files_are_complete(benchmarks, name):
     assert data.name == "original" and len(data.splits[spec.eval_split]) == spec.n_docs == n_docs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, solution", [("humaneval", "canonical_solution"), ("mbpp", "code")])
 def test_every_canonical_solution_passes(benchmarks, name, solution):
     """Bare, and wrapped in prose and a fence; where both give the same program it runs once."""
@@ -504,6 +557,7 @@ def test_the_function_that_mbpps_tests_ask_for_is_known(benchmarks):
         assert name in defined, doc["task_id"]
 
 
+@pytest.mark.slow
 def test_lm_evals_plain_rule_never_scores_higher(benchmarks):
     """lm-eval runs prompt + answer, cut at its stop strings: what passes so passes here too."""
     docs = load_data(humaneval.SPEC, benchmarks).splits["test"][::8]
@@ -531,13 +585,58 @@ def test_lm_evals_plain_rule_never_scores_higher(benchmarks):
     assert sum(o for _, o in passed) > sum(p for p, _ in passed)
 
 
+@pytest.mark.slow
 def test_every_gold_answer_is_right(benchmarks):
     metrics, samples = evaluate(
         build_task(gsm8k.SPEC, benchmarks, "chat"), lambda doc: doc["answer"]
     )
-    assert len(samples) == 2 * 1319 and metrics[STRICT] == metrics[FLEXIBLE] == 1.0
+    assert len(samples) == 3 * 1319
+    assert metrics[STRICT] == metrics[FLEXIBLE] == metrics[NUMERIC] == 1.0
 
 
+CASES = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "cases.jsonl").read_text(encoding="utf-8").splitlines()
+]
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [("humaneval", PASS), ("mbpp", PASS), ("gsm8k", NUMERIC), ("truthfulqa", "bleu_acc,none")],
+)
+def test_answers_are_scored_as_a_careful_reader_does(benchmarks, name, key):
+    """The lines of cases.jsonl: answers as models give them, and whether they are right."""
+    spec = SPECS[name]
+    task = build_task(spec, benchmarks, "chat")
+    docs, metric = list(task.eval_docs), key.partition(",")[0]
+    cases = [case for case in CASES if case["task"] == name]
+    assert cases
+    if name in ("humaneval", "mbpp"):
+        doc_of = [docs[case["doc_id"]] for case in cases]
+        scored = task.judging.score([[case["text"]] for case in cases], doc_of)
+        right = [row["passed"] for row in scored]
+    else:
+        score = scorer(task, key)
+        right = [bool(score(docs[case["doc_id"]], case["text"])) for case in cases]
+    wrong = [(c["kind"], r) for c, r in zip(cases, right, strict=True) if r != c["expected"]]
+    assert not wrong, metric
+
+
+def test_lm_evals_two_metrics_of_gsm8k_stay_as_they_are(mini):
+    """On answers that the third metric reads otherwise, and on a long one in linear time."""
+    texts = ["#### 999.00", "$\\boxed{1,000}$.", "It is 1,001. Of these 3 are red.", "0" * 2_000]
+    stock = stock_task("gsm8k", load_data(gsm8k.SPEC, mini).splits)
+    for text in texts:
+        theirs, _ = evaluate(stock, lambda doc, text=text: text)
+        ours, _ = evaluate(build_task(gsm8k.SPEC, mini, "chat"), lambda doc, text=text: text)
+        assert all(abs(ours[key] - theirs[key]) < 1e-9 for key in (STRICT, FLEXIBLE))
+    task, start = build_task(gsm8k.SPEC, mini, "chat"), time.process_time()
+    for key in (STRICT, FLEXIBLE, NUMERIC):
+        assert scorer(task, key)(task.eval_docs[0], "1" * 5_000_000) == 0
+    assert time.process_time() - start < 6
+
+
+@pytest.mark.slow
 def test_best_answers_are_found_true(benchmarks):
     metrics, samples = evaluate(
         build_task(truthfulqa.SPEC, benchmarks, "chat"), lambda doc: doc["best_answer"]
@@ -546,6 +645,7 @@ def test_best_answers_are_found_true(benchmarks):
     assert metrics["bleu_acc,none"] > 0.9 and metrics["rougeL_acc,none"] > 0.99
 
 
+@pytest.mark.slow
 def test_truthfulqa_scores_equal_lm_evals(benchmarks):
     """On a sample, because lm-eval takes most of a second per answer."""
     from lm_eval.tasks.truthfulqa.utils import process_results_gen
@@ -589,8 +689,9 @@ def prompts(task, *, chat: bool) -> list[str]:
 def test_gsm8k_prompts_are_lm_evals(mini, chat):
     """Five examples drawn from the training rows with lm-eval's seed.
 
-    In a chat lm-eval 0.4.8 draws twice for each document and shows the second draw; later ones draw once. The prompts
-    here stay those of 0.4.8: our first document has the examples of their second.
+    In a chat, lm-eval 0.4.8 draws twice for each document and shows the second draw; later
+    versions draw once. The prompts here stay those of 0.4.8: our first document has the examples
+    of their second.
     """
     from lm_eval.api.samplers import ContextSampler
 
@@ -615,7 +716,7 @@ def test_gsm8k_cot_prompts_and_scores_are_lm_evals(mini):
     ours, our_samples = evaluate(build_task(gsm8k.SPEC, mini, "cot", 8), answer)
     assert (theirs[STRICT], theirs[FLEXIBLE]) == (ours[STRICT], ours[FLEXIBLE]) == (2 / 3, 2 / 3)
     assert [s["arguments"][0][0] for s in their_samples] == [
-        s["arguments"][0][0] for s in our_samples
+        s["arguments"][0][0] for s in our_samples if s["filter"] != "numeric"
     ]
     assert (
         prompts(build_task(gsm8k.SPEC, mini, "cot"), chat=True)[0]
@@ -642,7 +743,10 @@ def test_code_prompts_are_lm_evals(mini):
         and prompt.endswith("[BEGIN]\n")
     )
     assert "def similar_elements(test_tup1, test_tup2):\r\n  res" in prompt
-    asked = "here is your task: Write a function to get x. Your code should pass these tests:\n\nassert get(root) == 1\n"
+    asked = (
+        "here is your task: Write a function to get x. Your code should pass these tests:\n\n"
+        "assert get(root) == 1\n"
+    )
     assert asked in prompt
     for spec, form in ((humaneval.SPEC, "lm_eval"), (mbpp.SPEC, "lm_eval")):
         until = build_task(spec, mini, form).config.generation_kwargs["until"]
@@ -668,7 +772,7 @@ def test_prompts_of_the_official_chat_forms(mini):
 
 
 def test_nothing_asks_the_hub_for_metrics(mini):
-    """Importing lm-eval's humaneval or mbpp utils would load code_eval from the hub and run code."""
+    """Importing lm-eval's humaneval or mbpp utils loads code_eval from the hub and runs code."""
     import sys
 
     evaluate(build_task(mbpp.SPEC, mini, "lm_eval"), lambda doc: doc["code"], chat=False)

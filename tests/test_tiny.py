@@ -16,9 +16,9 @@ from dev import make_benchmarks, train_tiny
 from models import check_checkpoint, load_model, tokenizer_disagreement
 from tasks import build_task
 from tasks.code import Judging
-from tasks.protocols import ANY, TINY_LLADA_UNIFORM
+from tasks.protocols import ANY, TINY_UNIFORM
 
-CELL = TINY_LLADA_UNIFORM[ANY]
+CELL = TINY_UNIFORM[ANY]
 
 BENCHMARKS = ROOT / "assets" / "benchmarks"
 N = 40
@@ -80,7 +80,10 @@ def returned(alias: str, completion) -> list[int]:
 
 @pytest.mark.parametrize(
     "alias, task",
-    [pytest.param(*cell, marks=[pytest.mark.slow] * (cell[1] != "gsm8k")) for cell in MEASURED],
+    [
+        pytest.param(*cell, marks=[pytest.mark.slow] * (cell != ("tiny-llada", "gsm8k")))
+        for cell in MEASURED
+    ],
 )
 def test_accuracy_stays_where_it_was_measured(alias, task, tmp_path):
     result = run(alias, task, tmp_path, "--limit", str(N))
@@ -115,7 +118,9 @@ def test_programs_judged_while_others_are_generated_change_nothing(tmp_path, mon
     assert early == [0, 6] and results[0]["content_sha256"] == results[1]["content_sha256"]
 
 
-@pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
+@pytest.mark.parametrize(
+    "alias", ["tiny-llada", pytest.param("tiny-dream", marks=pytest.mark.slow)]
+)
 def test_an_answer_ends_by_itself_and_shows_no_chat_token(alias, tmp_path):
     samples = run(alias, "gsm8k", tmp_path, "--limit", "20")["samples"]
     assert {s["finish_reason"] for s in samples} == {"end_token"}
