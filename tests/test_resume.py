@@ -18,6 +18,7 @@ import eval as cli
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
+from experiment.signals import Signalled, signals_raise
 from experiment.store import Store
 from experiment.workers import LeaderGone, WorkerInfo, WorkerPool, await_leader, worker_info
 
@@ -321,6 +322,21 @@ def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
 
 
 # ---- several workers
+
+
+def test_a_signal_is_not_lost_in_a_finalizer():
+    """Python ignores an exception out of __del__: the run would go on until it is killed."""
+
+    class Slow:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            sum(range(1000))
+
+    with signals_raise():
+        with pytest.raises(Signalled):
+            Slow()
+            time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_place_of_a_process():
