@@ -91,7 +91,7 @@ def propose(
 def marked(tokens: Tensor, logits: Tensor) -> Tensor:
     """The tokens [R], with -1 where the logits [R, V] are not finite.
 
-    So a step learns of it from the tokens, by the transfer that there is.
+    The engine reads the mark with the tokens, in the step's one transfer to the host.
     """
     return tokens.masked_fill(~logits.amax(dim=-1).isfinite(), -1)
 
