@@ -48,15 +48,15 @@ class Rules:
 
 
 class NoFiniteLogits(ArithmeticError):
-    """The model gives NaN or infinity where a token is asked for.
+    """The model, or its verifier, gives NaN or infinity where a token is asked for.
 
     everywhere: at every position that the step asks for, in every row.
     """
 
-    def __init__(self, n: int, of: int):
+    def __init__(self, n: int, of: int, whose: str = "model"):
         self.everywhere = n == of
         super().__init__(
-            f"the model gives no finite logits at {n} of {of} open positions; its weights are "
+            f"the {whose} gives no finite logits at {n} of {of} open positions; its weights are "
             "damaged, or they do not fit into --dtype"
         )
 
