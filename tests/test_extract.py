@@ -19,6 +19,8 @@ from utils import (
     truthfulqa_answer,
 )
 
+QUADRATIC_S = 20  # linear readers take under 2 s of processor time here, quadratic ones minutes
+
 FENCE = "```"
 GOOD = "def f(xs):\n    return sum(xs)\n"
 BAD = "def f(xs):\n    return len(xs)\n"
@@ -310,11 +312,12 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
-def test_an_answer_of_five_megabytes_takes_under_two_seconds(name):
+def test_an_answer_of_five_megabytes_takes_linear_time(name):
     start = time.process_time()
     extract_code(LONG[name], "f", PROMPT)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < QUADRATIC_S
 
 
 def test_chained_assignments_are_followed_in_linear_time():
@@ -443,13 +446,14 @@ def test_a_number_is_read_as_a_careful_reader_does(text, number):
     assert gsm8k_number(text) == number
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece", ["1", "1 ", "1,", "-", "####", "answer ", "Q:\n", "\\boxed{", "{}", "answer: 1.", " "]
 )
-def test_the_number_of_five_megabytes_is_read_in_under_two_seconds(piece):
+def test_the_number_of_five_megabytes_is_read_in_linear_time(piece):
     start = time.process_time()
     gsm8k_number("answer is \\boxed{" + piece * (N // len(piece)))
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < QUADRATIC_S
 
 
 # ---- EvalPlus' rule, with which Dream's and DiffuCoder's HumanEval is published
@@ -581,12 +585,13 @@ LONG_FOR_EVALPLUS = LONG | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LONG_FOR_EVALPLUS)
-def test_evalplus_rule_takes_under_two_seconds(name):
+def test_evalplus_rule_takes_linear_time(name):
     """The authors' search parses each of the runs of 100 lines, whatever their length."""
     start = time.process_time()
     evalplus({"prompt": STUB, "entry_point": "f"}, LONG_FOR_EVALPLUS[name])
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < QUADRATIC_S
 
 
 def test_verbatim_is_the_answer_up_to_a_fence(benchmarks):

@@ -201,6 +201,7 @@ def test_a_file_cut_at_any_byte_keeps_every_whole_line_and_goes_on(tmp_path):
             next(p for p in shard.parent.glob("shard-*") if p != shard).unlink()
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_costs_at_most_the_sample_that_it_hit(tmp_path):
     """Plain JSON lines read back a wrong value for every fourth such bit."""
     shard, lost = filled(tmp_path, range(3)), 0

@@ -128,6 +128,7 @@ def test_an_answer_ends_by_itself_and_shows_no_chat_token(alias, tmp_path):
     assert all(s["text"].count("####") == 1 for s in samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
 def test_batching_leaves_the_tokens_untouched(alias):
     algorithm = {"tiny-llada": "low_confidence", "tiny-dream": "maskgit_plus"}[alias]
