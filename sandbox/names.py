@@ -7,8 +7,10 @@ comprehension among the names of the module, and leaves out the target of a `:=`
 from __future__ import annotations
 
 import ast
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -102,10 +104,20 @@ def defined_names(source: str) -> set[str]:
     return set(names_of(_parsed(source)).binds)
 
 
+_FILTERS = threading.Lock()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Parse an answer without a word on its escapes; threads share the filters of warnings."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _parsed(source: str) -> ast.AST:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ast.Module([], [])
