@@ -310,12 +310,7 @@ def run_checker(job, verdict, token_fd, requests, replies):
         os.write(verdict, message)
         os._exit(0)
 
-    try:
-        tests = compile(job["tests"], "<tests>", "exec", dont_inherit=True)
-        namespace = {}
-        exec(compile(job["helpers"], "<helpers>", "exec", dont_inherit=True), namespace)
-    except BaseException as error:
-        end(b"Ftests\n" + text_of(error))
+    namespace = job["namespace"]
     try:
         _wait_for_candidate(replies)
         found = _value(ask(["look", job["names"]]))
@@ -325,7 +320,7 @@ def run_checker(job, verdict, token_fd, requests, replies):
                 namespace[name] = Proxy(name, ask)
             elif found[name] != "missing":
                 namespace[name] = _value(found[name])
-        exec(tests, namespace)
+        exec(job["tests"], namespace)
     except BaseException as error:
         outcome = (reason_of(error), text_of(error))
     else:
@@ -348,6 +343,6 @@ def _wait_for_candidate(replies):
     match message:
         case ["ready"]:
             return
-        case ["F", "syntax" | "assertion" | "exception" | "memory" as reason, detail]:
+        case ["F", "syntax" | "assertion" | "exception" | "memory" | "files" as reason, detail]:
             raise Stop(reason, str(detail)[:600])
     raise Stop("protocol", "malformed first message of the candidate's process")
