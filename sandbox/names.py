@@ -7,6 +7,7 @@ comprehension among the names of the module, and leaves out the target of a `:=`
 from __future__ import annotations
 
 import ast
+import builtins
 import threading
 import warnings
 from collections.abc import Iterator
@@ -102,6 +103,22 @@ def free_names(source: str) -> set[str]:
 def defined_names(source: str) -> set[str]:
     """Names that a source binds in its namespace; none where it does not parse."""
     return set(names_of(_parsed(source)).binds)
+
+
+def asks_for_identity(source: str) -> bool:
+    """Whether a source compares with `is`, constants and builtins apart."""
+    for node in ast.walk(_parsed(source)):
+        if isinstance(node, ast.Compare) and any(
+            isinstance(o, ast.Is | ast.IsNot) for o in node.ops
+        ):
+            sides = (node.left, *node.comparators)
+            if not any(isinstance(s, ast.Constant) or _is_builtin(s) for s in sides):
+                return True
+    return False
+
+
+def _is_builtin(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and hasattr(builtins, node.id)
 
 
 _FILTERS = threading.Lock()

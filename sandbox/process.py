@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from sandbox import bubblewrap, landlock, seccomp
+from sandbox.names import asks_for_identity
 from sandbox.scratch import FULL_BYTES, RUN, Scratch, free_bytes, holds_too_much
 
 MAX_MESSAGE, MAX_DETAIL = 4096, 600
@@ -404,6 +405,7 @@ def run_strict(
 ) -> Outcome | str:
     """Candidate and tests in two interpreters. A text says why there is no outcome."""
     checker = {"tests": str(tests), "helpers": str(helpers), "names": tuple(names)}
+    checker["identity"] = asks_for_identity(checker["tests"])
     jobs = {"oracle": {"candidate": str(candidate)}, "checker": checker}
     return _run(jobs, limits, mechanism, cancel, alone)
 

@@ -316,6 +316,63 @@ def test_harmless_habits_do_not_fail_a_right_program(name):
     assert verdict.seconds < 20
 
 
+PAIR = "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(x): return P(x, 2)"
+OWN = "class E(ValueError): pass\ndef f(x): raise E('no', 3)"
+LOADS = "import json\ndef f(x): return json.loads('{')"
+CAUGHT = "try: f(1)\nexcept {} as e: ok = {}\nassert ok"
+STRICT = {
+    "fields": (PAIR, "assert f(1).x == 1", "unverifiable"),
+    "a tuple": (PAIR, "assert f(1) == (1, 2) and isinstance(f(1), tuple)", "passed"),
+    "enum": (
+        "import enum\nclass A(enum.IntEnum):\n    a = 2\ndef f(x): return A.a",
+        None,
+        "passed",
+    ),
+    "lies": (
+        "class A(int):\n    __eq__ = lambda *_: True\ndef f(x): return A(7)",
+        None,
+        "assertion",
+    ),
+    "own exception": (OWN, CAUGHT.format("E", "True"), "unverifiable"),
+    "exception above": (OWN, CAUGHT.format("ValueError", "e.args == ('no', 3)"), "passed"),
+    "library's exception": (
+        LOADS,
+        "import json\n" + CAUGHT.format("json.JSONDecodeError", 1),
+        "passed",
+    ),
+    "its attribute": (
+        LOADS,
+        "import json\n" + CAUGHT.format("json.JSONDecodeError", "e.pos"),
+        "unverifiable",
+    ),
+    "arguments": ("def f(x): {}['k']", CAUGHT.format("KeyError", "e.args == ('k',)"), "passed"),
+    "decode": (
+        "def f(x): b'\\xff'.decode()",
+        CAUGHT.format("UnicodeDecodeError", "e.object == b'\\xff'"),
+        "passed",
+    ),
+    "class": ("class A: pass\ndef f(x): return A()", "assert isinstance(f(1), A)", "unverifiable"),
+    "argument itself": ("def f(x): return x", "a = [1]\nassert f(a) is a", "passed"),
+    "changed": ("def f(x):\n    x.append(1)\n    return x", "assert f([]) == [1]", "passed"),
+    "identity": ("x = []\ndef f(): return x", "assert f() is f()", "unverifiable"),
+    "is not None": ("def f(x): return None", "assert f(1) is not None", "assertion"),
+    "type": ("def f(x): return int", "assert f(1) is int and f(1) == int", "passed"),
+    "view": (
+        "from types import MappingProxyType\ndef f(x): return MappingProxyType({1: 1})",
+        "assert f(1) == {1: 1}",
+        "unverifiable",
+    ),
+    "own object": ("class A: pass\ndef f(x): return A()", None, "opaque"),
+}
+
+
+@pytest.mark.parametrize("name", STRICT)
+def test_strict_mode_suspects_only_what_it_can_check(name):
+    """An honest program whose result is no plain data was listed among the forgers."""
+    candidate, tests, reason = STRICT[name]
+    assert judge(candidate, tests or "assert f(1) == 2", strict=True).reason == reason
+
+
 def test_the_programs_environment_is_made_from_scratch(monkeypatch):
     """A token in the harness's environment must not be in the program's."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
