@@ -15,6 +15,7 @@ from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import diagnostics
 from experiment.sample import Sample
 from experiment.statistics import Estimate, estimate, percentile
+from tasks.code import unjudged
 from utils import SCHEMA_VERSION, BadDataError, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
@@ -106,7 +107,8 @@ def sample_rows(
     rows, times = [], []
     for sample in sorted(samples, key=lambda s: (s.request.doc_id, s.request.repeat)):
         doc_id, repeat = sample.request.doc_id, sample.request.repeat
-        row = sample.row() | {"status": "ok" if sample.error is None else "error"}
+        error = sample.error or _unjudged(scored.get(doc_id, ()))
+        row = sample.row() | {"status": "ok" if error is None else "error", "error": error}
         if target:
             row["target"] = target(sample.request.doc)
         else:
@@ -141,6 +143,12 @@ def sample_rows(
         rows.append(row)
         times.append(time)
     return rows, times
+
+
+def _unjudged(logged: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why a program of a document has no verdict, None where all have one."""
+    found = (answer for entry in logged for answer in entry["filtered_resps"])
+    return next((why for a in found if isinstance(a, dict) and (why := unjudged(a))), None)
 
 
 def _unwrap(filtered: Any, repeat: int) -> Any:
@@ -180,12 +188,13 @@ def build_result(
     `status` in the result is one of
     complete:   every sample was scored; `metrics` has every metric, `headline` that of the task.
     unscored:   every sample is there, but no program was run (--no_exec); there is no metric.
-    incomplete: some samples failed. There is no headline, and `score_on_completed` has the metrics
-                of the others and how many they are.
+    incomplete: some samples failed or could not be judged. There is no headline, and
+                `score_on_completed` has the metrics of the others and how many they are.
     `reference` is the published score at the same tokens per step; None where the run departs from
     its protocol in anything else. `strict` is None unless passes were re-checked strictly.
     """
     failed = {sample.request.doc_id for sample in samples if sample.error is not None}
+    failed |= {entry["doc_id"] for entry in logged if _unjudged([entry])}
     estimates = {
         k: e.as_dict()
         for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()
