@@ -17,7 +17,7 @@ from experiment.identity import data_identity, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
-from experiment.sample import samples_of
+from experiment.sample import is_usable, samples_of
 from experiment.store import Store
 from experiment.workers import WorkerInfo, announce, await_leader
 from tasks import TaskSpec, check_data, load_data
@@ -228,8 +228,8 @@ def open_store(job: Job, worker: WorkerInfo) -> Store:
     identity, key = config.identity(), config.generation_id
     if not worker.leads:
         await_leader(root / key[:16], worker)
-        return Store.open(root, identity, key, alone=False)
-    store = Store.open(root, identity, key, fresh=job.overwrite)
+        return Store.open(root, identity, key, alone=False, usable=is_usable)
+    store = Store.open(root, identity, key, fresh=job.overwrite, usable=is_usable)
     if not job.overwrite:
         _restore(store, job)
     announce(store.directory, worker)
