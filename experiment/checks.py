@@ -29,6 +29,7 @@ from utils import (
     UsageError,
     differing_keys,
     output_problem,
+    read_file,
 )
 
 
@@ -162,7 +163,7 @@ def _sandbox_errors(job: Job) -> list[DllmexpError]:
 
 def _file_sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_file(path)).hexdigest()
     except OSError as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
 

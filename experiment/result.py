@@ -6,6 +6,7 @@ and a part that differs from day to day: `profile` (times) and `meta` (host, ver
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 
 from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import diagnostics
-from experiment.sample import Sample
+from experiment.sample import Sample, samples_of
 from experiment.statistics import Estimate, estimate, percentile
-from utils import SCHEMA_VERSION, BadDataError, sha256
+from utils import SCHEMA_VERSION, BadDataError, OutputError, read_file, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = (
@@ -257,16 +258,20 @@ def published(reference: Mapping[str, Any]) -> str:
 def load_result(path: Path) -> dict[str, Any] | None:
     """The result at `path`, None without one.
 
-    Raises BadDataError for a file that cannot be read, has another form, or does not match its
-    checksum.
+    Raises OutputError without the right to read it, and BadDataError for a file that cannot be
+    read, has another form, or does not match its checksum.
     """
     try:
         if path.exists() and not path.is_file():
             raise BadDataError(f"{path} is no file; {DELETE}")
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise OutputError(f"{path}: no permission to read it; give another --output_dir") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # nothing can be there
+            return None
         raise BadDataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"{path} is no whole result file ({error}); {DELETE}") from error
@@ -285,6 +290,11 @@ def load_result(path: Path) -> dict[str, Any] | None:
     lacking = [
         f"{name} is no {kind.__name__}" for name, kind in FORM if type(result.get(name)) is not kind
     ]
+    try:
+        if not lacking:
+            table(result, path), samples_of(result)
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        lacking = [f"{type(error).__name__}: {error}"]
     if lacking:
         raise BadDataError(f"{path} is no whole result file ({', '.join(lacking)}); {DELETE}")
     return result

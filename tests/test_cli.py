@@ -1,5 +1,6 @@
 """eval.py: what the arguments mean, what is refused and how, what is written."""
 
+import errno
 import json
 import os
 import shlex
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import edit
 from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
 
 import eval as cli
-from experiment.result import DEPARTS
-from utils import OutputError
+from experiment.result import DEPARTS, VOLATILE, load_result
+from experiment.sample import DECODED
+from utils import SCHEMA_VERSION, BadDataError, OutputError, sha256
 
 README_EXAMPLE = """
   --model_alias llada --task humaneval --alg low_confidence --tokens_per_step 1 --num_steps 128
@@ -530,6 +533,80 @@ def test_output_directory_that_cannot_be_written(run, mini, tmp_path):
     )
 
 
+def test_a_path_that_is_too_long_is_the_outputs_fault(run, mini, tmp_path):
+    """It was "is no result file, delete it"."""
+    code, _, err = run(mini, "--output_dir", str(tmp_path / ("x" * 300)))
+    assert code == 74 and err.count("error: ") == 1 and "File name too long" in err
+
+
+def test_another_users_result_is_no_damaged_one(run, mini, tmp_path, monkeypatch):
+    """The advice was to move it away."""
+    path = Path(run(mini, "--print_output_path")[1].strip())
+    path.parent.mkdir()
+    path.write_text("{}")
+
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("experiment.result.read_file", denied)
+    code, _, err = run(mini)
+    assert code == 74 and f"{path}: no permission to read it" in err and "delete" not in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("reference"),
+        lambda r: r.update(headline=5),
+        lambda r: r.update(metrics={"a": 5}),
+        lambda r: r.update(samples=[5]),
+        lambda r: r.update(n_failed=2),
+        lambda r: r.update(config={}),
+        lambda r: r["profile"].clear(),
+    ],
+)
+def test_a_result_of_another_form_with_a_right_checksum_is_refused(change, tmp_path):
+    """Its reader ended with a KeyError and exit code 1."""
+    row = {"status": "ok", "key": "k", "doc_id": 0, "repeat": 0, "error": None}
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        **{"id": "i", "generation_id": "g", "status": "complete", "n_samples": 1, "n_failed": 0},
+        "config": {"model_alias": "llada", "task": "gsm8k", "protocol": "uniform"},
+        "protocol": {},
+        "metrics": {},
+        "score_on_completed": None,
+        "headline": None,
+        "reference": None,
+        "diagnostics": {"warnings": []},
+        "samples": [row | {n: 0 for n in (*DECODED, "prompt_tokens", "tokens_returned")}],
+        "profile": {
+            "sample_seconds": [{"doc_id": 0, "repeat": 0, "seconds": 1.0, "cost_seconds": 1.0}],
+            "peak_memory_bytes": {"device": None},
+        },
+        "meta": {"samples_made": []},
+    }
+    path = tmp_path / "r.json"
+
+    def write():
+        covered = {name: v for name, v in result.items() if name not in VOLATILE}
+        path.write_text(json.dumps(result | {"content_sha256": sha256(covered)}))
+
+    write()
+    assert load_result(path)
+    change(result)
+    write()
+    with pytest.raises(BadDataError, match="is no whole result file .*delete it or move it away"):
+        load_result(path)
+
+
+@pytest.mark.parametrize("template", ["{{ 'x' * 10 ** 30 }}", "{{ 1 // 0 }}", "{{ 1 + 'a' }}"])
+def test_a_chat_template_that_fails_is_the_checkpoints_fault(run, mini, tmp_path, template):
+    folder = damaged(tmp_path, lambda folder: None)
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    code, _, err = run(mini, "--llada_ckpt", str(folder), "--show_prompt", "0")
+    assert code == 4 and "the checkpoint's chat template cannot render this prompt: " in err
+
+
 def damaged(tmp_path: Path, change) -> Path:
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(LLADA, checkpoint)
@@ -578,9 +655,12 @@ def test_checkpoint_of_another_family(run, mini):
 @pytest.mark.parametrize(
     "lines, fragment",
     [
-        (['{"question": "q", "answer": "a"}', "{oops"], "line 2"),
+        (['{"question": "q", "answer": "#### 1"}', "{oops"], "line 2"),
         (['{"question": "q"}'], "line 1: field 'answer'"),
-        (['{"question": "q", "answer": "a"}'], "1 rows, expected 3"),
+        (['{"question": "q", "answer": "#### 1"}'], "1 rows, expected 3"),
+        (['{"question": "q", "answer": "1"}'], "line 1: field 'answer' does not match ####"),
+        (['{"question": "q", "answer": "#### one"}'], "line 1: field 'answer' does not match"),
+        (['{"question": "\\ud800", "answer": "#### 1"}'], "line 1: not JSON: 'utf-8' codec"),
     ],
 )
 def test_malformed_data(run, mini, tmp_path, lines, fragment):

@@ -19,7 +19,9 @@ from unittest.mock import Mock
 
 import pytest
 
+from decoding.row_state import Completion
 from experiment import store as store_module
+from experiment.sample import Request, Sample, is_usable
 from experiment.store import Store, StoreBusy, StoreError, StoreFull, sample_key
 from utils import OutputError
 
@@ -242,6 +244,26 @@ def test_a_sample_that_its_reader_cannot_use_is_not_there(tmp_path):
     assert set(usable) == {key(0), key(2)} and usable.report.corrupt == 1
     usable.put(key(1), ok(1))
     assert usable.get(key(1))
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        *(("result", {"token_ids": ids}) for ids in ("ab", [None, 1], [10**30, 1], [-5, 1], [1])),
+        *(("result", {"committed_at": at}) for at in (None, [-2, 0], [0.5, 1])),
+        *(("result", change) for change in ({"nfe": "x"}, {"finish_reason": 5})),
+        *(("meta", {name: "x"}) for name in ("seconds", "cost_seconds", "provenance", "score")),
+        ("meta", {"score": {"value": "x", "version": 1}}),
+    ],
+)
+def test_a_sample_of_another_form_is_made_again(part, change):
+    """A right checksum does not help where another program wrote it."""
+    completion = Completion((1, 2), (0, 1), 2, 0, 4, 0.5, "length")
+    kept, meta = Sample(Request({}, 0), completion).kept(None)
+    good = {"key": key(1), "status": "ok", "result": kept, "meta": meta | {"provenance": {}}}
+    good = json.loads(json.dumps(good))
+    assert is_usable(good)
+    assert not is_usable(good | {part: good[part] | change})
 
 
 def test_any_flipped_bit_costs_at_most_the_sample_that_it_hit(tmp_path):
