@@ -460,6 +460,14 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def versions() -> str:
+    """The commit of this checkout, and the versions of formats and packages, in a line."""
+    commit = _git("describe", "--always", "--dirty", "--abbrev=12") or "(no git repository)"
+    ours = f"engine {ENGINE_VERSION}, scoring {SCORING_VERSION}, results {SCHEMA_VERSION}"
+    packages = (f"{name} {_version(name)}" for name in ("torch", "transformers", "lm-eval"))
+    return "; ".join([f"dllmexp {commit}", ours, ", ".join(packages)])
+
+
 def environment() -> dict[str, Any]:
     """Package versions, git state and CPU: a number may depend on these and its configuration."""
     status = _git("status", "--porcelain", "--untracked-files=no")

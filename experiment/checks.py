@@ -45,6 +45,13 @@ def check_inputs(
     errors: list[DllmexpError] = []
     notes, config, texts, spec = list(job.notes), job.config, None, job.spec
     n_docs, task_ids = spec.n_docs, []
+    if sys.flags.optimize > 1:
+        errors.append(
+            EnvironmentProblem(
+                "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which transformers "
+                "needs; unset it"
+            )
+        )
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
     else:

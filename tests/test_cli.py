@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -325,6 +326,38 @@ def test_help_has_every_flag_with_its_default(capsys):
         assert f"  {flag}" in out
 
 
+def test_version_names_what_a_number_may_depend_on(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert re.match(r"dllmexp .*; engine \d.*; torch \d.*, lm-eval 0", capsys.readouterr().out)
+
+
+def test_paths_may_begin_with_the_home_directory(run, monkeypatch, tmp_path):
+    """A directory with the name ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = run("--model_alias llada --task gsm8k --print_output_path --output_dir '~/x'")
+    assert code == 0 and out.startswith(f"{tmp_path}/x/")
+
+
+@pytest.mark.parametrize(("given", "read"), [("4,2", "4"), (" 3 ", "3"), ("8", "8"), ("", "")])
+def test_a_list_of_threads_is_read_as_its_first_number(run, monkeypatch, given, read):
+    """numexpr, which lm-eval imports, takes nothing but one number."""
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert run("--model_alias llada --task gsm8k --print_output_path")[0] == 0
+    assert os.environ["OMP_NUM_THREADS"] == read
+    monkeypatch.setenv("OMP_NUM_THREADS", "abc")
+    code, _, err = run("--model_alias llada --task gsm8k --print_output_path")
+    assert code == 2 and "OMP_NUM_THREADS='abc': must be a whole number" in err
+
+
+def test_python_without_docstrings_is_refused_with_a_reason(mini):
+    """transformers fails without a word of its cause."""
+    command = [sys.executable, "-OO", ROOT / "eval.py", *shlex.split(mini)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 3 and "PYTHONOPTIMIZE=2" in ended.stderr
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -474,6 +507,25 @@ def test_help_has_every_flag_with_its_default(capsys):
         ),
         ("--model_alias llada --task gsm8k --seed", ["--seed: expected one argument"]),
         ("--model_alias llada --task gsm8k stray", ["unexpected argument 'stray'"]),
+        ("--model_alias llada --task gsm8k -seed 1", ["'-seed'; did you mean '--seed'?"]),
+        *(
+            (f"--model_alias llada --task gsm8k {word} x", [f"{word!r}; did you mean {ours!r}?"])
+            for word, ours in (
+                ("--modle", "--model_alias"),
+                ("--top-p", "--top_p"),
+                ("--output_path", "--output_dir"),
+                ("--n_samples", "--limit"),
+            )
+        ),
+        *(
+            (f"--model_alias llada --task gsm8k {word} x", [f"{word!r}; --help lists them all"])
+            for word in ("--log_samples", "--trust_remote_code", "--gen_kwargs", "--cache_requests")
+        ),
+        (
+            f"--model_alias llada --task gsm8k --limit {'9' * 5000}",
+            [f"--limit {'9' * 60}...: must be a whole number of at least 1 and at most"],
+        ),
+        ("--model_alias llada --task gsm8k --system \udcff", ["'\\udcff' is not UTF-8"]),
     ],
 )
 def test_bad_arguments_are_one_clear_line(run, arguments, fragments):
