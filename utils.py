@@ -489,7 +489,7 @@ def environment() -> dict[str, Any]:
 # ---------------------------------------------------------------- files
 
 
-def read_file(path: str | Path) -> bytes:
+def file_bytes(path: str | Path) -> bytes:
     """The bytes of a regular file. Raises OSError for anything else: a FIFO would block."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -28,8 +28,8 @@ from utils import (
     OutputError,
     UsageError,
     differing_keys,
+    file_bytes,
     output_problem,
-    read_file,
 )
 
 
@@ -170,7 +170,7 @@ def _sandbox_errors(job: Job) -> list[DllmexpError]:
 
 def _file_sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(read_file(path)).hexdigest()
+        return hashlib.sha256(file_bytes(path)).hexdigest()
     except OSError as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
 

@@ -16,7 +16,7 @@ from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import diagnostics
 from experiment.sample import Sample, samples_of
 from experiment.statistics import Estimate, estimate, percentile
-from utils import SCHEMA_VERSION, BadDataError, OutputError, read_file, sha256
+from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = (
@@ -264,7 +264,7 @@ def load_result(path: Path) -> dict[str, Any] | None:
     try:
         if path.exists() and not path.is_file():
             raise BadDataError(f"{path} is no file; {DELETE}")
-        result = json.loads(read_file(path))
+        result = json.loads(file_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
@@ -293,7 +293,7 @@ def load_result(path: Path) -> dict[str, Any] | None:
     try:
         if not lacking:
             table(result, path), samples_of(result)
-    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         lacking = [f"{type(error).__name__}: {error}"]
     if lacking:
         raise BadDataError(f"{path} is no whole result file ({', '.join(lacking)}); {DELETE}")
@@ -358,7 +358,7 @@ def table(result: Mapping[str, Any], path: Path) -> str:
         rows.get_string(),
     ]
     if result["n_failed"]:
-        first = next(sample["error"] for sample in result["samples"] if sample["error"])
+        first = next((s["error"] for s in result["samples"] if s["error"]), "its reason is lost")
         lines.append(
             f"{result['n_failed']} samples failed and are not scored: the values above are of the "
             "others, and no score of the benchmark. The first: "

@@ -59,7 +59,7 @@ from utils import (
     atomic_write_json,
     canonical_json,
     differing_keys,
-    read_file,
+    file_bytes,
     sha256,
     sync_directory,
     way_out,
@@ -333,7 +333,7 @@ class Store(AbstractContextManager):
         )
         found = None
         try:
-            found = json.loads(read_file(path))
+            found = json.loads(file_bytes(path))
         except FileNotFoundError:
             return atomic_write_json(path, wanted)
         except PermissionError:

@@ -18,7 +18,7 @@ from models.digests import digests, kept_digests
 from models.families import FAMILIES
 from models.hub import INDEX, SINGLE, SMALL, offline, resolve
 from models.safetensors_header import TensorEntry, not_the_file, read_header
-from utils import read_file
+from utils import file_bytes
 
 _N_LISTED = 20
 # of tokenizer_config.json: special tokens
@@ -480,7 +480,7 @@ def check_blobs(folder: Path) -> None:
 def read_json(path: Path) -> dict:
     """The object in a JSON file. Raises CheckpointError that says what the file holds instead."""
     try:
-        data = read_file(path)
+        data = file_bytes(path)
         if fault := not_the_file(data[:512]):
             raise CheckpointError(f"{path.name}: {fault}")
         value = json.loads(data)

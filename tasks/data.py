@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import BadDataError, read_file
+from utils import BadDataError, file_bytes
 
 if TYPE_CHECKING:
     from tasks.base import TaskSpec
@@ -139,7 +139,7 @@ def _read_manifest(data_dir: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        manifest = json.loads(read_file(path))
+        manifest = json.loads(file_bytes(path))
         name, counts = manifest["name"], manifest["counts"]
         good = isinstance(name, str) and name and all(isinstance(n, int) for n in counts.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

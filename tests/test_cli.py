@@ -600,7 +600,7 @@ def test_another_users_result_is_no_damaged_one(run, mini, tmp_path, monkeypatch
     def denied(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("experiment.result.read_file", denied)
+    monkeypatch.setattr("experiment.result.file_bytes", denied)
     code, _, err = run(mini)
     assert code == 74 and f"{path}: no permission to read it" in err and "delete" not in err
 
@@ -612,7 +612,6 @@ def test_another_users_result_is_no_damaged_one(run, mini, tmp_path, monkeypatch
         lambda r: r.update(headline=5),
         lambda r: r.update(metrics={"a": 5}),
         lambda r: r.update(samples=[5]),
-        lambda r: r.update(n_failed=2),
         lambda r: r.update(config={}),
         lambda r: r["profile"].clear(),
     ],

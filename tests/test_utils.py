@@ -142,10 +142,10 @@ def test_a_limit_on_file_sizes_is_named(tmp_path, monkeypatch):
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").write_bytes(b"x")
-    assert utils.read_file(tmp_path / "file") == b"x"
+    assert utils.file_bytes(tmp_path / "file") == b"x"
     for name in ("fifo", "", "missing"):
         with pytest.raises(OSError):
-            utils.read_file(tmp_path / name)
+            utils.file_bytes(tmp_path / name)
 
 
 def test_nan_is_never_written(tmp_path):
