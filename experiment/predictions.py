@@ -82,7 +82,7 @@ def _prediction_lines(text: str) -> list[str]:
     """
     try:
         result = json.loads(text)
-        rows = [row for row in result["samples"] if row["status"] == "ok"]
+        rows = [row for row in result["samples"] if row["status"] == "ok" or row["token_ids"]]
         lines = [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
     except (ValueError, RecursionError, TypeError, KeyError):
         return text.split("\n")

@@ -107,7 +107,8 @@ def sample_rows(
     rows, times = [], []
     for sample in sorted(samples, key=lambda s: (s.request.doc_id, s.request.repeat)):
         doc_id, repeat = sample.request.doc_id, sample.request.repeat
-        row = sample.row() | {"status": "ok" if sample.error is None else "error"}
+        error = sample.error or _unscored(scored.get(doc_id, ()))
+        row = sample.row() | {"status": "ok" if error is None else "error", "error": error}
         if target:
             row["target"] = target(sample.request.doc)
         else:
@@ -119,7 +120,7 @@ def sample_rows(
             "seconds": sample.completion.seconds,
             "cost_seconds": sample.cost_seconds,
         }
-        if sample.error is None:
+        if error is None:
             for entry in scored.get(doc_id, []):
                 answer = _unwrap(entry["filtered_resps"], repeat)
                 if isinstance(answer, dict):  # code: candidate and verdict
@@ -142,6 +143,11 @@ def sample_rows(
         rows.append(row)
         times.append(time)
     return rows, times
+
+
+def _unscored(logged: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why an answer is not scored, None where it is."""
+    return next((entry["error"] for entry in logged if "error" in entry), None)
 
 
 def _unwrap(filtered: Any, repeat: int) -> Any:
@@ -181,12 +187,13 @@ def build_result(
     `status` in the result is one of
     complete:   every sample was scored; `metrics` has every metric, `headline` that of the task.
     unscored:   every sample is there, but no program was run (--no_exec); there is no metric.
-    incomplete: some samples failed. There is no headline, and `score_on_completed` has the metrics
-                of the others and how many they are.
+    incomplete: some samples failed or could not be scored. There is no headline, and
+                `score_on_completed` has the metrics of the others and how many they are.
     `reference` is the published score at the same tokens per step; None where the run departs from
     its protocol in anything else. `strict` is None unless passes were re-checked strictly.
     """
     failed = {sample.request.doc_id for sample in samples if sample.error is not None}
+    failed |= {entry["doc_id"] for entry in logged if _unscored([entry])}
     estimates = {
         k: e.as_dict()
         for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()

@@ -134,7 +134,7 @@ def completion_of(kept: Mapping[str, Any]) -> Completion:
 
 
 def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each good sample of a result.
+    """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each decoded sample of a result.
 
     For a store that was deleted while the result file stayed: `store.put(key, {"status": "ok",
     **kept})` restores a sample. Where the samples were made in several places, the result does not
@@ -145,7 +145,7 @@ def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     times = {(t["doc_id"], t["repeat"]): t for t in result["profile"]["sample_seconds"]}
     found = {}
     for row in result["samples"]:
-        if row["status"] != "ok" or not row.get("key"):
+        if not (row.get("key") and row["token_ids"]):  # one that could not be scored is kept
             continue
         time = times[row["doc_id"], row["repeat"]]
         found[row["key"]] = {
