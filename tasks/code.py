@@ -24,6 +24,7 @@ from contextlib import contextmanager
 
 import sandbox
 from sandbox import Program, judge_many
+from tasks.evalplus import evalplus, verbatim
 from utils import Extracted, UsageError
 
 FILTER = "create_test"
@@ -240,7 +241,11 @@ def _opencompass_marks() -> Iterator[tuple[str, str]]:
 
 
 # name in a protocol's cell -> (doc, answer) -> candidate
-EXTRACTIONS: dict[str, Callable[[dict, str], str]] = {"opencompass": opencompass}
+EXTRACTIONS: dict[str, Callable[[dict, str], str]] = {
+    "opencompass": opencompass,
+    "evalplus": evalplus,
+    "verbatim": verbatim,
+}
 
 
 def use_extraction(task, name: str | None):

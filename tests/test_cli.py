@@ -548,7 +548,7 @@ def test_all_problems_are_reported_at_once(run):
 
 
 def test_problems_with_files_are_reported_at_once_before_a_model_loads(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "execute", lambda *_: pytest.fail("went on"))
+    monkeypatch.setattr("experiment.run.execute", lambda *_: pytest.fail("went on"))
     (tmp_path / "file").write_text("")
     code, _, err = run(
         "--model_alias llada --task gsm8k --llada_ckpt /nowhere/x --data_dir /nowhere "
@@ -860,14 +860,14 @@ def test_full_disk_at_the_end(run, mini, monkeypatch):
             "free some space or give another --output_dir"
         )
 
-    monkeypatch.setattr(cli, "atomic_write_json", full)
+    monkeypatch.setattr("experiment.run.atomic_write_json", full)
     code, _, err = run(mini, "--limit", "1")
     assert code == 74 and "error: cannot write r.json: No space left on device" in err
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_code(run, mini, monkeypatch, number, code):
-    monkeypatch.setattr(cli, "execute", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("experiment.run.execute", lambda *_: os.kill(os.getpid(), number))
     got, _, err = run(mini)
     assert got == code and "Traceback" not in err
 
@@ -876,7 +876,7 @@ def test_unexpected_failure_is_one_line_unless_debugged(run, mini, monkeypatch):
     def broken(*_):
         raise KeyError("what")
 
-    monkeypatch.setattr(cli, "execute", broken)
+    monkeypatch.setattr("experiment.run.execute", broken)
     code, _, err = run(mini)
     assert (
         code == 1

@@ -266,6 +266,7 @@ def test_a_sample_of_another_form_is_made_again(part, change):
     assert not is_usable(good | {part: good[part] | change})
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_costs_at_most_the_sample_that_it_hit(tmp_path):
     """Plain JSON lines read back a wrong value for every fourth such bit."""
     shard, lost = filled(tmp_path, range(3)), 0

@@ -622,6 +622,7 @@ def test_answers_are_scored_as_a_careful_reader_does(benchmarks, name, key):
     assert not wrong, metric
 
 
+@pytest.mark.slow
 def test_lm_evals_two_metrics_of_gsm8k_stay_as_they_are(mini):
     """On answers that the third metric reads otherwise, and on a long one in linear time."""
     texts = ["#### 999.00", "$\\boxed{1,000}$.", "It is 1,001. Of these 3 are red.", "0" * 2_000]
