@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from utils import (
     ManyProblems,
     OutputError,
     atomic_write_json,
+    available_cores,
     environment,
     output_problem,
     sha256,
@@ -250,9 +250,7 @@ def idle_cores(device: str, n_workers: int) -> int:
 
     On a CPU judging would be seen in tok/s.
     """
-    return (
-        0 if device == "cpu" else max(0, min(MOST_JUDGES, len(os.sched_getaffinity(0)) - n_workers))
-    )
+    return 0 if device == "cpu" else max(0, min(MOST_JUDGES, available_cores() - n_workers))
 
 
 def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:
