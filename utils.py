@@ -456,6 +456,13 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def available_cores() -> int:
+    """Cores that this process may use; on macOS, which does not tell, all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def environment() -> dict[str, Any]:
     """Package versions, git state and CPU: a number may depend on these and its configuration."""
     status = _git("status", "--porcelain", "--untracked-files=no")
@@ -467,9 +474,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "hostname": platform.node(),
         "cpu": _cpu_name(),
-        "cpu_count": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu_count": available_cores(),
         "command": list(sys.argv),
     }
 

@@ -21,7 +21,15 @@ from pathlib import Path
 from suite.lease import Lease
 from suite.matrix import Experiment
 from suite.state import Status, Watcher, read_failure, write_failure
-from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_USAGE
+from utils import (
+    EXIT_BUSY,
+    EXIT_COMPLETE,
+    EXIT_DATA,
+    EXIT_INCOMPLETE,
+    EXIT_OUTPUT,
+    EXIT_USAGE,
+    available_cores,
+)
 
 RETRIES = 2
 FINAL = (EXIT_USAGE, EXIT_DATA, EXIT_OUTPUT)  # another attempt would end in the same way
@@ -148,7 +156,7 @@ def make_workers(n: int | None) -> list[Worker]:
     """One worker for each visible GPU, or n spread over them; without a GPU n or one on the CPU."""
     gpus = visible_gpus()
     n = n or len(gpus) or 1
-    threads = max(1, len(os.sched_getaffinity(0)) // (n + 1))
+    threads = max(1, available_cores() // (n + 1))
     common = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads),
         "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "10"),
