@@ -15,7 +15,7 @@ from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import diagnostics
 from experiment.sample import Sample
 from experiment.statistics import Estimate, estimate, percentile
-from utils import SCHEMA_VERSION, BadDataError, sha256
+from utils import SCHEMA_VERSION, BadDataError, OutputError, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = (
@@ -258,7 +258,7 @@ def load_result(path: Path) -> dict[str, Any] | None:
     """The result at `path`, None without one.
 
     Raises BadDataError for a file that cannot be read, has another form, or does not match its
-    checksum.
+    checksum, and OutputError for one of another user.
     """
     try:
         if path.exists() and not path.is_file():
@@ -266,6 +266,9 @@ def load_result(path: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        text = "it belongs to another user; give another --output_dir"
+        raise OutputError(f"{path}: no permission to read it: {text}") from error
     except OSError as error:
         raise BadDataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
