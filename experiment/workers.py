@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiment.store import process_start
 from utils import DllmexpError, UsageError, available_cores
 
 STOP_TIMEOUT_S = 20.0
@@ -95,15 +97,18 @@ def worker_info(environ: Mapping[str, str]) -> WorkerInfo:
 
 
 def _launch(environ: Mapping[str, str], size: int) -> str:
-    """What the processes of one launcher have in common; on one node also the launcher's pid."""
+    """What the processes of one launcher have in common; on one node also the launcher itself.
+
+    It may be part of a file's name.
+    """
     if size == 1:
         return uuid.uuid4().hex
     parts = [environ[name] for name in LAUNCH if environ.get(name)]
     if not parts and "SLURM_JOB_ID" in environ:
-        parts = [f"job {environ['SLURM_JOB_ID']}"]
+        parts = ["job", environ["SLURM_JOB_ID"]]
     if not parts or environ.get("LOCAL_WORLD_SIZE") == str(size):
-        parts.append(f"pid {os.getppid()}")
-    return " ".join(parts)
+        parts += ["pid", str(os.getppid()), str(process_start(os.getppid()))]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts))
 
 
 class WorkerPool:

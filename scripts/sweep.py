@@ -294,7 +294,10 @@ def main(argv: list[str] | None = None) -> int:
 
                 return share(args.plan)
             if args.command == "plan":
-                print(plan(statuses([Watcher(e) for e in select(selection_of(args))])))
+                from suite.preflight import preflight
+
+                rows = statuses([Watcher(e) for e in select(selection_of(args))])
+                print(plan(rows, preflight(rows, Path(args.output_dir))))
                 return EXIT_COMPLETE
             return show_progress(args) if args.command == "progress" else run(args)
     except DllmexpError as error:

@@ -178,8 +178,8 @@ def state_counts(rows: Rows) -> str:
     return counts({state: states[state] for state in STATES})
 
 
-def plan(rows: Rows) -> str:
-    """Name, state and command of each experiment."""
+def plan(rows: Rows, needs: Sequence[str] = ()) -> str:
+    """Name, state and command of each experiment; needs: further lines."""
     columns, lines = terminal_columns(), []
     for experiment, s in rows:
         state = f"partial {_count(s)}" if s.shown == "partial" else s.shown
@@ -187,7 +187,7 @@ def plan(rows: Rows) -> str:
         lines += [_wrapped(f"{state:8} {experiment.name}{note}", columns, "")]
         lines += [_wrapped(f"  {experiment.command}", columns, " \\")]
     summary = summary_line(rows, 1).partition("; about")[0]
-    return "\n".join([*lines, _wrapped(summary, columns, "")])
+    return "\n".join([*lines, *(_wrapped(line, columns, "") for line in [summary, *needs])])
 
 
 def _wrapped(text: str, columns: int, mark: str) -> str:

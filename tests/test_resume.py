@@ -23,7 +23,7 @@ from decoding.algorithms import ALGORITHMS, algorithms_of
 from experiment.sample_cache import SampleCache
 from experiment.signals import Signalled, signals_raise
 from experiment.status import StatusFile, await_leader
-from experiment.store import Store
+from experiment.store import Store, process_start
 from experiment.workers import LeaderGone, WorkerInfo, WorkerPool, worker_info
 
 N = 6
@@ -349,17 +349,18 @@ def test_place_of_a_process():
     assert (place.rank, place.size, place.local_rank, place.leads) == (3, 4, 1, False)
 
 
+PARENT = f"pid-{os.getppid()}-{process_start(os.getppid())}"
 TWO_NODES = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "n0", "MASTER_PORT": "7"}
 
 
 @pytest.mark.parametrize(
     ("environ", "launch"),
     [
-        (TWO_NODES, "n0 7"),
-        (TWO_NODES | {"TORCHELASTIC_RUN_ID": "a", "SLURM_JOB_ID": "5"}, "n0 7 a"),
-        ({"WORLD_SIZE": "2", "SLURM_JOB_ID": "5"}, "job 5"),
-        (TWO_NODES | {"LOCAL_WORLD_SIZE": "2"}, f"n0 7 pid {os.getppid()}"),
-        ({"WORLD_SIZE": "2"}, f"pid {os.getppid()}"),
+        (TWO_NODES, "n0-7"),
+        (TWO_NODES | {"TORCHELASTIC_RUN_ID": "a", "SLURM_JOB_ID": "5"}, "n0-7-a"),
+        ({"WORLD_SIZE": "2", "SLURM_JOB_ID": "5"}, "job-5"),
+        (TWO_NODES | {"LOCAL_WORLD_SIZE": "2"}, f"n0-7-{PARENT}"),
+        ({"WORLD_SIZE": "2"}, PARENT),
     ],
 )
 def test_a_launch_is_the_same_on_all_of_its_nodes(environ, launch):
@@ -475,7 +476,7 @@ def test_a_worker_does_not_outlive_its_leader(tmp_path):
 def test_a_rank_joins_the_run_of_its_own_launch(tmp_path, monkeypatch):
     """Not one that ended before this process started; one that has ended meanwhile needs it not."""
     store = Store.open(tmp_path, {}, "a" * 64)
-    worker, leader = (WorkerInfo(rank, 2, launch="n0 7") for rank in (1, 0))
+    worker, leader = (WorkerInfo(rank, 2, launch="n0-7") for rank in (1, 0))
 
     def found(state: str, **more) -> str | None:
         with store, StatusFile(store, replace(leader, session="s", **more), tmp_path / "r") as file:

@@ -539,6 +539,40 @@ def test_tables_fit_a_terminal_of_80_columns(monkeypatch, capsys):
     assert commands[0][: 1 + len(long[0].argv)] == ["eval.py", *long[0].argv], "still to be copied"
 
 
+def test_a_plan_says_what_its_suite_needs(tmp_path, capsys, monkeypatch):
+    """An absent checkpoint showed after hours; memory, disk and time were left to the user."""
+    data, out = gsm8k_dir(tmp_path / "data", 6), tmp_path / "out"
+    common = ["--data_dir", data, "--gen_length", "32", "--dtype", "float32"]
+
+    def needs(model: str, checkpoint: str, *more: str) -> str:
+        extra = shlex.join(map(str, [*common, f"--{model}_ckpt", checkpoint, *more]))
+        words = ["--models", model, "--tasks", "gsm8k", "--tps", "2", "--extra", extra]
+        assert main(["plan", *words, "--output_dir", str(out)]) == 0
+        return capsys.readouterr().out.partition(" samples")[2]
+
+    assert "checkpoint /nowhere: ABSENT, does not exist" in needs("llada", "/nowhere")
+    text = needs("llada", "no/where")
+    assert "checkpoint no/where: ABSENT, not here, and HF_HUB_OFFLINE=1" in text
+    monkeypatch.setattr("models.hub.offline", lambda: False)
+    assert "the first run downloads it. Its size is unknown yet" in needs("llada", "no/where")
+    broken = shutil.copytree(LLADA, tmp_path / "broken")
+    for shard in broken.glob("*.safetensors"):
+        shard.unlink()
+    assert f"checkpoint {broken}: INCOMPLETE, " in needs("llada", str(broken))
+    text = needs("llada", str(LLADA))
+    size = sum(path.stat().st_size for path in LLADA.glob("*.safetensors"))
+    assert f"{LLADA}: here, {size / 1000:.3g} KB; memory: " in text, text
+    assert "parameters in float32 are " in text and " for its canvas, and more for its" in text
+    assert "unknown until some are there" in text and "at most 96 forward passes" in text
+    assert "the hours are unknown until an experiment has run" in text
+    run_here(chosen(tmp_path, extra=("--limit", "2"))[0])
+    text = needs("llada", str(LLADA))
+    assert "at most 64 forward passes; about " in text and "by 2 samples so far" in text
+    assert "disk: samples and results take about " in text
+    run_here(chosen(tmp_path)[0])
+    assert needs("llada", str(LLADA)) == "\n"
+
+
 def test_all_answers_without_a_score_are_no_running_experiment(tmp_path):
     """`150/150 running, ETA 0 s` meant that it waits to be scored."""
     [one] = chosen(tmp_path)
