@@ -27,8 +27,7 @@ from suite.lease import Lease
 from suite.matrix import Experiment, experiments
 from suite.run import progress_command, run_suite
 from suite.state import Watcher
-from suite.table import numbered
-from utils import BadDataError, EnvironmentProblem, UsageError, atomic_write_json
+from utils import BadDataError, EnvironmentProblem, UsageError, atomic_write_json, numbered
 
 COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
 WARN_S = 90  # a task gets SIGUSR2 that long before its time limit

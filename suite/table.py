@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import fill, wrap
 
 from suite.matrix import Planned
 from suite.state import Status
+from utils import numbered, terminal_columns
 
 Rows = Sequence[tuple[Planned, Status]]
 STATES = ("done", "running", "scoring", "unscored", "partial", "waiting", "failed")
@@ -81,11 +80,6 @@ def _count(status: Status) -> str:
     return f"{status.n}/{'?' if status.of is None else status.of}"
 
 
-def numbered(n: int, name: str) -> str:
-    """`1 experiment`, `2 experiments`."""
-    return f"{n} {name}{'s' * (n != 1)}"
-
-
 def progress_table(rows: Rows, workers: int, size: tuple[int, int] | None = None) -> str:
     """The table and a summary line. workers: processes that share what is left.
 
@@ -111,11 +105,6 @@ def progress_table(rows: Rows, workers: int, size: tuple[int, int] | None = None
         hidden = Counter(s.shown for e, s in rows if all(e is not k for k, _ in kept))
         foot.insert(0, f"not shown: {counts({state: hidden[state] for state in STATES})}")
     return "\n".join([text, *foot])
-
-
-def terminal_columns() -> int:
-    """Columns of the terminal that stdout is; 0 for another stdout."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
 def _first(rows: Rows, n: int) -> Rows:
