@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -356,6 +357,16 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest of `allowed`, or "" where nothing is close."""
     close = difflib.get_close_matches(value[:100], list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def numbered(n: int, name: str) -> str:
+    """`1 experiment`, `2 experiments`."""
+    return f"{n} {name}{'s' * (n != 1)}"
+
+
+def terminal_columns() -> int:
+    """Columns of the terminal that stdout is; 0 for another stdout."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
 # ---------------------------------------------------------------- configuration

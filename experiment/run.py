@@ -124,7 +124,8 @@ def execute(
     try:
         with ExitStack() as stack:
             if texts is None:
-                store = stack.enter_context(open_store(job, worker))
+                store, worker = open_store(job, worker)
+                stack.enter_context(store)
                 status = StatusFile(store, worker, job.path, job.limit, job.spec.headline)
                 stack.enter_context(status)
             pool = None

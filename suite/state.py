@@ -25,7 +25,7 @@ from experiment.status import (
 )
 from experiment.store import Store
 from suite.matrix import Planned
-from utils import BadDataError, DllmexpError, atomic_write_json
+from utils import DllmexpError, atomic_write_json
 
 Score = tuple[float, float | None, float | None, int]
 
@@ -50,6 +50,13 @@ class Status:
     @property
     def n(self) -> int:
         return self.sums.n
+
+    @property
+    def shown(self) -> str:
+        """The state as tables name it: with all answers there is nothing to generate."""
+        if self.n != self.of or self.state not in ("partial", "running"):
+            return self.state
+        return "scoring" if self.note.startswith("scoring") else "unscored"
 
 
 # ---------------------------------------------------------------- failures that the suite notes
@@ -125,9 +132,9 @@ class Watcher:
         try:
             if found is None:
                 found = Summary.of_result(path, load_result(path), self.experiment.metric)
-        except (BadDataError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DllmexpError, ValueError, KeyError, TypeError, AttributeError) as error:
             damaged = f"{path} is no result ({error!r}); move it away"
-            note = str(error) if isinstance(error, BadDataError) else damaged
+            note = str(error) if isinstance(error, DllmexpError) else damaged
             return Status("failed", of, note=note)
         if self.experiment.model and self.experiment.id and found.id != self.experiment.id:
             note = f"{path} is of another configuration: --extra '--tag NAME' writes beside it"
