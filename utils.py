@@ -489,6 +489,21 @@ def environment() -> dict[str, Any]:
 # ---------------------------------------------------------------- files
 
 
+def open_closed_streams() -> None:
+    """Give a process without stdin, stdout or stderr /dev/null in their place.
+
+    Otherwise the next file that is opened has the descriptor, and gets what is printed.
+    """
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
+        if getattr(sys, name) is None:
+            stream = open(fd, mode, closefd=False)
+            setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
+
+
 def file_bytes(path: str | Path) -> bytes:
     """The bytes of a regular file. Raises OSError for anything else: a FIFO would block."""
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
