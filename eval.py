@@ -17,6 +17,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
 import errno
 import os
 import sys
+
+if __name__ == "__main__":  # PYTHONSAFEPATH=1 leaves it out
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
