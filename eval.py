@@ -52,6 +52,7 @@ from utils import (
     DllmexpError,
     ManyProblems,
     UsageError,
+    open_closed_streams,
     out_of_memory,
 )
 
@@ -276,7 +277,7 @@ def _verdict(error: BaseException) -> tuple[list[str], int]:
         return [f"out of memory: {first}; {way_out}"], EXIT_ENVIRONMENT
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
         # what is left in stdout's buffer must not fail again when the interpreter ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return [f"cannot write: {error.strerror}"], EXIT_OUTPUT
     return [f"{type(error).__name__}: {first}; this should not happen, --debug shows where"], 1
 
@@ -287,6 +288,7 @@ def main(argv: list[str] | None = None, host: Host | None = None) -> int:
     --debug prints the traceback too.
     """
     argv = sys.argv[1:] if argv is None else argv
+    open_closed_streams()
     try:
         with signals_raise():
             code = run(argv, host)
