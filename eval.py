@@ -37,7 +37,7 @@ from experiment.identity import forget, identified
 from experiment.resolve import Job, resolve
 from experiment.run import Host, load_weights, run_job
 from experiment.sample_cache import SampleCache
-from experiment.signals import Signalled, signals_raise
+from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.workers import worker_info
 from models import FAMILIES
 from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, mbpp, truthfulqa
@@ -267,10 +267,9 @@ def _verdict(error: BaseException) -> tuple[list[str], int]:
         return [
             f"package {error.name} is missing; pip install -r requirements.txt"
         ], EXIT_ENVIRONMENT
-    if isinstance(error, KeyboardInterrupt):
-        return ["interrupted; the same command goes on"], 128 + signal.SIGINT
-    if isinstance(error, Signalled):
-        return ["terminated; the same command goes on"], 128 + error.args[0]
+    if isinstance(error, KeyboardInterrupt | Signalled):
+        ended = Interrupted.by(error)
+        return ended.problems, ended.exit_code
     first = (str(error).splitlines() or [""])[0]
     if out_of_memory(error):
         way_out = "a free device, a smaller --batch_size or --dtype bfloat16 helps"

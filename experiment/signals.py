@@ -54,6 +54,11 @@ def signals_raise() -> Iterator[None]:
 class Interrupted(DllmexpError):
     """A signal has ended the run; its finished samples are kept."""
 
-    def __init__(self, number: int, problem: str):
-        super().__init__(problem)
-        self.exit_code = 128 + number
+    @classmethod
+    def by(cls, error: KeyboardInterrupt | Signalled, kept: str = "") -> Interrupted:
+        """kept: what is kept, as `; N samples are kept in DIR`."""
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
+        name = signal.Signals(number).name
+        ended = cls(f"ended by {name}{kept}; run the same command again to go on")
+        ended.exit_code = 128 + number
+        return ended
