@@ -274,7 +274,10 @@ def _verdict(error: BaseException) -> tuple[list[str], int]:
     if out_of_memory(error):
         way_out = "a free device, a smaller --batch_size or --dtype bfloat16 helps"
         return [f"out of memory: {first}; {way_out}"], EXIT_ENVIRONMENT
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+    if isinstance(error, FileNotFoundError) and "temporary directory" in first:
+        return [f"{first}; set TMPDIR to a directory that can be written"], EXIT_ENVIRONMENT
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)
+    if isinstance(error, OSError) and error.errno in full:
         # what is left in stdout's buffer must not fail again when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return [f"cannot write: {error.strerror}"], EXIT_OUTPUT
