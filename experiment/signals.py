@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 from utils import DllmexpError
 
-
 # those that a scheduler or a user ends a run with; USR1, USR2 and XCPU announce the end of a job
 ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM")
 
