@@ -292,7 +292,14 @@ def test_inactive_flags_do_not_make_another_experiment(run, mini):
         run(mini, "--dry_run", *more)[1].split("id ")[-1].split()[0]
         for more in ([], ["--top_p", "0.9"], ["--batch_size", "7"])
     ]
-    assert len(set(ids)) == 1 and len(ids[0]) == 64
+    assert len(set(ids)) == 1 and len(ids[0]) == 16
+
+
+def test_what_a_run_is_about_to_do_fits_a_terminal(run, mini):
+    """Ids of 64 characters wrapped, and settings without a value hid the others."""
+    out = run(mini, "--dry_run")[1]
+    assert "None" not in out and "system" not in out
+    assert all(len(line) < 80 for line in out.splitlines() if "  id " in line or "_id " in line)
 
 
 def test_prompt_template_of_a_model_and_task():
