@@ -90,7 +90,9 @@ def selecting_parser() -> argparse.ArgumentParser:
     text = "these argument sets instead of the matrix; filters apply"
     group.add_argument("--file", metavar="YAML", type=Path, help=text)
     text = "directory of the results (default: results)"
-    group.add_argument("--output_dir", metavar="DIR", default="results", help=text)
+    group.add_argument(
+        "--output_dir", metavar="DIR", default="results", type=os.path.expanduser, help=text
+    )
     return parser
 
 
