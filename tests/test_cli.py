@@ -745,6 +745,7 @@ def test_malformed_data(run, mini, tmp_path, lines, fragment):
         ([{"text": "a"}], ["line 1: field 'doc_id' is missing"]),
         ([{"doc_id": 0, "text": 5}], ["line 1: field 'text': expected text, got 5"]),
         ([[1]], ["line 1: not an object"]),
+        (['{"doc_id": 0, "text": "\\ud800"}'], ["line 1: field 'text' is not Unicode"]),
     ],
 )
 def test_bad_predictions(run, mini, tmp_path, rows, fragments):
