@@ -18,7 +18,7 @@ from experiment.identity import data_identity, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
-from experiment.sample import samples_of
+from experiment.sample import is_usable, samples_of
 from experiment.sample_cache import ShareDone
 from experiment.status import await_leader
 from experiment.store import HOST, Store
@@ -31,6 +31,7 @@ from utils import (
     OutputError,
     UsageError,
     differing_keys,
+    file_bytes,
     output_problem,
 )
 
@@ -47,6 +48,13 @@ def check_inputs(
     errors: list[DllmexpError] = []
     notes, config, texts, spec = list(job.notes), job.config, None, job.spec
     n_docs, task_ids = spec.n_docs, []
+    if sys.flags.optimize > 1:
+        errors.append(
+            EnvironmentProblem(
+                "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which transformers "
+                "needs; unset it"
+            )
+        )
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
     else:
@@ -165,7 +173,7 @@ def _sandbox_errors(job: Job) -> list[DllmexpError]:
 
 def _file_sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(file_bytes(path)).hexdigest()
     except OSError as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
 
@@ -238,8 +246,9 @@ def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
         session = await_leader(root / key[:16], worker)
         if session is None:
             raise ShareDone
-        return Store.open(root, identity, key, alone=False), replace(worker, session=session)
-    store = Store.open(root, identity, key, fresh=job.overwrite)
+        store = Store.open(root, identity, key, alone=False, usable=is_usable)
+        return store, replace(worker, session=session)
+    store = Store.open(root, identity, key, fresh=job.overwrite, usable=is_usable)
     if not job.overwrite:
         _restore(store, job)
     if len(store):

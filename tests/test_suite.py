@@ -143,6 +143,17 @@ def test_a_yaml_file_of_any_argument_sets(tmp_path):
             "- --model_alias llada --task gsm8k",
             "two experiments would write",
         ),
+        ("- {model_alias: llada, task: gsm8k, task: mbpp}", "'task' is given twice"),
+        ("- --model_alias 'llada --task gsm8k", "entry 1: .*No closing quotation"),
+        *((f"- {e}", "cannot be given to an experiment") for e in ("--help", "[-h]", "help: true")),
+        (f"- {{model_alias: llada, task: gsm8k, seed: {[*range(9000)]}}}", "to 9000 experiments"),
+        (f"- {{model_alias: llada, limit: {'9' * 5000}}}", "is not YAML"),
+        (f"- {{model_alias: llada, limit: 0x{'f' * 5000}}}", "limit: .*bits is too large"),
+        ("- " + "[" * 5000 + "]" * 5000, "is not YAML: maximum recursion depth"),
+        ("- &a [*a]", "a list is no value"),
+        ("- {model_alias: {a: b}}", "a dict is no value"),
+        ("- {1: llada}", "1 is no flag"),
+        ("- {model_alias: llada, limit: 2024-13-45}", "is not YAML: month"),
     ],
 )
 def test_a_file_that_cannot_be_is_named(tmp_path, text, problem):
@@ -627,14 +638,11 @@ def test_a_result_of_another_user_is_no_damaged_one(tmp_path, monkeypatch, capsy
     run_here(one)
     for file in one.store.glob("status-*"):
         file.unlink()
-    read = Path.read_text
 
-    def refuse(path, *args, **more):
-        if path == one.path:
-            raise PermissionError(13, "Permission denied")
-        return read(path, *args, **more)
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr("experiment.result.file_bytes", refuse)
     found = Watcher(one).status()
     assert found.state == "failed" and "no permission to read it" in found.note
     assert cli.main([*one.argv, "--device", "cpu"]) == 74
