@@ -246,9 +246,8 @@ def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
         session = await_leader(root / key[:16], worker)
         if session is None:
             raise ShareDone
-        return Store.open(root, identity, key, alone=False, usable=is_usable), replace(
-            worker, session=session
-        )
+        store = Store.open(root, identity, key, alone=False, usable=is_usable)
+        return store, replace(worker, session=session)
     store = Store.open(root, identity, key, fresh=job.overwrite, usable=is_usable)
     if not job.overwrite:
         _restore(store, job)

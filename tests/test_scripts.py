@@ -3,6 +3,7 @@
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -143,11 +144,15 @@ def pty_of(folder: Path, words, environ):
     streams = {"stdin": slave, "stdout": slave, "stderr": slave}
     process = subprocess.Popen(command, env=os.environ | environ, start_new_session=True, **streams)
     os.close(slave)
+    late = threading.Timer(60, os.killpg, (process.pid, signal.SIGKILL))
+    late.start()
     try:
         yield process, fd
     finally:
+        late.cancel()
         os.close(fd)
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
