@@ -162,8 +162,8 @@ def judge(
     strict: the tests run in another process, which sends data to the candidate's functions and gets
     data back.
     helpers, names: see Program. timeout_s: CPU seconds. wall_s: seconds after which a program that
-    waits is ended. Raises SandboxError if three attempts give no verdict, if the tier is not
-    accepted (see accept), and if the tests are not Python.
+    waits is ended. Raises SandboxError if ATTEMPTS give no verdict (a fault of the machine, or
+    tests that are not Python), and if the tier is not accepted (see accept).
     """
     program = Program(candidate, tests, helpers, names)
     return judge_program(program, strict=strict, limits=Limits(timeout_s, wall_s))
