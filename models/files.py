@@ -302,8 +302,10 @@ def check_checkpoint(path_or_repo: str | Path) -> list[str]:
         not_cached = not local and all(
             "but missing" in p or p.startswith("no weights") for p in error.problems
         )
-        if not (not_cached and not offline()):
+        if not not_cached:
             problems += error.problems
+        elif offline():
+            problems += (f"{p}, and HF_HUB_OFFLINE=1 forbids its download" for p in error.problems)
     return problems
 
 
