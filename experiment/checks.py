@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -13,14 +14,14 @@ from typing import Any
 import sandbox
 from experiment.arguments import Models
 from experiment.config import RunConfig
-from experiment.identity import data_identity, rows_identity
+from experiment.identity import agree_ranks, data_identity, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
 from experiment.sample import samples_of
 from experiment.store import Store
-from experiment.workers import WorkerInfo, announce, await_leader
-from tasks import TaskSpec, check_data, load_data
+from experiment.workers import WorkerInfo, announce, await_leader, worker_info
+from tasks import Data, TaskSpec, check_data, load_data
 from utils import (
     BadDataError,
     DllmexpError,
@@ -41,6 +42,7 @@ def check_inputs(
     job: Job, checkpoint_flag: str
 ) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
     """The job with the identity of its inputs, the predictions if any, and the errors."""
+    agree_ranks(job, worker_info(os.environ))
     errors: list[DllmexpError] = []
     notes, config, texts, spec = list(job.notes), job.config, None, job.spec
     n_docs, task_ids = spec.n_docs, []
@@ -74,12 +76,21 @@ def check_inputs(
             config = replace(config, predictions=_file_sha256(job.predictions))
         except BadDataError as error:
             errors.append(error)
-    if job.data_dir is None and not spec.foreign and not errors:  # last: it loads `datasets`
+    if (job.data_dir is None or spec.foreign) and not errors:  # last: it may download
         try:
-            config = replace(config, data=rows_identity(spec, load_data(spec, None)))
+            config = replace(config, data=rows_identity(spec, _hub_data(spec)))
         except BadDataError as error:
             errors.append(error)
     return replace(job, config=config, notes=tuple(notes)), texts, errors
+
+
+def _hub_data(spec: TaskSpec) -> Data:
+    if not spec.foreign:
+        return load_data(spec, None)
+    from experiment import lmeval
+
+    with lmeval.quiet():
+        return load_data(spec, None)
 
 
 def _with_checkpoints(

@@ -14,6 +14,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +82,11 @@ def worker_info(environ: Mapping[str, str]) -> WorkerInfo:
     parent = int(environ["DLLMEXP_PARENT"]) if "DLLMEXP_PARENT" in environ else None
     session = environ.get("DLLMEXP_SESSION")
     if not session and size > 1:
-        # the workers of one launcher on one node have its pid in common
+        # the workers of one launcher on one node have its pid in common, and when it started
         session = f"{os.getppid()}-{environ.get('MASTER_PORT', '')}"
+        with suppress(OSError):
+            stat = Path(f"/proc/{os.getppid()}/stat").read_text()
+            session += f"-{stat.rpartition(')')[2].split()[19]}"
     return WorkerInfo(rank, size, local, session or uuid.uuid4().hex, parent)
 
 
