@@ -177,8 +177,6 @@ class _ProfilingHarness(HFLM):
         Raises BadDataError where the template refuses or drops a message; lm-eval would drop the
         system message and go on.
         """
-        import jinja2
-
         chat, begun = chat_history, ""
         if not add_generation_prompt and chat[-1]["role"] == "assistant":
             chat, begun = chat[:-1], chat[-1]["content"]
@@ -186,9 +184,10 @@ class _ProfilingHarness(HFLM):
             text = self.tokenizer.apply_chat_template(
                 chat, tokenize=False, add_generation_prompt=True
             )
-        except (jinja2.exceptions.TemplateError, ValueError) as error:
+        except Exception as error:  # the template's own errors, and any of Python's
             raise BadDataError(
-                f"the checkpoint's chat template cannot render this prompt: {error}"
+                f"the checkpoint's chat template cannot render this prompt: "
+                f"{type(error).__name__}: {error}"
             ) from error
         lost = [m["role"] for m in chat if m["content"].strip() not in text]
         if lost:

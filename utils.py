@@ -9,15 +9,18 @@ No torch. Everything here is cheap to import, so that `--help` and bad input ans
 from __future__ import annotations
 
 import difflib
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -351,7 +354,7 @@ class ManyProblems(DllmexpError):
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest of `allowed`, or "" where nothing is close."""
-    close = difflib.get_close_matches(value, list(allowed), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(value[:100], list(allowed), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -432,9 +435,10 @@ def _version(package: str) -> str | None:
 
 def _git(*arguments: str) -> str | None:
     """Output of a git command in the directory of this file; None without git or a repository."""
+    folder = str(Path(__file__).resolve().parent)
     try:
-        run = subprocess.run(
-            ["git", "-C", str(Path(__file__).resolve().parent), *arguments],
+        run = subprocess.run(  # git refuses a repository of another user unless it is named safe
+            ["git", "-C", folder, "-c", f"safe.directory={folder}", *arguments],
             capture_output=True,
             text=True,
             timeout=10,
@@ -456,6 +460,21 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def available_cores() -> int:
+    """Cores that this process may use; on macOS, which does not tell, all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> str:
+    """The commit of this checkout, and the versions of formats and packages, in a line."""
+    commit = _git("describe", "--always", "--dirty", "--abbrev=12") or "(no git repository)"
+    ours = f"engine {ENGINE_VERSION}, scoring {SCORING_VERSION}, results {SCHEMA_VERSION}"
+    packages = (f"{name} {_version(name)}" for name in ("torch", "transformers", "lm-eval"))
+    return "; ".join([f"dllmexp {commit}", ours, ", ".join(packages)])
+
+
 def environment() -> dict[str, Any]:
     """Package versions, git state and CPU: a number may depend on these and its configuration."""
     status = _git("status", "--porcelain", "--untracked-files=no")
@@ -467,14 +486,20 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "hostname": platform.node(),
         "cpu": _cpu_name(),
-        "cpu_count": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu_count": available_cores(),
         "command": list(sys.argv),
     }
 
 
 # ---------------------------------------------------------------- files
+
+
+def file_bytes(path: str | Path) -> bytes:
+    """The bytes of a regular file. Raises OSError for anything else: a FIFO would block."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def readable_json(value: dict[str, Any]) -> str:
@@ -517,25 +542,25 @@ def atomic_write_json(path: str | Path, value: dict[str, Any]) -> None:
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
         temporary = None
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; {_way_out(error)}") from error
+        raise OutputError(f"cannot write {path}: {error.strerror}; {way_out(error)}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
+def sync_directory(directory: Path) -> None:
+    """Make a new name survive a power loss, where the file system can sync a directory."""
+    with suppress(OSError), ExitStack() as stack:
+        stack.callback(os.close, handle := os.open(directory, os.O_RDONLY))
         os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
-def _way_out(error: OSError) -> str:
-    import errno
-
+def way_out(error: OSError) -> str:
+    """What helps where a file cannot be written."""
+    if error.errno == errno.EFBIG:
+        return "raise the limit on the size of a file (ulimit -f)"
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return "free some space or give another --output_dir" if full else "give another --output_dir"
 
@@ -553,5 +578,5 @@ def output_problem(directory: str | Path) -> str | None:
             probe.flush()
             os.fsync(probe.fileno())
     except OSError as error:
-        return f"--output_dir {directory} cannot be written: {error.strerror}; {_way_out(error)}"
+        return f"--output_dir {directory} cannot be written: {error.strerror}; {way_out(error)}"
     return None

@@ -375,7 +375,7 @@ class _Decoder:
         agreed = self.verifier.agreed(flight, counts, logits, tokens, keys)
         for row, n in zip(rows, counts):
             row.nfe_verifier += int(n > 1)
-        return Proposal(marked(tokens, logits)), {"agreed": agreed}
+        return Proposal(marked(tokens, logits.amax(dim=-1))), {"agreed": agreed}
 
     def _commit(self, rows: list[Row], chosen: np.ndarray, tokens: np.ndarray) -> None:
         for row, mask, ids in zip(rows, chosen, tokens):

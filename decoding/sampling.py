@@ -5,7 +5,7 @@ Shapes: R queried positions, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,15 +48,15 @@ class Rules:
 
 
 class NoFiniteLogits(ArithmeticError):
-    """The model gives NaN or infinity where a token is asked for.
+    """The model, or its verifier, gives NaN or infinity where a token is asked for.
 
     everywhere: at every position that the step asks for, in every row.
     """
 
-    def __init__(self, n: int, of: int):
+    def __init__(self, n: int, of: int, whose: str = "model"):
         self.everywhere = n == of
         super().__init__(
-            f"the model gives no finite logits at {n} of {of} open positions; its weights are "
+            f"the {whose} gives no finite logits at {n} of {of} open positions; its weights are "
             "damaged, or they do not fit into --dtype"
         )
 
@@ -84,21 +84,6 @@ def propose(
     reads:  the scores to compute, among "confidence", "entropy" and "margin".
     noise:  [R] float64 uniform in [0, 1), for the draw of each row; required above temperature 0.
     """
-    proposal = _proposed(logits, rules, reads, noise)
-    return replace(proposal, tokens=marked(proposal.tokens, logits))
-
-
-def marked(tokens: Tensor, logits: Tensor) -> Tensor:
-    """The tokens [R], with -1 where the logits [R, V] are not finite.
-
-    The engine reads the mark with the tokens, in the step's one transfer to the host.
-    """
-    return tokens.masked_fill(~logits.amax(dim=-1).isfinite(), -1)
-
-
-def _proposed(
-    logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None
-) -> Proposal:
     groups = chunks(logits)
     parts = [
         _propose(logits[part], rules, reads, None if noise is None else noise[part])
@@ -114,6 +99,14 @@ def _proposed(
         for name in ("tokens", *reads):
             getattr(proposal, name)[some] = getattr(exact, name)
     return proposal
+
+
+def marked(tokens: Tensor, best: Tensor) -> Tensor:
+    """The tokens [R], with -1 where the row's largest logit, best [R], is not finite.
+
+    The engine reads the mark with the tokens, in the step's one transfer to the host.
+    """
+    return tokens.masked_fill(~best.isfinite(), -1)
 
 
 def _joined(parts: list[Proposal], reads: frozenset[str]) -> Proposal:
@@ -183,13 +176,18 @@ def _scored(
     probs: Tensor | None,
     at: Tensor | None = None,
 ) -> Proposal:
-    """The proposal of `tokens` [R], drawn from probs [R, N] at the indices `at` [R]."""
+    """The proposal of `tokens` [R], drawn from probs [R, N] at the indices `at` [R].
+
+    Without probs they are the likeliest ones; a NaN counts as the largest number.
+    """
+    best = logits.gather(-1, tokens[:, None])[:, 0] if probs is None else logits.amax(dim=-1)
+    found = marked(tokens, best)
     if not reads:
-        return Proposal(tokens)
+        return Proposal(found)
     dtype = logits.dtype if rules.dtype is None else rules.dtype
     if probs is None or not rules.scores_the_draw:
         probs, at = mask_tokens(logits, rules.last).to(dtype).softmax(dim=-1), tokens
-    return Proposal(tokens, **_scores(probs.to(dtype), at, reads))
+    return Proposal(found, **_scores(probs.to(dtype), at, reads))
 
 
 def _scores(probs: Tensor, at: Tensor, reads: frozenset[str]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding.sampling import Rules, chunks, scrambled, to_device
+from decoding.sampling import NoFiniteLogits, Rules, chunks, scrambled, to_device
 from decoding.step_view import Verification
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class Verifier:
     ) -> Tensor:
         """[R] bool: whether the mixture draws the drafted token too.
 
-        It is not evaluated, and False, at the first position of each row.
+        It is not evaluated, and False, at the first position of each row. Raises NoFiniteLogits
+        where the verifier's logits are not finite.
 
         in_flight: the draft of each row in flight; None for a row that sits out.
         counts:    drafted positions of each row that does not sit out.
@@ -114,6 +115,9 @@ class Verifier:
             for part in chunks(logits)
         ]
         agreed[at] = torch.cat(parts) == tokens[at]
+        # last, so that the device has its work before the host waits for it
+        if n := int((~expected.amax(dim=-1).isfinite()).sum()):
+            raise NoFiniteLogits(n, len(at), "verifier")
         return agreed
 
     def _expected(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from experiment.config import DTYPES, EVALUATED, RunConfig, Settings
 from models import FAMILIES
 from tasks import TaskSpec
 from tasks.protocols import PROTOCOLS, Protocol
-from utils import UsageError, nearest
+from utils import UsageError, nearest, versions
 
 Models = Mapping[str, Mapping[str, Any]]  # MODEL_DEFAULTS of eval.py
 NEEDED = {"family", "checkpoint", "flag"}
@@ -101,10 +103,12 @@ class _Flags:
     def _reader(self, flag: str, known: Option) -> Callable[[str], Any]:
         def read(text: str):
             try:
-                return known.read(text)
+                value = known.read(text)
+                return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
             except (ValueError, KeyError):
                 near = nearest(text, known.choices) if known.choices else ""
-                shown = text or "''"
+                shown = text if len(text) <= 60 else f"{text[:60]}..."
+                shown = shown or "''"
                 self.problems.append(f"--{flag} {shown}: must be {known.allowed}{near}")
                 return None
 
@@ -153,6 +157,17 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
             flags.add(name, known)
     _leaving(flags)
     return parser, flags.problems
+
+
+class _Version(argparse.Action):
+    """Like argparse's own, which wants to know the text before it is asked for."""
+
+    def __init__(self, option_strings: list[str], dest: str, **more: Any):
+        super().__init__(option_strings, dest, nargs=0, **more)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(versions())
+        parser.exit()
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -226,6 +241,7 @@ def _leaving(flags: _Flags) -> None:
     group.add_argument(
         "--debug", action="store_true", help="Print tracebacks where something fails."
     )
+    group.add_argument("--version", action=_Version, help="Print the versions, and leave.")
 
 
 def _from_tables(name: str) -> str:
@@ -323,16 +339,52 @@ def parse(
         raise UsageError(
             f"{name}: {error.message}; rename the flag or the option in its table"
         ) from None
-    args, unknown = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    for word in words:
+        if word.encode(errors="replace").decode() != word:
+            raise UsageError(f"argument {word!r:.60} is not UTF-8")
+    args, unknown = parser.parse_known_args(words)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     wrong = [
-        f"unknown argument {word!r}"
-        f"{nearest(word.split('=')[0], flags) or '; --help lists them all'}"
+        f"unknown argument {word!r:.60}{_hint(word, flags)}"
         for word in unknown
-        if word.startswith("--")
+        if re.match(r"--?[A-Za-z]", word)
     ]
     if unknown and not wrong:
-        wrong = [f"unexpected argument {unknown[0]!r}; every value follows its --flag"]
+        wrong = [f"unexpected argument {unknown[0]!r:.60}; every value follows its --flag"]
     if args.data_dir is None and (folder := os.environ.get("DLLMEXP_DATA_DIR")):
-        args.data_dir = Path(folder)
-    return args, problems + wrong
+        args.data_dir = Path(os.path.expanduser(folder))
+    return args, problems + wrong + _thread_problems()
+
+
+# flags of lm-eval's command line -> ours; None: nothing here is like it
+OTHERS = {
+    "--model": "--model_alias",
+    "--model_args": "--model_alias",
+    "--tasks": "--task",
+    "--output_path": "--output_dir",
+    "--samples": "--limit",
+    "--system_instruction": "--system",
+    "--include_path": "--plugin",
+    **dict.fromkeys(("--log_samples", "--apply_chat_template", "--cache_requests", "--use_cache")),
+}
+
+
+def _hint(word: str, flags: Sequence[str]) -> str:
+    """The flag that is meant by an unknown one, where one is close."""
+    name = "--" + word.partition("=")[0].lstrip("-").replace("-", "_")
+    known = {flag: flag for flag in flags} | OTHERS
+    close = difflib.get_close_matches(name[:60], known, n=1, cutoff=0.75)
+    found = known[close[0]] if close else None
+    return f"; did you mean {found!r}?" if found else "; --help lists them all"
+
+
+def _thread_problems() -> list[str]:
+    """OpenMP takes a list, "4,2"; libraries of lm-eval read the variable as one number."""
+    given = os.environ.get("OMP_NUM_THREADS", "").strip()
+    found = re.match(r"(\d{1,9})\s*(,|$)", given)
+    if given and found is None:
+        return [f"OMP_NUM_THREADS={given!r:.60}: must be a whole number; unset it or change it"]
+    if found:
+        os.environ["OMP_NUM_THREADS"] = found[1]
+    return []

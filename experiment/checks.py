@@ -18,7 +18,7 @@ from experiment.identity import agree_ranks, data_identity, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
-from experiment.sample import samples_of
+from experiment.sample import is_usable, samples_of
 from experiment.store import Store
 from experiment.workers import WorkerInfo, announce, await_leader, worker_info
 from tasks import Data, TaskSpec, check_data, load_data
@@ -29,6 +29,7 @@ from utils import (
     OutputError,
     UsageError,
     differing_keys,
+    file_bytes,
     output_problem,
 )
 
@@ -46,6 +47,13 @@ def check_inputs(
     errors: list[DllmexpError] = []
     notes, config, texts, spec = list(job.notes), job.config, None, job.spec
     n_docs, task_ids = spec.n_docs, []
+    if sys.flags.optimize > 1:
+        errors.append(
+            EnvironmentProblem(
+                "Python runs without docstrings (PYTHONOPTIMIZE=2 or -OO), which transformers "
+                "needs; unset it"
+            )
+        )
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
     else:
@@ -173,7 +181,7 @@ def _sandbox_errors(job: Job) -> list[DllmexpError]:
 
 def _file_sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(file_bytes(path)).hexdigest()
     except OSError as error:
         raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
 
@@ -239,8 +247,8 @@ def open_store(job: Job, worker: WorkerInfo) -> Store:
     identity, key = config.identity(), config.generation_id
     if not worker.leads:
         await_leader(root / key[:16], worker)
-        return Store.open(root, identity, key, alone=False)
-    store = Store.open(root, identity, key, fresh=job.overwrite)
+        return Store.open(root, identity, key, alone=False, usable=is_usable)
+    store = Store.open(root, identity, key, fresh=job.overwrite, usable=is_usable)
     if not job.overwrite:
         _restore(store, job)
     announce(store.directory, worker)

@@ -228,6 +228,7 @@ class Settings:
         "Only the first N documents, for a trial. Default: all.",
         whole=True,
         low=1,
+        high=10**9,
         group=RUNNING,
     )
     batch_size: int | str | None = option(

@@ -6,14 +6,19 @@ The index of all tasks is never built and no host is asked. `device_stamp` descr
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from experiment.result import metrics_of
+from tasks.installed import is_mean
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -64,12 +69,14 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """lm-eval's logged samples for one task: one per document and filter.
 
-    Few-shot examples and metrics are lm-eval's. Means and intervals are computed from the samples
+    A sample that could not be scored has no metrics, and the reason as "error". Few-shot examples
+    and metrics are lm-eval's. Means and intervals are computed from the samples
     (`result.metrics_of`), and the means are checked against lm-eval's own.
     """
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    failures = _score_one_by_one(task)
     with quiet():
         found = simple_evaluate(
             model=lm,
@@ -89,7 +96,96 @@ def evaluate(
         samples,
         {k: v for k, v in found["results"][name].items() if "," in k and "_stderr," not in k},
     )
-    return samples
+    return [s | {"error": failures[s["doc_id"]]} if s["doc_id"] in failures else s for s in samples]
+
+
+SCORING_S = 60.0  # for one answer: filters and metrics of lm-eval's tasks are code of many hands
+
+
+class _TooLong(BaseException):
+    """Scoring one answer takes too long. No Exception: metrics catch these."""
+
+
+def _score_one_by_one(task) -> dict[int, str]:
+    """Make a task extract and score each answer by itself, so that one answer stops no run.
+
+    Returns doc_id -> why its answer is not scored, which is filled while the task is evaluated.
+    Programs are left to the sandbox, which limits them.
+    """
+    failures: dict[int, str] = {}
+    aggregation, documents, score = task.aggregation(), task.doc_iterator, task.process_results
+    doc_id = -1
+
+    def doc_iterator(*args: Any, **options: Any) -> Iterator[tuple[int, dict]]:
+        nonlocal doc_id
+        for doc_id, doc in documents(*args, **options):  # noqa: UP028
+            yield doc_id, doc
+
+    def apply_filters() -> None:
+        for instance in task.instances:
+            for chain in task._filters:
+                instance.filtered_resps[chain.name] = ""  # in place of what cannot be extracted
+                _, why = _within_limit(chain.apply, [instance])
+                if why is not None:
+                    failures.setdefault(instance.doc_id, why)
+
+    def numbers(doc: dict, results: list) -> dict[str, float]:
+        found = {k: v for k, v in score(doc, results).items() if is_mean(aggregation, k)}
+        if odd := [k for k, v in found.items() if not math.isfinite(v)]:
+            raise ValueError(f"{odd[0]} is {found[odd[0]]}")
+        return found
+
+    def process_results(doc: dict, results: list) -> Mapping[str, float]:
+        if doc_id in failures:
+            return {}
+        found, why = _within_limit(numbers, doc, results)
+        if why is not None:
+            failures[doc_id] = why
+        return found or {}
+
+    if getattr(task, "judging", None) is None:
+        task.doc_iterator, task.process_results = doc_iterator, process_results
+        task.apply_filters = apply_filters
+    return failures
+
+
+def _within_limit(function: Callable[..., Any], *args: Any) -> tuple[Any, str | None]:
+    """(value, None), or (None, why) where the function fails or takes more than SCORING_S."""
+    try:
+        with _limited():
+            return function(*args), None
+    except (Exception, SystemExit, _TooLong) as error:
+        text = (str(error).splitlines() or [""])[0]
+        why = f"{type(error).__name__}: {text}"
+        if isinstance(error, _TooLong):
+            why = f"it takes more than {SCORING_S:g} seconds"
+        return None, f"{traceback.format_exc()}the answer cannot be scored: {why}"
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Raise _TooLong after SCORING_S, of the clock or of the CPU: metrics may use SIGALRM, too.
+
+    Does nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def raise_too_long(*_: Any) -> None:
+        raise _TooLong
+
+    timers = {signal.ITIMER_REAL: signal.SIGALRM, signal.ITIMER_PROF: signal.SIGPROF}
+    old = {number: signal.signal(number, raise_too_long) for number in timers.values()}
+    try:
+        for timer in timers:
+            signal.setitimer(timer, SCORING_S, 0.5)  # again: a metric may have caught it
+        yield
+    finally:
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 class _Asked(Exception):
@@ -115,10 +211,11 @@ def request_of(lm, task, config, doc_id: int) -> Request:
         del lm.generate_until
 
 
-def scorer(task, headline: str) -> Callable[[dict, str], float]:
+def scorer(task, headline: str) -> Callable[[dict, str], float | None]:
     """(document, answer) -> value of the answer in the headline metric, by the task's own filters.
 
-    For tasks that score one answer at a time: all but those that run programs.
+    None where the answer cannot be scored. For tasks that score one answer at a time: all but those
+    that run programs.
     """
     from lm_eval.api.instance import Instance
 
@@ -131,7 +228,7 @@ def scorer(task, headline: str) -> Callable[[dict, str], float]:
         filters.apply([request])
         return float(task.process_results(doc, [request.filtered_resps[chain]])[metric])
 
-    return score
+    return lambda doc, text: _within_limit(score, doc, text)[0]
 
 
 def _check_means(samples: Sequence[dict[str, Any]], means: dict[str, float]) -> None:

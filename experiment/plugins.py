@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import BadDataError, UsageError
+from utils import BadDataError, UsageError, file_bytes
 
 FLAG = "--plugin"
 EXPECTED = "DLLMEXP_PLUGINS"  # JSON: absolute path -> sha256
@@ -92,7 +92,7 @@ def used_by(names: Mapping[str, str]) -> tuple[dict[str, str], ...]:
 
 def _sha256(path: str) -> str:
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return hashlib.sha256(file_bytes(path)).hexdigest()
     except OSError as error:
         raise UsageError(f"{FLAG} {path} cannot be read: {error.strerror}") from None
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from experiment.result import is_intact, profile
 from experiment.sample import Request, Sample
 from experiment.text import first_stop, stops_of
-from utils import BadDataError
+from utils import BadDataError, file_bytes
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -51,7 +51,7 @@ def read_predictions(
     problems: list[str] = []
     line_of: dict[int, int] = {}
     try:
-        lines = _prediction_lines(path.read_text(encoding="utf-8-sig"))
+        lines = _prediction_lines(file_bytes(path).decode("utf-8-sig"))
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 row = _row(line, doc_ids, read_as)
@@ -82,7 +82,7 @@ def _prediction_lines(text: str) -> list[str]:
     """
     try:
         result = json.loads(text)
-        rows = [row for row in result["samples"] if row["status"] == "ok"]
+        rows = [row for row in result["samples"] if row["status"] == "ok" or row["token_ids"]]
         lines = [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
     except (ValueError, RecursionError, TypeError, KeyError):
         return text.split("\n")

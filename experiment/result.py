@@ -6,6 +6,7 @@ and a part that differs from day to day: `profile` (times) and `meta` (host, ver
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import diagnostics
-from experiment.sample import Sample
+from experiment.sample import Sample, samples_of
 from experiment.statistics import Estimate, estimate, percentile
-from utils import SCHEMA_VERSION, BadDataError, sha256
+from tasks.code import unjudged
+from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = (
@@ -106,7 +108,8 @@ def sample_rows(
     rows, times = [], []
     for sample in sorted(samples, key=lambda s: (s.request.doc_id, s.request.repeat)):
         doc_id, repeat = sample.request.doc_id, sample.request.repeat
-        row = sample.row() | {"status": "ok" if sample.error is None else "error"}
+        error = sample.error or _unscored(scored.get(doc_id, ()))
+        row = sample.row() | {"status": "ok" if error is None else "error", "error": error}
         if target:
             row["target"] = target(sample.request.doc)
         else:
@@ -118,7 +121,7 @@ def sample_rows(
             "seconds": sample.completion.seconds,
             "cost_seconds": sample.cost_seconds,
         }
-        if sample.error is None:
+        if error is None:
             for entry in scored.get(doc_id, []):
                 answer = _unwrap(entry["filtered_resps"], repeat)
                 if isinstance(answer, dict):  # code: candidate and verdict
@@ -141,6 +144,17 @@ def sample_rows(
         rows.append(row)
         times.append(time)
     return rows, times
+
+
+def _unscored(logged: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why an answer is not scored or a program has no verdict; None where all are."""
+    for entry in logged:
+        if "error" in entry:
+            return entry["error"]
+        for answer in entry["filtered_resps"]:
+            if isinstance(answer, dict) and (why := unjudged(answer)):
+                return why
+    return None
 
 
 def _unwrap(filtered: Any, repeat: int) -> Any:
@@ -180,12 +194,13 @@ def build_result(
     `status` in the result is one of
     complete:   every sample was scored; `metrics` has every metric, `headline` that of the task.
     unscored:   every sample is there, but no program was run (--no_exec); there is no metric.
-    incomplete: some samples failed. There is no headline, and `score_on_completed` has the metrics
-                of the others and how many they are.
+    incomplete: some samples failed or could not be scored. There is no headline, and
+                `score_on_completed` has the metrics of the others and how many they are.
     `reference` is the published score at the same tokens per step; None where the run departs from
     its protocol in anything else. `strict` is None unless passes were re-checked strictly.
     """
     failed = {sample.request.doc_id for sample in samples if sample.error is not None}
+    failed |= {entry["doc_id"] for entry in logged if _unscored([entry])}
     estimates = {
         k: e.as_dict()
         for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()
@@ -257,16 +272,20 @@ def published(reference: Mapping[str, Any]) -> str:
 def load_result(path: Path) -> dict[str, Any] | None:
     """The result at `path`, None without one.
 
-    Raises BadDataError for a file that cannot be read, has another form, or does not match its
-    checksum.
+    Raises OutputError without the right to read it, and BadDataError for a file that cannot be
+    read, has another form, or does not match its checksum.
     """
     try:
         if path.exists() and not path.is_file():
             raise BadDataError(f"{path} is no file; {DELETE}")
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(file_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except PermissionError as error:
+        raise OutputError(f"{path}: no permission to read it; give another --output_dir") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # nothing can be there
+            return None
         raise BadDataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"{path} is no whole result file ({error}); {DELETE}") from error
@@ -285,6 +304,11 @@ def load_result(path: Path) -> dict[str, Any] | None:
     lacking = [
         f"{name} is no {kind.__name__}" for name, kind in FORM if type(result.get(name)) is not kind
     ]
+    try:
+        if not lacking:
+            table(result, path), samples_of(result)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        lacking = [f"{type(error).__name__}: {error}"]
     if lacking:
         raise BadDataError(f"{path} is no whole result file ({', '.join(lacking)}); {DELETE}")
     return result
@@ -348,7 +372,7 @@ def table(result: Mapping[str, Any], path: Path) -> str:
         rows.get_string(),
     ]
     if result["n_failed"]:
-        first = next(sample["error"] for sample in result["samples"] if sample["error"])
+        first = next((s["error"] for s in result["samples"] if s["error"]), "its reason is lost")
         lines.append(
             f"{result['n_failed']} samples failed and are not scored: the values above are of the "
             "others, and no score of the benchmark. The first: "

@@ -7,6 +7,7 @@ store keeps `Sample.kept()`, from which the text is cut anew in every run; the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -94,6 +95,37 @@ class Sample:
         return result | {"prompt_tokens": len(self.request.prompt_ids)}, meta
 
 
+def is_usable(record: Mapping[str, Any]) -> bool:
+    """Whether a record of a store holds what `Sample.kept` writes, or a failure.
+
+    A checksum covers damage on the disk, not a program that wrote something else.
+    """
+    result, meta = record["result"], record["meta"]
+    if record["status"] == "error":
+        return isinstance(meta.get("error"), str)
+    ids, steps = result.get("token_ids"), result.get("committed_at")
+    counts = [result.get(f.name, f.default) for f in fields(Completion) if f.type == "int"]
+    counts += [meta.get("tokens_returned"), meta.get("peak_bytes") or 0]
+    times = [meta.get(name) for name in ("seconds", "cost_seconds")]
+    return (
+        isinstance(ids, list)
+        and isinstance(steps, list)
+        and len(ids) == len(steps)
+        and all(type(n) is int and 0 <= n < 2**31 for n in ids)
+        and all(type(n) is int and n >= 0 for n in counts)
+        and all(type(n) is int and -1 <= n < 2**31 for n in steps)
+        and all(type(s) in (int, float) and math.isfinite(s) for s in times)
+        and isinstance(result.get("finish_reason"), str)
+        and isinstance(meta.get("provenance"), dict)
+        and _is_score(meta.get("score"))
+    )
+
+
+def _is_score(score: object) -> bool:
+    found = isinstance(score, dict) and [type(score.get(k)) for k in ("value", "version")]
+    return score is None or found == [float, int]
+
+
 def completion_of(kept: Mapping[str, Any]) -> Completion:
     """The completion of a kept sample, {"result": ..., "meta": ...} as `Sample.kept` gives them."""
     found = {name: kept["result"][name] for name in DECODED if name in kept["result"]}
@@ -102,7 +134,7 @@ def completion_of(kept: Mapping[str, Any]) -> Completion:
 
 
 def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each good sample of a result.
+    """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each decoded sample of a result.
 
     For a store that was deleted while the result file stayed: `store.put(key, {"status": "ok",
     **kept})` restores a sample. Where the samples were made in several places, the result does not
@@ -113,7 +145,7 @@ def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     times = {(t["doc_id"], t["repeat"]): t for t in result["profile"]["sample_seconds"]}
     found = {}
     for row in result["samples"]:
-        if row["status"] != "ok" or not row.get("key"):
+        if not (row.get("key") and row["token_ids"]):  # one that could not be scored is kept
             continue
         time = times[row["doc_id"], row["repeat"]]
         found[row["key"]] = {

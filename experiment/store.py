@@ -45,7 +45,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,12 +59,14 @@ from utils import (
     atomic_write_json,
     canonical_json,
     differing_keys,
+    file_bytes,
     sha256,
+    sync_directory,
+    way_out,
 )
 
 VERSION = 1  # of the format above
 SYNC_SECONDS = 1.0
-NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HOST = re.sub(r"[^A-Za-z0-9.-]", "_", os.uname().nodename)
 # Where a line begins, even inside a damaged one: canonical JSON has ` {"` nowhere else.
@@ -105,12 +107,10 @@ def _writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno not in FULL:
-            raise OutputError(
-                f"cannot write {path}: {error.strerror}; give another --output_dir"
-            ) from error
+            raise OutputError(f"cannot write {path}: {error.strerror}; {way_out(error)}") from error
         full = StoreFull(
             f"cannot write {path}: {error.strerror}; what is there stays good: "
-            "free some space, start again"
+            f"{way_out(error)}, start again"
         )
         full.errno = error.errno
         raise full from error
@@ -121,10 +121,21 @@ def sample_key(config_id: str, prompt: str, repeat: int, stops: Sequence[str] = 
     return sha256([config_id, prompt, repeat, list(stops)])
 
 
-def _content(line: bytes) -> dict[str, Any] | None:
-    """The JSON of a line (without its newline), or None if the line is damaged."""
-    intact = line[8:9] == b" " and line[:8] == b"%08x" % zlib.crc32(line[9:])
-    return json.loads(line[9:]) if intact else None
+def _content(line: bytes) -> Record | None:
+    """The content of an undamaged line, else None."""
+    if line[8:9] != b" " or line[:8] != b"%08x" % zlib.crc32(line[9:]):
+        return None
+    with suppress(ValueError, RecursionError):
+        content = json.loads(line[9:])
+        if isinstance(content, dict):
+            return content
+    return None
+
+
+def _has_form(record: object) -> bool:
+    """Whether a record is what put() takes."""
+    kinds = isinstance(record, dict) and [(k, type(v)) for k, v in sorted(record.items())]
+    return kinds == FORM and record["status"] in ("ok", "error")
 
 
 @dataclass
@@ -133,7 +144,7 @@ class Report:
 
     loaded:     records of this configuration, failed ones included.
     torn:       shards whose last line has no end: the writer was killed, or is writing now.
-    corrupt:    lines with a wrong checksum.
+    corrupt:    lines with a wrong checksum or of another form.
     duplicates: further ok records of a sample, with the same result.
     foreign:    lines of another configuration or version.
     conflicts:  keys with two different results: decoding was not deterministic.
@@ -194,11 +205,9 @@ class _Lock:
         except OSError as error:
             holder = os.pread(fd, 1000, 0).decode(errors="replace")
             os.close(fd)
-            if error.errno in NO_FLOCK:
-                return None
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 raise StoreBusy(path.parent, holder) from None
-            raise
+            return None  # file systems without flock give many other codes, 524 among them
         with suppress(OSError):  # the text is for people: a full disk must not end the run
             os.truncate(fd, os.pwrite(fd, self._text.encode(), 0))
         return fd
@@ -236,8 +245,14 @@ class Store(AbstractContextManager):
     len() and iteration cover samples with an ok record.
     """
 
-    def __init__(self, directory: Path, config_id: str):
+    def __init__(
+        self,
+        directory: Path,
+        config_id: str,
+        usable: Callable[[Record], bool] = lambda record: True,
+    ):
         self.directory, self.config_id, self.report = directory, config_id, Report()
+        self._usable = usable
         self._ok: dict[str, Entry] = {}
         self._failed: dict[str, Entry] = {}
         self._offsets: dict[Path, int] = {}  # bytes read of each shard of another writer
@@ -256,6 +271,7 @@ class Store(AbstractContextManager):
         *,
         alone: bool = True,
         fresh: bool = False,
+        usable: Callable[[Record], bool] = lambda record: True,
     ) -> Store:
         """The store of configuration `config_id` below `root`, created if missing, and read.
 
@@ -263,12 +279,13 @@ class Store(AbstractContextManager):
         alone:  take the lock. False joins an experiment that another process leads (a data
                 parallel rank): a shard of its own, no lock.
         fresh:  set aside the existing shards first; for the leader, before others join.
+        usable: whether a record that was read has the content that the caller relies on.
         Raises StoreBusy; StoreError if config.json is of another configuration or version;
         OutputError or StoreFull if the directory cannot be written.
         """
         if fresh and not alone:
             raise ValueError("fresh=True needs alone=True: others may already be writing")
-        store = cls(Path(root) / config_id[:16], config_id)
+        store = cls(Path(root) / config_id[:16], config_id, usable)
         try:
             with _writing(store.directory):
                 store.directory.mkdir(parents=True, exist_ok=True)
@@ -286,9 +303,11 @@ class Store(AbstractContextManager):
         return store
 
     @classmethod
-    def read(cls, directory: Path, config_id: str) -> Store:
+    def read(
+        cls, directory: Path, config_id: str, usable: Callable[[Record], bool] = lambda record: True
+    ) -> Store:
         """A view of the current content of a directory; writes nothing. Raises StoreError."""
-        store = cls(directory, config_id)
+        store = cls(directory, config_id, usable)
         if directory.is_dir():
             store.refresh()
         return store
@@ -312,14 +331,19 @@ class Store(AbstractContextManager):
         wanted = {"config_id": self.config_id, "store_version": VERSION} | json.loads(
             canonical_json(config)
         )
+        found = None
         try:
-            found = dict(json.loads(path.read_bytes()))
+            found = json.loads(file_bytes(path))
         except FileNotFoundError:
             return atomic_write_json(path, wanted)
-        except (ValueError, TypeError):
+        except PermissionError:
+            raise
+        except (OSError, ValueError, RecursionError):
+            pass
+        if not isinstance(found, dict):
             raise StoreError(
                 f"{path} is damaged; delete it: each sample names its configuration, none is lost"
-            ) from None
+            )
         if found != wanted:
             differing = ", ".join(differing_keys(found, wanted)) or "null against absent"
             raise StoreError(
@@ -331,7 +355,7 @@ class Store(AbstractContextManager):
         return [
             self.directory / name
             for name in sorted(os.listdir(self.directory))
-            if name.startswith("shard-")
+            if name.startswith("shard-") and (self.directory / name).is_file()
         ]
 
     def refresh(self) -> int:
@@ -341,6 +365,10 @@ class Store(AbstractContextManager):
             self.report.torn = sum(
                 self._read(path) for path in self._shards() if path != self.shard
             )
+        except PermissionError as error:
+            raise OutputError(
+                f"{error.filename}: no permission to read it; give another --output_dir"
+            ) from error
         except OSError as error:
             raise StoreError(f"cannot read {self.directory}: {error}") from error
         return len(self._ok) - before
@@ -354,6 +382,11 @@ class Store(AbstractContextManager):
         for line in lines:
             self._read_line(path, offset, line)
             offset += len(line) + 1
+        *lines, rest = LINE_START.split(rest)  # where newlines were lost
+        lines, rest = ([*lines, rest], b"") if any(lines) and _content(rest) else (lines, rest)
+        for line in lines:
+            self._read_line(path, offset, line)
+            offset += len(line)
         self._offsets[path] = offset
         return bool(rest)
 
@@ -371,11 +404,15 @@ class Store(AbstractContextManager):
                 self._read_line(path, offset + line.index(part), part)
         elif (content.get("config_id"), content.get("version")) != (self.config_id, VERSION):
             self.report.foreign += 1
-        elif "shard" in content:
-            self._created[path] = content["shard"]["created"]
-        else:
+        elif _has_form(record := content.get("record")) and self._usable(record):
             self.report.loaded += 1
-            self._take(content["record"], path, offset, line)
+            self._take(record, path, offset, line)
+        elif (
+            isinstance(shard := content.get("shard"), dict) and type(shard.get("created")) is float
+        ):
+            self._created[path] = shard["created"]
+        else:
+            self.report.corrupt += 1
 
     def _take(self, record: Record, path: Path, offset: int, line: bytes) -> None:
         """Add a record to the view: ok beats error; the first ok and the last error count."""
@@ -426,8 +463,7 @@ class Store(AbstractContextManager):
             "put() on a closed store, or in a forked process: a shard has one writer"
         )
         record = {"key": key, "meta": {}, "result": {}} | record
-        kinds = [(name, type(value)) for name, value in sorted(record.items())]
-        if kinds != FORM or record["key"] != key or record["status"] not in ("ok", "error"):
+        if not _has_form(record) or record["key"] != key:
             raise ValueError(
                 "a record is {status: ok | error, result: dict, meta: dict}, "
                 f"got {record!r:.200} for {key!r}"
@@ -455,10 +491,7 @@ class Store(AbstractContextManager):
             self.shard, self._synced, created = path, time.monotonic(), time.time()
             self._append(self._line(shard={"created": created, "host": HOST, "pid": self._pid}))
             self._created[path] = created
-            # the new name survives a power loss, if the file system supports it
-            with suppress(OSError), ExitStack() as stack:
-                stack.callback(os.close, directory := os.open(self.directory, os.O_RDONLY))
-                os.fsync(directory)
+            sync_directory(self.directory)
 
     def _append(self, line: bytes) -> int:
         """Write a line; its offset. A newline, now or in the next call, ends a partial line."""

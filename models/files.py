@@ -6,8 +6,8 @@ model.safetensors.index.json, and the tokenizer's files. No code of the checkpoi
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from itertools import zip_longest
@@ -18,8 +18,19 @@ from models.digests import digests, kept_digests
 from models.families import FAMILIES
 from models.hub import INDEX, SINGLE, SMALL, offline, resolve
 from models.safetensors_header import TensorEntry, not_the_file, read_header
+from utils import file_bytes
 
 _N_LISTED = 20
+# of tokenizer_config.json: special tokens
+TOKEN_KEYS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 
 
 # ---- config.json and special tokens
@@ -104,7 +115,7 @@ def _wanted(field: str, kind: type, value: object) -> str | None:
     if kind is bool:
         return None if type(value) is bool else "true or false"
     if kind is float:
-        fits = type(value) in (int, float) and math.isfinite(value) and value > 0
+        fits = type(value) in (int, float) and 0 < value <= sys.float_info.max
         return None if fits else "a number above 0"
     low = 0 if field in ("mask_id", "eos_id") else 1
     fits = type(value) is int and low <= value < 10**7
@@ -287,10 +298,12 @@ def check_checkpoint(path_or_repo: str | Path) -> list[str]:
         folder = resolve(path_or_repo, weights=False)
     except CheckpointError as error:
         return error.problems
+    except OSError as error:  # such as a name that is too long
+        return [f"{str(path_or_repo)!r:.60}: {error.strerror}"]
     config, problems = None, []
     try:
         config = config_in(folder)
-        problems += vocabulary_problems(folder, config)
+        problems += vocabulary_problems(folder, config) + settings_problems(folder)
     except CheckpointError as error:
         problems += error.problems
     try:
@@ -307,6 +320,37 @@ def check_checkpoint(path_or_repo: str | Path) -> list[str]:
         elif offline():
             problems += (f"{p}, and HF_HUB_OFFLINE=1 forbids its download" for p in error.problems)
     return problems
+
+
+def settings_problems(folder: Path) -> list[str]:
+    """Problems of the values of tokenizer_config.json that a tokenizer is made with."""
+
+    def is_text(value: object) -> bool:
+        return isinstance(value.get("content") if isinstance(value, dict) else value, str)
+
+    def is_template(value: object) -> bool:
+        named = value if isinstance(value, list) else [{"name": "", "template": value}]
+        return all(
+            isinstance(t, dict) and isinstance(t.get(key), str)
+            for t in named
+            for key in ("name", "template")
+        )
+
+    wanted = dict.fromkeys(TOKEN_KEYS, (is_text, "a text")) | {
+        "additional_special_tokens": (
+            lambda value: isinstance(value, list) and all(map(is_text, value)),
+            "a list of texts",
+        ),
+        "chat_template": (is_template, "a text, or a list of texts with names"),
+        "model_max_length": (lambda value: type(value) in (int, float), "a number"),
+        "padding_side": (lambda value: value in ("left", "right"), "left or right"),
+    }
+    settings = read_json(folder / "tokenizer_config.json")
+    return [
+        f"tokenizer_config.json: {key} is {value!r:.60}; it must be {kind}"
+        for key, (fits, kind) in wanted.items()
+        if (value := settings.get(key)) is not None and not fits(value)
+    ]
 
 
 def vocabulary_problems(folder: Path, config: ModelConfig) -> list[str]:
@@ -438,7 +482,7 @@ def check_blobs(folder: Path) -> None:
 def read_json(path: Path) -> dict:
     """The object in a JSON file. Raises CheckpointError that says what the file holds instead."""
     try:
-        data = path.read_bytes()
+        data = file_bytes(path)
         if fault := not_the_file(data[:512]):
             raise CheckpointError(f"{path.name}: {fault}")
         value = json.loads(data)

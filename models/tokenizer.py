@@ -4,18 +4,17 @@ from pathlib import Path
 
 from models.config import CheckpointError, ModelConfig
 from models.families import FAMILIES
-from models.files import config_in, malformed, read_json, special_ids, vocabulary_problems
+from models.files import (
+    TOKEN_KEYS,
+    config_in,
+    malformed,
+    read_json,
+    settings_problems,
+    special_ids,
+    vocabulary_problems,
+)
 from models.hub import resolve
 
-_TOKEN_KEYS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 _PLAIN_KEYS = (
     "model_max_length",
     "clean_up_tokenization_spaces",
@@ -45,7 +44,7 @@ def tokenizer_in(folder: Path, config: ModelConfig, *, name: str):
     from transformers import PreTrainedTokenizerFast
 
     family = FAMILIES[config.family]
-    if problems := vocabulary_problems(folder, config):
+    if problems := vocabulary_problems(folder, config) + settings_problems(folder):
         raise CheckpointError(problems)
     settings = read_json(folder / "tokenizer_config.json")
     ids = special_ids(folder, family)
@@ -109,13 +108,13 @@ def _options(folder: Path, settings: dict, ids: dict[str, int]) -> dict:
     decoder = {
         int(i): added(entry) for i, entry in settings.get("added_tokens_decoder", {}).items()
     }
-    special = {str(value) for value in map(settings.get, _TOKEN_KEYS) if isinstance(value, str)}
+    special = {str(value) for value in map(settings.get, TOKEN_KEYS) if isinstance(value, str)}
     # checkpoints older than added_tokens_decoder list their tokens in added_tokens.json only
     for text, i in ids.items():
         is_special = text in special or text.startswith("<|")
         decoder.setdefault(i, AddedToken(text, normalized=False, special=is_special))
     options = {key: settings[key] for key in _PLAIN_KEYS if key in settings}
-    options |= {key: _text(settings[key]) for key in _TOKEN_KEYS if key in settings}
+    options |= {key: _text(settings[key]) for key in TOKEN_KEYS if key in settings}
     more = settings.get("additional_special_tokens") or []
     options["additional_special_tokens"] = [_text(token) for token in more]
     file = folder / "chat_template.jinja"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from experiment.identity import known_ids
 from experiment.resolve import Job, resolve
 from tasks import DataError, TaskSpec, load_data
 from tasks.installed import spec_of
-from utils import DllmexpError, ManyProblems, UsageError, nearest
+from utils import DllmexpError, ManyProblems, UsageError, file_bytes, nearest
 
 # The suite "main": every combination of these values. Entries of a --file have the same form.
 MATRIX: dict[str, list] = {
@@ -72,7 +73,11 @@ REFUSED = {
     "dry_run": "`sweep.py plan` shows what would run",
     "print_output_path": "`sweep.py plan` shows what would run",
     "show_prompt": "`eval.py --show_prompt` shows the prompt of one experiment",
+    "help": "`eval.py --help` lists the flags",
+    "h": "`eval.py --help` lists the flags",
+    "version": "`eval.py --version` prints the versions",
 }
+MOST = 2000  # experiments that the entries of a file may multiply to
 
 
 @dataclass(frozen=True)
@@ -174,15 +179,15 @@ def argument_sets(selection: Selection) -> list[list[str]]:
     else:
         entries = read_file(selection.file) if selection.file else SUITES[selection.suite]
     algs = selection.algs if selection.is_matrix else ()
-    sets = []
-    for entry in entries:
-        sets += _apart(entry, [[*words, *common] for words in arguments(entry, algs)])
-    given = {w[2:].partition("=")[0]: None for words in sets for w in words if w.startswith("--")}
-    if refused := [flag for flag in given if flag in REFUSED]:
+    by_entry = [[[*words, *common] for words in arguments(entry, algs)] for entry in entries]
+    words = [w.partition("=")[0] for sets in by_entry for words in sets for w in words]
+    given = dict.fromkeys(w for w in words if w.startswith("-"))
+    if refused := [flag for flag in given if flag.lstrip("-") in REFUSED]:
         raise UsageError(
-            f"--{flag} cannot be given to an experiment of a suite: {REFUSED[flag]}"
+            f"{flag} cannot be given to an experiment of a suite: {REFUSED[flag.lstrip('-')]}"
             for flag in refused
         )
+    sets = [words for entry, of in zip(entries, by_entry) for words in _apart(entry, of)]
     own = ["--output_dir", selection.output_dir] if selection.output_dir != "results" else []
     return [[*words, *own] for words in sets]
 
@@ -220,24 +225,66 @@ def read_file(path: Path) -> list[Any]:
     """The entries of a YAML file. Raises UsageError."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that is given twice, of which YAML's own takes the last."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := next((key for key in keys if keys.count(key) > 1), None):
+                at = node.start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", at)
+            return super().construct_mapping(node, deep)
+
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = yaml.load(file_bytes(path), Loader)
     except OSError as error:
         raise UsageError(f"--file {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--file {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not entries:
         raise UsageError(
             f"--file {path}: expected a list of argument sets, "
             "such as `- --model_alias llada --task gsm8k`"
         )
-    wrong = [e for e in entries if not isinstance(e, str | dict | list)]
-    if wrong:
+    problems = [
+        f"--file {path}: entry {n}: {p}" for n, e in enumerate(entries, 1) if (p := _wrong(e))
+    ]
+    if problems:
+        raise UsageError(problems)
+    n = sum(prod(map(len, _listed(e).values())) for e in entries)
+    if n > MOST:
         raise UsageError(
-            f"--file {path}: {wrong[0]!r} is no argument set; "
-            "give text, a list of words or flag: value"
+            f"--file {path} multiplies to {n} experiments; at most {MOST} are possible"
         )
     return entries
+
+
+def _wrong(entry: Any) -> str | None:
+    """Why an entry of a file is no argument set, or None."""
+    if isinstance(entry, str):
+        try:
+            shlex.split(entry)
+        except ValueError as error:
+            return f"{entry!r:.60}: {error}"
+        return None
+    if not isinstance(entry, list | dict):
+        return f"{entry!r:.60} is no argument set; give text, a list of words or flag: value"
+    if odd := [key for key in _listed(entry) if not isinstance(key, str)]:
+        return f"{odd[0]!r:.60} is no flag"
+    for key, values in (_listed(entry) or {"words": entry}).items():
+        for value in values:
+            if isinstance(value, Collection) and not isinstance(value, str):
+                return f"{key}: a {type(value).__name__} is no value; give texts or numbers"
+            if isinstance(value, int) and value.bit_length() > 64:
+                return f"{key}: a number of {value.bit_length()} bits is too large"
+    return None
+
+
+def _listed(entry: str | Mapping[str, Any] | list) -> dict[str, list]:
+    """Flag -> its values, of which an argument set takes one each."""
+    if isinstance(entry, Mapping):
+        return {k: v if isinstance(v, list) else [v] for k, v in entry.items()}
+    return {}
 
 
 def arguments(entry: str | Mapping[str, Any] | list, algs: Sequence[str] = ()) -> list[list[str]]:
@@ -251,8 +298,7 @@ def arguments(entry: str | Mapping[str, Any] | list, algs: Sequence[str] = ()) -
         return [shlex.split(entry)]
     if isinstance(entry, list):
         return [[str(word) for word in entry]]
-    values = {flag: value if isinstance(value, list) else [value] for flag, value in entry.items()}
-    sets = []
+    values, sets = _listed(entry), []
     for chosen in product(*values.values()):
         flags = dict(zip(values, chosen, strict=True))
         model = MODEL_DEFAULTS.get(str(flags.get("model_alias")))

@@ -231,20 +231,25 @@ def _task_class():
 
 
 def installed_config(yaml_path: str) -> dict:
-    """lm-eval's definition, e.g. "gsm8k/gsm8k.yaml", as a dict.
+    """lm-eval's definition, e.g. "gsm8k/gsm8k.yaml", as a dict; see read_definition."""
+    config = read_definition((tasks_dir() / yaml_path).read_bytes())
+    assert "include" not in config, f"{yaml_path} includes another file"
+    return config
+
+
+def read_definition(text: bytes) -> dict:
+    """A definition of lm-eval's as a dict.
 
     `!function utils.f` stays the string "utils.f". Functions are not imported here, because those
-    of humaneval and mbpp ask the hub and run code when imported.
+    of humaneval and mbpp ask the hub and run code when imported. Raises yaml.YAMLError.
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         pass
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
-    config = yaml.load((tasks_dir() / yaml_path).read_text(encoding="utf-8"), Loader=Loader)
-    assert "include" not in config, f"{yaml_path} includes another file"
-    return config
+    return yaml.load(text, Loader=Loader)
 
 
 def installed_constant(module_path: str, function: str):

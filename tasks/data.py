@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import BadDataError
+from utils import BadDataError, file_bytes
 
 if TYPE_CHECKING:
     from tasks.base import TaskSpec
@@ -38,7 +39,7 @@ class Source:
     """One original file.
 
     fields: name -> "int" | "text" | "texts" (a list) | "source" (Python) | "sources", with a "?" at
-        the end where it may be empty.
+        the end where it may be empty; "text like R" matches the regular expression R.
 
     rows: how many it must have. key: a field whose value may not occur twice.
     sha256: of the published file, None where nothing is published.
@@ -140,7 +141,7 @@ def _read_manifest(data_dir: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(file_bytes(path))
         name, counts = manifest["name"], manifest["counts"]
         good = isinstance(name, str) and name and all(isinstance(n, int) for n in counts.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -203,6 +204,7 @@ def _json_rows(path: Path, source: Source) -> Iterator[tuple[int, dict | str]]:
             if text.strip():
                 try:
                     doc = json.loads(text)
+                    json.dumps(doc, ensure_ascii=False).encode()  # "\ud800" alone is no text
                 except (ValueError, RecursionError) as e:
                     yield line, f"not JSON: {e}"
                 else:
@@ -232,6 +234,7 @@ def _field_problem(doc: dict, fields: Mapping[str, str]) -> str | None:
     for name, kind in fields.items():
         if name not in doc:
             return f"field {name!r} is missing"
+        kind, _, pattern = kind.partition(" like ")
         value, may_be_empty, kind = doc[name], kind.endswith("?"), kind.rstrip("?")
         if kind == "int":
             wanted, good = "an integer", isinstance(value, int) and not isinstance(value, bool)
@@ -248,13 +251,15 @@ def _field_problem(doc: dict, fields: Mapping[str, str]) -> str | None:
             and not (value.strip() if isinstance(value, str) else value)
         ):
             return f"field {name!r} is empty"
+        if pattern and not re.search(pattern, value):
+            return f"field {name!r} does not match {pattern}: {value!r:.60}"
         if kind.startswith("source"):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     ast.parse(value if isinstance(value, str) else "\n".join(value))
-            except (SyntaxError, ValueError) as e:
-                return f"field {name!r} is not Python: {e}"
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+                return f"field {name!r} is not Python: {str(e) or 'nested too deeply'}"
     return None
 
 

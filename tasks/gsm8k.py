@@ -15,7 +15,7 @@ from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.data import Data, Source
 from utils import GSM8K_NUMBER, gsm8k_number
 
-FIELDS = {"question": "text", "answer": "text"}
+FIELDS = {"question": "text", "answer": r"text like #### -?[\d,.]*\d\s*$"}
 TEST, TRAIN = "gsm8k/test.jsonl", "gsm8k/train.jsonl"
 
 NUMERIC = "numeric"

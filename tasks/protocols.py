@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # name -> revision. It rises where the meaning of a protocol changes; results of two revisions share
 # no curve. Revision 2 of uniform: Dream's family decodes in blocks too, and adaptive rules read the
-# model's own probability.
-PROTOCOLS = {"uniform": 2, "official": 1}
+# model's own probability. Revision 2 of official: programs are found by the authors' extraction.
+PROTOCOLS = {"uniform": 2, "official": 2}
 PREFIX = "lm_eval:"  # any other task that lm-eval has installed
 ANY = "*"  # a cell for every task that has none of its own
 Cells = Mapping[str, Mapping[str, Any]]
@@ -276,6 +276,7 @@ DREAM_OFFICIAL: Cells = {
             _DREAM_EVAL,
             "humaneval_instruct v2, canvas 768, temperature 0.1, top_p 0.9; dllm: 57.9",
         ),
+        extraction="evalplus",
     ),
     "mbpp": _cell(
         "instruct",
@@ -288,6 +289,7 @@ DREAM_OFFICIAL: Cells = {
             _DREAM_EVAL,
             "mbpp_instruct, canvas 1024, temperature 0.1, top_p 0.9; dllm: 58.2",
         ),
+        extraction="verbatim",
     ),
     "truthfulqa": _cell("chat", 128, None, _DREAM),
 }
@@ -305,6 +307,7 @@ DIFFUCODER_OFFICIAL: Cells = {
             "EvalPlus's harness with HumanEval's own tests, canvas 512; "
             "prompt and temperature not published",
         ),
+        extraction="evalplus",
     ),
     "mbpp": _cell("instruct", 512, None, _DIFFUCODER),
     "truthfulqa": _cell("chat", 128, None, _DIFFUCODER),

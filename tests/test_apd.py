@@ -12,7 +12,7 @@ from decoding.apd import PAPER, RELEASED
 from decoding.config import DecodeConfig
 from decoding.engine import decode
 from decoding.kv_cache import CacheView, window
-from decoding.sampling import Rules
+from decoding.sampling import NoFiniteLogits, Rules
 from decoding.schedule import make_schedule
 from decoding.step_view import StepView
 from decoding.verifier import gumbels
@@ -356,6 +356,34 @@ def test_a_verifier_is_there_if_and_only_if_it_is_needed(model, verifier):
         decode(model, [[5]], config(), [0])
     with pytest.raises(ValueError, match="leftright has no verifier"):
         decode(model, [[5]], config("leftright"), [0], verifier=verifier)
+
+
+@pytest.mark.parametrize("name", ["apd", "apd_released"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_verifier_without_finite_logits_is_an_error(model, verifier, wrong, name):
+    """Its NaN would be no agreement, so that the sample is decoded without it and looks sound."""
+
+    class Broken:
+        config, device, new_cache = verifier.config, verifier.device, verifier.new_cache
+        sound = 0  # positions before those that are broken
+
+        def predict(self, tokens, spans, rows, cache):
+            logits = verifier.predict(tokens, spans, rows, cache)
+            logits[self.sound :] = wrong
+            return logits
+
+    broken, prompts = Broken(), [[5, 8], [9, 4]]
+    with pytest.raises(
+        NoFiniteLogits, match="the verifier gives no finite logits at 38 of 38"
+    ) as e:
+        decode(model, prompts, config(name), [0, 1], batch_size=2, verifier=broken)
+    assert e.value.everywhere
+    broken.sound = LENGTH - 1  # those of the first sample
+    with pytest.raises(
+        NoFiniteLogits, match="the verifier gives no finite logits at 19 of 38"
+    ) as e:
+        decode(model, prompts, config(name), [0, 1], batch_size=2, verifier=broken)
+    assert not e.value.everywhere
 
 
 def test_early_exit_changes_no_text(model, verifier):

@@ -179,7 +179,7 @@ def test_what_cannot_be_is_one_clear_line(run, more, fragment):
 def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(
     run, mini, verifier, monkeypatch
 ):
-    monkeypatch.setattr(cli, "_load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("models.load_model", lambda *_: pytest.fail("loaded"))
     for checkpoint, fragment in [
         (DREAM, "is of the dream family; a verifier is autoregressive"),
         (LLADA, "is of the llada family"),

@@ -1,6 +1,7 @@
 """Every broken checkpoint is refused with its reason before weights are loaded."""
 
 import json
+import os
 import re
 
 import pytest
@@ -47,6 +48,7 @@ from models import CheckpointError, check_checkpoint, load_model, load_tokenizer
         ({"n_kv_heads": 3}, r"4 heads cannot share 3"),
         ({"rope_theta": -1}, r"rope_theta is -1; it must be a number above 0"),
         ({"rms_norm_eps": float("nan")}, r"rms_norm_eps is nan"),
+        ({"rope_theta": 10**400}, r"rope_theta is 10+; it must be a number above 0"),
         ({"weight_tying": "no"}, r"weight_tying is 'no'; it must be true or false"),
         (
             {"embedding_size": 504},
@@ -107,6 +109,14 @@ def test_all_problems_are_reported_at_once(llada):
 def test_json_files_that_are_something_else(llada, file, content, pattern):
     (llada / file).write_bytes(content)
     refused(llada, rf"{re.escape(file)}: .*{pattern}")
+
+
+@pytest.mark.parametrize("file", ["config.json", INDEX, "tokenizer.json"])
+def test_a_fifo_is_no_file_of_a_checkpoint(llada, file):
+    """Reading one never ends."""
+    (llada / file).unlink()
+    os.mkfifo(llada / file)
+    assert check_checkpoint(llada)
 
 
 # ---- weights
@@ -225,6 +235,27 @@ def test_tokenizer_files_that_do_not_fit(dream, llada):
     (llada / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "malformed tokenizer files" in check_checkpoint(llada)[0]
     with pytest.raises(CheckpointError, match="malformed tokenizer files"):
+        load_tokenizer(llada)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pattern"),
+    [
+        *(({"chat_template": t}, "chat_template is .*; it must be a text") for t in (5, [1], {})),
+        ({"chat_template": [{"name": "a"}]}, "a list of texts with names"),
+        ({"bos_token": 5}, "bos_token is 5; it must be a text"),
+        ({"eos_token": {"lstrip": True}}, "eos_token is .*; it must be a text"),
+        ({"additional_special_tokens": 5}, "it must be a list of texts"),
+        ({"model_max_length": "x"}, "model_max_length is 'x'; it must be a number"),
+        ({"padding_side": "up"}, "it must be left or right"),
+    ],
+)
+def test_tokenizer_settings_of_another_type(llada, changes, pattern):
+    """They failed in transformers, some of them with exit code 1."""
+    edit(llada / "tokenizer_config.json", **changes)
+    [problem] = check_checkpoint(llada)
+    assert re.search(rf"^tokenizer_config\.json: .*{pattern}", problem)
+    with pytest.raises(CheckpointError, match=pattern):
         load_tokenizer(llada)
 
 

@@ -1,7 +1,9 @@
 """eval.py: what the arguments mean, what is refused and how, what is written."""
 
+import errno
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import edit
 from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
 
 import eval as cli
-from experiment.result import DEPARTS
-from utils import OutputError
+from experiment.result import DEPARTS, VOLATILE, load_result
+from experiment.sample import DECODED
+from utils import SCHEMA_VERSION, BadDataError, OutputError, sha256
 
 README_EXAMPLE = """
   --model_alias llada --task humaneval --alg low_confidence --tokens_per_step 1 --num_steps 128
@@ -322,6 +326,38 @@ def test_help_has_every_flag_with_its_default(capsys):
         assert f"  {flag}" in out
 
 
+def test_version_names_what_a_number_may_depend_on(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert re.match(r"dllmexp .*; engine \d.*; torch \d.*, lm-eval 0", capsys.readouterr().out)
+
+
+def test_paths_may_begin_with_the_home_directory(run, monkeypatch, tmp_path):
+    """A directory with the name ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, _ = run("--model_alias llada --task gsm8k --print_output_path --output_dir '~/x'")
+    assert code == 0 and out.startswith(f"{tmp_path}/x/")
+
+
+@pytest.mark.parametrize(("given", "read"), [("4,2", "4"), (" 3 ", "3"), ("8", "8"), ("", "")])
+def test_a_list_of_threads_is_read_as_its_first_number(run, monkeypatch, given, read):
+    """numexpr, which lm-eval imports, takes nothing but one number."""
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert run("--model_alias llada --task gsm8k --print_output_path")[0] == 0
+    assert os.environ["OMP_NUM_THREADS"] == read
+    monkeypatch.setenv("OMP_NUM_THREADS", "abc")
+    code, _, err = run("--model_alias llada --task gsm8k --print_output_path")
+    assert code == 2 and "OMP_NUM_THREADS='abc': must be a whole number" in err
+
+
+def test_python_without_docstrings_is_refused_with_a_reason(mini):
+    """transformers fails without a word of its cause."""
+    command = [sys.executable, "-OO", ROOT / "eval.py", *shlex.split(mini)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 3 and "PYTHONOPTIMIZE=2" in ended.stderr
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -471,6 +507,25 @@ def test_help_has_every_flag_with_its_default(capsys):
         ),
         ("--model_alias llada --task gsm8k --seed", ["--seed: expected one argument"]),
         ("--model_alias llada --task gsm8k stray", ["unexpected argument 'stray'"]),
+        ("--model_alias llada --task gsm8k -seed 1", ["'-seed'; did you mean '--seed'?"]),
+        *(
+            (f"--model_alias llada --task gsm8k {word} x", [f"{word!r}; did you mean {ours!r}?"])
+            for word, ours in (
+                ("--modle", "--model_alias"),
+                ("--top-p", "--top_p"),
+                ("--output_path", "--output_dir"),
+                ("--n_samples", "--limit"),
+            )
+        ),
+        *(
+            (f"--model_alias llada --task gsm8k {word} x", [f"{word!r}; --help lists them all"])
+            for word in ("--log_samples", "--trust_remote_code", "--gen_kwargs", "--cache_requests")
+        ),
+        (
+            f"--model_alias llada --task gsm8k --limit {'9' * 5000}",
+            [f"--limit {'9' * 60}...: must be a whole number of at least 1 and at most"],
+        ),
+        ("--model_alias llada --task gsm8k --system \udcff", ["'\\udcff' is not UTF-8"]),
     ],
 )
 def test_bad_arguments_are_one_clear_line(run, arguments, fragments):
@@ -493,7 +548,7 @@ def test_all_problems_are_reported_at_once(run):
 
 
 def test_problems_with_files_are_reported_at_once_before_a_model_loads(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "execute", lambda *_: pytest.fail("went on"))
+    monkeypatch.setattr("experiment.run.execute", lambda *_: pytest.fail("went on"))
     (tmp_path / "file").write_text("")
     code, _, err = run(
         "--model_alias llada --task gsm8k --llada_ckpt /nowhere/x --data_dir /nowhere "
@@ -528,6 +583,79 @@ def test_output_directory_that_cannot_be_written(run, mini, tmp_path):
     assert code == 74 and err.startswith(
         f"error: --output_dir {tmp_path / 'file'} cannot be written: "
     )
+
+
+def test_a_path_that_is_too_long_is_the_outputs_fault(run, mini, tmp_path):
+    """It was "is no result file, delete it"."""
+    code, _, err = run(mini, "--output_dir", str(tmp_path / ("x" * 300)))
+    assert code == 74 and err.count("error: ") == 1 and "File name too long" in err
+
+
+def test_another_users_result_is_no_damaged_one(run, mini, tmp_path, monkeypatch):
+    """The advice was to move it away."""
+    path = Path(run(mini, "--print_output_path")[1].strip())
+    path.parent.mkdir()
+    path.write_text("{}")
+
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("experiment.result.file_bytes", denied)
+    code, _, err = run(mini)
+    assert code == 74 and f"{path}: no permission to read it" in err and "delete" not in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("reference"),
+        lambda r: r.update(headline=5),
+        lambda r: r.update(metrics={"a": 5}),
+        lambda r: r.update(samples=[5]),
+        lambda r: r.update(config={}),
+        lambda r: r["profile"].clear(),
+    ],
+)
+def test_a_result_of_another_form_with_a_right_checksum_is_refused(change, tmp_path):
+    """Its reader ended with a KeyError and exit code 1."""
+    row = {"status": "ok", "key": "k", "doc_id": 0, "repeat": 0, "error": None}
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        **{"id": "i", "generation_id": "g", "status": "complete", "n_samples": 1, "n_failed": 0},
+        "config": {"model_alias": "llada", "task": "gsm8k", "protocol": "uniform"},
+        "protocol": {},
+        "metrics": {},
+        "score_on_completed": None,
+        "headline": None,
+        "reference": None,
+        "diagnostics": {"warnings": []},
+        "samples": [row | {n: 0 for n in (*DECODED, "prompt_tokens", "tokens_returned")}],
+        "profile": {
+            "sample_seconds": [{"doc_id": 0, "repeat": 0, "seconds": 1.0, "cost_seconds": 1.0}],
+            "peak_memory_bytes": {"device": None},
+        },
+        "meta": {"samples_made": []},
+    }
+    path = tmp_path / "r.json"
+
+    def write():
+        covered = {name: v for name, v in result.items() if name not in VOLATILE}
+        path.write_text(json.dumps(result | {"content_sha256": sha256(covered)}))
+
+    write()
+    assert load_result(path)
+    change(result)
+    write()
+    with pytest.raises(BadDataError, match="is no whole result file .*delete it or move it away"):
+        load_result(path)
+
+
+@pytest.mark.parametrize("template", ["{{ 'x' * 10 ** 30 }}", "{{ 1 // 0 }}", "{{ 1 + 'a' }}"])
+def test_a_chat_template_that_fails_is_the_checkpoints_fault(run, mini, tmp_path, template):
+    folder = damaged(tmp_path, lambda folder: None)
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    code, _, err = run(mini, "--llada_ckpt", str(folder), "--show_prompt", "0")
+    assert code == 4 and "the checkpoint's chat template cannot render this prompt: " in err
 
 
 def damaged(tmp_path: Path, change) -> Path:
@@ -578,9 +706,12 @@ def test_checkpoint_of_another_family(run, mini):
 @pytest.mark.parametrize(
     "lines, fragment",
     [
-        (['{"question": "q", "answer": "a"}', "{oops"], "line 2"),
+        (['{"question": "q", "answer": "#### 1"}', "{oops"], "line 2"),
         (['{"question": "q"}'], "line 1: field 'answer'"),
-        (['{"question": "q", "answer": "a"}'], "1 rows, expected 3"),
+        (['{"question": "q", "answer": "#### 1"}'], "1 rows, expected 3"),
+        (['{"question": "q", "answer": "1"}'], "line 1: field 'answer' does not match ####"),
+        (['{"question": "q", "answer": "#### one"}'], "line 1: field 'answer' does not match"),
+        (['{"question": "\\ud800", "answer": "#### 1"}'], "line 1: not JSON: 'utf-8' codec"),
     ],
 )
 def test_malformed_data(run, mini, tmp_path, lines, fragment):
@@ -729,14 +860,14 @@ def test_full_disk_at_the_end(run, mini, monkeypatch):
             "free some space or give another --output_dir"
         )
 
-    monkeypatch.setattr(cli, "atomic_write_json", full)
+    monkeypatch.setattr("experiment.run.atomic_write_json", full)
     code, _, err = run(mini, "--limit", "1")
     assert code == 74 and "error: cannot write r.json: No space left on device" in err
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_code(run, mini, monkeypatch, number, code):
-    monkeypatch.setattr(cli, "execute", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("experiment.run.execute", lambda *_: os.kill(os.getpid(), number))
     got, _, err = run(mini)
     assert got == code and "Traceback" not in err
 
@@ -745,7 +876,7 @@ def test_unexpected_failure_is_one_line_unless_debugged(run, mini, monkeypatch):
     def broken(*_):
         raise KeyError("what")
 
-    monkeypatch.setattr(cli, "execute", broken)
+    monkeypatch.setattr("experiment.run.execute", broken)
     code, _, err = run(mini)
     assert (
         code == 1

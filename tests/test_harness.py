@@ -354,6 +354,7 @@ def test_error_of_the_project_is_no_failed_sample():
         harness.generate_until([request("a")], disable_tqdm=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, algorithm, k",
     [

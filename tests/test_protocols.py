@@ -8,6 +8,7 @@ import pytest
 
 from eval import MODEL_DEFAULTS, TASKS
 from models import FAMILIES
+from tasks.code import EXTRACTIONS
 from tasks.installed import spec_of
 from tasks.protocols import PROTOCOLS, protocol
 from utils import UsageError
@@ -33,7 +34,7 @@ def test_every_cell_names_a_form_of_its_task(name, alias, task):
     form = TASKS[task].forms[p.form]
     assert p.name == name
     assert p.num_fewshot == form.num_fewshot
-    assert p.revision == PROTOCOLS[name] and PROTOCOLS["uniform"] == 2
+    assert p.revision == PROTOCOLS[name] == 2
     assert p.gen_length % (p.block_length or p.gen_length) == 0
     assert p.temperature > 0 or p.top_p is None  # at temperature 0 it would be inactive
     for reference in p.references:
@@ -108,6 +109,22 @@ def test_official_cells(alias, task, form, canvas, block, sampling, score):
     assert (p.form, p.gen_length, p.block_length) == (form, canvas, block)
     assert (p.algorithm, p.temperature, p.top_p) == sampling
     assert next((r["score"] for r in p.references), None) == score
+
+
+def test_official_programs_are_found_by_the_authors_extraction():
+    """DiffuCoder has no published score on MBPP's 500 tasks, so nothing of its authors' either."""
+    used = {(a, t): cell("official", a, t).extraction for n, a, t in CELLS if n == "official"}
+    assert {key: name for key, name in used.items() if name} == {
+        ("llada", "humaneval"): "opencompass",
+        ("llada", "mbpp"): "opencompass",
+        ("llada1.5", "humaneval"): "opencompass",
+        ("llada1.5", "mbpp"): "opencompass",
+        ("dream", "humaneval"): "evalplus",
+        ("dream", "mbpp"): "verbatim",
+        ("diffucoder", "humaneval"): "evalplus",
+    }
+    assert set(used.values()) == {*EXTRACTIONS, None}
+    assert all(cell("uniform", a, t).extraction is None for n, a, t in CELLS if n == "uniform")
 
 
 def test_scores_that_are_published_at_more_tokens_per_step():

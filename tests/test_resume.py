@@ -383,7 +383,7 @@ def test_what_a_dead_worker_leaves_is_decoded_by_the_leader(data, tmp_path, monk
         def __init__(self, argv, devices, place):
             self.processes = [subprocess.Popen([sys.executable, "-c", "raise SystemExit(4)"])]
 
-    monkeypatch.setattr(cli, "WorkerPool", Stillborn)
+    monkeypatch.setattr("experiment.run.WorkerPool", Stillborn)
     assert cli.main(arguments(data, tmp_path / "b", "--devices", "cpu,cpu")) == 0
     [path] = (tmp_path / "b").glob("*.json")
     assert json.loads(path.read_text())["content_sha256"] == whole["content_sha256"]

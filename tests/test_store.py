@@ -13,12 +13,15 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
+from decoding.row_state import Completion
 from experiment import store as store_module
+from experiment.sample import Request, Sample, is_usable
 from experiment.store import Store, StoreBusy, StoreError, StoreFull, sample_key
 from utils import OutputError
 
@@ -201,6 +204,69 @@ def test_a_file_cut_at_any_byte_keeps_every_whole_line_and_goes_on(tmp_path):
             next(p for p in shard.parent.glob("shard-*") if p != shard).unlink()
 
 
+def test_lines_that_have_lost_their_newlines_are_read(tmp_path):
+    """A shard without its newlines was one torn line: 30 whole samples gave none."""
+    shard = filled(tmp_path, range(4))
+    data = shard.read_bytes()
+    shard.write_bytes(data.replace(b"\n", b""))
+    assert found(tmp_path) == {0, 1, 2, 3}
+    shard.write_bytes(data.replace(b"\n", b"")[:-1])
+    view = opened(tmp_path, alone=False)
+    assert len(view) == 3 and view.report.torn == 1
+    with open(shard, "ab") as file:
+        file.write(data[-2:])
+    assert view.refresh() == 1 and (view.report.torn, view.report.corrupt) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *([1], 5, None, {}, {"record": None}, {"record": [1]}, {"record": {"key": 5}}),
+        *({"record": ok(1) | {"key": key(1), part: 5}} for part in ("status", "result", "meta")),
+        *({"shard": None}, {"shard": {"created": "x"}}, {"shard": [1.5]}),
+    ],
+)
+def test_a_right_checksum_around_a_wrong_shape_costs_one_line(tmp_path, content):
+    """It ended the run with AttributeError and others."""
+    shard = filled(tmp_path, range(3))
+    ours = {"config_id": ID, "version": 1}
+    text = json.dumps(ours | content if isinstance(content, dict) else content).encode()
+    with open(shard, "ab") as file:
+        file.write(b"%08x %b\n" % (zlib.crc32(text), text))
+    assert found(tmp_path) == {0, 1, 2}
+    report = opened(tmp_path).report
+    assert report.corrupt == 1
+
+
+def test_a_sample_that_its_reader_cannot_use_is_not_there(tmp_path):
+    filled(tmp_path, range(3))
+    usable = Store.open(tmp_path, CONFIG, ID, usable=lambda record: record["key"] != key(1))
+    assert set(usable) == {key(0), key(2)} and usable.report.corrupt == 1
+    usable.put(key(1), ok(1))
+    assert usable.get(key(1))
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        *(("result", {"token_ids": ids}) for ids in ("ab", [None, 1], [10**30, 1], [-5, 1], [1])),
+        *(("result", {"committed_at": at}) for at in (None, [-2, 0], [0.5, 1])),
+        *(("result", change) for change in ({"nfe": "x"}, {"finish_reason": 5})),
+        *(("meta", {name: "x"}) for name in ("seconds", "cost_seconds", "provenance", "score")),
+        ("meta", {"score": {"value": "x", "version": 1}}),
+    ],
+)
+def test_a_sample_of_another_form_is_made_again(part, change):
+    """A right checksum does not help where another program wrote it."""
+    completion = Completion((1, 2), (0, 1), 2, 0, 4, 0.5, "length")
+    kept, meta = Sample(Request({}, 0), completion).kept(None)
+    good = {"key": key(1), "status": "ok", "result": kept, "meta": meta | {"provenance": {}}}
+    good = json.loads(json.dumps(good))
+    assert is_usable(good)
+    assert not is_usable(good | {part: good[part] | change})
+
+
+@pytest.mark.slow
 def test_any_flipped_bit_costs_at_most_the_sample_that_it_hit(tmp_path):
     """Plain JSON lines read back a wrong value for every fourth such bit."""
     shard, lost = filled(tmp_path, range(3)), 0
@@ -418,10 +484,16 @@ def test_a_store_of_another_configuration_or_version_is_never_used_and_the_diffe
     for damaged, message in (
         (text.replace('ion": 1', 'ion": 7'), "store_version: 7 -> 1"),
         (text[:20], "damaged; delete it"),
+        ("[[1, 2]]", "damaged; delete it"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "damaged; delete it"),
     ):
         config.write_text(damaged)
         with pytest.raises(StoreError, match=message):
             opened(tmp_path)
+    config.unlink()
+    os.mkfifo(config)  # reading it would never end
+    with pytest.raises(StoreError, match="damaged; delete it"):
+        opened(tmp_path)
     config.unlink()
     assert found(tmp_path) == {0, 1, 2}
 
@@ -453,10 +525,12 @@ def test_fresh_sets_what_is_there_aside_and_says_so(tmp_path):
         opened(tmp_path, fresh=True, alone=False)
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EBADF, errno.EINVAL, 524])
 def test_without_flock_a_file_is_the_lock_and_is_taken_over_from_the_dead_of_this_host_only(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, code
 ):
-    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOLCK))
+    """524 is the kernel's ENOTSUPP, which network file systems pass on."""
+    monkeypatch.setattr(fcntl, "flock", refuse(code))
     child = worker(tmp_path, 0, 3, "no_flock")
     assert child.stdout.readline() == b"open\n"
     with pytest.raises(

@@ -142,6 +142,17 @@ def test_a_yaml_file_of_any_argument_sets(tmp_path):
             "- --model_alias llada --task gsm8k",
             "two experiments would write",
         ),
+        ("- {model_alias: llada, task: gsm8k, task: mbpp}", "'task' is given twice"),
+        ("- --model_alias 'llada --task gsm8k", "entry 1: .*No closing quotation"),
+        *((f"- {e}", "cannot be given to an experiment") for e in ("--help", "[-h]", "help: true")),
+        (f"- {{model_alias: llada, task: gsm8k, seed: {[*range(9000)]}}}", "to 9000 experiments"),
+        (f"- {{model_alias: llada, limit: {'9' * 5000}}}", "is not YAML"),
+        (f"- {{model_alias: llada, limit: 0x{'f' * 5000}}}", "limit: .*bits is too large"),
+        ("- " + "[" * 5000 + "]" * 5000, "is not YAML: maximum recursion depth"),
+        ("- &a [*a]", "a list is no value"),
+        ("- {model_alias: {a: b}}", "a dict is no value"),
+        ("- {1: llada}", "1 is no flag"),
+        ("- {model_alias: llada, limit: 2024-13-45}", "is not YAML: month"),
     ],
 )
 def test_a_file_that_cannot_be_is_named(tmp_path, text, problem):

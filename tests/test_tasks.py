@@ -460,6 +460,10 @@ def test_missing_files_are_all_named(tmp_path, name):
             lambda r: json.dumps(r | {"test_list": ["assert ("]}),
             "line 2: field 'test_list' is not Python",
         ),
+        (
+            lambda r: json.dumps(r | {"test_list": ["assert " + "-" * 60_000 + "1"]}),
+            "line 2: field 'test_list' is not Python: nested too deeply",
+        ),
     ],
 )
 def test_a_malformed_row_is_named_by_file_line_and_field(broken, change, says):
@@ -622,6 +626,7 @@ def test_answers_are_scored_as_a_careful_reader_does(benchmarks, name, key):
     assert not wrong, metric
 
 
+@pytest.mark.slow
 def test_lm_evals_two_metrics_of_gsm8k_stay_as_they_are(mini):
     """On answers that the third metric reads otherwise, and on a long one in linear time."""
     texts = ["#### 999.00", "$\\boxed{1,000}$.", "It is 1,001. Of these 3 are red.", "0" * 2_000]

@@ -113,7 +113,7 @@ def test_programs_judged_while_others_are_generated_change_nothing(tmp_path, mon
         Judging, "score", lambda self, *args: early.append(len(self._early)) or real(self, *args)
     )
     for idle in (0, 1):
-        monkeypatch.setattr(cli, "idle_cores", lambda device, n_workers: idle)  # noqa: B023
+        monkeypatch.setattr("experiment.run.idle_cores", lambda device, n_workers: idle)  # noqa: B023
         results.append(run("tiny-llada", "humaneval", tmp_path / str(idle), "--limit", "6"))
     assert early == [0, 6] and results[0]["content_sha256"] == results[1]["content_sha256"]
 
@@ -128,6 +128,7 @@ def test_an_answer_ends_by_itself_and_shows_no_chat_token(alias, tmp_path):
     assert all(s["text"].count("####") == 1 for s in samples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
 def test_batching_leaves_the_tokens_untouched(alias):
     algorithm = {"tiny-llada": "low_confidence", "tiny-dream": "maskgit_plus"}[alias]

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import stat
 
 import pytest
 
@@ -110,6 +111,41 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, call):
     assert caught.value.exit_code == 74
     assert json.loads(path.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["r.json"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_cannot_sync_a_directory_is_no_error(tmp_path, monkeypatch, code):
+    """The file is written by then; the run ended with "cannot write"."""
+    fsync = os.fsync
+
+    def no_directories(fd):
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(fd)
+
+    monkeypatch.setattr(utils.os, "fsync", no_directories)
+    atomic_write_json(tmp_path / "r.json", {"a": 1})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": 1}
+
+
+def test_a_limit_on_file_sizes_is_named(tmp_path, monkeypatch):
+    """The advice was to free some space."""
+
+    def too_large(*_):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(utils.os, "fsync", too_large)
+    with pytest.raises(OutputError, match=r"File too large; raise the limit .*\(ulimit -f\)"):
+        atomic_write_json(tmp_path / "r.json", {"a": 1})
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").write_bytes(b"x")
+    assert utils.file_bytes(tmp_path / "file") == b"x"
+    for name in ("fifo", "", "missing"):
+        with pytest.raises(OSError):
+            utils.file_bytes(tmp_path / name)
 
 
 def test_nan_is_never_written(tmp_path):

@@ -108,8 +108,8 @@ def _llada(model: Plain, x: Tensor, P: int, config: DecodeConfig, seed: int) -> 
             logits[:, :, mask] = -torch.inf
             proposed = logits.argmax(dim=-1)
             if s.algorithm == "low_confidence":
-                probs = logits.to(torch.float64).softmax(dim=-1)
-                score = probs.gather(-1, proposed[..., None])[..., 0]
+                score = logits.to(torch.float64).softmax(dim=-1)  # a name for it would keep it
+                score = score.gather(-1, proposed[..., None])[..., 0]
             elif s.algorithm == "random":
                 noise = uniforms(seed, block * s.steps_per_block + step, s.gen_length)[1]
                 score = F.pad(noise, (P, 0))[None].to(x.device)
