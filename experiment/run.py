@@ -22,6 +22,7 @@ from experiment.signals import Interrupted, Signalled
 from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.workers import WorkerInfo, WorkerPool
+from models.files import download
 from tasks import build_task
 from tasks.installed import headline_of
 from utils import (
@@ -142,7 +143,11 @@ def execute(
             if status is not None:
                 cache.status = status
                 n_docs = len(task.eval_docs)
-                status.expect(min(n_docs, job.limit or n_docs))
+                n_docs = min(n_docs, job.limit or n_docs)
+                status.expect(n_docs)
+                if len(store) < n_docs:  # before the bar over the samples
+                    for name in filter(None, (job.config.checkpoint, job.config.verifier)):
+                        download(name)
             if texts is not None:
                 lm = predictions_lm(texts)
             else:

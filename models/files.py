@@ -459,6 +459,13 @@ def _commit(folder: Path) -> str | None:
     return folder.name if in_cache and re.fullmatch("[0-9a-f]{40}", folder.name) else None
 
 
+def download(path_or_repo: str | Path) -> Path:
+    """The directory of a checkpoint with its weights, whole. Raises as `resolve`."""
+    folder = resolve(path_or_repo, weights=True)
+    check_blobs(folder)
+    return folder
+
+
 def check_blobs(folder: Path) -> None:
     """Compare the weights of a hub snapshot with the sha256 that is the name of their blob.
 
