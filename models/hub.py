@@ -132,8 +132,9 @@ def resolve(path_or_repo: str | Path, *, weights: bool) -> Path:
 def parquet_files(data_set: str, config: str | None) -> dict[str, list[Path]]:
     """Split -> files of a data set in the hub's usual layout, CONFIG/SPLIT-00000-of-00001.parquet.
 
-    config: None takes the only one. {} where the data set has another layout. The files are
-    downloaded where they are missing. Raises CheckpointError and OutputError.
+    config: None takes the only one. {} where the data set has another layout, or is neither in the
+    hub's cache nor can be downloaded with HF_HUB_OFFLINE=1. Missing files are downloaded. Raises
+    CheckpointError and OutputError.
     """
 
     def splits(names: Iterable[str]) -> dict[str, list[str]]:
@@ -150,6 +151,8 @@ def parquet_files(data_set: str, config: str | None) -> dict[str, list[Path]]:
 
     name = f"datasets/{data_set}"
     repo = Repo(name, data_set, _commits().get(name), "dataset")
+    if offline() and not repo.cached():
+        return {}
     folder = _snapshot(repo, lambda names: sum(splits(names).values(), []))
     found = splits(_names(folder)).items()
     return {split: [folder / name for name in names] for split, names in found}
@@ -289,6 +292,8 @@ def _looked_up(
     except Exception as error:
         reason = _reason(error, repo)
         if cached is None:
+            if _may_pass(error) or isinstance(error, TimeoutError):
+                reason += "; try again later, or give a local directory"
             raise CheckpointError(f"{repo.name}: {reason}") from error
         _tell(f"{repo.name}: {reason}; using the cached commit {cached.name}")
         return cached

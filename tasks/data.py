@@ -286,23 +286,20 @@ def _read_hub(spec: TaskSpec) -> Data:
 
 
 def _parquet_splits(repo: str, config: str | None) -> tuple[dict[str, Rows], str] | None:
-    """The splits, and the data set with its commit; None where its files have no usual layout.
-
-    None, too, where there is no connection: `datasets` may have the rows in a cache of its own.
-    """
+    """The splits, and the data set with its commit; None where `datasets` has to find the rows."""
     from models import CheckpointError
-    from models.hub import offline, parquet_files
+    from models.hub import parquet_files
 
     try:
         files = parquet_files(repo, config)
-        if files:
-            rows = {split: [r for p in paths for r in _rows(p)] for split, paths in files.items()}
-            commit = next(iter(files.values()))[0].parents[1].name
-            return rows, f"{repo}@{commit}"
     except CheckpointError as error:
-        if not offline():
-            raise DataError(f"{error}; --data_dir DIR reads local files") from error
-    return None
+        raise DataError(f"{error}; --data_dir DIR reads local files") from error
+    if not files:
+        return None
+    splits = {
+        split: [row for path in paths for row in _rows(path)] for split, paths in files.items()
+    }
+    return splits, f"{repo}@{next(iter(files.values()))[0].parents[1].name}"
 
 
 def _rows(path: Path) -> Rows:

@@ -10,10 +10,12 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 from checkpoint_files import SHARDS, edit_tensors
 from fake_hub import PAGE, served
 from mini import ROOT, gsm8k_dir
+from pyarrow import parquet
 
 import sandbox
 from models.hub import COMMITS, agree, pin
@@ -78,7 +80,10 @@ except DllmexpError as error:
     sys.exit(error.exit_code)
 """
 MODEL = "print(resolve('owner/tiny', weights=True))"
-ROWS = "print(parquet_files('owner/rows', 'main'))"
+ROWS = (
+    "from tasks import gsm8k, load_data\n    found = load_data(gsm8k.SPEC, None)\n"
+    "    print(found.origin, len(found.splits['test']), found.splits['train'][5])"
+)
 
 
 def fetched(hub, tmp_path, call: str = MODEL, **env) -> subprocess.CompletedProcess:
@@ -181,7 +186,11 @@ def test_a_damaged_download_is_refused_with_its_path(hub, tmp_path):
 def test_only_the_files_that_are_read_are_downloaded(hub, llada, tmp_path):
     for name in ("consolidated.safetensors", "notes.txt"):
         (llada / name).write_bytes(b"x")
-    assert evaluated(hub, tmp_path).returncode == 0
+    hub.fail(CDN, "drip", times=2)
+    done = evaluated(hub, tmp_path)
+    assert done.returncode == 0
+    assert "downloaded" not in done.stderr.partition("llada samples:")[2]  # not inside that bar
+    assert " of 833kB downloaded" in done.stderr
     names = {path.rpartition("/")[2] for _, path, _ in hub.asked if "/resolve/" in path}
     assert set(SHARDS) < names and not names & {"consolidated.safetensors", "notes.txt"}
 
@@ -271,7 +280,7 @@ def test_a_dead_proxy_and_a_dead_hub(hub, tmp_path):
     error = refused(fetched(hub, tmp_path, HTTP_PROXY=dead))
     assert "the proxy of HTTP_PROXY or HTTPS_PROXY cannot be reached" in error
     done = fetched(hub, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert "owner/tiny: the hub cannot be reached (Connection refused)" in refused(done)
+    assert "owner/tiny: the hub cannot be reached (Connection refused); try" in refused(done)
     assert len(done.stdout.splitlines()) == 4 and "secret" not in done.stdout + error
 
 
@@ -363,35 +372,23 @@ def test_a_signal_ends_a_download(hub, tmp_path, number):
 # ---- data sets
 
 
-@pytest.fixture
-def rows(hub, tmp_path) -> list[dict]:
-    """A data set on the hub in the usual layout, with another configuration."""
-    import pyarrow
-    from pyarrow import parquet
-
-    found = [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(9)]
-    for name in ("main/test", "main/train", "other/test"):
+@pytest.mark.slow
+def test_rows_of_the_hub(hub, tmp_path):
+    """Only the configuration is downloaded; a hub that hangs, offline, a damaged file."""
+    rows = [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(1319)]
+    for name in ("main/test", "main/train", "socratic/test"):
         path = tmp_path / "rows" / f"{name}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        parquet.write_table(pyarrow.Table.from_pylist(found), path)
-    hub.add("datasets/owner/rows", OLD, tmp_path / "rows")
-    return found
-
-
-READ = "from tasks.data import _parquet_splits\n    print(_parquet_splits('owner/rows', 'main'))"
-
-
-@pytest.mark.slow
-def test_rows_of_the_hub(hub, rows, tmp_path):
-    """Only the configuration is downloaded; a hub that hangs, offline, a damaged file."""
-    expected = str(({"test": rows, "train": rows}, f"owner/rows@{OLD}"))
-    assert ok(fetched(hub, tmp_path, READ)).strip() == expected
-    assert not any("other" in path for _, path, _ in hub.asked)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    hub.add("datasets/openai/gsm8k", OLD, tmp_path / "rows")
+    expected = f"openai/gsm8k@{OLD} 1319 {rows[5]}"
+    assert ok(fetched(hub, tmp_path, ROWS)).strip() == expected
+    assert not any("socratic" in path for _, path, _ in hub.asked)
     hub.fail("", "hang")
-    told, found = ok(fetched(hub, tmp_path, READ)).splitlines()
-    assert "datasets/owner/rows: the hub does not answer; using the cached" in told
+    told, found = ok(fetched(hub, tmp_path, ROWS)).splitlines()
+    assert "datasets/openai/gsm8k: the hub does not answer; using the cached" in told
     assert found == expected
-    assert ok(fetched(hub, tmp_path, READ, HF_HUB_OFFLINE="1")).strip() == expected
+    assert ok(fetched(hub, tmp_path, ROWS, HF_HUB_OFFLINE="1")).strip() == expected
     [path, *_] = (tmp_path / "home").rglob("test-*.parquet")
     path.resolve().write_bytes(b"PAR1")
     error = refused(fetched(hub, tmp_path, ROWS, HF_HUB_OFFLINE="1"))
