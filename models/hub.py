@@ -552,11 +552,12 @@ def _reason(error: BaseException, repo: Repo) -> str:
 
 
 def quiet() -> None:
-    """No bars and no lines of huggingface_hub."""
+    """No bars of huggingface_hub, and no lines unless HF_HUB_VERBOSITY asks for them."""
     from huggingface_hub.utils import disable_progress_bars, logging
 
     disable_progress_bars()
-    logging.set_verbosity_error()
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
 
 
 def _tell(text: str) -> None:
