@@ -23,7 +23,7 @@ from experiment.sample_cache import ShareDone
 from experiment.status import await_leader
 from experiment.store import HOST, Store
 from experiment.workers import WorkerInfo
-from tasks import TaskSpec, check_data, load_data
+from tasks import Data, TaskSpec, check_data, load_data
 from utils import (
     BadDataError,
     DllmexpError,
@@ -85,12 +85,21 @@ def check_inputs(
             config = replace(config, predictions=_file_sha256(job.predictions))
         except BadDataError as error:
             errors.append(error)
-    if job.data_dir is None and not spec.foreign and not errors:  # last: it loads `datasets`
+    if (job.data_dir is None or spec.foreign) and not errors:  # last: it may download
         try:
-            config = replace(config, data=rows_identity(spec, load_data(spec, None)))
+            config = replace(config, data=rows_identity(spec, _hub_data(spec)))
         except BadDataError as error:
             errors.append(error)
     return replace(job, config=config, notes=tuple(notes)), texts, errors
+
+
+def _hub_data(spec: TaskSpec) -> Data:
+    if not spec.foreign:
+        return load_data(spec, None)
+    from experiment import lmeval
+
+    with lmeval.quiet():
+        return load_data(spec, None)
 
 
 def _with_checkpoints(

@@ -6,6 +6,7 @@ computed by the run (see checks.py) and kept in the user's cache; until then an 
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from experiment.resolve import Job
+    from experiment.workers import WorkerInfo
 
 # what was found, until forget()
 _weights: dict[str, dict[str, Any]] = {}
@@ -47,19 +49,65 @@ def weights(checkpoint: str) -> dict[str, Any] | None:
 
 
 def prepare(jobs: Iterable[Job]) -> None:
-    """Find the identity of the checkpoints of several jobs, so that all processes have the same.
+    """Find the identity of the inputs of several jobs, so that all processes have the same.
 
     Weights are hashed, and a hub id is looked up, once: the commit holds for this process and for
-    those that it starts. A checkpoint that cannot be read is left to the run, which reports it.
+    those that it starts. What cannot be read is left to the run, which reports it.
     """
     from models import CheckpointError, fingerprint
+    from models.hub import parquet_files
 
-    configs = [job.config for job in jobs if job.predictions is None]
-    names = [name for config in configs for name in (config.checkpoint, config.verifier) if name]
-    for name in dict.fromkeys(names):
+    for name in _checkpoints(jobs := list(jobs)):
         with suppress(CheckpointError, OSError):
             fingerprint(name)
+    for spec in _hub_data(jobs):
+        with suppress(CheckpointError):
+            parquet_files(*spec.hub)
     forget()
+
+
+def agree(path: Path, jobs: Iterable[Job]) -> None:
+    """Let the jobs have the same commits of the hub in all processes with the same `path`.
+
+    The first of them writes `path`. One that cannot look its commits up, or cannot write, goes on
+    alone, and reports that later.
+    """
+    from models import CheckpointError, hub
+
+    jobs = list(jobs)
+    names = [name for name in _checkpoints(jobs) if hub.hub_id(name) and not Path(name).is_dir()]
+    specs = _hub_data(jobs)
+
+    def find() -> None:
+        for name in names:
+            hub.resolve(name, weights=False)
+        for spec in specs:
+            hub.parquet_files(*spec.hub)
+
+    if names or specs:
+        with suppress(CheckpointError, OSError):
+            hub.agree(path, find)
+
+
+def agree_ranks(job: Job, worker: WorkerInfo) -> None:
+    """Let the processes that a launcher has started use the same commits of the hub."""
+    if worker.size > 1 and worker.parent is None:  # the leader's own have its environment
+        path = job.output_dir / "cache" / f"commits-{worker.launch}.json"
+        if worker.leads:
+            atexit.register(path.unlink, missing_ok=True)
+        agree(path, [job])
+
+
+def _checkpoints(jobs: Iterable[Job]) -> list[str]:
+    configs = [job.config for job in jobs if job.predictions is None]
+    names = (name for config in configs for name in (config.checkpoint, config.verifier) if name)
+    return list(dict.fromkeys(names))
+
+
+def _hub_data(jobs: Iterable[Job]) -> list[TaskSpec]:
+    """The benchmarks whose rows come from a data set of the hub."""
+    specs = {job.spec.name: job.spec for job in jobs if job.data_dir is None}
+    return [spec for spec in specs.values() if spec.hub and not spec.foreign]
 
 
 def data_identity(spec: TaskSpec, data_dir: Path | None) -> dict[str, str]:
@@ -70,7 +118,7 @@ def data_identity(spec: TaskSpec, data_dir: Path | None) -> dict[str, str]:
         return data_checksums(spec, data_dir)
     name = "/".join(filter(None, spec.hub or ()))
     rows = kept([_rows_key(name)]).get(_rows_key(name))
-    return {"hub": name, "rows": rows} if rows and not spec.foreign else {"hub": name}
+    return {"hub": name, "rows": rows} if rows else {"hub": name}
 
 
 def rows_identity(spec: TaskSpec, data: Data) -> dict[str, str]:
@@ -97,7 +145,7 @@ def identified(job: Job) -> Job:
         )
     if config.verifier is not None:
         config = replace(config, verifier_fingerprint=weights(config.verifier))
-    if job.data_dir is None:
+    if job.data_dir is None or spec.foreign:
         config = replace(config, data=data_identity(spec, None))
     elif job.data_dir.is_dir():
         with suppress(OSError):
@@ -111,8 +159,7 @@ def identified(job: Job) -> Job:
 def is_known(job: Job) -> bool:
     """Whether everything that the result id covers is known."""
     data = job.config.data or {}
-    lacks_rows = "hub" in data and "rows" not in data and not job.spec.foreign
-    return _is_generation_known(job) and not lacks_rows
+    return _is_generation_known(job) and not ("hub" in data and "rows" not in data)
 
 
 def _is_generation_known(job: Job) -> bool:

@@ -13,7 +13,7 @@ import sandbox
 from experiment.arguments import Models
 from experiment.checks import check_inputs, choose_device, finished_result, open_store, say
 from experiment.describe import describe
-from experiment.identity import rows_identity
+from experiment.identity import agree_ranks, rows_identity
 from experiment.resolve import Job
 from experiment.result import build_result, table
 from experiment.sample_cache import SampleCache, ShareDone
@@ -21,6 +21,7 @@ from experiment.signals import Interrupted, Signalled
 from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.workers import WorkerInfo, WorkerPool
+from models.files import download
 from tasks import build_task
 from tasks.installed import headline_of
 from utils import (
@@ -70,6 +71,7 @@ def run_job(
     job: Job, worker: WorkerInfo, argv: list[str], host: Host, models: Models, get_model: GetModel
 ) -> int:
     """Check the inputs, run what is not done, write and print the result. Returns the exit code."""
+    agree_ranks(job, worker)
     job, texts, errors = check_inputs(job, models[job.config.model_alias]["flag"])
     done = None
     try:
@@ -142,7 +144,11 @@ def execute(
             if status is not None:
                 cache.status = status
                 n_docs = len(task.eval_docs)
-                status.expect(min(n_docs, job.limit or n_docs))
+                n_docs = min(n_docs, job.limit or n_docs)
+                status.expect(n_docs)
+                if len(store) < n_docs:  # before the bar over the samples
+                    for name in filter(None, (job.config.checkpoint, job.config.verifier)):
+                        download(name)
             if texts is not None:
                 lm = predictions_lm(texts)
             else:

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from models.config import CheckpointError, ModelConfig
-from models.files import check_blobs, config_in, read_headers, shard_paths, tensor_plan
-from models.hub import resolve
+from models.files import config_in, download, read_headers, shard_paths, tensor_plan
 from models.tokenizer import tokenizer_in
 from models.transformer import Transformer
 
@@ -23,9 +22,8 @@ def load_model(path_or_repo: str | Path, *, device: str | torch.device, dtype: s
     and none for a model on another device.
     """
     dtype = _dtype(dtype)
-    folder = resolve(path_or_repo, weights=True)
+    folder = download(path_or_repo)
     config = config_in(folder)
-    check_blobs(folder)
     tokenizer = tokenizer_in(folder, config, name=str(path_or_repo))
     return load_weights(folder, config, torch.device(device), dtype), tokenizer
 

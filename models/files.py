@@ -315,8 +315,10 @@ def check_checkpoint(path_or_repo: str | Path) -> list[str]:
         not_cached = not local and all(
             "but missing" in p or p.startswith("no weights") for p in error.problems
         )
-        if not (not_cached and not offline()):
+        if not not_cached:
             problems += error.problems
+        elif offline():
+            problems += (f"{p}, and HF_HUB_OFFLINE=1 forbids its download" for p in error.problems)
     return problems
 
 
@@ -455,6 +457,13 @@ def _commit(folder: Path) -> str | None:
     """The commit of a snapshot in the hub's cache; None for any other directory."""
     in_cache = folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--")
     return folder.name if in_cache and re.fullmatch("[0-9a-f]{40}", folder.name) else None
+
+
+def download(path_or_repo: str | Path) -> Path:
+    """The directory of a checkpoint with its weights, whole. Raises as `resolve`."""
+    folder = resolve(path_or_repo, weights=True)
+    check_blobs(folder)
+    return folder
 
 
 def check_blobs(folder: Path) -> None:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiment import plugins
+from experiment.identity import agree
 from experiment.signals import Signalled
 from suite.lease import Lease
 from suite.matrix import Experiment, experiments
@@ -244,6 +245,7 @@ def share(path: Path) -> int:
         raise BadDataError(f"{path} is no plan of --engine slurm ({error})") from None
     name = f"{job}_{task}" if job else os.environ.get("SLURM_JOB_ID", "no job")
     begins_with = {e.name for e in chosen[: len(own)]}
+    agree(path.with_suffix(".commits"), [e.job for e in chosen])
     try:
         return run_suite(chosen, out, workers, run, begins_with, f"[{name}] ")
     except Signalled as error:

@@ -96,6 +96,8 @@ def _sha256(path: Path) -> str:
 
 def load_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> Data:
     """The benchmark's rows from local files, or from the hub. Raises DataError."""
+    if spec.foreign:
+        return spec.build(None, next(iter(spec.forms))).data
     return _read_hub(spec) if data_dir is None else _read_local(spec, Path(data_dir))
 
 
@@ -262,21 +264,12 @@ def _field_problem(doc: dict, fields: Mapping[str, str]) -> str | None:
 
 
 def _read_hub(spec: TaskSpec) -> Data:
-    """The hub's data set through `datasets` (its cache, HF_HOME and offline mode are honoured)."""
-    import datasets
-
+    """The hub's data set (its cache, HF_HOME and offline mode are honoured)."""
     if spec.hub is None:
         files = ", ".join(spec.files)
         raise DataError(f"{spec.name} has no data set on the hub; --data_dir DIR reads {files}")
     repo, config = spec.hub
-    try:
-        loaded = datasets.load_dataset(repo, config)
-    except Exception as e:  # whatever the network or the cache raises, the way out is the same
-        raise DataError(
-            f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR "
-            f"reads local files"
-        ) from e
-    splits = {name: [dict(row) for row in rows] for name, rows in loaded.items()}
+    splits, origin = _parquet_splits(repo, config) or (_loaded_splits(repo, config), repo)
     docs = splits.get(spec.eval_split, [])
     problems = [
         f"{repo}, row {i}: {bad}"
@@ -289,4 +282,50 @@ def _read_hub(spec: TaskSpec) -> Data:
         )
     if problems:
         raise DataError(problems[:MAX_PROBLEMS])
-    return Data("hub", repo, splits)
+    return Data("hub", origin, splits)
+
+
+def _parquet_splits(repo: str, config: str | None) -> tuple[dict[str, Rows], str] | None:
+    """The splits, and the data set with its commit; None where `datasets` has to find the rows."""
+    from models import CheckpointError
+    from models.hub import parquet_files
+
+    try:
+        files = parquet_files(repo, config)
+    except CheckpointError as error:
+        raise DataError(f"{error}; --data_dir DIR reads local files") from error
+    if not files:
+        return None
+    splits = {
+        split: [row for path in paths for row in _rows(path)] for split, paths in files.items()
+    }
+    return splits, f"{repo}@{next(iter(files.values()))[0].parents[1].name}"
+
+
+def _rows(path: Path) -> Rows:
+    import pyarrow
+    from pyarrow.parquet import read_table
+
+    try:
+        return read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(
+            f"{path.resolve()} ({path.name}) cannot be read: {str(error).splitlines()[0]}; delete "
+            "it, then the same command downloads it again"
+        ) from error
+
+
+def _loaded_splits(repo: str, config: str | None) -> dict[str, Rows]:
+    import datasets
+
+    from models.hub import beside, quiet
+
+    quiet()
+    try:
+        [loaded] = beside([lambda: datasets.load_dataset(repo, config)])
+    except Exception as e:  # whatever the network or the cache raises, the way out is the same
+        raise DataError(
+            f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR "
+            f"reads local files"
+        ) from e
+    return {name: [dict(row) for row in rows] for name, rows in loaded.items()}

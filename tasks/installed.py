@@ -164,20 +164,24 @@ def _load(name: str, path: Path):
     """lm-eval's task object, with what the others carry. Raises DataError."""
     from lm_eval.tasks import TaskManager
 
-    try:
+    from models.hub import beside, quiet
+
+    def load():
         manager = TaskManager(include_path=str(path.parent), include_defaults=False)
         # load_task_or_group is all that 0.4.8 has, and deprecated since load came
-        task = (
-            manager.load(name)["tasks"]
-            if hasattr(manager, "load")
-            else manager.load_task_or_group(name)
-        )[name]
+        new = hasattr(manager, "load")
+        return (manager.load(name)["tasks"] if new else manager.load_task_or_group(name))[name]
+
+    quiet()
+    try:
+        [task] = beside([load])
     except Exception as error:  # whatever the network, the cache or the task's own code raises
         raise DataError(
             [f"lm-eval's task {name} cannot be loaded: {type(error).__name__}: {error}"]
         ) from error
     config = task.config
-    task.data = Data("hub", f"lm-eval {name}: {config.dataset_path}", {})
+    rows = {"": [dict(doc) for doc in task.eval_docs]}
+    task.data = Data("hub", f"lm-eval {name}: {config.dataset_path}", rows)
     task.prefill = lambda doc: ""
     return task
 

@@ -272,6 +272,29 @@ def test_a_changed_gold_answer_of_the_hub_is_scored_anew(run, words, tmp_path, m
     assert changed[0] == ids[0] and changed[1] != ids[1]
 
 
+def test_changed_rows_of_lm_evals_own_task_are_another_result(run, words, tmp_path, monkeypatch):
+    import datasets
+
+    rows = [{"question": f"{i} + 1?", "answer": f"x\n#### {i + 1}"} for i in range(3)]
+
+    def load(*_, **__):
+        table = datasets.Dataset.from_list(rows)
+        return datasets.DatasetDict(train=table, test=table)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task = words.replace("--task gsm8k", "--task lm_eval:gsm8k_cot_zeroshot")
+    [experiment] = experiments([shlex.split(task)])
+    assert run(task)[0] == 0
+    assert "finished already" in run(task)[2]
+    ids = known_ids(experiment.job)
+    assert ids is not None and ids[1] is not None
+    rows[1]["answer"] = "x\n#### 99"
+    code, _, err = run(task)
+    assert code == 0 and "scored in another way" in err and "resuming: 3 finished samples" in err
+    identity.forget()
+    assert known_ids(experiment.job)[1] != ids[1]
+
+
 # ---- defaults
 
 
