@@ -284,7 +284,7 @@ def answer_part(answer: str) -> tuple[str, list[str]]:
 
 SCHEMA_VERSION = 2  # of the result file
 # raised with a change of decoding that can change a token: kept samples are then made anew
-ENGINE_VERSION = 2
+ENGINE_VERSION = 3
 # raised with a change of scoring: results are then scored anew from the kept samples
 SCORING_VERSION = 1
 

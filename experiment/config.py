@@ -324,7 +324,7 @@ def result_name(
     """File name of a result, a function of its configuration alone.
 
     `<alias>_<task>_<alg>[_<method>...]_tps<K>[_temperature<T>][_seed<N>][_<dtype>][_<protocol>]
-    [_<data>][_<tag>][_limit<N>].json`
+    [_<plugin>...][_<data>][_<tag>][_limit<N>].json`
 
     <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the
     schedule has it, else the realised one. Scored predictions have `predictions` in the place of
@@ -346,6 +346,7 @@ def result_name(
         parts += [f"seed{config.seed}"] * (config.seed != 0)
         parts += [config.dtype] if config.dtype != dtype else []
     parts += [config.protocol] if config.protocol != protocol else []
+    parts += [Path(plugin["path"]).stem for plugin in config.plugins]
     parts += [data] if data else []
     parts += ([tag] if tag else []) + ([f"limit{limit}"] if limit is not None else [])
     return "_".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part) for part in parts) + ".json"

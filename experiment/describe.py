@@ -9,7 +9,7 @@ from experiment.identity import is_known
 from experiment.resolve import Job
 from experiment.result import published, reference_of
 from tasks.data import name_of_data
-from utils import BadDataError
+from utils import BadDataError, numbered
 
 # checksums: the result has them, a terminal has no room
 INPUTS = ("fingerprint", "verifier_fingerprint", "data")
@@ -32,7 +32,7 @@ def describe(job: Job) -> str:
     if is_known(job) and schedule is not None:
         lines.append(f"  {'generation_id':24}{config.generation_id[:ID_DIGITS]}")
     if schedule is not None:
-        blocks = f"{schedule.n_blocks} block(s) of {schedule.block_length}"
+        blocks = f"{numbered(schedule.n_blocks, 'block')} of {schedule.block_length}"
         if schedule.last_length < schedule.block_length:
             blocks += f", the last one of {schedule.last_length}"
         tps = f"{schedule.realised_tps:g} tokens per step"

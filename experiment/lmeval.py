@@ -86,7 +86,8 @@ def evaluate(
             bootstrap_iters=0,
             apply_chat_template=chat_template,
             fewshot_as_multiturn=False,  # 0.4.8's default; newer ones have another
-            system_instruction=system,
+            # lm-eval puts nothing between it and a prompt without a chat template
+            system_instruction=f"{system}\n\n" if system and not chat_template else system,
             confirm_run_unsafe_code=True,
             log_samples=True,
         )

@@ -20,9 +20,7 @@ from tasks.code import unjudged
 from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
-DEPARTS = (
-    "not compared with the published score: the run, its data or its size departs from the protocol"
-)
+DEPARTS = "not compared with the published score: the run differs from the protocol in "
 # names of the benchmarks' own data
 ORIGINALS = ("original", "hub")
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
@@ -254,10 +252,14 @@ def reference_of(
     There is no published score where the run departs from the protocol in anything else than
     tokens per step.
     """
+    differs = sorted(set(overrides) - {"tokens_per_step"})
+    differs += ["documents"] * (not whole) + ["data"] * (data not in ORIGINALS)
+    if references and differs:
+        return None, DEPARTS + ", ".join(differs)
     k = overrides.get("tokens_per_step", {}).get("run", 1)
-    same = whole and data in ORIGINALS and set(overrides) <= {"tokens_per_step"}
-    found = next((dict(r) for r in references if same and r["tokens_per_step"] == k), None)
-    return found, None if found else DEPARTS if references else UNPUBLISHED
+    found = next((dict(r) for r in references if r["tokens_per_step"] == k), None)
+    why = f"no score is published for {k} tokens per step" if references else UNPUBLISHED
+    return found, None if found else why
 
 
 def published(reference: Mapping[str, Any]) -> str:

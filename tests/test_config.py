@@ -118,8 +118,8 @@ def test_id_of_predictions_ignores_decoding():
 def test_ids_are_stable():
     """An id that changes by itself would make every kept sample foreign: raise a version."""
     assert (CONFIG.generation_id, CONFIG.result_id) == (
-        "42864cb4cea8e3b0740f5c4d892a3006a49f21a7221e6a18e4011f68b9d67d76",
-        "073a3e706f48bbd999e2bb90fc16d8267bb047ef0052712571fc40c2ac97816a",
+        "06e39aced27fb399295a8e7e864943b59ff79e6c9d2ed9227987e4ceb7595bbe",
+        "5fd4bd75bb1642b95cfce6f1157d5e9c23c094dce74cefdb522ea101502ab6d1",
     )
 
 
@@ -150,6 +150,11 @@ def test_options_and_cache_are_part_of_the_name(change, part):
     share = dict(change.get("given", ())).get("threshold", 0.9)
     middle = f"threshold{share:g}" + (f"_{part}" if part else "")
     assert result_name(config) == f"llada_gsm8k_threshold_{middle}_tps2_float32.json"
+
+
+def test_a_plugin_is_part_of_the_name():
+    config = replace(CONFIG, plugins=({"path": "/home/me/my rule.py", "sha256": "0"},))
+    assert "_float32_my-rule.json" in result_name(config)
 
 
 def test_a_window_is_part_of_the_caches_name():
