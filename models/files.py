@@ -299,7 +299,7 @@ def check_checkpoint(path_or_repo: str | Path) -> list[str]:
     except CheckpointError as error:
         return error.problems
     except OSError as error:  # such as a name that is too long
-        return [f"{str(path_or_repo)!r:.60}: {error.strerror}"]
+        return [f"{str(path_or_repo)[:60]}: {error.strerror}"]
     config, problems = None, []
     try:
         config = config_in(folder)
