@@ -52,8 +52,8 @@ from utils import (
     DllmexpError,
     ManyProblems,
     UsageError,
-    open_closed_streams,
     out_of_memory,
+    safe_streams,
 )
 
 if __name__ == "__main__":
@@ -290,7 +290,7 @@ def main(argv: list[str] | None = None, host: Host | None = None) -> int:
     --debug prints the traceback too.
     """
     argv = sys.argv[1:] if argv is None else argv
-    open_closed_streams()
+    safe_streams()
     try:
         with signals_raise():
             code = run(argv, host)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import difflib
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -358,6 +360,16 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def numbered(n: int, name: str) -> str:
+    """`1 experiment`, `2 experiments`."""
+    return f"{n} {name}{'s' * (n != 1)}"
+
+
+def terminal_columns() -> int:
+    """Columns of the terminal that stdout is; 0 for another stdout."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
 # ---------------------------------------------------------------- configuration
 
 
@@ -460,6 +472,13 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def available_cores() -> int:
+    """Cores that this process may use; on macOS, which does not tell, all of the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def versions() -> str:
     """The commit of this checkout, and the versions of formats and packages, in a line."""
     commit = _git("describe", "--always", "--dirty", "--abbrev=12") or "(no git repository)"
@@ -479,9 +498,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "hostname": platform.node(),
         "cpu": _cpu_name(),
-        "cpu_count": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu_count": available_cores(),
         "command": list(sys.argv),
     }
 
@@ -489,10 +506,12 @@ def environment() -> dict[str, Any]:
 # ---------------------------------------------------------------- files
 
 
-def open_closed_streams() -> None:
-    """Give a process without stdin, stdout or stderr /dev/null in their place.
+def safe_streams() -> None:
+    """Streams that take any name, and are never another file's.
 
-    Otherwise the next file that is opened has the descriptor, and gets what is printed.
+    A locale may lack the letters of a name. A process without stdin, stdout or stderr gets
+    /dev/null in their place: the next file that is opened would have the descriptor, and with it
+    what is printed.
     """
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
@@ -502,6 +521,9 @@ def open_closed_streams() -> None:
         if getattr(sys, name) is None:
             stream = open(fd, mode, closefd=False)
             setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def file_bytes(path: str | Path) -> bytes:

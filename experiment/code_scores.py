@@ -20,7 +20,7 @@ def strict_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         verdict = row.get("verdict") or {}
         checked |= "strict" in verdict
         strict = verdict.get("strict")
-        if strict is None or strict["passed"]:
+        if strict is None or strict["passed"] is not False:
             continue
         if strict["reason"] == "unverifiable":
             unverifiable.append(row["doc_id"])

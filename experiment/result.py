@@ -16,6 +16,7 @@ from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import diagnostics
 from experiment.sample import Sample, samples_of
 from experiment.statistics import Estimate, estimate, percentile
+from tasks.code import unjudged
 from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
@@ -146,8 +147,14 @@ def sample_rows(
 
 
 def _unscored(logged: Iterable[Mapping[str, Any]]) -> str | None:
-    """Why an answer is not scored, None where it is."""
-    return next((entry["error"] for entry in logged if "error" in entry), None)
+    """Why an answer is not scored or a program has no verdict; None where all are."""
+    for entry in logged:
+        if "error" in entry:
+            return entry["error"]
+        for answer in entry["filtered_resps"]:
+            if isinstance(answer, dict) and (why := unjudged(answer)):
+                return why
+    return None
 
 
 def _unwrap(filtered: Any, repeat: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -32,6 +31,7 @@ from utils import (
     ManyProblems,
     OutputError,
     atomic_write_json,
+    available_cores,
     environment,
     output_problem,
     sha256,
@@ -123,7 +123,8 @@ def execute(
     try:
         with ExitStack() as stack:
             if texts is None:
-                store = stack.enter_context(open_store(job, worker))
+                store, worker = open_store(job, worker)
+                stack.enter_context(store)
                 status = StatusFile(store, worker, job.path, job.limit, job.spec.headline)
                 stack.enter_context(status)
             pool = None
@@ -247,9 +248,7 @@ def idle_cores(device: str, n_workers: int) -> int:
 
     On a CPU judging would be seen in tok/s.
     """
-    return (
-        0 if device == "cpu" else max(0, min(MOST_JUDGES, len(os.sched_getaffinity(0)) - n_workers))
-    )
+    return 0 if device == "cpu" else max(0, min(MOST_JUDGES, available_cores() - n_workers))
 
 
 def _provenance(stamp: dict[str, Any], job: Job) -> dict[str, Any]:

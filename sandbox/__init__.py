@@ -9,8 +9,9 @@ are four tiers of confinement. tier() tries out which one works on this machine.
 A' no program runs, unless accept() allows it.
 
 A program passes by sending a one-time token after its last test. Exit codes and printed text do not
-count. A judgement ends in a Verdict, passed or failed, or in SandboxError. SandboxError means that
-the machine or the tests are at fault. It is never a failed sample.
+count. Whatever a program does is a verdict of that program. Where the machine is at fault, the
+program runs again, alone; after ATTEMPTS the judgement ends without a verdict (judge_many:
+passed=None, judge: SandboxError). It is never a failed sample.
 
 Without strict mode a program can forge a pass, under lm-eval too: it can search its own process for
 the token, change what the tests use, or return an object that equals everything. Strict mode
@@ -31,18 +32,19 @@ covered. docs/sandbox.md has the details.
 from __future__ import annotations
 
 import builtins
-import os
+import resource
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 
 from sandbox import tiers
 from sandbox.names import defined_names, free_names
 from sandbox.process import Limits, Outcome, run_program, run_strict
 from sandbox.tiers import Tier
-from utils import EnvironmentProblem
+from utils import EnvironmentProblem, available_cores
 
 TIMEOUT_S = Limits.cpu_s  # MBPP's slowest reference solution takes 1.6 s
 WALL_S = Limits.wall_s
@@ -66,18 +68,20 @@ class Verdict:
         "cpu"           it used more CPU time than allowed
         "wall"          it was still running after the wall time allowed
         "memory"        it ran out of memory
-        "files"         it wrote too much to its directory: bytes, entries or depth
+        "files"         it wrote too much to its directory, or opened too many files
         "threads"       it started too many threads
         "protocol"      it ended without a verdict: exit() before the last test, a crash, noise in
                 the verdict's pipe
         "opaque"        strict mode: the tests compare an object that is not data
         "unverifiable"  strict mode has no verdict: the tests use an object that is not data
+        "error"         passed is None: there is no verdict, since the machine or the tests are at
+                fault; only judge_many returns it
     detail:  the exception's text, or what was exceeded; at most about 600 characters.
     seconds: wall time of the process. cpu_s: its CPU time.
     tier:    name of the sandbox's tier.
     """
 
-    passed: bool
+    passed: bool | None
     reason: str
     detail: str
     seconds: float
@@ -158,8 +162,8 @@ def judge(
     strict: the tests run in another process, which sends data to the candidate's functions and gets
     data back.
     helpers, names: see Program. timeout_s: CPU seconds. wall_s: seconds after which a program that
-    waits is ended. Raises SandboxError if three attempts give no verdict, if the tier is not
-    accepted (see accept), and if the tests are not Python.
+    waits is ended. Raises SandboxError if ATTEMPTS give no verdict (a fault of the machine, or
+    tests that are not Python), and if the tier is not accepted (see accept).
     """
     program = Program(candidate, tests, helpers, names)
     return judge_program(program, strict=strict, limits=Limits(timeout_s, wall_s))
@@ -176,15 +180,20 @@ def judge_many(
 ) -> list[Verdict]:
     """judge() for each program, in order, `workers` at a time (None: one per available core).
 
+    A program that could not be judged has a Verdict with passed=None and the reason "error".
     cancel: once it is set, running programs are ended and SandboxError is raised.
     """
+    tier()  # raises where no program may run
     limits, ended = Limits(timeout_s, wall_s), threading.Event() if cancel is None else cancel
 
     def one(program: Program | tuple[str, str]) -> Verdict:
         whole = program if isinstance(program, Program) else Program(*program)
-        return judge_program(whole, strict=strict, limits=limits, cancel=ended)
+        verdict = _judged(whole, strict, limits, ended)
+        if verdict.passed is None and ended.is_set():
+            raise SandboxError(verdict.detail)
+        return verdict
 
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(_affordable(workers or available_cores())) as pool:
         try:
             return list(pool.map(one, programs))
         except BaseException:
@@ -202,30 +211,95 @@ def judge_program(
     cancel: threading.Event | None = None,
 ) -> Verdict:
     """judge() with every limit open to choice, see process.Limits. cancel: see judge_many."""
-    found, limits = tier(), limits or Limits()
-    problem = ""
+    verdict = _judged(program, strict, limits or Limits(), cancel)
+    if verdict.passed is None:
+        raise SandboxError(verdict.detail)
+    return verdict
+
+
+def _judged(
+    program: Program, strict: bool, limits: Limits, cancel: threading.Event | None
+) -> Verdict:
+    """The verdict; that of a program without an outcome has passed=None."""
+    found, began, problem = tier(), time.monotonic(), ""
     for attempt in range(ATTEMPTS):
-        end = _run(program, strict, limits, found, cancel)
+        if attempt == ATTEMPTS - 1:  # what was lost twice is not the program's: others write there
+            limits = replace(limits, room=False)
+        with _TURNS.turn(alone=attempt > 0):
+            end = _run(program, strict, limits, found, cancel, attempt > 0)
         if isinstance(end, Outcome):
-            if end.reason == "tests":
-                raise SandboxError(f"the tests are not Python: {end.detail}")
             passed = end.reason == "passed"
             return Verdict(passed, end.reason, end.detail, end.seconds, end.cpu_s, found.name)
         problem = end
         if cancel is not None and cancel.is_set():
             break
         time.sleep(0.1 * 2**attempt)
-    raise SandboxError(f"a program could not be judged, tried {ATTEMPTS} times: {problem}")
+    detail = f"a program could not be judged, tried {attempt + 1} times: {problem}"
+    return Verdict(None, "error", detail, time.monotonic() - began, tier=found.name)
 
 
 def _run(
-    program: Program, strict: bool, limits: Limits, found: Tier, cancel: threading.Event | None
+    program: Program,
+    strict: bool,
+    limits: Limits,
+    found: Tier,
+    cancel: threading.Event | None,
+    alone: bool,
 ) -> Outcome | str:
     """One attempt; a text says why there is no outcome."""
+    more = (limits, found.mechanism, cancel, alone)
     try:
         if strict:
             parts = (program.candidate, program.tests, program.helpers, program.asked())
-            return run_strict(*parts, limits, found.mechanism, cancel)
-        return run_program(program.candidate, program.tests, limits, found.mechanism, cancel)
-    except OSError as error:
+            return run_strict(*parts, *more)
+        return run_program(program.candidate, program.tests, *more)
+    except EnvironmentProblem:
+        raise
+    except Exception as error:  # no program may stop a run
         return f"{type(error).__name__}: {error}"
+
+
+class _Turns:
+    """Programs run beside one another; one that was disturbed runs alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running, self._alone = 0, False
+
+    @contextmanager
+    def turn(self, *, alone: bool) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            if alone:
+                self._alone = True
+                try:
+                    self._changed.wait_for(lambda: self._running == 0)
+                except BaseException:  # interrupted
+                    self._alone = False
+                    self._changed.notify_all()
+                    raise
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._alone = self._alone and not alone
+                self._changed.notify_all()
+
+
+_TURNS = _Turns()
+
+
+def _affordable(workers: int) -> int:
+    """As many workers as this process may open files for; the soft limit is raised if necessary."""
+    of_a_worker, others = 32, 256
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = workers * of_a_worker + others
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        workers = min(workers, max(1, (soft - others) // of_a_worker))
+    return workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ def command(bwrap: str, folder: str, lib: str, readable: Sequence[str]) -> list[
     --clearenv.
     """
     binds: list[str] = []
-    for path in dict.fromkeys([*readable, *_interpreter(), lib]):
-        if path not in ("/dev/zero", "/dev/urandom", "/dev/random"):  # --dev makes them
-            binds += ["--ro-bind", path, path]
+    for path in dict.fromkeys([*readable, *_interpreter(), lib, os.devnull]):
+        # a device works only so; --dev would make more devices than these
+        device = stat.S_ISCHR(os.stat(path).st_mode)
+        binds += ["--dev-bind" if device else "--ro-bind", path, path]
     return [
         bwrap,
         "--unshare-all",
@@ -32,14 +34,10 @@ def command(bwrap: str, folder: str, lib: str, readable: Sequence[str]) -> list[
         "--cap-drop",
         "ALL",
         *_links(),
-        "--dev",
-        "/dev",
         *binds,
         "--bind",
         folder,
         folder,
-        "--remount-ro",
-        "/dev",
         "--remount-ro",
         "/",
         "--chdir",

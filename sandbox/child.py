@@ -3,8 +3,9 @@
 argv:  file descriptor of the verdict's pipe; "program" | "oracle" | "checker"; for the last two,
        the descriptors of requests and replies.
 stdin: length of the job; the job, in marshal, which needs no import; the token.
-Sends "S" once it is confined, or "E" and the reason why it could not be. Then "P" and the token,
-or "F", a reason, a line feed and a detail.
+Sends "S" once it is confined and the tests are compiled, or "E" and the reason why it could not do
+that: from "S" on, all that it sends may come from the candidate. Then "P" and the token, or "F", a
+reason, a line feed and a detail.
 Every import in this file costs time for every program.
 """
 
@@ -12,8 +13,10 @@ import os
 import sys
 
 REASON_OF = ((AssertionError, b"assertion"), (MemoryError, b"memory"))
+FILE_ERRORS = (24, 27, 28, 122)  # EMFILE, EFBIG, ENOSPC, EDQUOT
 DETAIL = 500
 TOKEN = 16
+FIRST = 10  # number of the verdict's descriptor
 
 
 def text_of(error, limit=DETAIL):
@@ -26,7 +29,22 @@ def text_of(error, limit=DETAIL):
 
 
 def reason_of(error, reasons=REASON_OF):
+    if isinstance(error, OSError) and error.errno in FILE_ERRORS:
+        return b"files"
     return next((reason for kind, reason in reasons if isinstance(error, kind)), b"exception")
+
+
+def reset_inherited():
+    """Signals and umask as in a fresh shell: under nohup or a scheduler they are others."""
+    import _signal as signal
+
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python itself sets these three
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    os.umask(0o022)
 
 
 def read_exactly(fd, size, read=os.read):
@@ -44,11 +62,17 @@ def limit_itself(limits):
     import resource
 
     for name, (soft, hard) in limits.items():
-        number = getattr(resource, name)
+        number = getattr(resource, name, None)
+        if number is None:  # not on macOS
+            continue
         ceiling = resource.getrlimit(number)[1]
         if ceiling != resource.RLIM_INFINITY:  # the machine's own limit cannot be raised
             soft, hard = min(soft, ceiling), min(hard, ceiling)
-        resource.setrlimit(number, (soft, hard))
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (ValueError, OSError):
+            if sys.platform == "linux":  # macOS knows RLIMIT_AS and refuses it
+                raise
     try:
         # when the machine runs out of memory, the kernel kills this process first
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -121,7 +145,7 @@ def confine(job):
 
 
 def run_program(job, verdict, token_fd):
-    """Compile both parts, then execute them in one empty namespace, then send the verdict."""
+    """Compile the candidate, execute it and the tests in one empty namespace, send the verdict."""
     # local names: the program cannot replace them by rebinding names in modules
     write, leave, run, get_token = os.write, os._exit, exec, read_exactly
     reason_for, text_for = reason_of, text_of
@@ -130,10 +154,7 @@ def run_program(job, verdict, token_fd):
         write(verdict, b"F" + reason + b"\n" + detail)
         leave(0)
 
-    try:
-        second = compile(job["tests"], "<tests>", "exec", dont_inherit=True)
-    except BaseException as error:
-        failed(b"tests", text_for(error))
+    second = job["tests"]
     try:
         first = compile(job["candidate"], "<candidate>", "exec", dont_inherit=True)
     except BaseException as error:  # the parser raises MemoryError and RecursionError too
@@ -150,16 +171,94 @@ def run_program(job, verdict, token_fd):
     leave(0)
 
 
+def compile_tests(job, verdict):
+    """Replace the tests by their code; execute the helpers, where there are any."""
+    try:
+        job["tests"] = compile(job["tests"], "<tests>", "exec", dont_inherit=True)
+        if "helpers" in job:
+            job["namespace"] = {}
+            exec(compile(job["helpers"], "<helpers>", "exec", dont_inherit=True), job["namespace"])
+    except BaseException as error:
+        os.write(verdict, b"Ethe tests are not Python: " + text_of(error))
+        os._exit(1)
+
+
+def move(descriptors):
+    """Give descriptors the numbers from FIRST on: a busy harness has others than an idle one."""
+    low = dict(zip(sorted(descriptors), range(3, FIRST)))  # the n-th lowest is free, or its own
+    for old, new in low.items():
+        if old != new:
+            os.dup2(old, new)
+            os.close(old)
+    for number, old in enumerate(descriptors, FIRST):
+        os.dup2(low[old], number, inheritable=False)
+        os.close(low[old])
+    return range(FIRST, FIRST + len(descriptors))
+
+
+class SemLock:
+    """multiprocessing's semaphore for one process: the C library would make a file in /dev/shm."""
+
+    SEM_VALUE_MAX = (1 << 31) - 1
+    handle = 0
+
+    def __init__(self, kind, value, maxvalue, name, unlink):
+        import threading
+
+        self.kind, self.maxvalue, self.name = kind, maxvalue, None if unlink else name
+        self._value, self._depth, self._owner = value, 0, 0
+        self._changed, self._me = threading.Condition(), threading.get_ident
+
+    def acquire(self, block=True, timeout=None):
+        with self._changed:
+            if not (self.kind == 0 and self._is_mine()):  # 0: a recursive lock
+                wait_s = None if block and timeout is None else max(0, block and timeout)
+                if not self._changed.wait_for(lambda: self._value > 0, wait_s):
+                    return False
+                self._value -= 1
+                self._owner = self._me()
+            self._depth += 1
+            return True
+
+    def release(self):
+        with self._changed:
+            if self.kind == 0 and not self._is_mine():
+                raise AssertionError("attempt to release recursive lock not owned by thread")
+            if self.kind != 0 and self._value >= self.maxvalue:
+                raise ValueError("semaphore or lock released too many times")
+            self._depth -= 1
+            if self.kind != 0 or self._depth == 0:
+                self._value += 1
+                self._changed.notify()
+
+    def __enter__(self):
+        return self.acquire()
+
+    def __exit__(self, *_exc):
+        self.release()
+
+    def _is_mine(self):
+        return self._depth > 0 and self._owner == self._me()
+
+    def _count(self):
+        return self._depth
+
+    def _get_value(self):
+        return self._value
+
+    def _is_zero(self):
+        return self._value == 0
+
+
 def main():
-    verdict, mode, *pipes = int(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
+    mode, fds = sys.argv[2], [int(number) for number in (sys.argv[1], *sys.argv[3:])]
+    verdict, *pipes = move(fds)
     from marshal import loads
 
     job = loads(read_exactly(0, int.from_bytes(read_exactly(0, 8), "little")))
     token_fd = os.dup(0)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
-    for fd in (verdict, *pipes):
-        os.set_inheritable(fd, False)
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]
     action = run_program
@@ -172,10 +271,15 @@ def main():
     sys.path += job["site"]  # numpy can be imported, as under lm-eval; .pth files are not read
     sys.argv = [""]
     sys.modules["__main__"] = type(sys)("__main__")
+    sys.modules["_multiprocessing"] = locks = type(sys)("_multiprocessing")
+    locks.SemLock, locks.sem_unlink = SemLock, str
     try:
+        reset_inherited()
         limit_itself(job["limits"])
         if job["confine"]:
             confine(job)
+        if "tests" in job:
+            compile_tests(job, verdict)
     except BaseException as error:
         os.write(verdict, b"E" + text_of(error))
         os._exit(1)

@@ -34,6 +34,8 @@ SYSTEM_PATHS = """
 @functools.cache
 def version() -> tuple[int, str]:
     """The kernel's Landlock version and "", or 0 and why there is none."""
+    if sys.platform != "linux":  # the number is another call there
+        return 0, f"not on {sys.platform}"
     libc = ctypes.CDLL(None, use_errno=True)
     found = libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     if found > 0:
@@ -67,7 +69,9 @@ def readable() -> tuple[str, ...]:
 
 @functools.cache
 def site_packages() -> tuple[str, ...]:
-    return tuple(dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))))
+    """Without links on the way: bubblewrap makes only what they lead to."""
+    paths = (sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    return tuple(dict.fromkeys(os.path.realpath(path) for path in paths))
 
 
 def rules(scratch: str, abi: int) -> list[tuple[str, int]]:

@@ -7,8 +7,11 @@ comprehension among the names of the module, and leaves out the target of a `:=`
 from __future__ import annotations
 
 import ast
+import builtins
+import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -102,10 +105,36 @@ def defined_names(source: str) -> set[str]:
     return set(names_of(_parsed(source)).binds)
 
 
+def asks_for_identity(source: str) -> bool:
+    """Whether a source compares with `is`, constants and builtins apart."""
+    for node in ast.walk(_parsed(source)):
+        if isinstance(node, ast.Compare) and any(
+            isinstance(o, ast.Is | ast.IsNot) for o in node.ops
+        ):
+            sides = (node.left, *node.comparators)
+            if not any(isinstance(s, ast.Constant) or _is_builtin(s) for s in sides):
+                return True
+    return False
+
+
+def _is_builtin(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and hasattr(builtins, node.id)
+
+
+_FILTERS = threading.Lock()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Parse an answer without a word on its escapes; threads share the filters of warnings."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _parsed(source: str) -> ast.AST:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             return ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ast.Module([], [])

@@ -3,22 +3,33 @@
 The checker sends requests, the oracle replies; only data passes between them:
     ["look", names]                ["v", {name: "missing" | "callable" | reply}]
     ["call", name, args, kwargs]   ["v", value]           the function returned data
-                                   ["o", class, truth]    it returned an object that is not data
-                                   ["e", classes, text]   it raised
+                                   ["a", n]               it returned its n-th argument, unchanged
+                                   ["o", class, truth, honest]    an object that is not data;
+                                        honest: its class is not the candidate's
+                                   ["e", classes, text, args]     it raised
                                    ["n", why]             the value cannot be sent
 Expected values never leave the checker. From the candidate it receives only data: an object that
 equals everything arrives without its class, and the frames, pipes and builtins of the tests are in
 another process.
+What cannot be carried (attributes of a named tuple, an exception class of the candidate's own) is
+left out, and tests that need it end as unverifiable.
 A message is four bytes of length, then JSON. Values are tagged lists of builtin types; no pickle.
 """
 
 import builtins
 import json
 import os
+import sys
 
 from child import TOKEN, read_exactly, reason_of, text_of
 
 MAX_BYTES, MAX_DEPTH, MAX_ITEMS = 16 << 20, 60, 100_000
+
+
+# tag -> type of the values that have it
+BASES = {"s": str, "i": int, "f": float, "c": complex, "b": bytes, "B": bytearray}
+BASES |= {"l": list, "t": tuple, "S": set, "z": frozenset, "d": dict}
+HEAP_TYPE = 1 << 9  # flag of classes that are made by a class statement
 
 
 class NotData(Exception):
@@ -29,7 +40,13 @@ class NotData(Exception):
 
 
 def encode(value, depth=0):
-    """A value as lists for JSON. A subclass of a builtin type becomes that type. Raises NotData."""
+    """A value as lists for JSON; ["x", class, value] for a subclass of a type. Raises NotData."""
+    sent, kind = _encode(value, depth), type(value)
+    derived = isinstance(sent, list) and sent[0] in BASES and kind is not BASES[sent[0]]
+    return ["x", kind.__name__, sent] if derived else sent
+
+
+def _encode(value, depth):
     if depth > MAX_DEPTH:
         raise NotData(f"nested more than {MAX_DEPTH} deep")
     if value is None or value is True or value is False:
@@ -54,6 +71,8 @@ def encode(value, depth=0):
             return [tag, [encode(v, depth + 1) for v in base.__iter__(value)]]
     if isinstance(value, dict):
         return ["d", _pairs(value, depth)]
+    if isinstance(value, type) and vars(builtins).get(value.__name__) is value:
+        return ["T", value.__name__]
     if isinstance(value, range):
         return ["r", *(encode(v) for v in (value.start, value.stop, value.step))]
     raise NotData(f"an object of class {kind.__name__}")
@@ -75,7 +94,7 @@ def _special(kind, value, depth):
     if kind.__module__ == "numpy" and getattr(value, "shape", None) == ():
         return encode(value.item(), depth + 1)
     if name in ("builtins.dict_keys", "builtins.dict_items"):
-        return ["S", [encode(v, depth + 1) for v in value]]  # sets compare and iterate as they do
+        return ["v", [encode(v, depth + 1) for v in value]]  # sets compare and iterate as they do
     if hasattr(kind, "__next__"):
         items = []
         for item in value:
@@ -91,14 +110,17 @@ def decode(sent):
     if sent is None or sent is True or sent is False:
         return sent
     tag, *parts = sent
-    if tag in ("l", "t", "S", "z", "I"):
-        kind = {"l": list, "t": tuple, "S": set, "z": frozenset, "I": iter}[tag]
+    if tag in ("l", "t", "S", "z", "I", "v"):
+        kind = {"I": iter, "v": set}.get(tag) or BASES[tag]
         return kind([decode(v) for v in parts[0]])
     if tag == "d":
         return {decode(k): decode(v) for k, v in parts[0]}
+    if tag == "x":
+        return _derived(BASES[parts[1][0]], str(parts[0]))(decode(parts[1]))
     if tag in ("D", "q", "n"):
         return _decode_special(tag, *parts)
     simple = {
+        "T": lambda name: {n: t for n, t in vars(builtins).items() if isinstance(t, type)}[name],
         "s": lambda text: "".join([text]),
         "i": lambda text: int(text, 16),
         "f": float.fromhex,
@@ -184,10 +206,24 @@ def _reply(request, namespace):
         if request[0] == "look":
             return ["v", encode({name: _kind(name, namespace) for name in request[1]})]
         _, name, args, kwargs = request
-        return _sent(namespace[name](*decode(args), **decode(kwargs)))
+        values = decode(args)
+        found = namespace[name](*values, **decode(kwargs))
+        for n, value in enumerate(values):
+            if found is value and isinstance(found, list | dict | set | bytearray):
+                if encode(found) == args[1][n]:  # not changed
+                    return ["a", n]
+        return _sent(found)
     except BaseException as error:
-        classes = [c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins"]
-        return ["e", classes, text_of(error).decode()]
+        classes = [[c.__module__, c.__qualname__] for c in type(error).__mro__[:-1]]
+        return ["e", classes, text_of(error).decode(), _args_of(error)]
+
+
+def _args_of(error):
+    """The arguments of an exception; None where they are no data."""
+    try:
+        return encode(tuple(error.args))
+    except BaseException:
+        return None
 
 
 def _kind(name, namespace):
@@ -205,7 +241,18 @@ def _sent(value):
         opaque = not isinstance(value, list | tuple | dict | set | frozenset) and not hasattr(
             type(value), "__next__"
         )
-        return ["o", type(value).__name__, bool(value)] if opaque else ["n", str(error)]
+        return ["o", *_opaque(value)] if opaque else ["n", str(error)]
+
+
+def _opaque(value):
+    """Class, truth, and whether the class is a library's: only one of the candidate's can lie."""
+    kind = type(value)
+    try:
+        truth = bool(value)
+    except BaseException:  # of an array
+        truth = None
+    known = getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
+    return kind.__name__, truth, known or not kind.__flags__ & HEAP_TYPE
 
 
 # ---------------------------------------------------------------- the checker
@@ -215,6 +262,7 @@ class Stop(BaseException):
     """Ends the check with a reason and a detail."""
 
     over = None  # the first one raised: it counts even where the tests catch it
+    lost = None  # what has arrived without its class: tests that fail then are unverifiable
 
     def __init__(self, reason, detail):
         super().__init__(reason, detail)
@@ -224,14 +272,16 @@ class Stop(BaseException):
 class Opaque:
     """Stands for an object that is not data. It has a truth value; any other use ends the check."""
 
-    def __init__(self, kind, truth):
-        object.__setattr__(self, "_seen", (kind, truth))
+    def __init__(self, kind, truth, honest):
+        object.__setattr__(self, "_seen", (kind, truth, honest))
 
     def __bool__(self):
-        return self._seen[1] is True
+        return self._used() if self._seen[1] is None else self._seen[1] is True
 
     def _compared(self, _other):
-        raise Stop("opaque", f"an object of class {self._seen[0]} was compared; it is not data")
+        kind, _, honest = self._seen
+        reason = "unverifiable" if honest is True else "opaque"
+        raise Stop(reason, f"an object of class {kind} was compared; it is not data")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _compared
 
@@ -257,7 +307,16 @@ class Proxy:
             request = ["call", name, encode(args), encode(kwargs)]
         except NotData as error:
             raise Stop("unverifiable", f"{name} is called with {error}") from None
-        return _value(ask(request))
+        reply = ask(request)
+        match reply:
+            case ["a", int(n)] if 0 <= n < len(args):
+                return args[n]
+        return _value(reply)
+
+    def __instancecheck__(self, _value):
+        raise Stop("unverifiable", f"the tests ask for the class {self._target[0]}")
+
+    __subclasscheck__ = __instancecheck__
 
     def __getattr__(self, attribute):
         raise Stop("unverifiable", f"the tests use {self._target[0]}.{attribute}")
@@ -273,22 +332,44 @@ def _value(reply):
         if tag == "v":
             return decode(*parts)
         if tag == "o":
-            return Opaque(str(parts[0])[:100], parts[1])
+            return Opaque(str(parts[0])[:100], *parts[1:])
         if tag == "n":
             raise Stop("unverifiable", str(parts[0])[:200])
-        names, text = parts
         assert tag == "e"
-        known = (getattr(builtins, name, None) for name in names)
-        kind = next(k for k in known if isinstance(k, type) and issubclass(k, BaseException))
+        error = _exception(*parts)
     except Stop:
         raise
     except Exception as error:
         raise Stop("protocol", f"malformed reply: {type(error).__name__}") from None
-    try:
-        error = kind(text)
-    except TypeError:  # its class takes other arguments
-        error = Exception(text)
     raise error
+
+
+def _exception(classes, text, args):
+    """An exception of the first of the classes that exists here too: Python's or a library's."""
+    args = (str(text),) if args is None else tuple(decode(args))
+    for n, (module, name) in enumerate(classes):
+        kind = getattr(sys.modules.get(module), name, None)
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)) or kind is Stop:
+            continue
+        if n > 0:
+            Stop.lost = f"an exception of class {str(classes[0][1])[:100]} was raised"
+        try:
+            if module == "builtins":
+                return kind(*args)
+            derived = _derived(kind, kind.__name__)  # its __init__ may do anything: it is not run
+            return BaseException.__new__(derived, *args)
+        except TypeError:  # other arguments: a class above it
+            continue
+    raise ValueError("no class")
+
+
+def _derived(base, name):
+    """A subclass that stands for one with more attributes: using one of those ends the check."""
+
+    def used(_self, attribute):
+        raise Stop("unverifiable", f"the tests use .{attribute} of an object of class {name}")
+
+    return type(name, (base,), {"__getattr__": used})
 
 
 def run_checker(job, verdict, token_fd, requests, replies):
@@ -310,12 +391,9 @@ def run_checker(job, verdict, token_fd, requests, replies):
         os.write(verdict, message)
         os._exit(0)
 
-    try:
-        tests = compile(job["tests"], "<tests>", "exec", dont_inherit=True)
-        namespace = {}
-        exec(compile(job["helpers"], "<helpers>", "exec", dont_inherit=True), namespace)
-    except BaseException as error:
-        end(b"Ftests\n" + text_of(error))
+    namespace = job["namespace"]
+    if job["identity"]:
+        Stop.lost = "the tests ask whether two objects are the same"
     try:
         _wait_for_candidate(replies)
         found = _value(ask(["look", job["names"]]))
@@ -325,11 +403,13 @@ def run_checker(job, verdict, token_fd, requests, replies):
                 namespace[name] = Proxy(name, ask)
             elif found[name] != "missing":
                 namespace[name] = _value(found[name])
-        exec(tests, namespace)
+        exec(job["tests"], namespace)
     except BaseException as error:
         outcome = (reason_of(error), text_of(error))
     else:
         outcome = None
+    if outcome is not None and outcome[0] in (b"assertion", b"exception") and Stop.lost:
+        outcome = (b"unverifiable", Stop.lost.encode("utf-8", "backslashreplace"))
     if Stop.over is not None:
         outcome = tuple(part.encode("utf-8", "backslashreplace") for part in Stop.over)
     if outcome is not None:
@@ -348,6 +428,6 @@ def _wait_for_candidate(replies):
     match message:
         case ["ready"]:
             return
-        case ["F", "syntax" | "assertion" | "exception" | "memory" as reason, detail]:
+        case ["F", "syntax" | "assertion" | "exception" | "memory" | "files" as reason, detail]:
             raise Stop(reason, str(detail)[:600])
     raise Stop("protocol", "malformed first message of the candidate's process")

@@ -3,8 +3,9 @@
 The limit that decides is one of CPU time, so that a loaded machine changes no verdict. Wall time
 ends a program that waits; time in which it was ready to run but had no core does not count. A
 program that ends without a verdict has failed. An interpreter that did not get as far as the
-program, or was killed from outside, has no outcome: then run_program and run_strict return a text
-with the reason.
+program, or was killed from outside, has no outcome, nor has a program whose directory had no room
+because of others: then run_program and run_strict return a text with the reason, and the program
+has to run again, alone.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from sandbox import bubblewrap, landlock, seccomp
-from sandbox.scratch import RUN, Scratch, holds_too_much
+from sandbox.names import asks_for_identity
+from sandbox.scratch import FULL_BYTES, RUN, Scratch, free_bytes, holds_too_much
 
-MAX_MESSAGE = 4096
+MAX_MESSAGE, MAX_DETAIL = 4096, 600
 TICK_S = 0.1  # interval between two checks of a running program
-# reasons that child.py and oracle.py may send; no Verdict has the last two
-REASONS = frozenset(
-    "assertion exception syntax memory protocol opaque unverifiable gone tests".split()
-)
+# mode -> reasons that its process may send. In the first two it has executed the candidate, which
+# can send what it likes; no Verdict has "gone"
+SAYS = {
+    "program": "assertion exception syntax memory files".split(),
+    "oracle": (),
+    "checker": "assertion exception syntax memory files protocol opaque unverifiable gone".split(),
+}
 MUCH_MEMORY_KB = 512 << 10  # a program that holds more and is killed from outside ran out of memory
 MAX_THREADS = 512
 GONE_S = 2.0  # time for a candidate's process to end after its pipe has closed
@@ -38,13 +43,18 @@ GONE_S = 2.0  # time for a candidate's process to end after its pipe has closed
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one interpreter. file_mb: size of one file; scratch_mb: of all files in its directory."""
+    """Of one interpreter.
+
+    file_mb: size of one file. scratch_mb: of all files of the program.
+    room:    whether room that the file system loses meanwhile counts as the program's.
+    """
 
     cpu_s: float = 10.0
     wall_s: float = 30.0
     memory_mb: int = 4096
     file_mb: int = 16
     scratch_mb: int = 256
+    room: bool = True
 
     def as_rlimits(self) -> dict[str, tuple[int, int]]:
         cpu = max(1, int(-(-self.cpu_s // 1)))
@@ -71,7 +81,7 @@ class Mechanism:
 
 @dataclass(frozen=True)
 class Outcome:
-    """As in sandbox.Verdict. More reasons: "gone", the other process ended; "tests", not Python."""
+    """As in sandbox.Verdict. One more reason: "gone", the other process ended."""
 
     reason: str
     detail: str
@@ -83,13 +93,17 @@ class Outcome:
 class Child:
     """A started interpreter.
 
+    mode:      see child.py.
     verdict:   file descriptor from which its message is read. message: what it has sent.
     token:     the bytes that make a message a pass.
     unsent:    the rest of its job, still to be written to stdin.
-    ended_for: why this side ended it: "wall", "files", "threads", "cancelled", "closed"; else "".
+    ended_for: why this side ended it: "wall", "files", "threads", "room", "cancelled", "closed";
+               else "".
     pidfd:     -1 where the kernel has none.
+    reaped:    its status and usage, where the system cannot tell that it has ended without reaping.
     """
 
+    mode: str
     process: subprocess.Popen
     verdict: int
     token: bytes
@@ -99,7 +113,8 @@ class Child:
     cpu_s: float = 0.0
     rss_kb: int = 0
     ended_for: str = ""
-    pidfd: int = field(default=-1)
+    pidfd: int = -1
+    reaped: tuple | None = None
 
     def read_message(self) -> None:
         """Read what is in the verdict pipe, without waiting; keep MAX_MESSAGE + 1 bytes at most."""
@@ -156,19 +171,22 @@ class Child:
         return ended
 
     def ended(self) -> bool:
-        return (
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        )
+        pid = self.process.pid
+        if hasattr(os, "waitid"):  # while it is not reaped, no other process can have its id
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        if self.reaped is None:
+            found, *reaped = os.wait4(pid, os.WNOHANG)
+            self.reaped = tuple(reaped) if found else None
+        return self.reaped is not None
 
     def end(self) -> None:
         """Kill the whole session, reap its leader, close the pipes."""
-        # the leader is not reaped yet: no other process can have its id
         for kill in (os.killpg, os.kill):
             try:
                 kill(self.process.pid, signal.SIGKILL)
             except (ProcessLookupError, PermissionError):
                 pass
-        _, status, usage = os.wait4(self.process.pid, 0)
+        status, usage = self.reaped or os.wait4(self.process.pid, 0)[1:]
         self.read_message()
         self.status = self.process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_s = max(self.cpu_s, usage.ru_utime + usage.ru_stime)
@@ -203,7 +221,7 @@ def _job(mechanism: Mechanism, limits: Limits, folder: str, more: dict) -> dict:
     sizes = (8 if abi < 4 else 16 if abi < 6 else 24, *landlock.handled(abi))
     return {
         "limits": limits.as_rlimits(),
-        "confine": True,
+        "confine": sys.platform == "linux",
         "landlock": (sizes, landlock.rules(folder, abi)) if abi else None,
         "seccomp": (_FILTER.code, _FILTER.pid_at) if mechanism.seccomp and _FILTER else None,
         "parent": 0 if mechanism.bwrap else os.getpid(),
@@ -251,7 +269,8 @@ def start(
         os.close(write_fd)
     os.set_blocking(read_fd, False)
     os.set_blocking(process.stdin.fileno(), False)
-    child = Child(process, read_fd, token, memoryview(len(job).to_bytes(8, "little") + job + token))
+    unsent = memoryview(len(job).to_bytes(8, "little") + job + token)
+    child = Child(mode, process, read_fd, token, unsent)
     try:
         child.pidfd = os.pidfd_open(process.pid)
     except (OSError, AttributeError):
@@ -262,9 +281,12 @@ def start(
 
 def watch(
     children: list[Child], limits: Limits, folders: list[str], cancel: threading.Event | None
-) -> None:
-    """Wait until the last of the children has ended, or has to be ended: see its .ended_for."""
-    last, began = children[-1], time.monotonic()
+) -> int:
+    """Wait until the last of the children has ended, or has to be ended: see its .ended_for.
+
+    Returns the room that was left for its files then.
+    """
+    last, began, room = children[-1], time.monotonic(), free_bytes()
     checked, deadline = began, began + limits.wall_s
     while not last.ended():
         poll = select.poll()
@@ -279,20 +301,24 @@ def watch(
             deadline = began + min(limits.wall_s + waited, 10 * limits.wall_s)
             if now >= deadline:
                 last.ended_for = "wall"
-                return
+                break
         if now - checked >= TICK_S:
             checked = now
             for child in children:
                 child.read_message()
             if any(holds_too_much(folder, limits.scratch_mb << 20) for folder in folders):
                 last.ended_for = "files"
-                return
+                break
+            # files without a name are in no directory
+            if limits.room and room - free_bytes() > len(folders) * limits.scratch_mb << 20:
+                last.ended_for = "room"
+                break
             if any(child.count_threads() > MAX_THREADS for child in children):
                 last.ended_for = "threads"
-                return
+                break
         if cancel is not None and cancel.is_set():
             last.ended_for = "cancelled"
-            return
+            break
         pause = TICK_S if last.pidfd >= 0 else 0.003
         poll.poll(1000 * max(0.0, min(pause, deadline - now)))
         for child in children:
@@ -302,6 +328,7 @@ def watch(
             time.sleep(
                 0.001
             )  # its pidfd stays readable and poll() returns at once; the last ends soon
+    return free_bytes()
 
 
 def family(pid: int) -> list[int]:
@@ -322,11 +349,36 @@ def delayed_s(pid: int) -> float:
 def _numbers(file: str) -> list[int]:
     """The numbers in a file of /proc after the program's name; zeros where it cannot be read."""
     try:
-        with open(file) as opened:
-            words = opened.read().rpartition(")")[2].split()
+        with open(file, "rb") as opened:  # a program's name can be any bytes
+            words = opened.read().rpartition(b")")[2].split()
     except OSError:
         return [0] * 52
     return [int(word) if word.isdigit() else 0 for word in words]
+
+
+def oom_kills() -> int:
+    """Processes of this control group that the kernel has killed for lack of memory; 0: not known.
+
+    Without a group's counter it is the machine's.
+    """
+    try:
+        with open("/proc/self/cgroup") as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        groups = []
+    files = []
+    for _, controllers, path in groups:
+        if "memory" in controllers.split(","):
+            files += [f"/sys/fs/cgroup/memory{path}/memory.oom_control"]
+        elif not controllers:
+            files += [f"/sys/fs/cgroup{path}/memory.events"]
+    for name in (*files, "/proc/vmstat"):
+        try:
+            with open(name) as file:
+                return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+        except (OSError, StopIteration):
+            continue
+    return 0
 
 
 def run_program(
@@ -335,18 +387,15 @@ def run_program(
     limits: Limits,
     mechanism: Mechanism,
     cancel: threading.Event | None = None,
+    alone: bool = False,
 ) -> Outcome | str:
-    """Candidate and tests in one interpreter. A text says why there is no outcome."""
-    began = time.monotonic()
-    with Scratch() as folder:
-        # str(): marshal refuses subclasses of it
-        job = {"candidate": str(candidate), "tests": str(tests)}
-        child = start(mechanism, limits, folder, "program", job)
-        try:
-            watch([child], limits, [folder], cancel)
-        finally:
-            child.end()
-        return outcome(child, limits, mechanism, time.monotonic() - began)
+    """Candidate and tests in one interpreter. A text says why there is no outcome.
+
+    alone: no other program of this process runs.
+    """
+    # str(): marshal refuses subclasses of it
+    jobs = {"program": {"candidate": str(candidate), "tests": str(tests)}}
+    return _run(jobs, limits, mechanism, cancel, alone)
 
 
 def run_strict(
@@ -357,61 +406,107 @@ def run_strict(
     limits: Limits,
     mechanism: Mechanism,
     cancel: threading.Event | None = None,
+    alone: bool = False,
 ) -> Outcome | str:
     """Candidate and tests in two interpreters. A text says why there is no outcome."""
-    began = time.monotonic()
+    checker = {"tests": str(tests), "helpers": str(helpers), "names": tuple(names)}
+    checker["identity"] = asks_for_identity(checker["tests"])
+    jobs = {"oracle": {"candidate": str(candidate)}, "checker": checker}
+    return _run(jobs, limits, mechanism, cancel, alone)
+
+
+def _run(
+    jobs: dict[str, dict],
+    limits: Limits,
+    mechanism: Mechanism,
+    cancel: threading.Event | None,
+    alone: bool,
+) -> Outcome | str:
+    """Run one interpreter for each mode in jobs; the last one decides."""
+    began, kills = time.monotonic(), oom_kills() if alone else 0
     with ExitStack() as stack:
-        folders = [stack.enter_context(Scratch()) for _ in range(2)]
-        requests, replies = os.pipe(), os.pipe()
-        ours = [*requests, *replies]
+        folders = [stack.enter_context(Scratch()) for _ in jobs]
+        ours: list[int] = []  # ends of the pipes between the two
+        ends: list[tuple[int, ...]] = [()]
+        if len(jobs) == 2:
+            requests, replies = os.pipe(), os.pipe()
+            ours = [*requests, *replies]
+            ends = [(requests[0], replies[1]), (requests[1], replies[0])]
         children: list[Child] = []
         try:
-            job = {"candidate": str(candidate)}
-            ends = (requests[0], replies[1])
-            children.append(start(mechanism, limits, folders[0], "oracle", job, ends))
-            job = {"tests": str(tests), "helpers": str(helpers), "names": tuple(names)}
-            ends = (requests[1], replies[0])
-            children.append(start(mechanism, limits, folders[1], "checker", job, ends))
+            for (mode, job), folder, pipes in zip(jobs.items(), folders, ends, strict=True):
+                children.append(start(mechanism, limits, folder, mode, job, pipes))
             while ours:
                 os.close(ours.pop())  # now only the children hold the ends
-            watch(children, limits, folders, cancel)
-            if children[1].has_sent(b"SFgone") and not children[0].ends_within(GONE_S):
+            room = watch(children, limits, folders, cancel)
+            if children[-1].has_sent(b"SFgone") and not children[0].ends_within(GONE_S):
                 children[0].ended_for = "closed"
         finally:
             for fd in ours:
                 os.close(fd)
             for child in reversed(children):
                 child.end()
-        oracle, checker = children
-        seconds = time.monotonic() - began
-        found = outcome(checker, limits, mechanism, seconds)
-        if isinstance(found, str):
-            return found
+    seconds, last = time.monotonic() - began, children[-1]
+    out_of_memory = alone and oom_kills() > kills
+    found = outcome(last, limits, mechanism, seconds, alone, out_of_memory)
+    if isinstance(found, Outcome) and last.mode == "checker":
         if found.reason == "gone":  # the candidate's process ended: its own end is the outcome
-            return outcome(oracle, limits, mechanism, seconds)
-        return Outcome(found.reason, found.detail, seconds, oracle.cpu_s)
+            found = outcome(children[0], limits, mechanism, seconds, alone, out_of_memory)
+        else:
+            found = replace(found, cpu_s=children[0].cpu_s)
+    if isinstance(found, str) or found.reason == "passed":
+        return found
+    if last.ended_for == "room" or last.ended_for != "files" and room < FULL_BYTES:
+        wanted = room + (len(folders) * limits.scratch_mb << 20)
+        if alone and _comes_free(wanted, 1.0 if mechanism.bwrap else 0.0):
+            detail = f"more than {limits.scratch_mb} MiB, also in files without a name"
+            return replace(found, reason="files", detail=detail)
+        return f"{os.path.dirname(RUN.path())} was full: {room >> 20} MiB free"
+    if not alone and not last.ended_for and found.reason == "files":
+        return found.detail  # others may have taken the room
+    return found
 
 
-def outcome(child: Child, limits: Limits, mechanism: Mechanism, seconds: float) -> Outcome | str:
-    """The outcome of a child that has ended. A text says why there is none."""
+def _comes_free(wanted: int, wait_s: float) -> bool:
+    """Whether the ended program gave back its room; bubblewrap ends a moment before its program."""
+    end = time.monotonic() + wait_s
+    while not (free := free_bytes() > wanted) and time.monotonic() < end:
+        time.sleep(0.01)
+    return free
+
+
+def outcome(
+    child: Child,
+    limits: Limits,
+    mechanism: Mechanism,
+    seconds: float,
+    alone: bool,
+    out_of_memory: bool,
+) -> Outcome | str:
+    """The outcome of a child that has ended. A text says why there is none.
+
+    out_of_memory: it ran alone, and the kernel has killed a process for lack of memory meanwhile.
+    """
     status = child.status
     if mechanism.bwrap and status > 128:
-        status = 128 - status  # bwrap reports signals as a shell does
+        status = 128 - status  # as a shell reports signals; the filter allows no such exit status
     message, cpu_s = child.message, child.cpu_s
 
     def failed(reason: str, detail: str) -> Outcome:
-        return Outcome(reason, detail, seconds, cpu_s)
+        return Outcome(reason, printable(detail), seconds, cpu_s)
 
     if child.ended_for == "cancelled":
         return "cancelled"
     if not message.startswith(b"S"):
-        problem = message[1:].decode("utf-8", "replace")
+        problem = printable(message[1:].decode("utf-8", "replace"))
         return problem or f"the interpreter ended before the program started, status {status}"
     if child.ended_for == "wall":
         return failed("wall", f"still running after {seconds:.0f} s")
     if child.ended_for == "files":
         size = f"more than {limits.scratch_mb} MiB"
         return failed("files", f"{size}, too many files or too deep a tree in its directory")
+    if child.ended_for == "room":
+        return failed("files", "")
     if child.ended_for == "threads":
         return failed("threads", f"more than {MAX_THREADS} threads")
     if child.ended_for == "closed":
@@ -420,7 +515,11 @@ def outcome(child: Child, limits: Limits, mechanism: Mechanism, seconds: float) 
     if sent == b"P" + child.token and status == 0:
         return Outcome("passed", "", seconds, cpu_s)
     reason, _, detail = sent[1:].partition(b"\n")
-    if sent.startswith(b"F") and status == 0 and reason.decode("ascii", "replace") in REASONS:
+    if (
+        sent.startswith(b"F")
+        and status == 0
+        and reason.decode("ascii", "replace") in SAYS[child.mode]
+    ):
         return failed(reason.decode(), detail.decode("utf-8", "backslashreplace"))
     if sent:
         return failed("protocol", f"no verdict in the verdict's pipe, exit status {status}")
@@ -430,9 +529,16 @@ def outcome(child: Child, limits: Limits, mechanism: Mechanism, seconds: float) 
     killed = status == -signal.SIGKILL
     if status == -signal.SIGXCPU or killed and used_s >= limits.cpu_s:
         return failed("cpu", f"over {limits.cpu_s:g} s of CPU time")
-    if killed and mechanism.seccomp:  # the filter keeps a program from killing itself
-        if child.rss_kb > MUCH_MEMORY_KB:
-            return failed("memory", f"killed by the system while it held {child.rss_kb >> 10} MiB")
+    if killed and alone and (out_of_memory or child.rss_kb > MUCH_MEMORY_KB):
+        return failed("memory", f"killed by the system while it held {child.rss_kb >> 10} MiB")
+    # the filter keeps a program from killing itself
+    if killed and (mechanism.seccomp or not alone):
         return "the interpreter was killed from outside"
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
     return failed("protocol", f"ended before the last test, {how}")
+
+
+def printable(text: str) -> str:
+    """At most MAX_DETAIL characters, without those that act on a terminal."""
+    shown = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text[:MAX_DETAIL])
+    return "".join(shown)[:MAX_DETAIL]

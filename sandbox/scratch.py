@@ -23,9 +23,12 @@ import threading
 import time
 from pathlib import Path
 
+from utils import EnvironmentProblem
+
 HERE = Path(__file__).parent
 MODULES = ("child", "oracle")
-MAX_ENTRIES = 20_000  # files and directories of one program
+MAX_ENTRIES, MAX_DEPTH = 20_000, 64  # files and directories of one program
+FULL_BYTES = 16 << 20  # with less room a program may fail through no fault of its own
 ROOM_BYTES = 1 << 30
 
 
@@ -37,12 +40,20 @@ def roots() -> list[str]:
         for path in found
         if os.path.isdir(path) and os.access(path, os.R_OK | os.W_OK | os.X_OK)
     ]
-    return [*usable, tempfile.gettempdir()]
+    try:
+        return [*usable, tempfile.gettempdir()]
+    except FileNotFoundError:
+        return usable
 
 
 def root() -> str:
     """The first root with room for several programs: a container's /dev/shm often has 64 MiB."""
     found = roots()
+    if not found:
+        raise EnvironmentProblem(
+            "programs need a directory to write to, and /dev/shm and the temporary directories are "
+            "not writable: set TMPDIR, or --no_exec keeps the programs for another machine"
+        )
     return next((path for path in found if shutil.disk_usage(path).free >= ROOM_BYTES), found[-1])
 
 
@@ -183,26 +194,45 @@ def _is_dead(path: str) -> bool:
         os.close(lock)
 
 
-def holds_too_much(path: str, max_bytes: int) -> bool:
-    """Whether a directory holds more than max_bytes or MAX_ENTRIES, or one that cannot be read.
+def free_bytes() -> int:
+    """Room on the file system of the scratch directories."""
+    found = os.statvfs(RUN.path())
+    return found.f_bavail * found.f_frsize
 
-    That is a directory nested too deep, or without permissions. Raises OSError.
+
+def holds_too_much(path: str, max_bytes: int) -> bool:
+    """Whether a directory holds more than max_bytes, MAX_ENTRIES or MAX_DEPTH, or cannot be read.
+
+    The program may exchange its directories for links meanwhile: each is opened from the one above
+    it, and no link is followed. Raises OSError for what no program can cause.
     """
-    total = entries = 0
-    waiting = [path]
-    while waiting:
-        try:
-            with os.scandir(waiting.pop()) as found:
-                for entry in found:
-                    entries += 1
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if total > max_bytes or entries > MAX_ENTRIES:
-                        return True
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except OSError as error:
-            if error.errno in (errno.ENAMETOOLONG, errno.EACCES):
-                return True
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR):  # removed meanwhile
-                raise
-    return False
+    return _exceeds(path, None, [max_bytes, MAX_ENTRIES], MAX_DEPTH)
+
+
+def _exceeds(name: str, above: int | None, left: list[int], depth: int) -> bool:
+    """Take what a directory holds from left: bytes, entries. above: descriptor of its parent."""
+    folder = -1
+    try:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK
+        folder, inner = os.open(name, flags, dir_fd=above), []
+        with os.scandir(folder) as found:
+            for entry in found:
+                status = entry.stat(follow_symlinks=False)
+                left[0] -= status.st_blocks * 512
+                left[1] -= 1
+                if min(left) < 0:
+                    return True
+                if stat.S_ISDIR(status.st_mode):
+                    inner.append(entry.name)
+        return (bool(inner) and depth == 0) or any(
+            _exceeds(entry, folder, left, depth - 1) for entry in inner
+        )
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            return True
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # changed meanwhile
+            raise
+        return False
+    finally:
+        if folder >= 0:
+            os.close(folder)

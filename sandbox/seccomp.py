@@ -2,8 +2,8 @@
 
 It is a deny list, so that numpy, threads, asyncio and newer C libraries keep working. It closes
 what Landlock, rlimits and missing privileges leave open: new processes, other processes, the
-network, kernel objects that outlive the process, changes of files that need no open (chmod, utime,
-...), and calls that are newer than this table.
+network, kernel objects that outlive the process, changes of files that need no open (chown, ...),
+extended attributes, and calls that are newer than this table.
 aarch64: the numbers come from the kernel's generic table; only x86_64 has been run.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import platform
 import struct
+import sys
 from dataclasses import dataclass
 
 # name, x86_64, aarch64 ("-": the architecture does not have it). include/uapi/asm-generic/unistd.h
@@ -33,12 +34,11 @@ shmget 29 194|shmat 30 196|shmctl 31 195|semget 64 190|semop 65 193|semtimedop 2
 semctl 66 191|msgget 68 186|msgsnd 69 189|msgrcv 70 188|msgctl 71 187|mq_open 240 180|
 mq_unlink 241 181|open_by_handle_at 304 265|name_to_handle_at 303 264|fanotify_init 300 262|
 fanotify_mark 301 263|inotify_init 253 -|inotify_init1 294 26|inotify_add_watch 254 27|sync 162 81|
-syncfs 306 267|setpriority 141 140|ioprio_set 251 30|sched_setaffinity 203 122|
+syncfs 306 267|setpgid 109 154|get_robust_list 274 100|setpriority 141 140|ioprio_set 251 30|
+sched_setaffinity 203 122|
 sched_setparam 142 118|sched_setscheduler 144 119|sched_setattr 314 274|setrlimit 160 164|
-truncate 76 45|chmod 90 -|fchmod 91 52|fchmodat 268 53|fchmodat2 452 452|chown 92 -|fchown 93 55|
-lchown 94 -|fchownat 260 54|utime 132 -|utimes 235 -|utimensat 280 88|futimesat 261 -|
-setxattr 188 5|lsetxattr 189 6|fsetxattr 190 7|removexattr 197 14|lremovexattr 198 15|
-fremovexattr 199 16|setxattrat 463 463|removexattrat 466 466|file_setattr 469 469|
+truncate 76 45|chown 92 -|fchown 93 55|lchown 94 -|fchownat 260 54|
+file_setattr 469 469|
 memfd_create 319 279|memfd_secret 447 447|personality 135 92|modify_ldt 154 -|iopl 172 -|
 ioperm 173 -|syslog 103 116|vhangup 153 58|lookup_dcookie 212 18|settimeofday 164 170|
 clock_settime 227 112|clock_adjtime 305 266|adjtimex 159 171|sethostname 170 161|
@@ -46,10 +46,24 @@ setdomainname 171 162|setuid 105 146|setgid 106 144|setreuid 113 145|setregid 11
 setresuid 117 147|setresgid 119 149|setgroups 116 159|setfsuid 122 151|setfsgid 123 152|
 capset 126 91
 """
+# extended attributes, which Landlock leaves open, of files outside too. "not supported": libraries
+# that copy files do without
+UNSUPPORTED = """
+setxattr 188 5|lsetxattr 189 6|fsetxattr 190 7|getxattr 191 8|lgetxattr 192 9|fgetxattr 193 10|
+listxattr 194 11|llistxattr 195 12|flistxattr 196 13|removexattr 197 14|lremovexattr 198 15|
+fremovexattr 199 16|setxattrat 463 463|getxattrat 464 464|listxattrat 465 465|removexattrat 466 466
+"""
+# mode and times of files: nothing is changed and 0 is returned, since Landlock would let a program
+# change files outside, and honest programs do it to files of their own (shutil.copy, Path.touch)
+WITHOUT_EFFECT = """
+chmod 90 -|fchmod 91 52|fchmodat 268 53|fchmodat2 452 452|utime 132 -|utimes 235 -|
+utimensat 280 88|futimesat 261 -
+"""
 # their arguments decide: see _by_arguments
 SPECIAL = """
 clone 56 220|clone3 435 435|openat2 437 437|kill 62 129|tgkill 234 131|prctl 157 167|
-prlimit64 302 261|fcntl 72 25|ioctl 16 29|sendto 44 206|open 2 -|openat 257 56
+prlimit64 302 261|fcntl 72 25|ioctl 16 29|sendto 44 206|open 2 -|openat 257 56|exit 60 93|
+exit_group 231 94
 """
 # a call with a higher number is newer than this table: it gets ENOSYS, and libraries fall back
 LAST_KNOWN = 469
@@ -58,7 +72,8 @@ LAST_KNOWN = 469
 ARCHITECTURES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
 
 LOAD, JUMP, JUMP_EQ, JUMP_GE, JUMP_SET, AND, RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
-ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
+ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x50000
+EPERM, ENOSYS, ENOTSUP = (ERRNO | code for code in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP))
 NUMBER_AT, ARCH_AT, ARGS_AT = 0, 4, 16  # struct seccomp_data
 PID = -1  # placeholder for the id of the process that installs the filter
 
@@ -121,6 +136,12 @@ def _no_truncating_read(flags_index: int) -> list[Instruction]:
     return _unless([_argument(flags_index), *tests])
 
 
+def _no_status_of_a_signal() -> list[Instruction]:
+    """Kill for exit statuses from 128 on: bubblewrap reports a signal as 128 + its number."""
+    status = [_argument(0), (AND, 0, 0, 0xFF)]
+    return [*status, (JUMP_GE, 0, 1, 128), (RETURN, 0, 0, KILL), (RETURN, 0, 0, ALLOW)]
+
+
 def _by_arguments() -> dict[str, list[Instruction]]:
     clone_thread = 0x10000
     return {
@@ -139,12 +160,14 @@ def _by_arguments() -> dict[str, list[Instruction]]:
         "sendto": _null(4),  # an address; a socketpair needs none
         "open": _no_truncating_read(1),
         "openat": _no_truncating_read(2),
+        "exit": _no_status_of_a_signal(),
+        "exit_group": _no_status_of_a_signal(),
     }
 
 
 def build(machine: str | None = None) -> Filter | None:
     """The filter for an architecture (None: this machine's); None if there is no table for it."""
-    machine = machine or platform.machine()
+    machine = machine or (platform.machine() if sys.platform == "linux" else sys.platform)
     if machine not in ARCHITECTURES:
         return None
     program: list[Instruction] = [
@@ -159,8 +182,9 @@ def build(machine: str | None = None) -> Filter | None:
     rules, special = _by_arguments(), numbers(SPECIAL, machine)
     for name, number in special.items():
         program += [(JUMP_EQ, 0, len(rules[name]), number), *rules[name]]
-    for number in sorted(numbers(DENIED, machine).values()):
-        program += [(JUMP_EQ, 0, 1, number), (RETURN, 0, 0, EPERM)]
+    for table, answer in ((DENIED, EPERM), (UNSUPPORTED, ENOTSUP), (WITHOUT_EFFECT, ERRNO)):
+        for number in sorted(numbers(table, machine).values()):
+            program += [(JUMP_EQ, 0, 1, number), (RETURN, 0, 0, answer)]
     program.append((RETURN, 0, 0, ALLOW))
     code = b"".join(struct.pack("<HBBI", c, t, f, 0 if k == PID else k) for c, t, f, k in program)
     return Filter(code, tuple(8 * i + 4 for i, step in enumerate(program) if step[3] == PID))

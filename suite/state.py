@@ -52,6 +52,13 @@ class Status:
     def n(self) -> int:
         return self.sums.n
 
+    @property
+    def shown(self) -> str:
+        """The state as tables name it: with all answers there is nothing to generate."""
+        if self.n != self.of or self.state not in ("partial", "running"):
+            return self.state
+        return "scoring" if self.note.startswith("scoring") else "unscored"
+
 
 # ---------------------------------------------------------------- failures that the suite notes
 

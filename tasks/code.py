@@ -8,7 +8,7 @@ The filter puts one dict per document into `filtered_resps`:
     how        how the candidate was found, see utils.Extracted
     why_cut    what was left out of the answer, and why
     passed, reason, detail, tier, seconds, cpu_seconds
-               see sandbox.Verdict; passed is None under --no_exec
+               see sandbox.Verdict; passed is None under --no_exec, and with the reason "error"
     ours       only after use_extraction: {how, why_cut, candidate, passed, reason, detail} of this
                project's extraction; the rest is then by the authors' rule
     strict     only after add_strict: {passed, reason, detail} of a pass's second run, else None
@@ -99,7 +99,7 @@ class Judging:
         # a queued program that has not started is withdrawn: judge_many uses every core
         late = [p for p in distinct if p not in early or early[p].cancel()]
         judged = dict(zip(late, verdicts(late, strict=self.strict), strict=True))
-        failed = [p for p in distinct if p not in judged and early[p].exception()]
+        failed = [p for p in distinct if p not in judged and _failed(early[p])]
         judged |= zip(failed, verdicts(failed, strict=self.strict), strict=True)
 
         def verdict(program: Program) -> dict:
@@ -119,6 +119,10 @@ class Judging:
             fared = {key: verdict(p)[key] for key in ("passed", "reason", "detail")}
             row["ours"] = {"how": e.how, "why_cut": e.why_cut, "candidate": e.code} | fared
         return rows
+
+
+def _failed(early: Future) -> bool:
+    return early.exception() is not None or unjudged(early.result()[0]) is not None
 
 
 def verdicts(
@@ -151,10 +155,16 @@ def verdicts(
     return rows
 
 
+def unjudged(found: dict) -> str | None:
+    """Why a program of an answer could not be judged, None where all were."""
+    parts = (found, found.get("ours"), found.get("strict"))
+    return next((part["detail"] for part in parts if part and part["reason"] == "error"), None)
+
+
 def process_results(doc: dict, results: list[dict]) -> dict[str, float]:
-    """pass@1 of one document, and pass@1_strict after add_strict; {} if no program was run."""
+    """pass@1 of one document, and pass@1_strict after add_strict; {} without a verdict."""
     (found,) = results
-    if found["passed"] is None:
+    if found["passed"] is None or unjudged(found):
         return {}
     scores = {METRIC: float(found["passed"])}
     if "ours" in found:

@@ -256,8 +256,8 @@ def _field_problem(doc: dict, fields: Mapping[str, str]) -> str | None:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     ast.parse(value if isinstance(value, str) else "\n".join(value))
-            except (SyntaxError, ValueError) as e:
-                return f"field {name!r} is not Python: {e}"
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+                return f"field {name!r} is not Python: {str(e) or 'nested too deeply'}"
     return None
 
 

@@ -16,12 +16,11 @@ import ast
 import builtins
 import re
 import textwrap
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sandbox.names import names_of
+from sandbox.names import names_of, without_warnings
 from utils import CODE_FENCE
 
 MAX_COMPILED = (
@@ -177,8 +176,7 @@ def called_names(tests: str) -> list[str]:
 @lru_cache(maxsize=64)
 def _parse(source: str) -> ast.Module:
     """The tree of a program. Raises one of FAULTS; ast.parse alone accepts a stray `return`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in an answer are no concern of the user
+    with without_warnings():
         tree = ast.parse(source)
         for node in tree.body:  # one by one: thousands of equal functions take a quadratic time
             compile(ast.Module([node], []), "<answer>", "exec", dont_inherit=True)

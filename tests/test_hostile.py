@@ -1,9 +1,10 @@
-"""Hostile programs against every tier of the sandbox; tests/hostile/expected.json describes them.
+"""Hostile programs against every tier of the sandbox: expected.json and found.json list them.
 
-Failures are: a wrong verdict, an effect outside the sandbox, a process or a directory that stays, a
-dead harness, and an attack that has no effect even where nothing stops it. tests/hostile/hide.py
-simulates kernels that lack a feature. Programs that only a time limit ends run in tier A's strict
-mode, and two of them elsewhere; DLLMEXP_HOSTILE_FULL=1 runs all of them everywhere.
+Both are in tests/hostile. Failures are: a wrong verdict, an effect outside the sandbox, a process
+or a directory that stays, a dead harness, and an attack that has no effect even where nothing stops
+it (programs of found.json have no such control). tests/hostile/hide.py simulates kernels that lack
+a feature. Programs that only a time limit ends run in tier A's strict mode, and two of them
+elsewhere; DLLMEXP_HOSTILE_FULL=1 runs all of them everywhere.
 """
 
 import json
@@ -17,7 +18,9 @@ import pytest
 
 HERE = Path(__file__).parent / "hostile"
 CASES = {
-    case["id"]: case for case in json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+    case["id"]: case
+    for file in ("expected.json", "found.json")
+    for case in json.loads((HERE / file).read_text(encoding="utf-8"))
 }
 NAMESPACES = ["--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc", "--mount", "--"]
 HIDDEN = {"A": "", "A'": "landlock", "B": "landlock,namespaces", "C": "landlock,namespaces,seccomp"}
@@ -60,6 +63,18 @@ def tier_here(hidden: str) -> str:
     ).stdout
 
 
+def is_right(case: dict, mode: str, verdict: dict) -> bool:
+    """ "any" is any verdict, "not_suspect" a pass or none that strict mode can give."""
+    passed, reason = verdict["passed"], verdict["reason"]
+    allowed = {
+        "any": passed is not None,
+        "pass": passed is True,
+        "fail": passed is False,
+        "not_suspect": passed is True or reason == "unverifiable",
+    }
+    return allowed[case[mode]] and reason == case.get("reason", reason)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["default", "strict"])
 @pytest.mark.parametrize("tier", HIDDEN)
@@ -74,17 +89,12 @@ def test_no_program_gets_past_the_sandbox(isolation, tier, mode):
         options.append("--few")
     report = programme(isolation, "protected", "--tier", tier, *options, hidden=HIDDEN[tier])
     assert report["tier"] == tier
-    word = {True: "pass", False: "fail", None: "infrastructure error"}
-    wrong = {
-        name: verdict
-        for name, verdict in report["verdicts"].items()
-        if CASES[name][mode] not in ("any", word[verdict["passed"]])
-    }
+    wrong = {n: v for n, v in report["verdicts"].items() if not is_right(CASES[n], mode, v)}
     assert wrong == {}
     got_out = {name: seen for name, seen in report["effects"].items() if seen}
     assert got_out == {}
     assert (report["survivors"], report["scratch_left"], report["run_left"]) == ([], [], False)
-    assert report["memory_mb"] < 600  # of 512 for a program
+    assert report["memory_mb"] < 1100  # of 1024 for a program
     # it may use 1 s; also under bwrap, which starts the interpreter, its time has to be known
     assert report["verdicts"]["inf_loop"]["cpu_s"] > 0.7
     assert len(report["verdicts"]) >= 60
@@ -105,6 +115,7 @@ def test_the_corpus_is_complete():
     assert files == {name for name, case in CASES.items() if not {"source", "repeat"} & set(case)}
     assert len(CASES) >= 60
     for case in CASES.values():
-        assert {case["default"], case["strict"]} <= {"pass", "fail", "any"}, case
+        assert {case["default"], case["strict"]} <= {"pass", "fail", "any", "not_suspect"}, case
         assert case.get("stopped_by", "files") in ("files", "calls")
-        assert case["control"]["shows"] in OF_THE_JUDGE.union(case["must_not"]), case
+        shows = case.get("control", {"shows": "passed"})["shows"]
+        assert shows in OF_THE_JUDGE.union(case["must_not"]), case

@@ -3,11 +3,15 @@
 import ast
 import dis
 import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from sandbox import Program
 from sandbox.names import defined_names, free_names, names_of
+from tasks.programs import find_program
 
 # source, names it binds in its namespace, names it reads there or among the builtins
 CASES = [
@@ -117,3 +121,23 @@ def test_a_program_asks_its_candidate_for_what_nobody_else_defines():
     tests = "from math import *\nassert [f(x) for x in helper(2)] == [abs(g)]\nassert e(1)"
     assert Program("", tests, helpers="def helper(n): ...").asked() == ("e", "f", "g")
     assert Program("", tests, names=("abs",)).asked() == ("abs",)
+
+
+def test_no_answer_makes_python_print_a_warning(monkeypatch):
+    """Since Python 3.12 an answer with "\\d" gave a SyntaxWarning line for each of its parses."""
+    real, before = ast.parse, list(warnings.filters)
+
+    def slow(source, *more, **named):
+        time.sleep(0.05)
+        warnings.warn("invalid escape sequence", SyntaxWarning, stacklevel=2)
+        return real(source, *more, **named)
+
+    monkeypatch.setattr(ast, "parse", slow)
+    answer = "def f(x):\n    return x\n"
+    with warnings.catch_warnings(record=True) as seen, ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(defined_names, answer)]
+        for i in range(3):  # threads share the filters: one must not restore another's
+            time.sleep(0.02)
+            found.append(pool.submit(find_program, f"{answer}# {i}", []))
+        assert found[0].result() == {"f"} and all(f.result() for f in found)
+    assert seen == [] and list(warnings.filters) == before

@@ -460,6 +460,10 @@ def test_missing_files_are_all_named(tmp_path, name):
             lambda r: json.dumps(r | {"test_list": ["assert ("]}),
             "line 2: field 'test_list' is not Python",
         ),
+        (
+            lambda r: json.dumps(r | {"test_list": ["assert " + "-" * 60_000 + "1"]}),
+            "line 2: field 'test_list' is not Python",
+        ),
     ],
 )
 def test_a_malformed_row_is_named_by_file_line_and_field(broken, change, says):

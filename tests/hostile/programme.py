@@ -1,4 +1,4 @@
-"""Runs the cases of expected.json and prints one JSON object.
+"""Runs the cases of stage.cases() and prints one JSON object.
 
     programme.py protected [OPTIONS]   in this machine's sandbox: verdicts, and effects that got out
     programme.py controls [OPTIONS]    where nothing stops an attack: what each does
@@ -20,7 +20,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import controls
-from stage import LIMITS, TESTS, TOKEN, Stage, cases, loopback_up, reported
+from stage import TESTS, TOKEN, Stage, cases, limits_of, loopback_up, reported
 
 import sandbox
 from sandbox.scratch import RUN, root, sweep
@@ -38,11 +38,11 @@ def protected(stage: Stage, chosen: list[dict], strict: bool) -> dict:
     def run(case: dict) -> dict:
         program = sandbox.Program(stage.source(case), case.get("tests", TESTS))
         try:
-            verdict = sandbox.judge_program(program, strict=strict, limits=LIMITS)
+            verdict = sandbox.judge_program(program, strict=strict, limits=limits_of(case))
             return {key: getattr(verdict, key) for key in ("passed", "reason", "detail", "cpu_s")}
         except Exception as error:  # no program may cause one
             detail = f"{type(error).__name__}: {error}"
-            return {"passed": None, "reason": "infrastructure", "detail": detail}
+            return {"passed": None, "reason": "error", "detail": detail}
 
     with ThreadPoolExecutor(3) as pool:  # on two cores: usually one of the three sleeps
         verdicts = dict(zip((c["id"] for c in chosen), pool.map(run, chosen), strict=True))
@@ -60,6 +60,8 @@ def protected(stage: Stage, chosen: list[dict], strict: bool) -> dict:
 
 def choose(args: argparse.Namespace) -> list[dict]:
     chosen = [c for c in cases() if args.alone or not c.get("danger")]
+    if args.mode == "controls":
+        chosen = [c for c in chosen if "control" in c]
     if args.few:
         chosen = [c for c in chosen if not c.get("slow") or c["id"] in FEW]
     if args.tier:

@@ -22,10 +22,20 @@ from sandbox.scratch import RUN  # noqa: E402
 TESTS = "assert f(1) == 2\nassert f(-1) == 0\nassert f(41) == 42"
 SECRET, TOKEN, ABSTRACT = "PRIVATE-KEY-SENTINEL", "hf_SENTINELtoken", "dllmexp-agent"
 LIMITS = Limits(cpu_s=1.0, wall_s=3.0, memory_mb=512, scratch_mb=64)
+# of programs without a control, good ones among them
+WIDE = Limits(cpu_s=2.0, wall_s=4.0, memory_mb=1024, scratch_mb=64)
 
 
 def cases() -> list[dict]:
-    return json.loads((HERE / "expected.json").read_text(encoding="utf-8"))
+    """Of expected.json, and of found.json: programs found from outside, without a control."""
+    files = (HERE / name for name in ("expected.json", "found.json"))
+    return [case for file in files for case in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def limits_of(case: dict) -> Limits:
+    if case.get("limits") == "default":
+        return Limits()
+    return LIMITS if "control" in case else WIDE
 
 
 class Stage:
@@ -41,6 +51,15 @@ class Stage:
         (self.home / ".ssh").mkdir()
         (self.home / ".ssh" / "id_rsa").write_text(SECRET)
         (self.home / "name-sentinel").write_text("")
+        (self.home / "secret").mkdir()
+        (self.home / "secret" / "link").symlink_to(self.home)
+        (self.home / "many").mkdir()
+        for i in range(200):
+            (self.home / "many" / f"{i}").touch()
+        try:
+            os.setxattr(self.home / ".ssh" / "id_rsa", "user.note", SECRET.encode())
+        except OSError:
+            pass  # not on every file system
         (self.home / "victim").write_text("x" * 100)
         self.victim = subprocess.Popen(
             ["sleep", "600"],
