@@ -49,7 +49,7 @@ def config_in(folder: Path) -> ModelConfig:
     """`read_config` for a directory that exists."""
     family, raw = _family_in(folder)
     problems = [
-        f"config.json: {key} is {value!r}; supported: {' or '.join(map(repr, allowed))}"
+        f"config.json: {key} is {value!r:.60}; supported: {' or '.join(map(repr, allowed))}"
         for key, (allowed, absent) in family.only.items()
         if not _supported(value := raw.get(key, absent), allowed)
     ]
@@ -98,7 +98,7 @@ def _values(family: Family, raw: dict, problems: list[str]) -> dict:
                 continue
         wanted = _wanted(field, kinds[field], value)
         if wanted is not None:
-            found = "missing" if value is None else repr(value)
+            found = "missing" if value is None else f"{value!r:.60}"
             problems.append(f"config.json: {key} is {found}; it must be {wanted}")
             value = None
         values[field] = float(value) if kinds[field] is float and value is not None else value
@@ -299,7 +299,7 @@ def check_checkpoint(path_or_repo: str | Path) -> list[str]:
     except CheckpointError as error:
         return error.problems
     except OSError as error:  # such as a name that is too long
-        return [f"{str(path_or_repo)!r:.60}: {error.strerror}"]
+        return [f"{str(path_or_repo)[:60]}: {error.strerror}"]
     config, problems = None, []
     try:
         config = config_in(folder)

@@ -4,9 +4,12 @@ import errno
 import json
 import math
 import os
+import shutil
 import stat
+import subprocess
 
 import pytest
+from mini import ROOT
 
 import utils
 from experiment.statistics import estimate, percentile, wilson
@@ -167,3 +170,32 @@ def test_environment_says_what_a_number_may_depend_on():
     stamp = utils.environment()
     assert stamp["packages"]["torch"] and stamp["python"].startswith("3.") and stamp["cpu"]
     assert stamp["git_dirty"] in (None, True, False)
+
+
+def git(folder, *arguments):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git")
+def test_the_commit_is_known_in_a_repository_of_another_user(tmp_path, monkeypatch):
+    """git refuses such a repository, and the result had no commit, without a note."""
+    git(tmp_path, "init")
+    git(tmp_path, "commit", "--allow-empty", "-m", "one")
+    monkeypatch.setattr(utils, "__file__", str(tmp_path / "utils.py"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(utils.environment()["git_commit"]) == 40
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git")
+def test_a_clone_with_autocrlf_has_the_same_bytes(tmp_path):
+    """Shell scripts with CRLF do not run, and data have other checksums."""
+    for name in (".gitattributes", "scripts/exp.sh"):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "a" / name)
+    git(tmp_path / "a", "init")
+    git(tmp_path / "a", "add", ".")
+    git(tmp_path / "a", "commit", "-m", "one")
+    git(tmp_path, "clone", "-c", "core.autocrlf=true", "a", "b")
+    assert b"\r" not in (tmp_path / "b" / "scripts" / "exp.sh").read_bytes()
