@@ -263,9 +263,9 @@ def _verdict(error: BaseException) -> tuple[list[str], int]:
             f"package {error.name} is missing; pip install -r requirements.txt"
         ], EXIT_ENVIRONMENT
     if isinstance(error, KeyboardInterrupt):
-        return ["interrupted; the same command goes on"], 128 + signal.SIGINT
+        return ["interrupted; the same command resumes"], 128 + signal.SIGINT
     if isinstance(error, Signalled):
-        return ["terminated; the same command goes on"], 128 + error.args[0]
+        return ["terminated; the same command resumes"], 128 + error.args[0]
     first = (str(error).splitlines() or [""])[0]
     if out_of_memory(error):
         way_out = "a free device, a smaller --batch_size or --dtype bfloat16 helps"

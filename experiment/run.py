@@ -168,7 +168,7 @@ def execute(
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
         kept = f"; {len(store)} finished samples are kept in {store.directory}" if store else ""
         name = signal.Signals(number).name
-        raise Interrupted(number, f"ended by {name}{kept}; the same command goes on") from error
+        raise Interrupted(number, f"ended by {name}{kept}; the same command resumes") from error
 
 
 def _task(job: Job):

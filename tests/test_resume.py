@@ -318,7 +318,7 @@ def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
     kept = [line for line in err.splitlines() if "samples are kept in" in line]
     assert (
         len(kept) == 1
-        and "the same command goes on" in kept[0]
+        and "the same command resumes" in kept[0]
         and not list((tmp_path / "a").glob("*.json"))
     )
     n = int(kept[0].split(" finished samples")[0].split()[-1])
