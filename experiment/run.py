@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -165,10 +164,8 @@ def execute(
     except ShareDone:
         return None
     except (KeyboardInterrupt, Signalled) as error:
-        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
         kept = f"; {len(store)} finished samples are kept in {store.directory}" if store else ""
-        name = signal.Signals(number).name
-        raise Interrupted(number, f"ended by {name}{kept}; the same command resumes") from error
+        raise Interrupted.by(error, kept) from error
 
 
 def _task(job: Job):

@@ -26,6 +26,7 @@ from utils import (  # noqa: E402
     OutputError,
     UsageError,
     numbered,
+    safe_streams,
     terminal_columns,
 )
 
@@ -149,8 +150,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    for stream in (sys.stdout, sys.stderr):  # a locale may lack the letters of a name
-        stream.reconfigure(errors="backslashreplace")
+    safe_streams()
     try:
         report(parse(argv))
     except DllmexpError as error:

@@ -45,6 +45,7 @@ from utils import (  # noqa: E402
     UsageError,
     nearest,
     output_problem,
+    safe_streams,
 )
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def selecting_parser() -> argparse.ArgumentParser:
     text = "these argument sets instead of the matrix; filters apply"
     group.add_argument("--file", metavar="YAML", type=Path, help=text)
     text = "directory of the results (default: results)"
-    group.add_argument("--output_dir", metavar="DIR", default="results", help=text)
+    group.add_argument(
+        "--output_dir", metavar="DIR", default="results", type=os.path.expanduser, help=text
+    )
     return parser
 
 
@@ -280,8 +283,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    for stream in (sys.stdout, sys.stderr):  # a locale may lack the letters of a name
-        stream.reconfigure(errors="backslashreplace")
+    safe_streams()
     try:
         with signals_raise():
             args = parse(argv)

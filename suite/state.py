@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.result import load_result
+from experiment.sample import is_usable
 from experiment.status import (
     ACTIVE,
     StatusRecord,
@@ -154,7 +155,7 @@ class Watcher:
         with suppress(OSError, DllmexpError):
             stamp = [(path.name, path.stat().st_size) for path in shards]
             if stamp and (self._sums is None or self._sums[0] != stamp):
-                store = Store.read(self.experiment.store, self.experiment.id)
+                store = Store.read(self.experiment.store, self.experiment.id, is_usable)
                 failed = Sums(failed=len(store.errors()))
                 self._sums = stamp, counted(store, self.experiment.n) + failed
             return self._sums[1] if stamp else Sums()

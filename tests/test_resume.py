@@ -318,7 +318,7 @@ def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
     kept = [line for line in err.splitlines() if "samples are kept in" in line]
     assert (
         len(kept) == 1
-        and "the same command resumes" in kept[0]
+        and "run the same command again to go on" in kept[0]
         and not list((tmp_path / "a").glob("*.json"))
     )
     n = int(kept[0].split(" finished samples")[0].split()[-1])
@@ -341,6 +341,16 @@ def test_a_signal_is_not_lost_in_a_finalizer():
             Slow()
             time.sleep(5)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGHUP"])
+def test_signals_that_announce_the_end_of_a_job_end_a_run_in_good_order(name):
+    """They killed it without a word."""
+    number = getattr(signal, name)
+    with signals_raise(), pytest.raises(Signalled, match=str(int(number))):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 def test_place_of_a_process():
