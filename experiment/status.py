@@ -349,12 +349,11 @@ def await_leader(directory: Path, worker: WorkerInfo, timeout_s: float = LEADER_
 def alive(process: Mapping[str, Any], path: Path, fresh_s: float = FRESH_S) -> bool:
     """Whether the process {"pid", "host", "start"} that writes `path` is alive.
 
-    On this host pid and start time say so, on another one the age of the file.
+    On this host pid and start time say so; on another one, and on macOS, which does not tell the
+    start time, the age of the file.
     """
-    if process.get("host") == HOST:
-        return process.get("start") is not None and process["start"] == process_start(
-            process.get("pid", 0)
-        )
+    if process.get("host") == HOST and process.get("start") is not None:
+        return process["start"] == process_start(process.get("pid", 0))
     with suppress(OSError):
         return time.time() - path.stat().st_mtime < fresh_s
     return False
