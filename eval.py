@@ -17,6 +17,10 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) == signal.default_
 import errno
 import os
 import sys
+
+if __name__ == "__main__":  # PYTHONSAFEPATH=1 leaves it out
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,7 +37,7 @@ from experiment.identity import forget, identified
 from experiment.resolve import Job, resolve
 from experiment.run import Host, load_weights, run_job
 from experiment.sample_cache import SampleCache
-from experiment.signals import Signalled, signals_raise
+from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.workers import worker_info
 from models import FAMILIES
 from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, mbpp, truthfulqa
@@ -49,6 +53,7 @@ from utils import (
     ManyProblems,
     UsageError,
     out_of_memory,
+    safe_streams,
 )
 
 if __name__ == "__main__":
@@ -262,17 +267,19 @@ def _verdict(error: BaseException) -> tuple[list[str], int]:
         return [
             f"package {error.name} is missing; pip install -r requirements.txt"
         ], EXIT_ENVIRONMENT
-    if isinstance(error, KeyboardInterrupt):
-        return ["interrupted; the same command goes on"], 128 + signal.SIGINT
-    if isinstance(error, Signalled):
-        return ["terminated; the same command goes on"], 128 + error.args[0]
+    if isinstance(error, KeyboardInterrupt | Signalled):
+        ended = Interrupted.by(error)
+        return ended.problems, ended.exit_code
     first = (str(error).splitlines() or [""])[0]
     if out_of_memory(error):
         way_out = "a free device, a smaller --batch_size or --dtype bfloat16 helps"
         return [f"out of memory: {first}; {way_out}"], EXIT_ENVIRONMENT
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
+    if isinstance(error, FileNotFoundError) and "temporary directory" in first:
+        return [f"{first}; set TMPDIR to a directory that can be written"], EXIT_ENVIRONMENT
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE)
+    if isinstance(error, OSError) and error.errno in full:
         # what is left in stdout's buffer must not fail again when the interpreter ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return [f"cannot write: {error.strerror}"], EXIT_OUTPUT
     return [f"{type(error).__name__}: {first}; this should not happen, --debug shows where"], 1
 
@@ -283,6 +290,7 @@ def main(argv: list[str] | None = None, host: Host | None = None) -> int:
     --debug prints the traceback too.
     """
     argv = sys.argv[1:] if argv is None else argv
+    safe_streams()
     try:
         with signals_raise():
             code = run(argv, host)

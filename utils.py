@@ -11,10 +11,12 @@ from __future__ import annotations
 import difflib
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -358,6 +360,16 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def numbered(n: int, name: str) -> str:
+    """`1 experiment`, `2 experiments`."""
+    return f"{n} {name}{'s' * (n != 1)}"
+
+
+def terminal_columns() -> int:
+    """Columns of the terminal that stdout is; 0 for another stdout."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
 # ---------------------------------------------------------------- configuration
 
 
@@ -492,6 +504,26 @@ def environment() -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- files
+
+
+def safe_streams() -> None:
+    """Streams that take any name, and are never another file's.
+
+    A locale may lack the letters of a name. A process without stdin, stdout or stderr gets
+    /dev/null in their place: the next file that is opened would have the descriptor, and with it
+    what is printed.
+    """
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
+        if getattr(sys, name) is None:
+            stream = open(fd, mode, closefd=False)
+            setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def file_bytes(path: str | Path) -> bytes:

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import sandbox
 from sandbox import Program
 from tasks import humaneval, load_data, mbpp
+from utils import available_cores
 
 TIMEOUT_S = 3.0
 CHUNK = 83
@@ -188,7 +189,7 @@ def busy(n: int):
 
 def under_load(programs: list[Program], workers: int, load: int) -> int:
     """Judge all next to `load` busy processes per core; how many do not pass."""
-    with busy(load * len(os.sched_getaffinity(0))):
+    with busy(load * available_cores()):
         began = time.perf_counter()
         verdicts = sandbox.judge_many(programs, workers)
         spent, loaded = time.perf_counter() - began, os.getloadavg()[0]

@@ -340,9 +340,6 @@ def parse(
             f"{name}: {error.message}; rename the flag or the option in its table"
         ) from None
     words = sys.argv[1:] if argv is None else argv
-    for word in words:
-        if word.encode(errors="replace").decode() != word:
-            raise UsageError(f"argument {word!r:.60} is not UTF-8")
     args, unknown = parser.parse_known_args(words)
     flags = [flag for action in parser._actions for flag in action.option_strings]
     wrong = [
@@ -354,6 +351,8 @@ def parse(
         wrong = [f"unexpected argument {unknown[0]!r:.60}; every value follows its --flag"]
     if args.data_dir is None and (folder := os.environ.get("DLLMEXP_DATA_DIR")):
         args.data_dir = Path(os.path.expanduser(folder))
+    if args.system and args.system.encode(errors="replace").decode() != args.system:
+        wrong.append(f"--system {args.system!r:.60} is not UTF-8")
     return args, problems + wrong + _thread_problems()
 
 

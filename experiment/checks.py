@@ -14,13 +14,15 @@ from typing import Any
 import sandbox
 from experiment.arguments import Models
 from experiment.config import RunConfig
-from experiment.identity import agree_ranks, data_identity, rows_identity
+from experiment.identity import data_identity, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
 from experiment.sample import is_usable, samples_of
-from experiment.store import Store
-from experiment.workers import WorkerInfo, announce, await_leader, worker_info
+from experiment.sample_cache import ShareDone
+from experiment.status import await_leader
+from experiment.store import HOST, Store
+from experiment.workers import WorkerInfo
 from tasks import Data, TaskSpec, check_data, load_data
 from utils import (
     BadDataError,
@@ -43,7 +45,6 @@ def check_inputs(
     job: Job, checkpoint_flag: str
 ) -> tuple[Job, dict[int, str] | None, list[DllmexpError]]:
     """The job with the identity of its inputs, the predictions if any, and the errors."""
-    agree_ranks(job, worker_info(os.environ))
     errors: list[DllmexpError] = []
     notes, config, texts, spec = list(job.notes), job.config, None, job.spec
     n_docs, task_ids = spec.n_docs, []
@@ -241,24 +242,31 @@ def choose_device(requested: str | None, worker: WorkerInfo) -> str:
     return requested
 
 
-def open_store(job: Job, worker: WorkerInfo) -> Store:
-    """The store of a job's samples. The leader locks it and lets its workers in; they wait."""
+def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
+    """The store of a job's samples, and the worker with the session of its run.
+
+    The leader locks the store; the others wait for it. Raises ShareDone where its run is over.
+    """
     root, config = job.output_dir / "cache", job.config
     identity, key = config.identity(), config.generation_id
+    if worker.size > 1 and worker.parent is None:
+        say(f"rank {worker.rank} of {worker.size} on {HOST}, process {os.getpid()}")
     if not worker.leads:
-        await_leader(root / key[:16], worker)
-        return Store.open(root, identity, key, alone=False, usable=is_usable)
+        session = await_leader(root / key[:16], worker)
+        if session is None:
+            raise ShareDone
+        store = Store.open(root, identity, key, alone=False, usable=is_usable)
+        return store, replace(worker, session=session)
     store = Store.open(root, identity, key, fresh=job.overwrite, usable=is_usable)
     if not job.overwrite:
         _restore(store, job)
-    announce(store.directory, worker)
     if len(store):
         say(f"resuming: {len(store)} finished samples are in {store.directory}")
     damage = {name: getattr(store.report, name) for name in ("torn", "corrupt", "foreign")}
     if any(damage.values()):
         counts = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
         say(f"note: unusable lines in {store.directory}: {counts}; their samples are made again")
-    return store
+    return store, worker
 
 
 def _restore(store: Store, job: Job) -> None:

@@ -13,6 +13,7 @@ from utils import BadDataError
 
 # checksums: the result has them, a terminal has no room
 INPUTS = ("fingerprint", "verifier_fingerprint", "data")
+ID_DIGITS = 16  # of the 64 of an id; the directory of the samples has as many
 
 
 def describe(job: Job) -> str:
@@ -20,15 +21,16 @@ def describe(job: Job) -> str:
     config, schedule = job.config, job.schedule
     settings = {k: v for k, v in config.as_dict().items() if k not in INPUTS}
     settings |= {k: _short(settings[k]) for k in ("plugins", "harness") if k in settings}
-    lines = ["config:", *(f"  {key:24}{value}" for key, value in settings.items())]
+    set_to = {key: value for key, value in settings.items() if value is not None}
+    lines = ["config:", *(f"  {key:24}{value}" for key, value in set_to.items())]
     known = (
-        config.result_id
+        config.result_id[:ID_DIGITS]
         if is_known(job)
         else "known once its inputs have been read, by the first run"
     )
     lines.append(f"  {'id':24}{known}")
     if is_known(job) and schedule is not None:
-        lines.append(f"  {'generation_id':24}{config.generation_id}")
+        lines.append(f"  {'generation_id':24}{config.generation_id[:ID_DIGITS]}")
     if schedule is not None:
         blocks = f"{schedule.n_blocks} block(s) of {schedule.block_length}"
         if schedule.last_length < schedule.block_length:

@@ -11,6 +11,8 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sandbox.names import without_warnings
+
 WARN_ABOVE = {"right_otherwise": 0.01}
 USUALLY = 0.1
 # metrics that read answers with more care than the headline: GSM8K's numbers, our code extraction
@@ -97,6 +99,7 @@ def _parses(extracted: Mapping[str, str | None] | None) -> bool:
     """Whether the program extracted from an answer is valid Python with at least one statement."""
     source = next(iter((extracted or {}).values()), None)
     try:
-        return bool(source and ast.parse(source).body)
+        with without_warnings():
+            return bool(source and ast.parse(source).body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False

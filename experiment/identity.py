@@ -92,7 +92,7 @@ def agree(path: Path, jobs: Iterable[Job]) -> None:
 def agree_ranks(job: Job, worker: WorkerInfo) -> None:
     """Let the processes that a launcher has started use the same commits of the hub."""
     if worker.size > 1 and worker.parent is None:  # the leader's own have its environment
-        path = job.output_dir / "cache" / f"commits-{worker.session}.json"
+        path = job.output_dir / "cache" / f"commits-{worker.launch}.json"
         if worker.leads:
             atexit.register(path.unlink, missing_ok=True)
         agree(path, [job])

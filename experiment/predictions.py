@@ -129,6 +129,10 @@ def _add(
             return f"field {name!r} is missing"
         if type(row[name]) is not kind:
             return f"field {name!r}: expected {expected}, got {row[name]!r:.40}"
+    try:
+        row["text"].encode()
+    except UnicodeEncodeError as error:  # "\ud800" alone
+        return f"field 'text' is not Unicode: {error}"
     doc_id = row["doc_id"]
     if not 0 <= doc_id < n_docs:
         return f"doc_id {doc_id} is not one of 0 to {n_docs - 1}"

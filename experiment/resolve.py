@@ -373,6 +373,8 @@ def _notes(
             listed = " and ".join(f"{name} {value:g}" for name, value in unused)
             notes += [f"{listed} inactive at temperature 0: nothing is drawn"] if unused else []
             notes += _end_first(decode, FAMILIES[models[alias]["family"]])
+    if spec.foreign and args.data_dir:
+        notes.append(f"data_dir {args.data_dir} has no effect: lm-eval reads its data from the hub")
     if args.strict_exec and args.no_exec:
         notes.append("strict_exec has no effect with no_exec: no program is run")
     return tuple(notes + ([spec.note] if spec.note else []))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +13,7 @@ import sandbox
 from experiment.arguments import Models
 from experiment.checks import check_inputs, choose_device, finished_result, open_store, say
 from experiment.describe import describe
-from experiment.identity import rows_identity
+from experiment.identity import agree_ranks, rows_identity
 from experiment.resolve import Job
 from experiment.result import build_result, table
 from experiment.sample_cache import SampleCache, ShareDone
@@ -72,6 +71,7 @@ def run_job(
     job: Job, worker: WorkerInfo, argv: list[str], host: Host, models: Models, get_model: GetModel
 ) -> int:
     """Check the inputs, run what is not done, write and print the result. Returns the exit code."""
+    agree_ranks(job, worker)
     job, texts, errors = check_inputs(job, models[job.config.model_alias]["flag"])
     done = None
     try:
@@ -125,7 +125,8 @@ def execute(
     try:
         with ExitStack() as stack:
             if texts is None:
-                store = stack.enter_context(open_store(job, worker))
+                store, worker = open_store(job, worker)
+                stack.enter_context(store)
                 status = StatusFile(store, worker, job.path, job.limit, job.spec.headline)
                 stack.enter_context(status)
             pool = None
@@ -169,10 +170,8 @@ def execute(
     except ShareDone:
         return None
     except (KeyboardInterrupt, Signalled) as error:
-        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
         kept = f"; {len(store)} finished samples are kept in {store.directory}" if store else ""
-        name = signal.Signals(number).name
-        raise Interrupted(number, f"ended by {name}{kept}; the same command goes on") from error
+        raise Interrupted.by(error, kept) from error
 
 
 def _task(job: Job):

@@ -35,7 +35,8 @@ class SampleCache:
     worker:      this process among the workers of the run.
     provenance: host, device, versions and batch size of samples made now. Kept with each sample,
                 not part of its key.
-    alive:      whether a worker that this process waits for may still deliver.
+    alive:      whether a worker that this process waits for may still deliver; None: the status
+                files say it.
     sources:    provenance, as JSON -> number of samples made with it.
     status:     shows the progress of this process to others; None shows nothing.
     """
@@ -44,7 +45,7 @@ class SampleCache:
     store: Store | None = None
     worker: WorkerInfo = WorkerInfo()
     provenance: dict[str, Any] = field(default_factory=dict)
-    alive: Callable[[], bool] = lambda: True
+    alive: Callable[[], bool] | None = None
     sources: Counter[str] = field(default_factory=Counter)
     status: StatusFile | None = None
 
@@ -118,7 +119,7 @@ class SampleCache:
             left.setdefault(key, []).append(item)
         while left:
             # asked before the store is read, which then has all that a worker wrote before it ended
-            alive = self.alive()
+            alive = (self.alive or self.status.awaits_ranks)()
             self.store.refresh()
             errors = {r["key"]: r["meta"] for r in self.store.errors()}
             for key in list(left):

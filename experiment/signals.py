@@ -10,6 +10,9 @@ from contextlib import contextmanager
 
 from utils import DllmexpError
 
+# those that a scheduler or a user ends a run with; USR1, USR2 and XCPU announce the end of a job
+ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM")
+
 
 class Signalled(BaseException):
     """A signal has arrived; its number is the argument."""
@@ -17,7 +20,7 @@ class Signalled(BaseException):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise Signalled, as SIGINT raises KeyboardInterrupt.
+    """Inside, the signals of ENDING raise Signalled, as SIGINT raises KeyboardInterrupt.
 
     A signal that is ignored stays ignored. Does nothing outside the main thread.
     """
@@ -35,8 +38,8 @@ def signals_raise() -> Iterator[None]:
     try:
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
+        for number in (getattr(signal, name) for name in ENDING):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 old[number] = signal.signal(number, handler)
     except ValueError:  # not the main thread
         pass
@@ -50,6 +53,11 @@ def signals_raise() -> Iterator[None]:
 class Interrupted(DllmexpError):
     """A signal has ended the run; its finished samples are kept."""
 
-    def __init__(self, number: int, problem: str):
-        super().__init__(problem)
-        self.exit_code = 128 + number
+    @classmethod
+    def by(cls, error: KeyboardInterrupt | Signalled, kept: str = "") -> Interrupted:
+        """kept: what is kept, as `; N samples are kept in DIR`."""
+        number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else error.args[0]
+        name = signal.Signals(number).name
+        ended = cls(f"ended by {name}{kept}; run the same command again to go on")
+        ended.exit_code = 128 + number
+        return ended

@@ -2,13 +2,16 @@
 
     results/cache/<generation_id[:16]>/status-<rank>.json     a StatusRecord
 
-Each process of a run writes its own file; a reader adds them up. The files only inform: a write
-that fails is skipped, a missing or damaged file costs the reader the time to count the store.
+Each process of a run writes its own file, and touches it while it is alive; a reader adds them up.
+A write that fails is skipped; a missing or damaged file costs progress the time to count the store.
+The ranks of a run find each other by these files: the leader's opens the store to the others, and
+the leader does not wait for a rank without one.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import threading
@@ -22,11 +25,15 @@ from typing import Any
 from experiment.signals import Signalled
 from experiment.statistics import Z95, wilson
 from experiment.store import HOST, Store, process_start
-from experiment.workers import WorkerInfo
+from experiment.workers import LeaderGone, WorkerInfo
 from utils import SCORING_VERSION
 
 WRITE_S = 2.0  # seconds between two writes while samples finish
-FRESH_S = 900.0  # a process of another host counts as alive while its file is younger
+TOUCH_S = 20.0
+FRESH_S = 180.0  # a process of another host counts as alive while its file is younger
+LEADER_S = 600.0  # a rank waits that long for its leader
+JOIN_S = 300.0  # the leader counts on a rank that long after its own start
+STARTED = time.time()
 ACTIVE = ("generating", "scoring")
 
 
@@ -148,7 +155,7 @@ def stamp_of(path: Path) -> list[int]:
 class StatusRecord:
     """The content of a status file.
 
-    rank, session:    of the process among the workers of the run (see WorkerInfo).
+    rank, session, launch: of the process among the workers of the run (see WorkerInfo).
     pid, host, start: of the process; start as process_start gives it.
     result:           path of the result.
     state:            generating | scoring | done | failed | stopped. "stopped" is a process that
@@ -173,6 +180,7 @@ class StatusRecord:
     sums: Sums = Sums()
     time: float = 0.0
     summary: Summary | None = None
+    launch: str = ""
 
 
 class StatusFile(AbstractContextManager):
@@ -191,7 +199,8 @@ class StatusFile(AbstractContextManager):
     ):
         """result: path of the result. limit: see counted. metric: see Summary.of_result."""
         self.path = store.directory / f"status-{worker.rank}.json"
-        self.metric, self._result = metric, result
+        self.worker, self.metric, self._result = worker, metric, result
+        self._began, self._ended, self._gone = time.monotonic(), threading.Event(), set[int]()
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._written = -math.inf
@@ -199,12 +208,14 @@ class StatusFile(AbstractContextManager):
         self.record = StatusRecord(
             worker.rank, worker.session, pid, HOST, process_start(pid), str(result.resolve())
         )
+        self.record.launch = worker.launch
         if worker.leads:
             self.record.sums = counted(store, limit)
             for rank, path in _files(store.directory):
                 if rank >= worker.size:
                     path.unlink(missing_ok=True)
         self.write()
+        threading.Thread(target=self._touch, daemon=True).start()
 
     def expect(self, n: int) -> None:
         """Note the number of samples of the experiment."""
@@ -246,7 +257,32 @@ class StatusFile(AbstractContextManager):
             temporary.write_text(json.dumps(asdict(self.record)), encoding="ascii")
             temporary.replace(self.path)
 
+    def _touch(self) -> None:
+        """Show that this process is alive: one sample may take longer than FRESH_S."""
+        while not self._ended.wait(TOUCH_S):
+            with suppress(OSError):
+                os.utime(self.path)
+
+    def awaits_ranks(self) -> bool:
+        """For the leader: whether another rank may still deliver samples. Names each that cannot.
+
+        One that has not joined may do so until JOIN_S after the start.
+        """
+        states = {r.rank: r for r in read_status(self.path.parent) if r.rank}
+        early = time.monotonic() - self._began < JOIN_S
+        for rank in range(1, self.worker.size):
+            found = states.get(rank)
+            if rank in self._gone or (found.state in (*ACTIVE, "done") if found else early):
+                continue
+            self._gone.add(rank)
+            what = f"on {found.host} has ended early" if found else "has not joined"
+            text = f"rank {rank} of {self.worker.size} {what}; its samples are decoded by rank 0"
+            logging.getLogger("dllmexp").warning(text)
+        absent = early and len(states) < self.worker.size - 1
+        return absent or any(r.state in ACTIVE for r in states.values())
+
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._ended.set()
         if self._timer:
             self._timer.cancel()
         if self.record.state not in ACTIVE:
@@ -284,6 +320,30 @@ def read_status(directory: Path) -> list[StatusRecord]:
             found.append(record)
     leads = bool(found) and found[0].rank == 0
     return [record for record in found if leads and record.session == found[0].session]
+
+
+def await_leader(directory: Path, worker: WorkerInfo, timeout_s: float = LEADER_S) -> str | None:
+    """The session of this worker's run, once its leader lets the others in.
+
+    None where that run has ended well already. Raises LeaderGone.
+    """
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        worker.check()
+        leader = next(iter(read_status(directory)), None)
+        if leader and leader.launch == worker.launch:
+            if leader.state in ACTIVE:
+                return leader.session
+            if leader.time > STARTED:  # else it is of an earlier launch
+                if leader.state == "done":
+                    return None
+                raise LeaderGone(f"rank 0 on {leader.host} has ended: {leader.error or 'stopped'}")
+        time.sleep(0.05)
+    raise LeaderGone(
+        f"rank {worker.rank} of {worker.size} on {HOST} waited {timeout_s:g} s for rank 0, which "
+        f"has not opened {directory}; every node needs the same --output_dir, MASTER_ADDR and "
+        "MASTER_PORT"
+    )
 
 
 def alive(process: Mapping[str, Any], path: Path, fresh_s: float = FRESH_S) -> bool:

@@ -1,28 +1,31 @@
 """The processes of one run: the rank of this one, and the start of the others.
 
 `torchrun` and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK. `--devices 0,1` starts the
-other workers itself and sets the same variables. The workers share nothing but the store: each
-decodes the samples that their keys assign to it, and rank 0, the leader, scores when all are there.
+other workers itself and sets the same variables. The workers, on one node or on several, share
+nothing but the store: each decodes the samples that their keys assign to it, and rank 0, the
+leader, scores when all are there.
 lm-eval always runs at world size 1, because its few-shot prompts change with the number of ranks.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import DllmexpError, UsageError
+from experiment.store import process_start
+from utils import DllmexpError, UsageError, available_cores
 
-SESSION_FILE = "SESSION"
-LEADER_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 20.0
+# the same on every node of a launch, where a launcher sets them
+LAUNCH = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
 
 
 class LeaderGone(DllmexpError):
@@ -37,7 +40,9 @@ class WorkerInfo:
 
     rank, size: 0 <= rank < size; rank 0 leads.
     local_rank: rank among the workers of this node.
-    session:    the same for all workers of a run, and for no other run.
+    launch:     the same for all workers of a run; another run may have it later.
+    session:    of the run and of no other one. The leader chooses it, the others read it in the
+                leader's status file.
     parent:     pid of the leader where the leader started this worker, else None.
     """
 
@@ -46,6 +51,7 @@ class WorkerInfo:
     local_rank: int = 0
     session: str = "alone"
     parent: int | None = None
+    launch: str = "alone"
 
     @property
     def leads(self) -> bool:
@@ -68,6 +74,12 @@ def worker_info(environ: Mapping[str, str]) -> WorkerInfo:
 
     Raises UsageError where they do not name a rank.
     """
+    if "RANK" not in environ and environ.get("WORLD_SIZE", "1") != "1":
+        text = (
+            f"WORLD_SIZE={environ['WORLD_SIZE']} without RANK is ignored: this process runs alone"
+        )
+        logging.getLogger("dllmexp").warning(f"note: {text}; torchrun sets both")
+        environ = {k: v for k, v in environ.items() if k not in ("WORLD_SIZE", "LOCAL_RANK")}
     try:
         rank, size = int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
         local = int(environ.get("LOCAL_RANK", rank))
@@ -80,41 +92,23 @@ def worker_info(environ: Mapping[str, str]) -> WorkerInfo:
             f"the environment has {found}, which no launcher would set; unset them to run alone"
         )
     parent = int(environ["DLLMEXP_PARENT"]) if "DLLMEXP_PARENT" in environ else None
-    session = environ.get("DLLMEXP_SESSION")
-    if not session and size > 1:
-        # the workers of one launcher on one node have its pid in common, and when it started
-        session = f"{os.getppid()}-{environ.get('MASTER_PORT', '')}"
-        with suppress(OSError):
-            stat = Path(f"/proc/{os.getppid()}/stat").read_text()
-            session += f"-{stat.rpartition(')')[2].split()[19]}"
-    return WorkerInfo(rank, size, local, session or uuid.uuid4().hex, parent)
+    launch = environ.get("DLLMEXP_LAUNCH") or _launch(environ, size)
+    return WorkerInfo(rank, size, local, uuid.uuid4().hex, parent, launch)
 
 
-def announce(directory: Path, worker: WorkerInfo) -> None:
-    """Let the workers of this run open the store in `directory`.
+def _launch(environ: Mapping[str, str], size: int) -> str:
+    """What the processes of one launcher have in common; on one node also the launcher itself.
 
-    For the leader, once it has the lock and has set aside what --overwrite sets aside.
+    It may be part of a file's name.
     """
-    path = directory / SESSION_FILE
-    path.with_suffix(f".{os.getpid()}").write_text(worker.session)
-    path.with_suffix(f".{os.getpid()}").replace(path)
-
-
-def await_leader(directory: Path, worker: WorkerInfo, timeout_s: float = LEADER_TIMEOUT_S) -> None:
-    """Wait until the leader of this run has called `announce`. Raises LeaderGone."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        worker.check()
-        try:
-            if (directory / SESSION_FILE).read_text() == worker.session:
-                return
-        except FileNotFoundError:
-            pass
-        time.sleep(0.05)
-    raise LeaderGone(
-        f"worker {worker.rank} of {worker.size} waited {timeout_s:g} s for rank 0, "
-        f"which has not opened {directory}"
-    )
+    if size == 1:
+        return uuid.uuid4().hex
+    parts = [environ[name] for name in LAUNCH if environ.get(name)]
+    if not parts and "SLURM_JOB_ID" in environ:
+        parts = ["job", environ["SLURM_JOB_ID"]]
+    if not parts or environ.get("LOCAL_WORLD_SIZE") == str(size):
+        parts += ["pid", str(os.getppid()), str(process_start(os.getppid()))]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(parts))
 
 
 class WorkerPool:
@@ -130,14 +124,14 @@ class WorkerPool:
         devices: of all workers, the first one the leader's.
         """
         self.processes = []
-        threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
+        threads = max(1, available_cores() // len(devices))
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # before torch is imported here, too
         for rank, device in enumerate(devices[1:], start=1):
             variables = {
                 "RANK": rank,
                 "LOCAL_RANK": rank,
                 "WORLD_SIZE": len(devices),
-                "DLLMEXP_SESSION": leader.session,
+                "DLLMEXP_LAUNCH": leader.launch,
                 "DLLMEXP_PARENT": os.getpid(),
             }
             program = Path(__file__).resolve().parent.parent / "eval.py"

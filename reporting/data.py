@@ -191,7 +191,10 @@ def read_result(path: Path) -> Result:
     try:
         covered = {key: value for key, value in content.items() if key not in VOLATILE}
         if sha256(covered) != content.get("content_sha256"):
-            raise NotAResult("its content does not match its checksum: edited or damaged")
+            raise NotAResult(
+                "its content does not match its checksum: edited, damaged, or rewritten by a "
+                "program that rounds numbers, such as jq 1.6"
+            )
         if content["status"] == "unscored":
             raise NotAResult("not scored: its programs were not run (--no_exec)")
         if content["status"] != "complete":

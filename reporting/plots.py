@@ -90,7 +90,9 @@ def _lines(curves: Sequence[list[Result]], models: Sequence[str]) -> list[Line]:
 @contextmanager
 def _matplotlib():
     import logging
+    import os
 
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's may be one that is not installed here
     import matplotlib
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it announces its font cache

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from textwrap import fill
 from typing import Any, NamedTuple
 
 from reporting.data import Result, curve_labels, curves, pooled
@@ -29,7 +30,8 @@ OTHER_MACHINE = (
     "Accuracy may differ by machine too: kernels round differently, and a near tie then commits "
     "another token."
 )
-LEFT_ALIGNED |= {"A", "B", "test", "verdict", "method", "dropped", "comparison set"}
+LEFT_ALIGNED |= {"A", "B", "test", "verdict", "method", "dropped"}
+NARROWEST = 12  # width to which a column of text shrinks for a terminal
 
 
 @dataclass(frozen=True)
@@ -336,7 +338,6 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
             ", ".join(f"{y:.1f} % at TPF {rho:.2f}" for rho, y in c.aup.dropped) or "-"
         ),
         "y_max": lambda c: number(c.y_max),
-        "comparison set": lambda c: c.labels,
     }
     fields = {
         "task": lambda c: c.task,
@@ -366,20 +367,33 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
         "AUP of each seed alone."
     )
     notes = [note, *([spreads] if any(c.spread is not None for c in scored) else [])]
+    sets = {(c.task, c.protocol): f"y_max {c.y_max:.1f}: the best of {c.labels}" for c in scored}
+    notes += [f"{task}, {protocol}: {text}." for (task, protocol), text in sets.items()]
     return make_table("Accuracy under parallelism", scored, columns, fields, notes)
 
 
 # ---------------------------------------------------------------- forms
 
 
-def to_text(table: Table) -> str:
+def to_text(table: Table, columns: int = 0) -> str:
+    """columns: of the terminal; its columns of text are wrapped to fit, 0 wraps nothing."""
     from prettytable import PrettyTable
 
     shown = PrettyTable(list(table.columns))
     for column in table.columns:
         shown.align[column] = "l" if column in LEFT_ALIGNED else "r"
     shown.add_rows(table.rows)
-    return "\n".join([table.title, shown.get_string(), *table.notes])
+    cells = zip(table.columns, *table.rows, strict=True)
+    widths = {column: max(map(len, (column, *rest))) for column, *rest in cells}
+    texts = [column for column in table.columns if column in LEFT_ALIGNED]
+    while columns and sum(widths.values()) + 3 * len(widths) + 1 > columns:
+        widest = max(texts, key=widths.get)
+        if widths[widest] <= NARROWEST:
+            break
+        widths[widest] -= 1
+    shown.max_width = widths
+    notes = [fill(note, columns) if columns else note for note in table.notes]
+    return "\n".join([table.title, shown.get_string(), *notes])
 
 
 def to_markdown(table: Table) -> str:

@@ -43,13 +43,18 @@ GONE_S = 2.0  # time for a candidate's process to end after its pipe has closed
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one interpreter. file_mb: size of one file; scratch_mb: of all files in its directory."""
+    """Of one interpreter.
+
+    file_mb: size of one file. scratch_mb: of all files of the program.
+    room:    whether room that the file system loses meanwhile counts as the program's.
+    """
 
     cpu_s: float = 10.0
     wall_s: float = 30.0
     memory_mb: int = 4096
     file_mb: int = 16
     scratch_mb: int = 256
+    room: bool = True
 
     def as_rlimits(self) -> dict[str, tuple[int, int]]:
         cpu = max(1, int(-(-self.cpu_s // 1)))
@@ -305,7 +310,7 @@ def watch(
                 last.ended_for = "files"
                 break
             # files without a name are in no directory
-            if room - free_bytes() > len(folders) * limits.scratch_mb << 20:
+            if limits.room and room - free_bytes() > len(folders) * limits.scratch_mb << 20:
                 last.ended_for = "room"
                 break
             if any(child.count_threads() > MAX_THREADS for child in children):

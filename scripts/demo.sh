@@ -11,11 +11,14 @@ out=results/demo
 extra="--data_dir assets/benchmarks --dtype float32 --batch_size 32"
 options=()
 for word in "$@"; do
-  if [ "$word" = --quick ]; then out=results/demo-quick extra="$extra --limit 25"; else options+=("$word"); fi
+  case "$word" in
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' scripts/demo.sh && exit 0 ;;
+    --quick) out=results/demo-quick extra="$extra --limit 25" ;;
+    *) options+=("$word") ;;
+  esac
 done
 source scripts/setup.sh
 # Two experiments at once, one thread each: a second thread does not speed up models this small.
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-.venv/bin/python scripts/sweep.py run --models tiny-llada tiny-dream --output_dir "$out" --extra "$extra" --workers 2 \
+exec .venv/bin/python scripts/sweep.py run --models tiny-llada tiny-dream --output_dir "$out" --extra "$extra" --workers 2 \
   ${options[@]+"${options[@]}"}
-echo "tables, plots and every sample: $out/report/report.html"

@@ -20,7 +20,15 @@ from reporting.data import read_all, remarks, result_at  # noqa: E402
 from reporting.page import page  # noqa: E402
 from reporting.plots import Picture, draw  # noqa: E402
 from reporting.samples import json_lines  # noqa: E402
-from utils import BadDataError, DllmexpError, OutputError, UsageError  # noqa: E402
+from utils import (  # noqa: E402
+    BadDataError,
+    DllmexpError,
+    OutputError,
+    UsageError,
+    numbered,
+    safe_streams,
+    terminal_columns,
+)
 
 EPILOG = """\
 examples:
@@ -83,7 +91,8 @@ def markdown(
     notes: Mapping[str, Sequence[str]],
 ) -> str:
     """The text of report.md."""
-    sections = ["# dllmexp report", f"{count} results.", *map(tables.to_markdown, shown)]
+    sections = ["# dllmexp report", f"{numbered(count, 'result')}."]
+    sections += map(tables.to_markdown, shown)
     sections += [f"![{picture.title}]({picture.name}.png)" for picture in pictures]
     for title, lines in notes.items():
         sections.append("\n".join([f"## {title}", "", *(f"- {line}" for line in lines)]))
@@ -109,12 +118,16 @@ def report(args: argparse.Namespace) -> None:
     }
     notes = remarks(results, skipped)
     shown = [table for table in by_name.values() if table.rows]
-    print("\n\n".join(map(tables.to_text, shown)), flush=True)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        pictures = draw(results, args.out)
         for name, table in by_name.items():
             write(args.out / f"{name}.csv", [tables.to_csv(table)])
+        try:
+            pictures = draw(results, args.out)
+        except Exception as error:  # a broken installation of matplotlib, say
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            print(f"no figures: {reason}", file=sys.stderr)
+            pictures, notes = [], notes | {"No figures": [reason]}
         write(args.out / "report.md", [markdown(len(results), shown, pictures, notes)])
         html = page(results, shown, pictures, notes, not args.no_samples)
         write(args.out / "report.html", html)
@@ -127,12 +140,17 @@ def report(args: argparse.Namespace) -> None:
         except OSError as error:
             message = f"cannot write --samples {args.samples}: {error.strerror}"
             raise OutputError(message) from error
+    columns = terminal_columns()
+    print("\n\n".join(tables.to_text(table, columns) for table in shown))
+    if args.samples:
         print(f"samples: {args.samples}")
     figures = f"{len(pictures)} figures (PNG, SVG)"
     print(f"\nreport: {args.out / 'report.html'}, report.md, {figures}, {len(by_name)} CSV files")
+    sys.stdout.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    safe_streams()
     try:
         report(parse(argv))
     except DllmexpError as error:

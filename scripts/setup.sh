@@ -1,5 +1,11 @@
-# Sourced by the other scripts: create the virtual environment $venv (default .venv) and install what
-# $requirements (default requirements.txt) lists. DLLMEXP_PYTHON names another Python to create it with.
+#!/usr/bin/env bash
+# Install what this program needs into .venv, once:
+#   ./scripts/setup.sh
+# The other scripts source it: it creates the virtual environment $venv (default .venv) and installs
+# what $requirements (default requirements.txt) lists. DLLMEXP_PYTHON names another Python to create
+# it with.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${DLLMEXP_PYTHON:-python3}"
 venv="${venv:-.venv}" requirements="${requirements:-requirements.txt}"
 if [ ! -x "$venv/bin/python" ]; then
@@ -21,4 +27,7 @@ if ! cmp -s "$requirements" "$venv/installed.txt"; then
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
   cp "$requirements" "$venv/installed.txt"
+fi
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  echo "installed in $venv; source $venv/bin/activate"
 fi

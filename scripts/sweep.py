@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -27,15 +28,25 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eval import MODEL_DEFAULTS, TASKS  # noqa: E402
 from experiment import plugins  # noqa: E402
 from experiment.arguments import Parser  # noqa: E402
+from experiment.arguments import build_parser as flags_parser  # noqa: E402
 from experiment.identity import forget  # noqa: E402
 from experiment.signals import Signalled, signals_raise  # noqa: E402
 from suite.lease import read_records  # noqa: E402
 from suite.matrix import SUITES, Selection, argument_sets, select  # noqa: E402
 from suite.state import Watcher, statuses  # noqa: E402
 from suite.table import plan, progress_table  # noqa: E402
-from utils import EXIT_COMPLETE, DllmexpError, OutputError, UsageError, output_problem  # noqa: E402
+from utils import (  # noqa: E402
+    EXIT_COMPLETE,
+    DllmexpError,
+    OutputError,
+    UsageError,
+    nearest,
+    output_problem,
+    safe_streams,
+)
 
 if TYPE_CHECKING:
     from suite.cluster import JobRequest
@@ -90,7 +101,9 @@ def selecting_parser() -> argparse.ArgumentParser:
     text = "these argument sets instead of the matrix; filters apply"
     group.add_argument("--file", metavar="YAML", type=Path, help=text)
     text = "directory of the results (default: results)"
-    group.add_argument("--output_dir", metavar="DIR", default="results", help=text)
+    group.add_argument(
+        "--output_dir", metavar="DIR", default="results", type=os.path.expanduser, help=text
+    )
     return parser
 
 
@@ -125,7 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="processes that generate (default: one for each visible GPU, or one on the CPU); "
         "more than GPUs share them",
     )
-    run.add_argument("--check", action="store_true", help="check the options and leave")
+    text = "check the options, print the directory of the results and leave"
+    run.add_argument("--check", action="store_true", help=text)
     slurm = run.add_argument_group("for --engine slurm")
     for name, (kind, text) in SLURM.items():
         slurm.add_argument(_flag(name), type=kind, metavar=name.upper(), help=text)
@@ -188,12 +202,16 @@ def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
 def show_progress(args: argparse.Namespace) -> int:
     watchers, workers = watched(args)
     while True:
-        text = progress_table(statuses(watchers), workers)
-        if args.watch is None:
-            print(text)
+        rows = statuses(watchers)
+        states = {status.state for _, status in rows}
+        living = any(record.alive for record in read_records(Path(args.output_dir)))
+        if args.watch is None or not living and states <= {"done", "failed"}:
+            print(progress_table(rows, workers))
             return EXIT_COMPLETE
         # the screen is cleared together with the new text, so that it does not flicker
         title = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  every {args.watch:g} s, Ctrl-C leaves"
+        columns, lines = shutil.get_terminal_size() if sys.stdout.isatty() else (0, 2)
+        text = progress_table(rows, workers, (columns, lines - 2))
         print(f"\033[2J\033[H{title}\n{text}", flush=True)
         time.sleep(max(0.2, args.watch))
         forget()
@@ -213,9 +231,10 @@ def run(args: argparse.Namespace) -> int:
     chosen = select(selection)
     if problem := output_problem(selection.output_dir):
         raise OutputError(problem)
-    if args.check:
-        return EXIT_COMPLETE
     out = Path(selection.output_dir)
+    if args.check:
+        print(out)
+        return EXIT_COMPLETE
     if request is None:
         from suite.run import run_suite
 
@@ -243,10 +262,31 @@ def request_of(args: argparse.Namespace) -> JobRequest | None:
     return None
 
 
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. Raises UsageError, with the nearest flag for one that is not known."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    of_eval = flags_parser(MODEL_DEFAULTS, list(TASKS))[0]._option_string_actions
+    known = parser._subparsers._group_actions[0].choices[args.command]._option_string_actions
+    if unknown:
+        raise UsageError(
+            f"unknown argument {word!r}"
+            + (
+                f'; it is one of eval.py: --extra "{word} ..." gives it to every experiment'
+                if word in of_eval
+                else nearest(word, known) or "; --help lists them all"
+            )
+            for word in words or unknown[:1]
+        )
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
+    safe_streams()
     try:
         with signals_raise():
-            args = build_parser().parse_args(argv)
+            args = parse(argv)
             if args.command == "worker":
                 from suite.worker import main as work
 
@@ -256,7 +296,10 @@ def main(argv: list[str] | None = None) -> int:
 
                 return share(args.plan)
             if args.command == "plan":
-                print(plan(statuses([Watcher(e) for e in select(selection_of(args))])))
+                from suite.preflight import preflight
+
+                rows = statuses([Watcher(e) for e in select(selection_of(args))])
+                print(plan(rows, preflight(rows, Path(args.output_dir))))
                 return EXIT_COMPLETE
             return show_progress(args) if args.command == "progress" else run(args)
     except DllmexpError as error:
@@ -264,7 +307,6 @@ def main(argv: list[str] | None = None) -> int:
             print(f"error: {problem}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("stopped; every finished sample is kept, the same command goes on", file=sys.stderr)
         return 130
     except Signalled as error:
         return 128 + error.args[0]

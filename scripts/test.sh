@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 options=()
 for word in "$@"; do
   case "$word" in
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' scripts/test.sh && exit 0 ;;
     --quick) options+=(-m "not slow") ;;
     --latest) venv=.venv-latest requirements=requirements-latest.txt ;;
     *) options+=("$word") ;;

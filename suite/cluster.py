@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -25,9 +26,9 @@ from experiment.identity import agree
 from experiment.signals import Signalled
 from suite.lease import Lease
 from suite.matrix import Experiment, experiments
-from suite.run import run_suite
+from suite.run import progress_command, run_suite
 from suite.state import Watcher
-from utils import BadDataError, EnvironmentProblem, UsageError, atomic_write_json
+from utils import BadDataError, EnvironmentProblem, UsageError, atomic_write_json, numbered
 
 COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
 WARN_S = 90  # a task gets SIGUSR2 that long before its time limit
@@ -161,7 +162,7 @@ def submit(
     check_cluster()
     left = [e for e in chosen if Watcher(e).status().state != "done"]
     if not left:
-        return f"all {len(chosen)} experiments are done"
+        return f"{numbered(len(chosen), 'experiment')}: all done"
     lease = Lease(out, left, workers=0)
     todo = lease.mine
     n = min(request.array_size or len({e.model for e in todo}), len(todo))
@@ -183,11 +184,11 @@ def submit(
     finally:
         lease.release()  # progress shows its experiments while the job waits in the queue
     more = f" ({len(lease.elsewhere)} more are with another suite)" if lease.elsewhere else ""
-    where = "" if str(out) == "results" else f" --output_dir {out}"
     return "\n".join(
         [
-            f"job {job}: {len(todo)} experiments{more}, {n} task{'s' * (n != 1)} at most at a time",
-            f"progress: ./scripts/progress.sh{where}; squeue --job {job}",
+            f"job {job}: {numbered(len(todo), 'experiment')}{more}, "
+            f"{numbered(n, 'task')} at most at a time",
+            f"progress: {progress_command(out)}; squeue --job {job}",
             f"logs: {folder}/{job}_*.log, {out / 'logs'}/<experiment>.log",
             f"cancel: scancel {job}; the same command resumes, and so does scontrol requeue {job}",
         ]
@@ -205,12 +206,21 @@ def check_cluster() -> None:
 
 
 def _sbatch(arguments: Sequence[str]) -> str:
-    """Submit; the id of the job. Raises EnvironmentProblem with the message of sbatch."""
-    run = subprocess.run(["sbatch", "--parsable", *arguments], capture_output=True, text=True)
+    """Submit; the id of the job. Raises EnvironmentProblem with the message of sbatch.
+
+    A cluster's own text may stand before the line with the id.
+    """
+    run = subprocess.run(["sbatch", *arguments], capture_output=True, text=True)
     if run.returncode:
         lines = [line for line in run.stderr.splitlines() if line.strip()] or ["failed silently"]
         raise EnvironmentProblem(f"sbatch: {lines[-1].removeprefix('sbatch: error: ')}")
-    return run.stdout.strip().partition(";")[0]
+    found = re.findall(r"^Submitted batch job (\d+)", run.stdout, re.MULTILINE)
+    if not found:
+        said = " ".join(run.stdout.split())[:200]
+        raise EnvironmentProblem(
+            f"sbatch names no job ({said!r}); squeue --me shows whether one was submitted"
+        )
+    return found[-1]
 
 
 # ---------------------------------------------------------------- on a node

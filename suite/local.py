@@ -21,7 +21,15 @@ from pathlib import Path
 from suite.lease import Lease
 from suite.matrix import Experiment
 from suite.state import Status, Watcher, read_failure, write_failure
-from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_DATA, EXIT_INCOMPLETE, EXIT_OUTPUT, EXIT_USAGE
+from utils import (
+    EXIT_BUSY,
+    EXIT_COMPLETE,
+    EXIT_DATA,
+    EXIT_INCOMPLETE,
+    EXIT_OUTPUT,
+    EXIT_USAGE,
+    available_cores,
+)
 
 RETRIES = 2
 FINAL = (EXIT_USAGE, EXIT_DATA, EXIT_OUTPUT)  # another attempt would end in the same way
@@ -148,7 +156,7 @@ def make_workers(n: int | None) -> list[Worker]:
     """One worker for each visible GPU, or n spread over them; without a GPU n or one on the CPU."""
     gpus = visible_gpus()
     n = n or len(gpus) or 1
-    threads = max(1, len(os.sched_getaffinity(0)) // (n + 1))
+    threads = max(1, available_cores() // (n + 1))
     common = {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads),
         "TQDM_MININTERVAL": os.environ.get("TQDM_MININTERVAL", "10"),
@@ -279,11 +287,12 @@ class LocalEngine:
             self._busy(task)
         else:
             task.attempts += 1
-            task.error = _reason(task.experiment.log, code)
+            again, task.error = task.error, _reason(task.experiment.log, code)
             if code in FINAL or task.attempts > RETRIES:
-                self._end(task, "failed", task.error)
+                self._end(task, "failed", task.error, again=task.error == again)
             else:
-                self._report(task, f"{task.error}; tried again")
+                why = "the same again" if task.error == again else task.error
+                self._report(task, f"{why}; tried again")
                 task.stage = "generate"
 
     def _busy(self, task: Task) -> None:
@@ -299,14 +308,15 @@ class LocalEngine:
             for t in left:
                 self._end(t, "elsewhere", "another process has it")
 
-    def _end(self, task: Task, outcome: str, error: str = "") -> None:
+    def _end(self, task: Task, outcome: str, error: str = "", *, again: bool = False) -> None:
+        """again: the error has been reported."""
         task.stage, task.outcome, task.error = "ended", outcome, error
         if outcome == "failed":
             write_failure(task.experiment, error, self.lease.run)
         if outcome != "elsewhere":
             left = [t for t in self.tasks if t.stage != "ended"]
             self.last = all(self._is_over(t.experiment) for t in left)
-        self._report(task, f"{outcome}: {error}" if error else outcome)
+        self._report(task, f"{outcome}: {error}" if error and not again else outcome)
 
     def _stop(self) -> None:
         """End the workers; they end in order, and together."""

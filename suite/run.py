@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from suite.lease import Lease
 from suite.local import LocalEngine, make_workers
 from suite.matrix import Experiment
 from suite.state import Watcher, statuses
-from suite.table import counts, progress_table, summary_line
+from suite.table import counts, progress_table, state_counts, summary_line
 from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_INCOMPLETE
 
 REPORT = Path(__file__).resolve().parent.parent / "scripts" / "report.py"
@@ -37,13 +38,13 @@ class SuiteLog:
 
     def __call__(self, text: str) -> None:
         text = f"{self.prefix}{text}"
-        with open(self.path, "a", encoding="utf-8") as file:
+        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
         try:
             tqdm.write(text)
             sys.stdout.flush()
         except OSError:  # the terminal is gone, the suite goes on
-            sys.stdout = open(os.devnull, "w")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def stamped(self, text: str) -> None:
         self(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
@@ -101,13 +102,18 @@ def run_suite(
         if lease.elsewhere:
             say(f"{len(lease.elsewhere)} more are with another suite")
         devices = ", ".join(worker.device for worker in workers)
-        say(f"workers: {devices}; logs: {out / 'logs'}; ./scripts/progress.sh shows the progress")
+        say(f"workers: {devices}; logs: {out / 'logs'}; progress: {progress_command(out)}")
         todo = [(e, status) for e, status in rows if status.state != "done"]
         with closing(Bar(lease.mine)) as bar:
             engine = LocalEngine(lease, todo, workers, say, bar, own)
             tasks = engine.run()
     except (KeyboardInterrupt, Signalled):
-        say.stamped("stopped")  # the log keeps it: tmux closes its terminal with the suite
+        # in the log, too: tmux closes its terminal with the suite
+        rows = statuses([Watcher(e) for e in lease.mine])
+        if run is None:
+            say(f"\n{progress_table(rows, len(workers))}")
+        say.stamped(f"stopped: {state_counts(rows)}; the same command resumes")
+        say(f"a report of what is done: {report_command(out)}")
         raise
     finally:
         lease.release()
@@ -116,7 +122,7 @@ def run_suite(
     ended["done"] += len(rows) - len(tasks)
     last = run is None or engine.last
     if last:
-        say(progress_table(statuses([Watcher(e) for e in chosen]), len(workers)))
+        say(f"\n{progress_table(statuses([Watcher(e) for e in chosen]), len(workers))}")
     say.stamped(f"ended: {counts(ended)}")
     if last:
         report(out, say)
@@ -125,9 +131,23 @@ def run_suite(
     return EXIT_BUSY if ended["elsewhere"] and run is None else EXIT_COMPLETE
 
 
+def progress_command(out: Path) -> str:
+    where = "" if str(out) == "results" else f" --output_dir {shlex.quote(str(out))}"
+    return f"./scripts/progress.sh{where}"
+
+
+def report_command(out: Path) -> str:
+    folder = shlex.quote(str(out / "report"))
+    return f"python scripts/report.py {shlex.quote(str(out))} --out {folder}"
+
+
 def report(out: Path, say: SuiteLog) -> None:
     """Tables and figures of all results. A failure is only a message."""
     command = [sys.executable, str(REPORT), str(out), "--out", str(out / "report")]
-    code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
-    failed = f"scripts/report.py ended with exit code {code}"
-    say(failed if code else f"report: {out / 'report'}")
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    run = subprocess.run(command, **quiet, text=True, errors="replace")
+    if run.returncode:
+        why = (run.stderr.splitlines() or [f"exit code {run.returncode}"])[-1]
+        say(f"no report: {why.removeprefix('error: ')}")
+    else:
+        say(f"report: {out / 'report' / 'report.html'}")

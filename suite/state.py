@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.result import load_result
+from experiment.sample import is_usable
 from experiment.status import (
     ACTIVE,
     StatusRecord,
@@ -25,7 +26,7 @@ from experiment.status import (
 )
 from experiment.store import Store
 from suite.matrix import Planned
-from utils import BadDataError, DllmexpError, atomic_write_json
+from utils import DllmexpError, atomic_write_json
 
 Score = tuple[float, float | None, float | None, int]
 
@@ -50,6 +51,13 @@ class Status:
     @property
     def n(self) -> int:
         return self.sums.n
+
+    @property
+    def shown(self) -> str:
+        """The state as tables name it: with all answers there is nothing to generate."""
+        if self.n != self.of or self.state not in ("partial", "running"):
+            return self.state
+        return "scoring" if self.note.startswith("scoring") else "unscored"
 
 
 # ---------------------------------------------------------------- failures that the suite notes
@@ -125,9 +133,9 @@ class Watcher:
         try:
             if found is None:
                 found = Summary.of_result(path, load_result(path), self.experiment.metric)
-        except (BadDataError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (DllmexpError, ValueError, KeyError, TypeError, AttributeError) as error:
             damaged = f"{path} is no result ({error!r}); move it away"
-            note = str(error) if isinstance(error, BadDataError) else damaged
+            note = str(error) if isinstance(error, DllmexpError) else damaged
             return Status("failed", of, note=note)
         if self.experiment.model and self.experiment.id and found.id != self.experiment.id:
             note = f"{path} is of another configuration: --extra '--tag NAME' writes beside it"
@@ -147,7 +155,7 @@ class Watcher:
         with suppress(OSError, DllmexpError):
             stamp = [(path.name, path.stat().st_size) for path in shards]
             if stamp and (self._sums is None or self._sums[0] != stamp):
-                store = Store.read(self.experiment.store, self.experiment.id)
+                store = Store.read(self.experiment.store, self.experiment.id, is_usable)
                 failed = Sums(failed=len(store.errors()))
                 self._sums = stamp, counted(store, self.experiment.n) + failed
             return self._sums[1] if stamp else Sums()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from textwrap import fill, wrap
 
 from suite.matrix import Planned
 from suite.state import Status
+from utils import numbered, terminal_columns
 
 Rows = Sequence[tuple[Planned, Status]]
+STATES = ("done", "running", "scoring", "unscored", "partial", "waiting", "failed")
 
 
 class Estimator:
@@ -63,11 +66,13 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _score(status: Status) -> str:
+def _score(status: Status, narrow: bool) -> str:
     if status.score is None:
         return "-"
     value, low, high, n = status.score
     interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
+    if narrow:
+        return f"{value:.3f}" + ("" if status.state == "done" else "*")
     return f"{value:.3f}{interval}" + ("" if status.state == "done" else f" of {n}")
 
 
@@ -75,50 +80,118 @@ def _count(status: Status) -> str:
     return f"{status.n}/{'?' if status.of is None else status.of}"
 
 
-def progress_table(rows: Rows, workers: int) -> str:
-    """The table and a summary line. workers: processes that share what is left."""
+def progress_table(rows: Rows, workers: int, size: tuple[int, int] | None = None) -> str:
+    """The table and a summary line. workers: processes that share what is left.
+
+    size: columns and lines to fit into, 0 for any; None: those of the terminal, any lines. A
+    narrow table has no interval and no TPF; a low one has the rows in which something happens.
+    """
+    columns, lines = size or (terminal_columns(), 0)
+    notes = [f"{e.name}: {s.note}" for e, s in rows if s.state == "failed" and s.note]
+    estimator, summary = Estimator(rows), summary_line(rows, workers)
+    text = _table(rows, estimator, narrow=False)
+    narrow = bool(columns) and len(text.partition("\n")[0]) > columns
+    if narrow:
+        text = _table(rows, estimator, narrow=True, columns=columns)
+        if any(s.score and s.state != "done" for _, s in rows):
+            notes.insert(0, "* of the answers so far")
+    foot = [fill(note, columns) for note in [*notes, summary]] if columns else [*notes, summary]
+    room = lines - len("\n".join(foot).split("\n"))
+    if lines and text.count("\n") + 1 > room:
+        foot = [fill(summary, columns)] if columns else [summary]
+        room = lines - len(foot[0].split("\n")) - (2 if narrow else 5)
+        kept = _first(rows, max(1, room))
+        text = _table(kept, estimator, narrow, columns)
+        hidden = Counter(s.shown for e, s in rows if all(e is not k for k, _ in kept))
+        foot.insert(0, f"not shown: {counts({state: hidden[state] for state in STATES})}")
+    return "\n".join([text, *foot])
+
+
+def _first(rows: Rows, n: int) -> Rows:
+    """The n rows that say most, in their order: those at work, then failed, waiting, done ones."""
+    order = ("running", "scoring", "failed", "unscored", "partial", "waiting", "done")
+    chosen = sorted(range(len(rows)), key=lambda i: order.index(rows[i][1].shown))[:n]
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _table(rows: Rows, estimator: Estimator, narrow: bool, columns: int = 0) -> str:
     from prettytable import PrettyTable
 
-    table = PrettyTable(["experiment", "state", "samples", "tok/s", "TPF", "ETA", "score"])
+    names = [experiment.name for experiment, _ in rows]
+    title = "experiment"
+    if narrow and len(rows) > 1:  # say once how all names end
+        reverse = [name.split("_")[::-1] for name in names]
+        same = 0
+        while all(len(r) > same + 1 and r[same] == reverse[0][same] for r in reverse):
+            same += 1
+        if same:
+            title = "experiment ..._" + "_".join(reverse[0][:same][::-1])
+            names = ["_".join(r[same:][::-1]) for r in reverse]
+    heads = [title, "state", "samples", "tok/s", *([] if narrow else ["TPF"]), "ETA", "score"]
+    table = PrettyTable(heads)
     table.align = "r"
-    table.align["experiment"] = table.align["state"] = "l"
-    estimator = Estimator(rows)
-    for experiment, status in rows:
-        sums = status.sums
+    table.align[title] = table.align["state"] = "l"
+    for name, (experiment, status) in zip(names, rows, strict=True):
+        sums, shown = status.sums, status.shown
         rate = f"{sums.tokens / sums.seconds:.1f}" if sums.seconds else "-"
         tpf = f"{sums.tokens / sums.forwards:.2f}" if sums.forwards else "-"
-        left = "" if status.state == "done" else duration(estimator.left_s(experiment, status))
-        cells = [experiment.name, status.state, _count(status), rate, tpf, left, _score(status)]
-        table.add_row(cells)
-    notes = [f"{e.name}: {s.note}" for e, s in rows if s.state == "failed" and s.note]
-    return "\n".join([table.get_string(), *notes, summary_line(rows, workers)])
+        over = shown in ("done", "scoring", "unscored")
+        left = "" if over else duration(estimator.left_s(experiment, status))
+        cells = [name, shown, _count(status), rate, *([] if narrow else [tpf]), left]
+        table.add_row([*cells, _score(status, narrow)])
+    if narrow:
+        table.border, table.left_padding_width, table.right_padding_width = False, 0, 1
+        others = [max(len(str(row[i])) for row in [heads, *table.rows]) for i in range(1, 6)]
+        table.max_width[title] = max(16, columns - sum(others) - 6)
+    return "\n".join(line.rstrip() for line in table.get_string().splitlines())
 
 
 def summary_line(rows: Rows, workers: int) -> str:
     """`48 experiments: 3 done, 45 waiting; 12000 of 33600 samples; about 3 h 20 m left with ...`"""
-    states = Counter(status.state for _, status in rows)
-    order = ("done", "running", "partial", "waiting", "failed")
     n, of = sum(s.n for _, s in rows), sum(s.of or 0 for _, s in rows)
-    text = f"{len(rows)} experiments: {counts({state: states[state] for state in order})}"
-    text += f"; {n} of {of} samples"
-    if states["done"] == len(rows):
+    text = f"{numbered(len(rows), 'experiment')}: {state_counts(rows)}; {n} of {of} samples"
+    if all(status.state == "done" for _, status in rows):
         return text
     estimator = Estimator(rows)
     left = [estimator.left_s(e, s) for e, s in rows]
     if None in left:
         return f"{text}; the time left is not known yet"
-    time_left = duration(sum(left) / workers)
-    return f"{text}; about {time_left} left with {workers} worker{'s' * (workers != 1)}"
+    if not sum(left):
+        return text
+    return f"{text}; about {duration(sum(left) / workers)} left with {numbered(workers, 'worker')}"
 
 
-def plan(rows: Rows) -> str:
-    """Name, state and command of each experiment."""
-    lines = []
+def state_counts(rows: Rows) -> str:
+    """`3 done, 1 running`."""
+    states = Counter(status.shown for _, status in rows)
+    return counts({state: states[state] for state in STATES})
+
+
+def plan(rows: Rows, needs: Sequence[str] = ()) -> str:
+    """Name, state and command of each experiment; needs: further lines."""
+    columns, lines = terminal_columns(), []
     for experiment, s in rows:
-        state = f"partial {_count(s)}" if s.state == "partial" else s.state
+        state = f"partial {_count(s)}" if s.shown == "partial" else s.shown
         note = f"  ({s.note})" if s.note else ""
-        lines += [f"{state:20} {experiment.name}{note}", f"{'':20} {experiment.command}"]
-    return "\n".join([*lines, summary_line(rows, 1).partition("; about")[0]])
+        lines += [_wrapped(f"{state:8} {experiment.name}{note}", columns, "")]
+        lines += [_wrapped(f"  {experiment.command}", columns, " \\")]
+    summary = summary_line(rows, 1).partition("; about")[0]
+    return "\n".join([*lines, *(_wrapped(line, columns, "") for line in [summary, *needs])])
+
+
+def _wrapped(text: str, columns: int, mark: str) -> str:
+    """Text in lines of the terminal, broken at spaces; mark: ends a line that goes on."""
+    if not columns or len(text) <= columns:
+        return text
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    found = wrap(
+        text,
+        columns - len(mark),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"{mark}\n".join(found)
 
 
 def counts(numbers: Mapping[str, int]) -> str:

@@ -292,7 +292,14 @@ def test_inactive_flags_do_not_make_another_experiment(run, mini):
         run(mini, "--dry_run", *more)[1].split("id ")[-1].split()[0]
         for more in ([], ["--top_p", "0.9"], ["--batch_size", "7"])
     ]
-    assert len(set(ids)) == 1 and len(ids[0]) == 64
+    assert len(set(ids)) == 1 and len(ids[0]) == 16
+
+
+def test_what_a_run_is_about_to_do_fits_a_terminal(run, mini):
+    """Ids of 64 characters wrapped, and settings without a value hid the others."""
+    out = run(mini, "--dry_run")[1]
+    assert "None" not in out and "system" not in out
+    assert all(len(line) < 80 for line in out.splitlines() if "  id " in line or "_id " in line)
 
 
 def test_prompt_template_of_a_model_and_task():
@@ -738,6 +745,7 @@ def test_malformed_data(run, mini, tmp_path, lines, fragment):
         ([{"text": "a"}], ["line 1: field 'doc_id' is missing"]),
         ([{"doc_id": 0, "text": 5}], ["line 1: field 'text': expected text, got 5"]),
         ([[1]], ["line 1: not an object"]),
+        (['{"doc_id": 0, "text": "\\ud800"}'], ["line 1: field 'text' is not Unicode"]),
     ],
 )
 def test_bad_predictions(run, mini, tmp_path, rows, fragments):
@@ -865,11 +873,12 @@ def test_full_disk_at_the_end(run, mini, monkeypatch):
     assert code == 74 and "error: cannot write r.json: No space left on device" in err
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_with_their_code(run, mini, monkeypatch, number, code):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_end_with_their_code(run, mini, monkeypatch, number):
     monkeypatch.setattr("experiment.run.execute", lambda *_: os.kill(os.getpid(), number))
-    got, _, err = run(mini)
-    assert got == code and "Traceback" not in err
+    code, _, err = run(mini)
+    assert code == 128 + number and "Traceback" not in err
+    assert f"ended by {number.name}; run the same command again to go on" in err
 
 
 def test_unexpected_failure_is_one_line_unless_debugged(run, mini, monkeypatch):
@@ -951,6 +960,41 @@ def test_a_full_disk_behind_stdout_is_no_riddle(mini, tmp_path):
     assert (
         done.returncode == 74 and "cannot write" in done.stderr and "Traceback" not in done.stderr
     )
+
+
+@pytest.mark.slow
+def test_a_closed_stdout_costs_no_result(mini, tmp_path):
+    """The run ended with code 1 after its result was written; a file got what is printed."""
+    words = [sys.executable, "eval.py", *shlex.split(mini), "--num_steps", "1"]
+    closed = subprocess.run([*"bash -c".split(), '"$@" >&- 2>&-', "bash", *words], cwd=ROOT)
+    assert closed.returncode == 0 and result_in(tmp_path / "out")["status"] == "complete"
+    for path in (tmp_path / "out").glob("cache/*/*"):
+        assert b"metric" not in path.read_bytes() and b"config:" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["eval.py", "scripts/sweep.py", "scripts/report.py", "scripts/trace.py", "dev/train_tiny.py"],
+)
+def test_a_safe_path_hides_no_module_of_ours(command):
+    """PYTHONSAFEPATH=1 leaves the program's directory out of sys.path."""
+    done = subprocess.run(
+        [sys.executable, command, "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONSAFEPATH": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
+
+
+def test_no_temporary_directory_is_the_machines_fault(run, mini, monkeypatch):
+    def broken(*_):
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("experiment.run.execute", broken)
+    code, _, err = run(mini)
+    assert code == 3 and "set TMPDIR to a directory that can be written" in err
 
 
 def test_data_of_the_right_size_and_other_content_is_not_the_published_set(

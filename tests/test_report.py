@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import random
 import re
 import shutil
@@ -224,12 +225,69 @@ def test_aup_shows_y_max_and_the_comparison_set(tmp_path):
         dict(zip(aup_table(results).columns, row, strict=True))
         for row in aup_table(results, 3, 5).rows
     ]
-    assert [(r["method"], r["points"], r["y_max"], r["comparison set"]) for r in rows] == [
-        ("dream", "1", "90.0", "dream; llada"),
-        ("llada", "1", "90.0", "dream; llada"),
+    assert [(r["method"], r["points"], r["y_max"]) for r in rows] == [
+        ("dream", "1", "90.0"),
+        ("llada", "1", "90.0"),
     ]
+    # once: in each row it made tables of 2,000 columns
+    assert aup_table(results).notes[-1].endswith("uniform: y_max 90.0: the best of dream; llada.")
     assert rows[1]["dropped"].startswith("25.0 % at TPF ")
     assert aup_table(results, 3, 100).rows[1][4] == "2"
+
+
+def test_tables_fit_a_wide_terminal_and_are_not_cut_in_a_file(tmp_path):
+    for value in (0.9, 0.7):
+        options = {"algorithm": "threshold", "options": {"threshold": value}}
+        save(tmp_path, **options, kv_cache="dual", cache_refresh=4)
+    table = comparison_table(read_all([tmp_path])[0])
+    whole, text = to_text(table), to_text(table, 120)
+    assert max(map(len, text.splitlines())) <= 120 < max(map(len, whole.splitlines()))
+    assert table.rows[0][0] in whole and "0.000" not in text.replace(table.rows[0][5], "")
+
+
+def test_figures_that_fail_do_not_take_the_tables_along(tmp_path, monkeypatch, capsys):
+    save(tmp_path, k=1)
+
+    def broken(results, folder):
+        raise ValueError("no fonts\nat all")
+
+    monkeypatch.setattr(report, "draw", broken)
+    assert report.main([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    out, err = capsys.readouterr()
+    assert err == "no figures: ValueError: no fonts\n" and "0 figures" in out
+    assert "No figures" in (tmp_path / "report" / "report.html").read_text()
+    assert (
+        (tmp_path / "report" / "report.md")
+        .read_text()
+        .startswith("# dllmexp report\n\n1 result.\n")
+    )
+
+
+@pytest.mark.slow
+def test_a_report_in_a_notebook_and_into_head(tmp_path):
+    """Its MPLBACKEND is not installed here; `head` closes the pipe before the files are written."""
+    save(tmp_path, k=1)
+    environ = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = [
+        sys.executable,
+        "scripts/report.py",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "report"),
+    ]
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environ, cwd=ROOT)
+    os.close(write)
+    assert (run.returncode, run.stderr) == (141, b"")
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert {"report.html", "results.csv", "accuracy_tpf_uniform.svg"} <= names
+
+
+def test_the_checksum_is_of_the_content_not_of_its_layout(tmp_path):
+    path = save(tmp_path, k=1)
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7, sort_keys=True))
+    assert len(read_all([tmp_path])[0]) == 1
 
 
 def test_points_in_one_place_become_rings(tmp_path):

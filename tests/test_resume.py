@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +20,11 @@ import eval as cli
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
+from experiment.sample_cache import SampleCache
 from experiment.signals import Signalled, signals_raise
-from experiment.store import Store
-from experiment.workers import LeaderGone, WorkerInfo, WorkerPool, await_leader, worker_info
+from experiment.status import StatusFile, await_leader
+from experiment.store import Store, process_start
+from experiment.workers import LeaderGone, WorkerInfo, WorkerPool, worker_info
 
 N = 6
 
@@ -314,7 +318,7 @@ def test_a_signal_ends_the_run_in_good_order(data, tmp_path, number):
     kept = [line for line in err.splitlines() if "samples are kept in" in line]
     assert (
         len(kept) == 1
-        and "the same command goes on" in kept[0]
+        and "run the same command again to go on" in kept[0]
         and not list((tmp_path / "a").glob("*.json"))
     )
     n = int(kept[0].split(" finished samples")[0].split()[-1])
@@ -339,21 +343,102 @@ def test_a_signal_is_not_lost_in_a_finalizer():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGHUP"])
+def test_signals_that_announce_the_end_of_a_job_end_a_run_in_good_order(name):
+    """They killed it without a word."""
+    number = getattr(signal, name)
+    with signals_raise(), pytest.raises(Signalled, match=str(int(number))):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
 def test_place_of_a_process():
     assert worker_info({}).leads and worker_info({}).size == 1
     place = worker_info({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_PORT": "29500"})
     assert (place.rank, place.size, place.local_rank, place.leads) == (3, 4, 1, False)
-    assert place.session.startswith(f"{os.getppid()}-29500-")
+
+
+PARENT = f"pid-{os.getppid()}-{process_start(os.getppid())}"
+TWO_NODES = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "n0", "MASTER_PORT": "7"}
 
 
 @pytest.mark.parametrize(
-    "environ", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "x"}, {"WORLD_SIZE": "0"}]
+    ("environ", "launch"),
+    [
+        (TWO_NODES, "n0-7"),
+        (TWO_NODES | {"TORCHELASTIC_RUN_ID": "a", "SLURM_JOB_ID": "5"}, "n0-7-a"),
+        ({"WORLD_SIZE": "2", "SLURM_JOB_ID": "5"}, "job-5"),
+        (TWO_NODES | {"LOCAL_WORLD_SIZE": "2"}, f"n0-7-{PARENT}"),
+        ({"WORLD_SIZE": "2"}, PARENT),
+    ],
+)
+def test_a_launch_is_the_same_on_all_of_its_nodes(environ, launch):
+    """The launcher's pid differs by node, and rank 1 waited for ever."""
+    assert worker_info(environ | {"RANK": "1"}).launch == launch
+
+
+def test_a_world_size_without_a_rank_is_ignored(data, tmp_path, monkeypatch, capsys, caplog):
+    """It waited for ever for a process that nobody had started."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(arguments(data, tmp_path / "a", "--limit", "1")) == 0
+    assert "WORLD_SIZE=2 without RANK is ignored" in caplog.text + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "environ", [{"RANK": "4", "WORLD_SIZE": "4"}, {"RANK": "x"}, {"RANK": "0", "WORLD_SIZE": "0"}]
 )
 def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, capsys):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert cli.main(arguments(data, tmp_path / "a")) == 2
     assert "which no launcher would set" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_nodes_share_one_experiment(data, tmp_path):
+    """Two agents of torchrun, as on two nodes: rank 1 found no leader and said nothing."""
+    _, whole = run(data, tmp_path / "a")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    agent = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "a"]
+    agent += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]
+    nodes = [
+        start(data, tmp_path / "b", "--device", "cpu", module=("-m", *agent)) for _ in range(2)
+    ]
+    errors = [node.communicate(timeout=240)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], errors
+    assert sorted(f"rank {i} of 2 on" in error for i in (0, 1) for error in errors) == [0, 0, 1, 1]
+    [path] = (tmp_path / "b").glob("*.json")
+    assert json.loads(path.read_text())["content_sha256"] == whole["content_sha256"]
+    written = [len(p.read_text().splitlines()) - 1 for p in shards(tmp_path / "b")]
+    assert len(written) == 2 and sum(written) == N
+
+
+@pytest.mark.parametrize("came", [False, True])
+def test_a_missing_rank_is_named_and_its_share_decoded(data, tmp_path, monkeypatch, caplog, came):
+    """It has not started, or fell silent on its node: rank 0 waited for ever."""
+    _, whole = run(data, tmp_path / "a")
+    for name, value in (TWO_NODES | {"RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("experiment.status.JOIN_S", 0)
+    monkeypatch.setattr("experiment.status.TOUCH_S", 0.05)
+    wait, text = SampleCache.arriving, "rank 1 of 2 has not joined"
+
+    def rank_1_came(self, waiting):
+        content = json.loads(self.status.path.read_text()) | {"rank": 1, "host": "node7"}
+        path = self.status.path.with_name("status-1.json")
+        path.write_text(json.dumps(content))
+        os.utime(path, (0, 0))
+        return wait(self, waiting)
+
+    if came:
+        monkeypatch.setattr(SampleCache, "arriving", rank_1_came)
+        text = "rank 1 of 2 on node7 has ended early"
+    assert cli.main(arguments(data, tmp_path / "b")) == 0
+    assert text in caplog.text
+    [path] = (tmp_path / "b").glob("*.json")
+    assert json.loads(path.read_text())["content_sha256"] == whole["content_sha256"]
 
 
 @pytest.mark.slow
@@ -394,8 +479,28 @@ def test_a_worker_does_not_outlive_its_leader(tmp_path):
     place = WorkerInfo(rank=1, size=2, session="s", parent=os.getpid())
     with pytest.raises(LeaderGone, match="what it decoded is kept"):
         place.check()
-    with pytest.raises(LeaderGone, match=r"waited 0\.1 s for rank 0"):
-        await_leader(tmp_path, WorkerInfo(rank=1, size=2, session="s"), timeout_s=0.1)
+    with pytest.raises(LeaderGone, match=r"waited 0\.1 s for rank 0.* same --output_dir"):
+        await_leader(tmp_path, WorkerInfo(rank=1, size=2), timeout_s=0.1)
+
+
+def test_a_rank_joins_the_run_of_its_own_launch(tmp_path, monkeypatch):
+    """Not one that ended before this process started; one that has ended meanwhile needs it not."""
+    store = Store.open(tmp_path, {}, "a" * 64)
+    worker, leader = (WorkerInfo(rank, 2, launch="n0-7") for rank in (1, 0))
+
+    def found(state: str, **more) -> str | None:
+        with store, StatusFile(store, replace(leader, session="s", **more), tmp_path / "r") as file:
+            file.say(state, "no room")
+            return await_leader(store.directory, worker, timeout_s=0.1)
+
+    assert found("generating") == "s" and found("done") is None
+    with pytest.raises(LeaderGone, match="rank 0 on .* has ended: no room"):
+        found("failed")
+    with pytest.raises(LeaderGone, match="waited"):
+        found("generating", launch="n0 8")
+    monkeypatch.setattr("experiment.status.STARTED", time.time() + 9)
+    with pytest.raises(LeaderGone, match="waited"):
+        found("done")
 
 
 def test_device_and_devices_are_not_given_together(data, tmp_path, capsys):

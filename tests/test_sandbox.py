@@ -218,6 +218,15 @@ def test_a_full_scratch_is_no_failure_of_the_program(monkeypatch):
         judge(BAD, TESTS)
 
 
+def test_what_others_write_beside_a_program_is_not_its_own(monkeypatch):
+    """On a disk where a download fills gigabytes, no long program would have had a verdict."""
+    sandbox.tier()
+    left = iter(range(1 << 50, 0, -(1 << 29)))
+    monkeypatch.setattr(process, "free_bytes", lambda: next(left))
+    assert judge(f"import time\ntime.sleep(0.2)\n{GOOD}", TESTS).passed
+    assert judge(f"import time\ntime.sleep(0.2)\n{BAD}", TESTS).reason == "assertion"
+
+
 @pytest.mark.parametrize("by", [signal.SIG_IGN, signal.SIG_DFL, None])
 def test_verdicts_do_not_depend_on_inherited_signals(by):
     """Under nohup, or in the background of a shell, a program that catches its SIGINT failed."""

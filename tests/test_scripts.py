@@ -1,9 +1,13 @@
 """The shell scripts and their options, in a folder whose interpreter only logs its calls."""
 
 import os
+import pty
 import shutil
+import signal
 import subprocess
+import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,8 +16,14 @@ from mini import ROOT
 PYTHON = """#!/bin/sh
 hub="HF_HOME=$HF_HOME HF_DATASETS_CACHE=$HF_DATASETS_CACHE HF_HUB_OFFLINE=$HF_HUB_OFFLINE"
 printf '%s\\n' "$hub $*" >>called
-case "$*" in *"--check --wrong"*) exit 2 ;; *--check* | *--no_tmux*) exit 0 ;; esac
+case "$*" in
+  *"--check --wrong"*) exit 2 ;;
+  *--check*) mkdir -p "${OUT:-results}/logs" && echo "${OUT:-results}" && exit ;;
+  *--no_tmux* | *--help*) exit 0 ;;
+esac
 while [ -e wait ]; do sleep 0.05; done
+[ ! -d "${OUT:-results}/logs" ] ||
+  printf 'begun\n\n| a table |\nended: 1 done\n' >>"${OUT:-results}/logs/sweep.log"
 """
 
 
@@ -55,7 +65,20 @@ def tmux(tmp_path):
         pytest.skip("no tmux on this machine; apt-get install tmux")
     name = f"dllmexp-test-{os.getpid()}"
     yield name
-    subprocess.run(["tmux", "-L", name, "kill-server"], capture_output=True)
+    for socket in sockets(name):
+        subprocess.run(["tmux", "-S", socket, "kill-server"], capture_output=True)
+        socket.unlink(missing_ok=True)
+
+
+def sockets(name: str) -> list[Path]:
+    folder = Path(os.environ.get("TMUX_TMPDIR", "/tmp")) / f"tmux-{os.getuid()}"
+    return sorted(folder.glob(f"{name}-*"))
+
+
+def alive(name: str) -> bool:
+    command = ["tmux", "-S", "", "has-session"]
+    found = [command[:2] + [socket] + command[3:] for socket in sockets(name)]
+    return any(subprocess.run(c, capture_output=True).returncode == 0 for c in found)
 
 
 def test_the_suite_runs_in_tmux_and_a_second_call_finds_it(folder, tmux):
@@ -68,7 +91,8 @@ def test_the_suite_runs_in_tmux_and_a_second_call_finds_it(folder, tmux):
         "HOME": "/home/me",
     }
     first = script(folder, "exp.sh", "--models", "llada", "--extra", "--limit 5", **environ)
-    assert first.returncode == 0 and f"attach: tmux -L {tmux} attach" in first.stdout, first.stderr
+    assert first.returncode == 0, first.stderr
+    assert f"attach: tmux -L {tmux}-results-" in first.stdout
     end = time.monotonic() + 60
     while len(calls(folder)) < 2:
         assert time.monotonic() < end, "the session runs nothing"
@@ -81,17 +105,80 @@ def test_the_suite_runs_in_tmux_and_a_second_call_finds_it(folder, tmux):
         f"{home} HF_HUB_OFFLINE={os.environ['HF_HUB_OFFLINE']} {command.format(c)}"
         for c in (" --check", "")
     ]
-    second = script(folder, "exp.sh", **environ)
-    assert second.returncode == 0 and "running already" in second.stdout and len(calls(folder)) == 2
+    words = ["--models", "llada", "--extra", "--limit 5"]
+    for again in ([], words):
+        second = script(folder, "exp.sh", *again, **environ)
+        assert second.returncode == 0 and "running in results already" in second.stdout
+    other = script(folder, "exp.sh", "--tps", "8", **environ)  # it would never run
+    assert other.returncode == 75 and "another --output_dir runs beside it" in other.stderr
+    beside = script(folder, "exp.sh", **environ, OUT="beside")
+    assert beside.returncode == 0 and f"attach: tmux -L {tmux}-beside-" in beside.stdout
+    assert "progress: ./scripts/progress.sh --watch --output_dir beside" in beside.stdout
+    assert len(sockets(tmux)) == 2
     (folder / "wait").unlink()
-    while not subprocess.run(["tmux", "-L", tmux, "has-session"], capture_output=True).returncode:
+    while alive(tmux):
         assert time.monotonic() < end, "the session outlives the suite"
         time.sleep(0.05)
 
 
 def test_wrong_options_start_no_session(folder, tmux):
     assert script(folder, "exp.sh", "--wrong", DLLMEXP_TMUX=tmux).returncode == 2
-    assert subprocess.run(["tmux", "-L", tmux, "has-session"], capture_output=True).returncode != 0
+    assert not alive(tmux)
+
+
+def on_a_terminal(folder: Path, *words: str, **environ: str) -> str:
+    """What a terminal shows of exp.sh, up to its end."""
+    with pty_of(folder, words, environ) as (process, fd):
+        shown = b""
+        with suppress(OSError):  # Linux: the other end is closed
+            while chunk := os.read(fd, 65536):
+                shown += chunk
+        assert process.wait(60) == 0, shown
+    return shown.decode()
+
+
+@contextmanager
+def pty_of(folder: Path, words, environ):
+    fd, slave = pty.openpty()
+    command = ["bash", str(folder / "scripts" / "exp.sh"), *words]
+    streams = {"stdin": slave, "stdout": slave, "stderr": slave}
+    process = subprocess.Popen(command, env=os.environ | environ, start_new_session=True, **streams)
+    os.close(slave)
+    late = threading.Timer(60, os.killpg, (process.pid, signal.SIGKILL))
+    late.start()
+    try:
+        yield process, fd
+    finally:
+        late.cancel()
+        os.close(fd)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_terminal_shows_how_the_suite_ended(folder, tmux):
+    """tmux closes its screen with the suite: `[exited]` was all that was left."""
+    (folder / "wait").touch()
+    threading.Timer(1, (folder / "wait").unlink).start()
+    shown = on_a_terminal(folder, DLLMEXP_TMUX=tmux, TERM="xterm")
+    assert shown.endswith("| a table |\r\nended: 1 done\r\n")
+
+
+def test_a_terminal_that_tmux_does_not_know_gets_its_suite(folder, tmux):
+    """kitty or ghostty over ssh: nothing ran."""
+    (folder / "wait").touch()
+    shown = on_a_terminal(folder, DLLMEXP_TMUX=tmux, TERM="xterm-nobody")
+    assert "cannot show the session in this terminal (TERM=xterm-nobody)" in shown
+    assert "the suite runs; attach: tmux -L" in shown and alive(tmux)
+    (folder / "wait").unlink()
+
+
+@pytest.mark.parametrize("name", ["exp.sh", "demo.sh", "test.sh"])
+def test_help_runs_nothing(folder, tmux, name):
+    run = script(folder, name, "--help", DLLMEXP_TMUX=tmux)
+    assert run.returncode == 0 and f"./scripts/{name}" in run.stdout, run.stderr
+    assert not sockets(tmux)
+    assert not (folder / "called").exists() or calls(folder)[0].endswith("run --help")
 
 
 def test_the_caches_of_the_hub_stay_where_the_environment_puts_them(folder):
@@ -116,7 +203,7 @@ def test_the_caches_of_the_hub_stay_where_the_environment_puts_them(folder):
 )
 def test_the_demo_is_the_tiny_models_on_the_mini_benchmarks(folder, words, out, more):
     run = script(folder, "demo.sh", *words)
-    assert run.returncode == 0 and f"{out}/report/report.html" in run.stdout, run.stderr
+    assert run.returncode == 0, run.stderr
     [call] = calls(folder)
     extra = f"--extra --data_dir assets/benchmarks --dtype float32 --batch_size 32{more}"
     assert (
@@ -127,6 +214,17 @@ def test_the_demo_is_the_tiny_models_on_the_mini_benchmarks(folder, words, out, 
 
 
 # ---- installing
+
+
+def test_setup_installs_by_itself(folder):
+    """From any directory; a user of a cluster ran a demo in order to install."""
+    (folder / ".venv" / "installed.txt").unlink()
+    run = script(folder, "setup.sh")
+    assert run.returncode == 0 and "source .venv/bin/activate" in run.stdout, run.stderr
+    assert ["pip install" in call for call in calls(folder)] == [True, True]
+    again = script(folder, "setup.sh")
+    assert again.returncode == 0 and len(calls(folder)) == 2
+    assert os.access(ROOT / "scripts" / "setup.sh", os.X_OK)
 
 
 def fake_python(folder: Path, text: str) -> str:

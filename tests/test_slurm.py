@@ -16,11 +16,11 @@ from mini import DREAM, LLADA, gsm8k_dir
 from experiment.result import VOLATILE
 from experiment.status import read_status
 from scripts.sweep import main
-from suite.cluster import DEFAULT_TIME, JobRequest
+from suite.cluster import DEFAULT_TIME, JobRequest, _sbatch
 from suite.lease import read_records
 from suite.matrix import Selection, select
 from suite.state import Watcher
-from utils import UsageError
+from utils import EnvironmentProblem, UsageError
 
 PROGRAMS = (
     "munged",
@@ -255,6 +255,27 @@ def test_without_sbatch_the_way_out_is_named(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith(
         "error: sbatch and scontrol not found: --engine slurm submits from a login node"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "job"),
+    [
+        ("Submitted batch job 4242", "4242"),
+        ("Welcome. Yesterday job 17 failed.\\n7 nodes are down\\nSubmitted batch job 8", "8"),
+        ("Submitted batch job 8 on cluster b", "8"),
+        ("see job 17", None),
+    ],
+)
+def test_the_job_is_the_one_that_sbatch_names(tmp_path, monkeypatch, said, job):
+    """The text of a site stood before it, and "job 17" became the job."""
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\nprintf '{said}\\n'\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    if job:
+        assert _sbatch(["--wrap", "true"]) == job
+    else:
+        with pytest.raises(EnvironmentProblem, match="names no job .'see job 17'"):
+            _sbatch(["--wrap", "true"])
 
 
 @pytest.mark.parametrize(

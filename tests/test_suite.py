@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from suite.cluster import shares
 from suite.lease import Lease, read_records
 from suite.local import LocalEngine, Task, Worker, make_workers
 from suite.matrix import Experiment, Selection, arguments, experiments, select
-from suite.run import Bar
+from suite.run import Bar, SuiteLog, progress_command
 from suite.state import Status, Watcher, write_failure
 from suite.table import Estimator, duration, progress_table
 from suite.worker import KeptModel, obey
@@ -175,6 +176,12 @@ def test_wrong_options_are_reported_at_once(capsys, tmp_path):
     )
     assert main(["run", "--workers", "0"]) == 2 and main(["plan", "--nonsense"]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_hints_repeat_the_output_directory():
+    """progress showed 48 untouched rows of another directory."""
+    assert progress_command(Path("results")) == "./scripts/progress.sh"
+    assert progress_command(Path("a b")) == "./scripts/progress.sh --output_dir 'a b'"
 
 
 def test_true_is_a_switch_and_false_leaves_it_out():
@@ -502,6 +509,7 @@ def test_time_left_goes_by_the_nearest_relative(tmp_path):
     # 31 of its 32 steps commit something
     assert estimator.left_s(other, fresh) == pytest.approx(12.0 * 31 / 32)
     text = progress_table([(one, begun), (two, fresh)], workers=2)
+    assert "about 7 s left with 2 workers" in text
     assert (
         "2 experiments: 1 partial, 1 waiting; 2 of 12 samples; about 7 s left with 2 workers"
         in text
@@ -513,6 +521,143 @@ def test_time_left_goes_by_the_nearest_relative(tmp_path):
         "2 h 5 m",
         "2 d 7 h",
     ]
+
+
+def test_tables_fit_a_terminal_of_80_columns(monkeypatch, capsys):
+    """Every row wrapped, and `--watch` scrolled its header away."""
+    found = select(Selection())
+    rows = [(e, Status("waiting", e.n)) for e in found]
+    score = (0.5, 0.4, 0.6, 1200)
+    rows[30] = found[30], Status("running", 1319, Sums(1200, 0, 200_000, 400_000, 33333.0), score)
+    rows[31] = found[31], Status("failed", 1319, note="a long reason " * 20)
+    text = progress_table(rows, 2, (80, 22))
+    lines = text.splitlines()
+    assert len(lines) <= 22 and max(map(len, lines)) <= 80 and lines[0].startswith("experiment ")
+    assert f"{found[30].name} " in text and "0.500*" in text and f"{found[31].name} " in text
+    assert "not shown: 30 waiting" in text and "48 experiments: 1 running, 46 waiting, 1" in text
+    text = progress_table(rows, 2, (80, 0))
+    assert max(map(len, text.splitlines())) <= 80
+    assert sum(f"{e.name} " in text for e in found) > 40, "few names wrap"
+    assert "[0.400, 0.600] of 1200" in progress_table(rows, 2)  # of a file, as wide as it gets
+    long = select(Selection(suite="parallel"))
+    text = progress_table([(e, Status("waiting", e.n)) for e in long], 2, (80, 0))
+    assert max(map(len, text.splitlines())) <= 80 and text.count("_dllmexp-mini") == 1
+    monkeypatch.setattr("suite.table.terminal_columns", lambda: 80)
+    assert main(["plan", "--suite", "parallel"]) == 0
+    plan = capsys.readouterr().out
+    assert all(len(line) <= 80 or " " not in line[4:-2] for line in plan.splitlines())
+    commands = [shlex.split(c.replace("\\\n", " ")) for c in plan.split("python ")[1:]]
+    assert commands[0][: 1 + len(long[0].argv)] == ["eval.py", *long[0].argv], "still to be copied"
+
+
+def test_a_plan_says_what_its_suite_needs(tmp_path, capsys, monkeypatch):
+    """An absent checkpoint showed after hours; memory, disk and time were left to the user."""
+    data, out = gsm8k_dir(tmp_path / "data", 6), tmp_path / "out"
+    common = ["--data_dir", data, "--gen_length", "32", "--dtype", "float32"]
+
+    def needs(model: str, checkpoint: str, *more: str) -> str:
+        extra = shlex.join(map(str, [*common, f"--{model}_ckpt", checkpoint, *more]))
+        words = ["--models", model, "--tasks", "gsm8k", "--tps", "2", "--extra", extra]
+        assert main(["plan", *words, "--output_dir", str(out)]) == 0
+        return capsys.readouterr().out
+
+    assert "checkpoint /nowhere: ABSENT, does not exist" in needs("llada", "/nowhere")
+    text = needs("llada", "no/where")
+    assert "checkpoint no/where: ABSENT, not here, and HF_HUB_OFFLINE=1" in text
+    monkeypatch.setattr("models.hub.offline", lambda: False)
+    assert "the first run downloads it. Its size is unknown yet" in needs("llada", "no/where")
+    broken = shutil.copytree(LLADA, tmp_path / "broken")
+    for shard in broken.glob("*.safetensors"):
+        shard.unlink()
+    assert f"checkpoint {broken}: INCOMPLETE, " in needs("llada", str(broken))
+    text = needs("llada", str(LLADA))
+    size = sum(path.stat().st_size for path in LLADA.glob("*.safetensors"))
+    assert f"{LLADA}: here, {size / 1000:.3g} KB; memory: " in text, text
+    assert "parameters in float32 are " in text and " for its canvas, and more for its" in text
+    assert "unknown until some are there" in text and "at most 96 forward passes" in text
+    assert "the hours are unknown until an experiment has run" in text
+    run_here(chosen(tmp_path, extra=("--limit", "2"))[0])
+    text = needs("llada", str(LLADA))
+    assert "at most 64 forward passes; about " in text and "by 2 samples so far" in text
+    assert "disk: samples and results take about " in text
+    run_here(chosen(tmp_path)[0])
+    assert needs("llada", str(LLADA)).endswith("1 experiment: 1 done; 6 of 6 samples\n")
+
+
+def test_all_answers_without_a_score_are_no_running_experiment(tmp_path):
+    """`150/150 running, ETA 0 s` meant that it waits to be scored."""
+    [one] = chosen(tmp_path)
+    full = Sums(6, 0, 40, 64, 4.0)
+    for found, word in [
+        (Status("running", 6, full, note="scoring by pid 1 on here"), "scoring"),
+        (Status("running", 6, full, note="generating by pid 1 on here"), "unscored"),
+        (Status("partial", 6, full), "unscored"),
+    ]:
+        text = progress_table([(one, found)], 1)
+        assert f"1 experiment: 1 {word}; 6 of 6 samples" in text and " 0 s" not in text
+
+
+def test_watch_ends_with_the_suites(tmp_path, capsys):
+    """It went on showing 48 of 48 for ever."""
+    [one] = chosen(tmp_path)
+    lease = Lease(tmp_path / "out", [one], workers=1)
+    run_here(one)
+    lease.release()
+    assert main(["progress", "--watch", "--output_dir", str(tmp_path / "out")]) == 0
+    assert "1 experiment: 1 done" in capsys.readouterr().out
+
+
+def test_an_unknown_flag_of_a_suite_gets_a_suggestion(capsys):
+    assert main(["run", "--modle", "llada"]) == 2
+    assert main(["plan", "--limit", "5"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: unknown argument '--modle'; did you mean '--models'?",
+        "error: unknown argument '--limit'; it is one of eval.py: "
+        '--extra "--limit ..." gives it to every experiment',
+    ]
+
+
+def test_a_failure_is_told_once_and_stands_below_the_table(tmp_path):
+    found, said = chosen(tmp_path), []
+    rows = [(found[0], Status("waiting", 6))]
+    engine = LocalEngine(Lease(tmp_path / "out", found, 1), rows, [Worker("cpu", {})], said.append)
+    found[0].log.write_text("error: no room\n")
+    for _ in range(3):
+        engine._answered(engine.tasks[0], 1)
+    assert [text.partition(": ")[2] for text in said] == [
+        "no room; tried again",
+        "the same again; tried again",
+        "failed",
+    ]
+    assert Watcher(found[0]).status().note == "no room"
+
+
+def test_a_result_of_another_user_is_no_damaged_one(tmp_path, monkeypatch, capsys):
+    """ "move it away" was the way out; it is another output directory."""
+    [one] = chosen(tmp_path)
+    run_here(one)
+    for file in one.store.glob("status-*"):
+        file.unlink()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("experiment.result.file_bytes", refuse)
+    found = Watcher(one).status()
+    assert found.state == "failed" and "no permission to read it" in found.note
+    assert cli.main([*one.argv, "--device", "cpu"]) == 74
+    assert "give another --output_dir" in capsys.readouterr().err
+
+
+def test_a_name_that_the_locale_cannot_print_ends_no_suite(tmp_path):
+    out = str(tmp_path / "r\u00e9sultats")
+    words = ["--models", "tiny-llada", "--tasks", "gsm8k", "--tps", "1", "--output_dir", out]
+    environ = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict"}
+    for command in ("plan", "progress"):
+        run = subprocess.run([*SWEEP, command, *words], env=environ, capture_output=True)
+        assert run.returncode == 0, run.stderr
+    SuiteLog(Path(out))("logs: \udce9")
+    assert b"logs: " in (Path(out) / "logs" / "sweep.log").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -562,7 +707,7 @@ def test_progress_over_stores_of_1319_samples_is_quick(tmp_path, n, files, limit
     took = (
         after.children_user + after.children_system - before.children_user - before.children_system
     )
-    line = f"{n} experiments: {n} partial; {n * 1319} of {n * 1319} samples"
+    line = f"{n} experiments: {n} unscored; {n * 1319} of {n * 1319} samples"
     assert line in run.stdout, run.stdout
     assert "0.500 [0.473, 0.527] of 1319" in run.stdout
     print(f"{n * shard.stat().st_size / 1e6:.0f} MB in {took:.2f} s of a core")
@@ -648,7 +793,7 @@ def test_a_plugin_reaches_workers_and_tasks_and_progress_does_not_import_it(tmp_
     assert result["config"]["plugins"][0]["path"] == str(plugin)
     plugin.write_text("raise SystemExit(9)")
     run = sweep("progress", "--output_dir", out)
-    assert run.returncode == 0 and "1 experiments: 1 done" in run.stdout, run.stderr
+    assert run.returncode == 0 and "1 experiment: 1 done" in run.stdout, run.stderr
     for filters in (["--extra", f"--plugin {plugin}"], ["--file", str(tmp_path / "my.yaml")]):
         (tmp_path / "my.yaml").write_text(f"- --model_alias llada --task gsm8k --plugin {plugin}")
         run = sweep("progress", "--output_dir", out, *filters)
@@ -996,8 +1141,10 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
     assert suite.wait(120) == 130
     text = suite.communicate()[0]
     assert "Traceback" not in text, text
-    assert "the same command goes on" in text
-    assert (tmp_path / "out" / "logs" / "sweep.log").read_text().endswith(" stopped\n")
+    assert "| running |" not in text and "| partial |" in text, "the table of what is kept"
+    log = (tmp_path / "out" / "logs" / "sweep.log").read_text()
+    assert "stopped: 1 partial; the same command resumes\na report of what is done: python" in log
+    assert log[-300:] in text, "and on the terminal"
     assert watcher.status().state == "partial"
     suite = start()
     text = suite.communicate(timeout=600)[0]
