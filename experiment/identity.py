@@ -122,10 +122,13 @@ def data_identity(spec: TaskSpec, data_dir: Path | None) -> dict[str, str]:
 
 
 def rows_identity(spec: TaskSpec, data: Data) -> dict[str, str]:
-    """`data_identity` of a data set of the hub that has been loaded; the digest is kept."""
+    """`data_identity` of a data set of the hub that has been loaded; the digest is kept.
+
+    All splits count: worked examples come from other ones than the documents.
+    """
     from models.digests import keep
 
-    name, digest = "/".join(filter(None, spec.hub or ())), sha256(data.splits[spec.eval_split])
+    name, digest = "/".join(filter(None, spec.hub or ())), sha256(data.splits)
     keep(_rows_key(name), digest)
     return {"hub": name, "rows": digest}
 

@@ -270,6 +270,8 @@ def test_a_changed_gold_answer_of_the_hub_is_scored_anew(run, words, tmp_path, m
     identity.forget()
     changed = known_ids(experiment.job)
     assert changed[0] == ids[0] and changed[1] != ids[1]
+    splits["train"] = [row | {"question": "Another?"} for row in splits["train"]]
+    assert "finished already" not in run(hub)[2]  # worked examples may come from there
 
 
 def test_changed_rows_of_lm_evals_own_task_are_another_result(run, words, tmp_path, monkeypatch):
