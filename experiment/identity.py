@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import TaskSpec, data_checksums
 from tasks.data import Data
-from utils import sha256
+from utils import file_bytes, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,10 +142,10 @@ def identified(job: Job) -> Job:
     config, spec = job.config, job.spec
     if job.predictions is None:
         config = replace(config, fingerprint=weights(config.checkpoint))
-    elif job.predictions.is_file():
-        config = replace(
-            config, predictions=hashlib.sha256(job.predictions.read_bytes()).hexdigest()
-        )
+    else:
+        with suppress(OSError):
+            digest = hashlib.sha256(file_bytes(job.predictions)).hexdigest()
+            config = replace(config, predictions=digest)
     if config.verifier is not None:
         config = replace(config, verifier_fingerprint=weights(config.verifier))
     if job.data_dir is None or spec.foreign:
