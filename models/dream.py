@@ -28,8 +28,6 @@ DREAM = Family(
         "qkv_bias": True,
         "shift": True,
         "rope_in_float32": False,
-        "scores_the_draw": True,
-        "end_token_flags": (),
     },
     only={
         "hidden_act": (("silu",), "silu"),

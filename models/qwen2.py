@@ -18,8 +18,6 @@ QWEN2 = Family(
         "causal": True,
         "rope_in_float32": False,
         "mask_id": None,
-        "scores_the_draw": False,
-        "end_token_flags": (),
     },
     only={
         "hidden_act": (("silu",), "silu"),
