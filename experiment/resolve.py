@@ -279,13 +279,8 @@ def _decode_config(
     problems: list[str],
 ) -> DecodeConfig | None:
     """The decoding configuration, or None; its problems are added to `problems`."""
-    k = (
-        1
-        if value["tokens_per_step"] is None and value["num_steps"] is None
-        else value["tokens_per_step"]
-    )
-    names = ("gen_length", "block_length", "num_steps")
-    asked = {name: value[name] for name in names} | {"tokens_per_step": k}
+    names = ("gen_length", "block_length", "num_steps", "tokens_per_step")
+    asked = {name: value[name] for name in names}
     if (asked["num_steps"] or 0) > asked["gen_length"]:
         problems.append(
             f"--num_steps {asked['num_steps']} is more than the {asked['gen_length']} positions "
