@@ -66,7 +66,7 @@ class _ProfilingHarness(HFLM):
                 f"{type(self).__name__} is for {self.family}"
             )
         stub = SimpleNamespace(
-            device=torch.device(device), config=SimpleNamespace(model_type=config.model_type)
+            device=torch.device(device), config=SimpleNamespace(model_type=config.family)
         )
         with quiet():
             super().__init__(
