@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import models.attention
-from models import KVCache, Span, load_model, load_tokenizer
+from models import Span, load_model, load_tokenizer
 from models.config import parameter_shapes
+from models.transformer import KVCache
 
 NAMES = ("llada-tiny", "dream-tiny")
 

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from models import (
     FAMILIES,
-    KVCache,
     Span,
     check_checkpoint,
     fingerprint,
@@ -26,6 +25,7 @@ from models import (
 )
 from models.config import parameter_shapes
 from models.cost import matmul_flops
+from models.transformer import KVCache
 
 # config.json of Qwen/Qwen2.5-0.5B, every key of it, smaller
 HUB = {
