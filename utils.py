@@ -534,6 +534,11 @@ def file_bytes(path: str | Path) -> bytes:
         return file.read()
 
 
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a regular file. Raises as `file_bytes`."""
+    return hashlib.sha256(file_bytes(path)).hexdigest()
+
+
 def readable_json(value: dict[str, Any]) -> str:
     """JSON with one line per top-level key, and one per entry of a list of objects."""
 

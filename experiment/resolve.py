@@ -5,7 +5,6 @@ Imports nothing heavy. Of all files only the manifest of a data set is read, for
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import re
@@ -27,7 +26,7 @@ from tasks import TaskSpec
 from tasks.data import data_name
 from tasks.installed import spec_of
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
-from utils import DllmexpError, ManyProblems, UsageError, nearest
+from utils import DllmexpError, ManyProblems, UsageError, file_sha256, nearest
 
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
@@ -170,8 +169,7 @@ def harness_identity(harness: type | str | None) -> dict[str, str] | None:
         file = found.origin
     else:
         name, file = f"{harness.__module__}:{harness.__qualname__}", inspect.getfile(harness)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    return {"name": harness if isinstance(harness, str) else name, "sha256": digest}
+    return {"name": harness if isinstance(harness, str) else name, "sha256": file_sha256(file)}
 
 
 def _or_default(value: Any, default: Any) -> Any:
