@@ -362,13 +362,8 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
         "of points: values of different sets are not comparable. Seeds of one setting are one "
         "point, their mean; sd over seeds is that of the AUP of each seed alone."
     )
-    spreads = (
-        "Seeds of one setting are one point, their mean. sd over seeds: standard deviation of the "
-        "AUP of each seed alone."
-    )
-    notes = [note, *([spreads] if any(c.spread is not None for c in scored) else [])]
     sets = {(c.task, c.protocol): f"y_max {c.y_max:.1f}: the best of {c.labels}" for c in scored}
-    notes += [f"{task}, {protocol}: {text}." for (task, protocol), text in sets.items()]
+    notes = [note, *(f"{task}, {protocol}: {text}." for (task, protocol), text in sets.items())]
     return make_table("Accuracy under parallelism", scored, columns, fields, notes)
 
 
