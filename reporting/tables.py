@@ -23,14 +23,15 @@ from reporting.stats import (
     compare_results,
 )
 
-LEFT_ALIGNED = {"task", "model", "protocol", "algorithm", "difference"}
+LEFT_ALIGNED = frozenset(
+    "task model protocol algorithm method difference A B test verdict dropped".split()
+)
 # of a result's config, in results.csv
 SETTINGS = ("seed", "dtype", "gen_length", "block_length", "num_steps", "temperature")
 OTHER_MACHINE = (
     "Accuracy may differ by machine too: kernels round differently, and a near tie then commits "
     "another token."
 )
-LEFT_ALIGNED |= {"A", "B", "test", "verdict", "method", "dropped"}
 NARROWEST = 12  # width to which a column of text shrinks for a terminal
 
 
