@@ -19,7 +19,7 @@ from experiment.result import load_result
 from experiment.sample import is_usable, samples_of
 from experiment.sample_cache import ShareDone
 from experiment.status import await_leader
-from experiment.store import HOST, Store
+from experiment.store import HOST, Store, folder
 from experiment.workers import WorkerInfo
 from tasks import Data, TaskSpec, check_data, load_data
 from utils import (
@@ -236,7 +236,7 @@ def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
     if worker.size > 1 and worker.parent is None:
         say(f"rank {worker.rank} of {worker.size} on {HOST}, process {os.getpid()}")
     if not worker.leads:
-        session = await_leader(root / key[:16], worker)
+        session = await_leader(folder(root, key), worker)
         if session is None:
             raise ShareDone
         store = Store.open(root, identity, key, alone=False, usable=is_usable)
