@@ -42,7 +42,7 @@ class Job(Settings):
     overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the
                protocol.
     notes:     sentences for the user, printed and stored.
-    dtype:     the default of the model's alias.
+    default_dtype: the default of the model's alias.
     data_name: of the data set below data_dir, if a manifest gives it one.
     """
 
@@ -51,7 +51,7 @@ class Job(Settings):
     protocol: Protocol
     overrides: Mapping[str, dict[str, Any]]
     notes: tuple[str, ...]
-    dtype: str = DTYPES[0]
+    default_dtype: str = DTYPES[0]
     data_name: str | None = None
 
     @property
@@ -62,7 +62,7 @@ class Job(Settings):
     @property
     def path(self) -> Path:
         """Where the result goes."""
-        named = {"overrides": self.overrides, "dtype": self.dtype, "data": self.data_name}
+        named = {"overrides": self.overrides, "dtype": self.default_dtype, "data": self.data_name}
         named |= {"tag": self.tag, "limit": self.limit}
         return self.output_dir / result_name(self.config, **named)
 
@@ -146,7 +146,7 @@ def resolve(
         spec=spec,
         protocol=proto,
         overrides={} if predictions else _overrides(config, proto, given, own, defaults["dtype"]),
-        dtype=defaults["dtype"],
+        default_dtype=defaults["dtype"],
         data_name=None if spec.foreign or not args.data_dir else data_name(args.data_dir),
         notes=_notes(args, given, decode, models, alias, spec),
         **{n: _or_default(getattr(args, n), o.default) for n, o in options_in(Settings).items()},
