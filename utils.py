@@ -520,7 +520,8 @@ def safe_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
         if getattr(sys, name) is None:
             stream = open(fd, mode, closefd=False)
-            setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -129,7 +129,8 @@ class Generation:
 
     def choose_batch_size(self, n: int) -> None:
         """What --batch_size auto comes to."""
-        self.batch_size = self.cache.provenance["batch_size"] = n
+        self.batch_size = n
+        self.cache.batches_of(n)
         _log.warning(f"--batch_size auto: {n} samples in flight")
 
     @property
