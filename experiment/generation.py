@@ -215,7 +215,7 @@ class Generation:
             suspects, requests = requests[:n], requests[n:]
             _log.warning(
                 f"a batch failed ({failure.reason}); its {len(suspects)} samples are tried one "
-                f"by one"
+                "by one"
             )
             for request in suspects:
                 if failure := self._attempt([request]):

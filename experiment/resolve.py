@@ -386,7 +386,7 @@ def _end_first(decode: DecodeConfig, family) -> list[str]:
         return []
     return [
         f"one block over the whole canvas at temperature 0: the {family.name} family may commit "
-        f"end tokens before the answer, which lowers scores; "
+        "end tokens before the answer, which lowers scores; "
         f"--block_length {min(family.blocks, (schedule.gen_length + 1) // 2)}, "
         "--alg leftright or a temperature above 0 avoids it"
     ]

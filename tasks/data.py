@@ -321,6 +321,6 @@ def _loaded_splits(repo: str, config: str | None) -> dict[str, Rows]:
     except Exception as e:  # whatever the network or the cache raises, the way out is the same
         raise DataError(
             f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR "
-            f"reads local files"
+            "reads local files"
         ) from e
     return {name: [dict(row) for row in rows] for name, rows in loaded.items()}
