@@ -1,12 +1,14 @@
 """How answers are read: the program in an answer, names that tests ask for, short answers."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from sandbox import judge_many
+from sandbox.names import without_warnings
 from tasks import humaneval, mbpp
 from tasks.data import load_data
 from tasks.evalplus import MAX_LINES, evalplus, verbatim
@@ -597,3 +599,13 @@ def test_evalplus_rule_takes_linear_time(name):
 def test_verbatim_is_the_answer_up_to_a_fence(benchmarks):
     for code in (doc["code"] for doc in load_data(mbpp.SPEC, benchmarks).splits["test"]):
         assert verbatim({}, code) == verbatim({}, f"{code}{FENCE}\nIt adds up.") == code
+def test_evalplus_rule_shares_the_filters_of_warnings():
+    """Threads that catch warnings at the same time leave each other's filters behind."""
+    reader = threading.Thread(target=evalplus, args=({"prompt": STUB, "entry_point": "f"}, GOOD))
+    with without_warnings():
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive()  # it waits for its turn
+    reader.join()
+
+
