@@ -58,7 +58,22 @@ BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 HASHES = re.compile(rf"####[ \t]*({NUMBER.pattern})(?![.:)][ \t]*\w)")  # not "#### 1. Add them"
 ANSWER_IS = re.compile(r"\banswer(?:[ \t]+\w+){0,5}[ \t]+is\b:?\s*", re.IGNORECASE)
 ANSWER = re.compile(r"\banswer[ \t]*[:=]\s*", re.IGNORECASE)
-SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+# "the total is 160 minutes, i.e. 2 hours": group 1 is the answer if no calculation follows it
+TOTAL_IS = re.compile(
+    r"\b(?:total|cost|price|sum|amount|result|profit)\b[^.!?\n]{0,60}?"
+    rf"\b(?:is|was|equals|comes[ \t]+to)[ \t:]+({NUMBER.pattern})",
+    re.IGNORECASE,
+)
+GOES_ON = re.compile(
+    r"[=+*/%\u00d7\u00f7]|\b(?:and|so|but|then|which|that|is|are|was|were|gives|makes|equals"
+    r"|each|every|per|more|less|fewer|times|plus|minus|percent)\b",
+    re.IGNORECASE,
+)
+# what a writer rules out: "not 12 but 366", "366, not 12"
+RULED_OUT = re.compile(
+    rf"\bnot\b(?:[^.!?;\n]{{0,60}}?\bbut\b|[ \t]+(?:{NUMBER.pattern}))", re.IGNORECASE
+)
+SENTENCE_END = re.compile(r"(?<!i\.e)(?<!e\.g)[.!?](?=\s|$)|\n")
 NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.MULTILINE)
 
 
@@ -110,7 +125,9 @@ def gsm8k_number(answer: str) -> str | None:
 
     The first of these that is there: the last \\boxed{...}, the last "#### ...", what follows the
     last "the answer is" (or "Answer:" where a single sentence follows), a bold number of the last
-    line with a number, the last number. Thoughts and a next question after the answer are no part.
+    line with a number, what its last sentence says that a total, cost, price, sum, amount, result
+    or profit is, the last number. Other sentences in which the answer is not the last number are
+    not told apart. A number after "not" is none, nor are thoughts and a next question.
     """
     text, _ = answer_part(answer)
     for old, new in (("{,}", ","), ("\\,", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
@@ -126,6 +143,8 @@ def gsm8k_number(answer: str) -> str | None:
             return _plain(found)
     plain = text.replace("**", "").replace("\\boxed", "")
     *_, last = [None, *HASHES.finditer(plain)]
+    kept = RULED_OUT.sub(" ", text)
+    text = kept if NUMBER.search(kept) else text
     if last:
         return _plain(NUMBER.search(last.group(1)))
     *_, last = [None, *ANSWER_IS.finditer(plain)]
@@ -139,8 +158,13 @@ def gsm8k_number(answer: str) -> str | None:
         return _plain(found)
     for line in reversed(text.split("\n")):
         if numbers := list(NUMBER.finditer(line)):
-            bold = [n for n in numbers if line[: n.start()].endswith("**")]
-            return _plain((bold or numbers)[-1])
+            if bold := [n for n in numbers if line[: n.start()].endswith("**")]:
+                return _plain(bold[-1])
+            sentence = next(s for s in reversed(SENTENCE_END.split(line)) if NUMBER.search(s))
+            *_, total = [None, *TOTAL_IS.finditer(sentence)]
+            if total and not GOES_ON.search(sentence, total.end()):
+                return _plain(NUMBER.search(total.group(1)))
+            return _plain(numbers[-1])
     return None
 
 
