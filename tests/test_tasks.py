@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import eval as command
 from experiment.lmeval import scorer
 from sandbox import judge_many
 from tasks import (
@@ -266,6 +267,22 @@ def test_an_official_score_is_by_the_authors_extraction(mini):
         assert (sample[key], sample["pass@1_ours"]) == (value, 1.0)
         (verdict,) = sample["filtered_resps"]
         assert verdict["how"] == "opencompass" and verdict["ours"]["passed"]
+
+
+def test_an_official_run_is_scored_by_the_authors_extraction(mini, tmp_path):
+    """With our extraction's score beside it; a uniform run has ours alone."""
+    rows = [json.dumps({"doc_id": i, "text": "    return 2 * x\n"}) for i in (0, 1)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
+    words = f"--model_alias llada --task humaneval --data_dir {mini} --output_dir {tmp_path}"
+    for protocol in ("official", "uniform"):
+        more = f" --predictions {tmp_path}/texts.jsonl --protocol {protocol} --overwrite"
+        assert command.main((words + more).split()) == 0
+    found = {}
+    for path in tmp_path.glob("llada_humaneval_*.json"):
+        result = json.loads(path.read_text())
+        found[result["protocol"]["name"]] = {k: v["value"] for k, v in result["metrics"].items()}
+    ours = "pass@1_ours,create_test"
+    assert found == {"official": {PASS: 0.0, ours: 1.0}, "uniform": {PASS: 1.0}}
 
 
 @pytest.mark.parametrize("form", mbpp.FORMS)
@@ -533,18 +550,27 @@ def test_the_original_files_are_complete(benchmarks, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, solution", [("humaneval", "canonical_solution"), ("mbpp", "code")])
 def test_every_canonical_solution_passes(benchmarks, name, solution):
-    """Bare, and wrapped in prose and a fence; where both give the same program it runs once."""
+    """Bare, and as models wrap and spoil them; what gives the program of the bare one runs once."""
     spec = SPECS[name]
     metrics, bare = evaluate(build_task(spec, benchmarks, "chat"), lambda doc: doc[solution])
     assert metrics[PASS] == 1.0 and len(bare) == spec.n_docs
     programs = []
     for sample in bare:
         doc, candidate = sample["doc"], sample["filtered_resps"][0]["candidate"]
-        found = extract_as(name, doc, wrapped(doc.get("prompt", "") + doc[solution]))
-        assert found.how == "fence"
-        if ast.dump(ast.parse(found.code)) != ast.dump(ast.parse(candidate)):
-            tests_of = {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of
-            programs.append((found.code, tests_of(doc)))
+        code, whole = doc[solution], doc.get("prompt", "") + doc[solution]
+        answers = [
+            wrapped(whole),
+            wrapped(whole.replace("_", "\\_")),
+            f"{code.rstrip()}{FENCE}\n\nThat's all.",
+            f"Let me think, it's easy. </think>\n{whole}",
+            f"[BEGIN]\n '{whole.strip()}\n[DONE]",
+        ]
+        found = [extract_as(name, doc, answer) for answer in answers]
+        assert found[0].how == "fence"
+        tests = {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of(doc)
+        for code in {f.code for f in found}:
+            if ast.dump(ast.parse(code)) != ast.dump(ast.parse(candidate)):
+                programs.append((code, tests))
     assert all(v.passed for v in judge_many(programs))
 
 
