@@ -174,8 +174,7 @@ def get_model(
     if run.chat_template and not tokenizer.chat_template:
         raise BadDataError(
             f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} "
-            f"protocol needs; "
-            "--no_chat_template asks without one"
+            "protocol needs; --no_chat_template asks without one"
         )
 
     def load_models() -> tuple[Transformer, Transformer | None]:
@@ -210,7 +209,7 @@ def run(argv: list[str], host: Host | None = None) -> int:
     if worker.size > 1 and job.devices:
         raise UsageError(
             f"--devices {job.devices}: a launcher has started {worker.size} processes already; "
-            f"leave it out"
+            "leave it out"
         )
     entry = MODEL_DEFAULTS[job.config.model_alias]
     if entry.get("harness"):

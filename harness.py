@@ -66,7 +66,7 @@ class _ProfilingHarness(HFLM):
                 f"{type(self).__name__} is for {self.family}"
             )
         stub = SimpleNamespace(
-            device=torch.device(device), config=SimpleNamespace(model_type=config.model_type)
+            device=torch.device(device), config=SimpleNamespace(model_type=config.family)
         )
         with quiet():
             super().__init__(
@@ -186,7 +186,7 @@ class _ProfilingHarness(HFLM):
             )
         except Exception as error:  # the template's own errors, and any of Python's
             raise BadDataError(
-                f"the checkpoint's chat template cannot render this prompt: "
+                "the checkpoint's chat template cannot render this prompt: "
                 f"{type(error).__name__}: {error}"
             ) from error
         lost = [m["role"] for m in chat if m["content"].strip() not in text]

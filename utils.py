@@ -569,7 +569,8 @@ def safe_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor, which is this one
         if getattr(sys, name) is None:
             stream = open(fd, mode, closefd=False)
-            setattr(sys, name, stream), setattr(sys, f"__{name}__", stream)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -581,6 +582,11 @@ def file_bytes(path: str | Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read()
+
+
+def file_sha256(path: str | Path) -> str:
+    """Hex sha256 of a regular file. Raises as `file_bytes`."""
+    return hashlib.sha256(file_bytes(path)).hexdigest()
 
 
 def readable_json(value: dict[str, Any]) -> str:

@@ -254,7 +254,7 @@ def _from_tables(name: str) -> str:
         whole = ", ".join(a for a, b in ALGORITHMS.items() if not b.blocks)
         return (
             f" Default: the whole canvas for {whole}; the protocol's for the others. Where the "
-            f"protocol has the whole canvas, adaptive algorithms still have blocks of "
+            "protocol has the whole canvas, adaptive algorithms still have blocks of "
             f"{BLOCK_LENGTH}."
         )
     if name == "early_exit":

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import sandbox
 from experiment.arguments import Models
 from experiment.config import RunConfig
-from experiment.identity import data_identity, rows_identity
+from experiment.identity import forget, identified, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
 from experiment.sample import is_usable, samples_of
 from experiment.sample_cache import ShareDone
 from experiment.status import await_leader
-from experiment.store import HOST, Store
+from experiment.store import HOST, Store, folder
 from experiment.workers import WorkerInfo
 from tasks import Data, TaskSpec, check_data, load_data
 from utils import (
@@ -31,7 +29,6 @@ from utils import (
     OutputError,
     UsageError,
     differing_keys,
-    file_bytes,
     output_problem,
 )
 
@@ -57,17 +54,14 @@ def check_inputs(
         )
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
-    else:
-        config = replace(config, data=data_identity(spec, job.data_dir))
-        if job.data_dir and not spec.foreign:
-            data = load_data(spec, job.data_dir)
-            n_docs = len(data.splits[spec.eval_split])
-            task_ids = [row["task_id"] for row in data.splits[spec.eval_split] if "task_id" in row]
-            if data.name == "modified":
-                notes.append(
-                    f"{job.data_dir} holds as many documents as the published files, but other "
-                    f"bytes"
-                )
+    elif job.data_dir and not spec.foreign:
+        data = load_data(spec, job.data_dir)
+        n_docs = len(data.splits[spec.eval_split])
+        task_ids = [row["task_id"] for row in data.splits[spec.eval_split] if "task_id" in row]
+        if data.name == "modified":
+            notes.append(
+                f"{job.data_dir} holds as many documents as the published files, but other bytes"
+            )
     if job.limit is not None and job.limit > n_docs and not spec.foreign:
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
     if spec.kind == "code":
@@ -76,21 +70,19 @@ def check_inputs(
         unused = "--no_exec, --unsafe_exec and --strict_exec have no effect"
         notes.append(f"this task runs no generated code: {unused}")
     if job.predictions is None:
-        config = _with_checkpoints(config, checkpoint_flag, notes, errors)
-    else:
-        try:  # without good data the number of documents is not known
-            if config.data:
-                file = job.predictions
-                texts = read_predictions(file, n_docs, job.limit, task_ids, notes)
-            config = replace(config, predictions=_file_sha256(job.predictions))
+        _check_checkpoints(config, checkpoint_flag, notes, errors)
+    elif not problems:  # without good data the number of documents is not known
+        try:
+            texts = read_predictions(job.predictions, n_docs, job.limit, task_ids, notes)
         except BadDataError as error:
             errors.append(error)
     if (job.data_dir is None or spec.foreign) and not errors:  # last: it may download
         try:
-            config = replace(config, data=rows_identity(spec, _hub_data(spec)))
+            rows_identity(spec, _hub_data(spec))  # identified() reads what it keeps
         except BadDataError as error:
             errors.append(error)
-    return replace(job, config=config, notes=tuple(notes)), texts, errors
+    forget()
+    return identified(replace(job, notes=tuple(notes))), texts, errors
 
 
 def _hub_data(spec: TaskSpec) -> Data:
@@ -102,10 +94,10 @@ def _hub_data(spec: TaskSpec) -> Data:
         return load_data(spec, None)
 
 
-def _with_checkpoints(
+def _check_checkpoints(
     config: RunConfig, flag: str, notes: list[str], errors: list[DllmexpError]
-) -> RunConfig:
-    """The configuration with the fingerprints of model and verifier."""
+) -> None:
+    """Check model and verifier, and hash them."""
     from models import check_checkpoint, fingerprint, read_config
 
     canvas = config.decode.schedule.gen_length
@@ -113,7 +105,7 @@ def _with_checkpoints(
         errors.append(BadDataError(f"--{flag}: {problem}" for problem in problems))
     else:
         stored = read_config(config.checkpoint)
-        config = replace(config, fingerprint=fingerprint(config.checkpoint))
+        fingerprint(config.checkpoint)
         if stored.family != config.family:
             found = f"--{flag} {config.checkpoint} is of the {stored.family} family"
             wanted = f"--model_alias {config.model_alias} is of the {config.family} family"
@@ -124,16 +116,15 @@ def _with_checkpoints(
         if stored.dtype_on_disk not in (None, config.dtype):
             notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
     if config.verifier is not None:
-        known = config.checkpoint if config.fingerprint else None
+        known = None if problems else config.checkpoint
         if problems := verifier_problems(config.verifier, known):
             errors.append(BadDataError(f"--verifier_ckpt: {problem}" for problem in problems))
         else:
-            config = replace(config, verifier_fingerprint=fingerprint(config.verifier))
+            fingerprint(config.verifier)
             room = read_config(config.verifier).max_length
             if canvas > room:
                 which = f"the verifier {config.verifier} has {room} positions"
                 errors.append(UsageError(f"--gen_length {canvas}: {which}"))
-    return config
 
 
 def verifier_problems(verifier: str, checkpoint: str | None) -> list[str]:
@@ -178,13 +169,6 @@ def _sandbox_errors(job: Job) -> list[DllmexpError]:
     except EnvironmentProblem as error:
         return [error]
     return []
-
-
-def _file_sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(file_bytes(path)).hexdigest()
-    except OSError as error:
-        raise BadDataError(f"--predictions {path} cannot be read: {error.strerror}") from error
 
 
 def finished_result(job: Job) -> dict[str, Any] | None:
@@ -252,7 +236,7 @@ def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
     if worker.size > 1 and worker.parent is None:
         say(f"rank {worker.rank} of {worker.size} on {HOST}, process {os.getpid()}")
     if not worker.leads:
-        session = await_leader(root / key[:16], worker)
+        session = await_leader(folder(root, key), worker)
         if session is None:
             raise ShareDone
         store = Store.open(root, identity, key, alone=False, usable=is_usable)

@@ -129,7 +129,8 @@ class Generation:
 
     def choose_batch_size(self, n: int) -> None:
         """What --batch_size auto comes to."""
-        self.batch_size = self.cache.provenance["batch_size"] = n
+        self.batch_size = n
+        self.cache.batches_of(n)
         _log.warning(f"--batch_size auto: {n} samples in flight")
 
     @property
@@ -214,7 +215,7 @@ class Generation:
             suspects, requests = requests[:n], requests[n:]
             _log.warning(
                 f"a batch failed ({failure.reason}); its {len(suspects)} samples are tried one "
-                f"by one"
+                "by one"
             )
             for request in suspects:
                 if failure := self._attempt([request]):

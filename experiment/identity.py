@@ -7,7 +7,6 @@ computed by the run (see checks.py) and kept in the user's cache; until then an 
 from __future__ import annotations
 
 import atexit
-import hashlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import TaskSpec, data_checksums
 from tasks.data import Data
-from utils import sha256
+from utils import file_sha256, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -142,10 +141,9 @@ def identified(job: Job) -> Job:
     config, spec = job.config, job.spec
     if job.predictions is None:
         config = replace(config, fingerprint=weights(config.checkpoint))
-    elif job.predictions.is_file():
-        config = replace(
-            config, predictions=hashlib.sha256(job.predictions.read_bytes()).hexdigest()
-        )
+    else:
+        with suppress(OSError):
+            config = replace(config, predictions=file_sha256(job.predictions))
     if config.verifier is not None:
         config = replace(config, verifier_fingerprint=weights(config.verifier))
     if job.data_dir is None or spec.foreign:

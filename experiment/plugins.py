@@ -12,7 +12,6 @@ a changed file ends with exit code 4 and computes nothing.
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import json
 import os
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils import BadDataError, UsageError, file_bytes
+from utils import BadDataError, UsageError, file_sha256
 
 FLAG = "--plugin"
 EXPECTED = "DLLMEXP_PLUGINS"  # JSON: absolute path -> sha256
@@ -92,7 +91,7 @@ def used_by(names: Mapping[str, str]) -> tuple[dict[str, str], ...]:
 
 def _sha256(path: str) -> str:
     try:
-        return hashlib.sha256(file_bytes(path)).hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise UsageError(f"{FLAG} {path} cannot be read: {error.strerror}") from None
 

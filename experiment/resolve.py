@@ -5,7 +5,6 @@ Imports nothing heavy. Of all files only the manifest of a data set is read, for
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import re
@@ -27,7 +26,7 @@ from tasks import TaskSpec
 from tasks.data import data_name
 from tasks.installed import spec_of
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
-from utils import DllmexpError, ManyProblems, UsageError, nearest
+from utils import DllmexpError, ManyProblems, UsageError, file_sha256, nearest
 
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
@@ -43,7 +42,7 @@ class Job(Settings):
     overrides: flag -> {"protocol": value, "run": value} for every flag that departs from the
                protocol.
     notes:     sentences for the user, printed and stored.
-    dtype:     the default of the model's alias.
+    default_dtype: the default of the model's alias.
     data_name: of the data set below data_dir, if a manifest gives it one.
     """
 
@@ -52,7 +51,7 @@ class Job(Settings):
     protocol: Protocol
     overrides: Mapping[str, dict[str, Any]]
     notes: tuple[str, ...]
-    dtype: str = DTYPES[0]
+    default_dtype: str = DTYPES[0]
     data_name: str | None = None
 
     @property
@@ -63,7 +62,7 @@ class Job(Settings):
     @property
     def path(self) -> Path:
         """Where the result goes."""
-        named = {"overrides": self.overrides, "dtype": self.dtype, "data": self.data_name}
+        named = {"overrides": self.overrides, "dtype": self.default_dtype, "data": self.data_name}
         named |= {"tag": self.tag, "limit": self.limit}
         return self.output_dir / result_name(self.config, **named)
 
@@ -147,7 +146,7 @@ def resolve(
         spec=spec,
         protocol=proto,
         overrides={} if predictions else _overrides(config, proto, given, own, defaults["dtype"]),
-        dtype=defaults["dtype"],
+        default_dtype=defaults["dtype"],
         data_name=None if spec.foreign or not args.data_dir else data_name(args.data_dir),
         notes=_notes(args, given, decode, models, alias, spec),
         **{n: _or_default(getattr(args, n), o.default) for n, o in options_in(Settings).items()},
@@ -170,8 +169,7 @@ def harness_identity(harness: type | str | None) -> dict[str, str] | None:
         file = found.origin
     else:
         name, file = f"{harness.__module__}:{harness.__qualname__}", inspect.getfile(harness)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-    return {"name": harness if isinstance(harness, str) else name, "sha256": digest}
+    return {"name": harness if isinstance(harness, str) else name, "sha256": file_sha256(file)}
 
 
 def _or_default(value: Any, default: Any) -> Any:
@@ -279,13 +277,8 @@ def _decode_config(
     problems: list[str],
 ) -> DecodeConfig | None:
     """The decoding configuration, or None; its problems are added to `problems`."""
-    k = (
-        1
-        if value["tokens_per_step"] is None and value["num_steps"] is None
-        else value["tokens_per_step"]
-    )
-    names = ("gen_length", "block_length", "num_steps")
-    asked = {name: value[name] for name in names} | {"tokens_per_step": k}
+    names = ("gen_length", "block_length", "num_steps", "tokens_per_step")
+    asked = {name: value[name] for name in names}
     if (asked["num_steps"] or 0) > asked["gen_length"]:
         problems.append(
             f"--num_steps {asked['num_steps']} is more than the {asked['gen_length']} positions "
@@ -393,7 +386,7 @@ def _end_first(decode: DecodeConfig, family) -> list[str]:
         return []
     return [
         f"one block over the whole canvas at temperature 0: the {family.name} family may commit "
-        f"end tokens before the answer, which lowers scores; "
+        "end tokens before the answer, which lowers scores; "
         f"--block_length {min(family.blocks, (schedule.gen_length + 1) // 2)}, "
         "--alg leftright or a temperature above 0 avoids it"
     ]

@@ -300,7 +300,8 @@ def load_result(path: Path) -> dict[str, Any] | None:
     ]
     try:
         if not lacking:
-            table(result, path), samples_of(result)
+            table(result, path)
+            samples_of(result)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         lacking = [f"{type(error).__name__}: {error}"]
     if lacking:

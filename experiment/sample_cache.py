@@ -83,6 +83,10 @@ class SampleCache:
         if self.status is not None:
             self.status.sample(result, meta)
 
+    def batches_of(self, n: int) -> None:
+        """Samples are made in batches of n from now on."""
+        self.provenance["batch_size"] = n
+
     def failed(self, key: str, error: str) -> None:
         """Note that a sample failed: the leader of this run sees it, the next run tries again."""
         self.worker.check()

@@ -98,6 +98,11 @@ class StoreFull(OutputError, OSError):
     """No space, quota or file size is left. Everything written before stays valid."""
 
 
+def folder(root: str | Path, config_id: str) -> Path:
+    """The directory of a configuration's store below `root`."""
+    return Path(root) / config_id[:16]
+
+
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn an OSError of a write into StoreFull or OutputError."""
@@ -285,7 +290,7 @@ class Store(AbstractContextManager):
         """
         if fresh and not alone:
             raise ValueError("fresh=True needs alone=True: others may already be writing")
-        store = cls(Path(root) / config_id[:16], config_id, usable)
+        store = cls(folder(root, config_id), config_id, usable)
         try:
             with _writing(store.directory):
                 store.directory.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,12 @@ from models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from models.checkpoint import load_model
-    from models.transformer import KVCache, Transformer
+    from models.transformer import Transformer
 
 __all__ = [
     "FAMILIES",
     "CheckpointError",
     "Family",
-    "KVCache",
     "ModelConfig",
     "Span",
     "Transformer",
@@ -35,7 +34,6 @@ __all__ = [
 ]
 
 _NEEDS_TORCH = {
-    "KVCache": "models.transformer",
     "Transformer": "models.transformer",
     "load_model": "models.checkpoint",
 }

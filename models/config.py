@@ -54,11 +54,6 @@ class ModelConfig:
     end_token_flags: tuple[str, ...] = ()
     skip_special_tokens: bool = False
 
-    @property
-    def model_type(self) -> str:
-        """The name under which lm-eval looks for a model's type."""
-        return self.family
-
 
 class Span(NamedTuple):
     """Compute the columns [lo, hi) of a sequence; they attend to its columns [0, kv_end).

@@ -1,12 +1,10 @@
-"""The cost of a forward pass in arithmetic and memory, and the batch size that follows from it."""
+"""The memory that a sample needs in a forward pass, and the batch size that follows from it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
 from typing import TYPE_CHECKING
 
-from models.config import ModelConfig, Span, parameter_shapes
+from models.config import ModelConfig
 
 if TYPE_CHECKING:
     from models.transformer import Transformer
@@ -21,39 +19,6 @@ CPU_ROWS = 1
 # A batch may fill this share of the free memory, less a chunk of float64 scores. The rest is for
 # fragmentation and other processes.
 FILL, SCORES_BYTES = 0.8, 1 << 30
-
-
-def matmul_flops(config: ModelConfig, spans: Sequence[Span], n_rows: int) -> int:
-    """Floating-point operations of one `predict`: matrix products and attention.
-
-    The last layer computes queries and everything behind them for n_rows only.
-    """
-    c = config
-    columns = sum(s.hi - s.lo for s in spans)
-    pairs = sum((s.hi - s.lo) * s.kv_end for s in spans)
-    heads, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    keys, others = 2 * 2 * c.d_model * kv, 2 * (2 * c.d_model * heads + 3 * c.d_model * c.d_ff)
-    full = columns * (keys + others) + 4 * heads * pairs
-    last = columns * keys + n_rows * others + 4 * heads * pairs * n_rows // max(columns, 1)
-    return (c.n_layers - 1) * full + last + 2 * n_rows * c.d_model * c.vocab_size
-
-
-def moved_bytes(
-    config: ModelConfig, spans: Sequence[Span], n_rows: int, itemsize: int, cached: bool
-) -> int:
-    """Bytes that one `predict` has to read or write: weights once, a cache's columns, the logits.
-
-    An embedding that is not the head too is left out: few of its rows are read.
-    """
-    shapes = parameter_shapes(config)
-    weights = sum(
-        prod(shape)
-        for name, shape in shapes.items()
-        if config.tie_embeddings or name != "embed.weight"
-    )
-    columns = sum(s.kv_end + s.hi - s.lo for s in spans) if cached else 0
-    kept = columns * 2 * config.n_kv_heads * config.head_dim * config.n_layers
-    return (weights + kept + n_rows * config.vocab_size) * itemsize
 
 
 def row_bytes(

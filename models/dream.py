@@ -28,14 +28,12 @@ DREAM = Family(
         "qkv_bias": True,
         "shift": True,
         "rope_in_float32": False,
-        "scores_the_draw": True,
-        "end_token_flags": (),
     },
     only={
         "hidden_act": (("silu",), "silu"),
         "rope_scaling": ((None,), None),
         "use_mrope": ((False, None), None),
-        # false makes `sliding_window` inert, whatever its value
+        # false makes `sliding_window` and `max_window_layers` inert, whatever their values
         "use_sliding_window": ((False, None), None),
         "full_attn_mask": ((True, None), None),
         "attention_bias": ((True, None), None),

@@ -4,7 +4,6 @@ The directory has the hub's layout: config.json, model.safetensors or its shards
 model.safetensors.index.json, and the tokenizer's files. No code of the checkpoint is executed.
 """
 
-import hashlib
 import json
 import re
 import sys
@@ -18,7 +17,7 @@ from models.digests import digests, kept_digests
 from models.families import FAMILIES
 from models.hub import INDEX, SINGLE, SMALL, offline, resolve
 from models.safetensors_header import TensorEntry, not_the_file, read_header
-from utils import file_bytes
+from utils import file_bytes, file_sha256
 
 _N_LISTED = 20
 # of tokenizer_config.json: special tokens
@@ -448,7 +447,7 @@ def fingerprint(path_or_repo: str | Path, *, hashing: bool = True) -> dict | Non
     return {
         "path": str(folder),
         "revision": None,
-        "files": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in small},
+        "files": {p.name: file_sha256(p) for p in small},
         "shards": {path.name: found[path] for path in shards},
     }
 

@@ -27,8 +27,6 @@ LLADA = Family(
     fixed={
         "shift": False,
         "rope_in_float32": True,
-        "scores_the_draw": False,
-        "end_token_flags": ("logits_eos_inf", "confidence_eos_eot_inf"),
     },
     only={
         "block_type": (("llama",), "sequential"),

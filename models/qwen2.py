@@ -18,20 +18,12 @@ QWEN2 = Family(
         "causal": True,
         "rope_in_float32": False,
         "mask_id": None,
-        "scores_the_draw": False,
-        "end_token_flags": (),
     },
-    only={
-        "hidden_act": (("silu",), "silu"),
-        "rope_scaling": ((None,), None),
+    only={key: value for key, value in DREAM.only.items() if key != "full_attn_mask"}
+    | {
         # transformers 5 writes rope_theta into it
         "rope_parameters": ((None,), None),
-        "use_mrope": ((False, None), None),
-        # false makes `sliding_window` and `max_window_layers` inert
-        "use_sliding_window": ((False, None), None),
         "layer_types": ((None, "full_attention"), None),
-        "attention_bias": ((True, None), None),
-        "mlp_bias": ((False, None), None),
     },
     outer=DREAM.outer,
     layer=DREAM.layer,

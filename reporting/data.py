@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from decoding.config import label_parts
 from experiment.config import identity_of
-from experiment.result import ORIGINALS, VOLATILE
+from experiment.result import ORIGINALS, is_intact
 from experiment.statistics import estimate
 from reporting.samples import pack
 from utils import SCHEMA_VERSION, BadDataError, UsageError, canonical_json, sha256
@@ -186,8 +186,7 @@ def read_result(path: Path) -> Result:
         version = f"{content['schema_version']!r:.20}"
         raise NotAResult(f"has schema_version {version}, this program reads {SCHEMA_VERSION}")
     try:
-        covered = {key: value for key, value in content.items() if key not in VOLATILE}
-        if sha256(covered) != content.get("content_sha256"):
+        if not is_intact(content):
             raise NotAResult(
                 "its content does not match its checksum: edited, damaged, or rewritten by a "
                 "program that rounds numbers, such as jq 1.6"
@@ -220,11 +219,11 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
     settings = {"id": content["id"]} if predictions else identity_of(config)
     if revision := content["protocol"].get("revision"):
         settings["revision"] = revision
-    settings.pop("seed", None)  # a seed is no method, see pooled()
     return Result(
         path=path,
         id=str(content["id"]),
         config=config,
+        # a seed is no method, see pooled()
         settings={n: value for n, value in settings.items() if n not in (*SPEED, "seed")},
         overrides=dict(content["protocol"]["overrides"]),
         k=None if predictions else _tokens_per_step(config),

@@ -23,14 +23,15 @@ from reporting.stats import (
     compare_results,
 )
 
-LEFT_ALIGNED = {"task", "model", "protocol", "algorithm", "difference"}
+LEFT_ALIGNED = frozenset(
+    "task model protocol algorithm method difference A B test verdict dropped".split()
+)
 # of a result's config, in results.csv
 SETTINGS = ("seed", "dtype", "gen_length", "block_length", "num_steps", "temperature")
 OTHER_MACHINE = (
     "Accuracy may differ by machine too: kernels round differently, and a near tie then commits "
     "another token."
 )
-LEFT_ALIGNED |= {"A", "B", "test", "verdict", "method", "dropped"}
 NARROWEST = 12  # width to which a column of text shrinks for a terminal
 
 
@@ -362,13 +363,8 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
         "of points: values of different sets are not comparable. Seeds of one setting are one "
         "point, their mean; sd over seeds is that of the AUP of each seed alone."
     )
-    spreads = (
-        "Seeds of one setting are one point, their mean. sd over seeds: standard deviation of the "
-        "AUP of each seed alone."
-    )
-    notes = [note, *([spreads] if any(c.spread is not None for c in scored) else [])]
     sets = {(c.task, c.protocol): f"y_max {c.y_max:.1f}: the best of {c.labels}" for c in scored}
-    notes += [f"{task}, {protocol}: {text}." for (task, protocol), text in sets.items()]
+    notes = [note, *(f"{task}, {protocol}: {text}." for (task, protocol), text in sets.items())]
     return make_table("Accuracy under parallelism", scored, columns, fields, notes)
 
 

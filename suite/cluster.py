@@ -25,12 +25,12 @@ from experiment import plugins
 from experiment.identity import agree
 from experiment.signals import Signalled
 from suite.lease import Lease
+from suite.local import COMMAND
 from suite.matrix import Experiment, experiments
 from suite.run import progress_command, run_suite
 from suite.state import Watcher
 from utils import BadDataError, EnvironmentProblem, UsageError, atomic_write_json, numbered
 
-COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
 WARN_S = 90  # a task gets SIGUSR2 that long before its time limit
 LEAST_MINUTES = 5  # of a time limit: a task that is warned as soon as it starts does nothing
 DEFAULT_TIME = "4:00:00"  # short jobs start sooner; the end of one costs the loading of a model

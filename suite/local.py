@@ -41,7 +41,7 @@ COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
 
 
 @dataclass
-class Task:
+class QueuedExperiment:
     """An experiment and its way through the suite.
 
     stage:    generate | score | ended.
@@ -70,13 +70,13 @@ class Worker:
 
     device: str | None
     environ: dict[str, str]
-    task: Task | None = None
+    task: QueuedExperiment | None = None
     model: str | None = None
     process: subprocess.Popen | None = None
     loads: int = 0
     _rest: bytes = field(default=b"", repr=False)
 
-    def give(self, task: Task) -> None:
+    def give(self, task: QueuedExperiment) -> None:
         """Hand over a task. A process that has died in the meantime is replaced."""
         if self.process is None or self.process.poll() is not None:
             self.process = subprocess.Popen(
@@ -188,11 +188,13 @@ class LocalEngine:
     ):
         """say: takes messages. tick: called every second. own: names of the share, None: all."""
         self.lease, self.say, self.tick, self.last = lease, say, tick, False
-        self.tasks = [Task(e, _stage(e, s), own is None or e.name in own) for e, s in todo]
+        self.tasks = [
+            QueuedExperiment(e, _stage(e, s), own is None or e.name in own) for e, s in todo
+        ]
         scorer = Worker(None, workers[0].environ | {"CUDA_VISIBLE_DEVICES": ""})
         self.workers = [*workers, scorer]
 
-    def run(self) -> list[Task]:
+    def run(self) -> list[QueuedExperiment]:
         """All tasks with their outcomes. The workers end first, however this ends."""
         try:
             while any(task.stage != "ended" for task in self.tasks):
@@ -209,7 +211,7 @@ class LocalEngine:
 
     # -- which task is next
 
-    def _next(self, worker: Worker) -> Task | None:
+    def _next(self, worker: Worker) -> QueuedExperiment | None:
         stage, now = "generate" if worker.device else "score", time.monotonic()
         held = [w.task for w in self.workers if w.task]
         free = [
@@ -225,7 +227,7 @@ class LocalEngine:
             free.remove(task)
         return None
 
-    def _preferred(self, free: list[Task], worker: Worker) -> Task:
+    def _preferred(self, free: list[QueuedExperiment], worker: Worker) -> QueuedExperiment:
         """The next task of the loaded model, else of the model with most work per worker.
 
         The own share goes first, and what another process was at goes last.
@@ -253,12 +255,12 @@ class LocalEngine:
 
     # -- what happens to it
 
-    def _begin(self, worker: Worker, task: Task) -> None:
+    def _begin(self, worker: Worker, task: QueuedExperiment) -> None:
         worker.give(task)
         stage = "generating" if task.stage == "generate" else "scoring"
         self._report(task, f"{stage} on {worker.device}" if worker.device else stage)
 
-    def _report(self, task: Task, text: str) -> None:
+    def _report(self, task: QueuedExperiment, text: str) -> None:
         ended = sum(t.stage == "ended" for t in self.tasks)
         count = f"[{ended}/{len(self.tasks)}]"
         self.say(f"{time.strftime('%H:%M:%S')} {count} {task.experiment.name}: {text}")
@@ -278,7 +280,7 @@ class LocalEngine:
                     task, worker.task = worker.task, None
                     self._answered(task, code)
 
-    def _answered(self, task: Task, code: int) -> None:
+    def _answered(self, task: QueuedExperiment, code: int) -> None:
         if code == EXIT_COMPLETE and task.stage == "generate":
             task.stage = "score"
         elif code == EXIT_COMPLETE:
@@ -295,7 +297,7 @@ class LocalEngine:
                 self._report(task, f"{why}; tried again")
                 task.stage = "generate"
 
-    def _busy(self, task: Task) -> None:
+    def _busy(self, task: QueuedExperiment) -> None:
         """Another process has the experiment: try again later, and leave it once all else is over.
 
         A process that dies within these waits leaves nothing behind; a task of a job array that
@@ -308,7 +310,9 @@ class LocalEngine:
             for t in left:
                 self._end(t, "elsewhere", "another process has it")
 
-    def _end(self, task: Task, outcome: str, error: str = "", *, again: bool = False) -> None:
+    def _end(
+        self, task: QueuedExperiment, outcome: str, error: str = "", *, again: bool = False
+    ) -> None:
         """again: the error has been reported."""
         task.stage, task.outcome, task.error = "ended", outcome, error
         if outcome == "failed":

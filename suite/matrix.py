@@ -19,6 +19,7 @@ from experiment import plugins
 from experiment.arguments import parse
 from experiment.identity import known_ids
 from experiment.resolve import Job, resolve
+from experiment.store import folder
 from tasks import DataError, TaskSpec, load_data
 from tasks.installed import spec_of
 from utils import DllmexpError, ManyProblems, UsageError, file_bytes, nearest
@@ -126,7 +127,7 @@ class Experiment(Planned):
     def identified(self) -> Experiment:
         if self.id or (ids := known_ids(self.job)) is None:
             return self
-        store = self.job.output_dir / "cache" / ids[0][:16]
+        store = folder(self.job.output_dir / "cache", ids[0])
         return replace(self, id=ids[0], result_id=ids[1], store=store)
 
     def entry(self) -> dict[str, Any]:

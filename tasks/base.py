@@ -8,7 +8,6 @@ has them.
 
 The task object has these attributes in addition to lm-eval's:
     task.form           the PromptForm
-    task.form_name      its key in SPEC.forms
     task.data           the Data: its name, where it was read, its rows
     task.prefill(doc)   -> str, the beginning of the answer that the prompt form gives the model
                         ("" for most). It is NOT in lm-eval's prompt. The generating code appends it
@@ -160,7 +159,7 @@ def build_task(
     return task
 
 
-def make_task(data: Data, form_name: str, form: PromptForm, config: dict, judging: object = None):
+def make_task(data: Data, form: PromptForm, config: dict, judging: object = None):
     """The task object from an lm-eval configuration, the form's texts and the rows of `data`."""
     if isinstance(form.doc_to_text, str):
         config["doc_to_text"] = form.doc_to_text
@@ -180,7 +179,7 @@ def make_task(data: Data, form_name: str, form: PromptForm, config: dict, judgin
     config["generation_kwargs"] = {"until": list(until), "do_sample": False}
     for key in ("tag", "dataset_path", "dataset_name"):
         config.pop(key, None)
-    return _task_class()(data, form_name, form, config, judging)
+    return _task_class()(data, form, config, judging)
 
 
 @cache
@@ -192,11 +191,9 @@ def _task_class():
     class LocalTask(ConfigurableTask):
         """lm-eval's task on rows that are already here."""
 
-        def __init__(
-            self, data: Data, form_name: str, form: PromptForm, config: dict, judging: object
-        ):
+        def __init__(self, data: Data, form: PromptForm, config: dict, judging: object):
             # download() runs inside super()
-            self.data, self.form_name, self.form, self.judging = data, form_name, form, judging
+            self.data, self.form, self.judging = data, form, judging
             super().__init__(config=config)
 
         def download(self, *_args, **_kwargs) -> None:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 import sandbox
 from sandbox import Program, judge_many
 from tasks.evalplus import evalplus, verbatim
-from utils import Extracted, UsageError
+from utils import Extracted
 
 FILTER = "create_test"
 METRIC, STRICT, OURS = "pass@1", "pass@1_strict", "pass@1_ours"
@@ -191,17 +191,15 @@ def scoring(judging: Judging) -> dict:
 def add_strict(task):
     """Make a code task report pass@1_strict too: every pass is judged again in strict mode.
 
-    task: what build_task returned, before it is evaluated. Returns the task. Raises UsageError
-    where the task runs no programs.
+    task: what build_task returned, before it is evaluated. Returns the task.
     """
-    judging = getattr(task, "judging", None)
-    if judging is None:
-        raise UsageError(
-            f"--strict_exec: {task.config.task} runs no programs; humaneval and mbpp do"
-        )
-    judging.strict = True
-    task.aggregation()[STRICT] = task.aggregation()[METRIC]
-    task.higher_is_better()[STRICT] = True
+    task.judging.strict = True
+    return _report_too(task, STRICT)
+
+
+def _report_too(task, metric: str):
+    task.aggregation()[metric] = task.aggregation()[METRIC]
+    task.higher_is_better()[metric] = True
     return task
 
 
@@ -263,8 +261,7 @@ def use_extraction(task, name: str | None):
 
     task: what build_task returned, before it is evaluated. Returns the task.
     """
-    if name is not None:
-        task.judging.authors, task.judging.rule = EXTRACTIONS[name], name
-        task.aggregation()[OURS] = task.aggregation()[METRIC]
-        task.higher_is_better()[OURS] = True
-    return task
+    if name is None:
+        return task
+    task.judging.authors, task.judging.rule = EXTRACTIONS[name], name
+    return _report_too(task, OURS)

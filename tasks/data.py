@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import BadDataError, file_bytes
+from utils import BadDataError, file_bytes, file_sha256
 
 if TYPE_CHECKING:
     from tasks.base import TaskSpec
@@ -87,11 +86,7 @@ def data_checksums(spec: TaskSpec, data_dir: str | os.PathLike | None) -> dict[s
     if data_dir is None or spec.foreign:
         return {}
     paths = [p for p in (*spec.files, "manifest.json") if (Path(data_dir) / p).is_file()]
-    return {p: _sha256(Path(data_dir) / p) for p in paths}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return {p: file_sha256(Path(data_dir) / p) for p in paths}
 
 
 def load_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> Data:
@@ -131,7 +126,7 @@ def name_of_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
         return "hub"
     if manifest := _read_manifest(Path(data_dir)):
         return manifest["name"]
-    same = all(_sha256(Path(data_dir) / s.path) == s.sha256 for s in spec.sources if s.sha256)
+    same = all(file_sha256(Path(data_dir) / s.path) == s.sha256 for s in spec.sources if s.sha256)
     return "original" if same else "modified"
 
 
@@ -326,6 +321,6 @@ def _loaded_splits(repo: str, config: str | None) -> dict[str, Rows]:
     except Exception as e:  # whatever the network or the cache raises, the way out is the same
         raise DataError(
             f"cannot load data set {repo} from the hub ({type(e).__name__}: {e}); --data_dir DIR "
-            f"reads local files"
+            "reads local files"
         ) from e
     return {name: [dict(row) for row in rows] for name, rows in loaded.items()}

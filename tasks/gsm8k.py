@@ -45,7 +45,7 @@ def build(data: Data, form_name: str):
     for metric in config["metric_list"]:
         ignored = metric["regexes_to_ignore"]
         metric["regexes_to_ignore"] = [GOLD_ONCE if r == GOLD else r for r in ignored]
-    return make_task(data, form_name, form, config)
+    return make_task(data, form, config)
 
 
 def read_numbers(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:

@@ -83,7 +83,7 @@ def build(data: Data, form_name: str):
 
     judging = Judging(extract, program_of)
     config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(judging)
-    task = make_task(data, form_name, form, config, judging)
+    task = make_task(data, form, config, judging)
     return task
 
 

@@ -116,7 +116,7 @@ def build(data: Data, form_name: str):
     config["fewshot_config"] |= {
         "samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")
     }
-    task = make_task(data, form_name, form, config, judging)
+    task = make_task(data, form, config, judging)
     return task
 
 

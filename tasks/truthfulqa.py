@@ -72,7 +72,7 @@ def build(data: Data, form_name: str):
     if form.clean:
         steps = [{"function": "custom", "filter_fn": clean_filter}, {"function": "take_first"}]
         config["filter_list"] = [{"name": "none", "filter": steps}]
-    return make_task(Data(data.name, data.origin, {"validation": docs}), form_name, form, config)
+    return make_task(Data(data.name, data.origin, {"validation": docs}), form, config)
 
 
 def clean_filter(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:

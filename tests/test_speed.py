@@ -28,9 +28,10 @@ from dev.bench import __main__ as bench
 from dev.bench import rounds
 from dev.bench.presets import PRESETS, Preset, _shape, random_model
 from dev.bench.reference import Plain
+from dev.bench.rounds import matmul_flops, moved_bytes
 from models import Span, load_model
 from models.acceleration import Acceleration, Graphs, capturing
-from models.cost import batch_rows, matmul_flops, moved_bytes, row_bytes
+from models.cost import batch_rows, row_bytes
 from models.layers import rms_norm
 
 V = 5000

@@ -28,7 +28,7 @@ from experiment.workers import WorkerInfo
 from scripts.sweep import main
 from suite.cluster import shares
 from suite.lease import Lease, read_records
-from suite.local import LocalEngine, Task, Worker, make_workers
+from suite.local import LocalEngine, QueuedExperiment, Worker, make_workers
 from suite.matrix import Experiment, Selection, arguments, experiments, select
 from suite.run import Bar, SuiteLog, progress_command
 from suite.state import Status, Watcher, write_failure
@@ -840,7 +840,7 @@ def test_a_worker_stays_with_its_model_and_no_device_idles(tmp_path):
     for turn in range(12):
         worker = engine.workers[turn % 2]
         worker.task = None
-        task: Task = engine._next(worker)
+        task: QueuedExperiment = engine._next(worker)
         worker.task, worker.model, task.stage = task, task.experiment.model, "score"
         order[turn % 2].append(task.experiment.job.config.model_alias)
     assert order == {0: ["llada"] * 3 + ["dream"] * 3, 1: ["llada1.5"] * 3 + ["diffucoder"] * 3}

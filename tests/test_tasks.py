@@ -32,7 +32,7 @@ from tasks.base import installed_config
 from tasks.code import add_strict, opencompass, use_extraction
 from tasks.installed import spec_of
 from tasks.programs import called_names
-from utils import GSM8K_NUMBER, UsageError, humaneval_program, mbpp_program
+from utils import GSM8K_NUMBER, humaneval_program, mbpp_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's own code
 SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
@@ -231,8 +231,6 @@ def test_the_strict_metric_is_there_only_where_it_was_asked_for(mini):
     assert plain[PASS] == strict[PASS] == 1.0 and strict["pass@1_strict,create_test"] == 0.0
     assert [s["filtered_resps"][0]["strict"]["reason"] for s in samples] == ["opaque", "opaque"]
     assert not any("strict" in key for key in plain)
-    with pytest.raises(UsageError, match="--strict_exec: gsm8k runs no programs"):
-        add_strict(build_task(gsm8k.SPEC, mini, "chat"))
 
 
 CODE = "def get(my_node):\n    # between [BEGIN] and [DONE]\n    return my_node.x"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,8 +19,7 @@ from decoding.row_state import Completion
 from decoding.sampling import Rules, _drawn, propose, uniforms
 from dev.bench.presets import Preset, Regime
 from dev.bench.reference import Plain, official_sampler, reference
-from models.config import ModelConfig, Span
-from models.cost import matmul_flops, moved_bytes
+from models.config import ModelConfig, Span, parameter_shapes
 from models.transformer import KVCache, Transformer
 
 
@@ -115,6 +115,39 @@ class Counted:
             moved = moved_bytes(self.config, spans, n_rows, self.model.dtype.itemsize, cached)
             arithmetic, floor = arithmetic + seconds, floor + max(seconds, moved / rates.copy)
         return arithmetic, floor
+
+
+def matmul_flops(config: ModelConfig, spans: Sequence[Span], n_rows: int) -> int:
+    """Floating-point operations of one `predict`: matrix products and attention.
+
+    The last layer computes queries and everything behind them for n_rows only.
+    """
+    c = config
+    columns = sum(s.hi - s.lo for s in spans)
+    pairs = sum((s.hi - s.lo) * s.kv_end for s in spans)
+    heads, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    keys, others = 2 * 2 * c.d_model * kv, 2 * (2 * c.d_model * heads + 3 * c.d_model * c.d_ff)
+    full = columns * (keys + others) + 4 * heads * pairs
+    last = columns * keys + n_rows * others + 4 * heads * pairs * n_rows // max(columns, 1)
+    return (c.n_layers - 1) * full + last + 2 * n_rows * c.d_model * c.vocab_size
+
+
+def moved_bytes(
+    config: ModelConfig, spans: Sequence[Span], n_rows: int, itemsize: int, cached: bool
+) -> int:
+    """Bytes that one `predict` has to read or write: weights once, a cache's columns, the logits.
+
+    An embedding that is not the head too is left out: few of its rows are read.
+    """
+    shapes = parameter_shapes(config)
+    weights = sum(
+        prod(shape)
+        for name, shape in shapes.items()
+        if config.tie_embeddings or name != "embed.weight"
+    )
+    columns = sum(s.kv_end + s.hi - s.lo for s in spans) if cached else 0
+    kept = columns * 2 * config.n_kv_heads * config.head_dim * config.n_layers
+    return (weights + kept + n_rows * config.vocab_size) * itemsize
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
