@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 Rows = list[dict]
+OWN = Path(__file__).resolve().parent.parent / "assets" / "benchmarks"
 MAX_PROBLEMS = 5  # per file: a file of another format would otherwise give thousands
 
 
@@ -267,7 +268,10 @@ def _read_hub(spec: TaskSpec) -> Data:
     """The hub's data set (its cache, HF_HOME and offline mode are honoured)."""
     if spec.hub is None:
         files = ", ".join(spec.files)
-        raise DataError(f"{spec.name} has no data set on the hub; --data_dir DIR reads {files}")
+        has_it = f", which {OWN} has" if all((OWN / name).is_file() for name in spec.files) else ""
+        raise DataError(
+            f"{spec.name} has no data set on the hub; --data_dir DIR reads {files}{has_it}"
+        )
     repo, config = spec.hub
     splits, origin = _parquet_splits(repo, config) or (_loaded_splits(repo, config), repo)
     docs = splits.get(spec.eval_split, [])
