@@ -228,14 +228,17 @@ def test_the_embedded_checkpoints_run_it(tmp_path):
     assert json.loads(path.read_text())["status"] == "complete"
 
 
-def test_without_data_one_line_says_where_they_are(tmp_path, capsys, monkeypatch):
+def test_one_line_says_where_the_data_are(tmp_path, capsys, monkeypatch):
+    """Without --data_dir, and with the directory of the other benchmarks' original files."""
     monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
     assert run(tmp_path) == 4
-    (error,) = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
-    assert error == (
-        "error: lines has no data set on the hub; --data_dir DIR reads lines.jsonl, "
-        f"which {FOLDER} has"
-    )
+    assert run(tmp_path, "--data_dir", str(tmp_path)) == 4
+    errors = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
+    assert errors == [
+        "error: lines has no data set on the hub; --data_dir DIR reads lines.jsonl; "
+        f"{FOLDER} has it",
+        f"error: {tmp_path / 'lines.jsonl'} does not exist; {FOLDER} has it",
+    ]
 
 
 def test_worked_examples_are_refused(tmp_path, capsys):
