@@ -337,13 +337,13 @@ QUESTIONS = (_weights, _coin, _charm, _animal)
 
 REQUESTS = {
     "reverse": "Reverse the line.",
-    "shuffle": "Shuffle the line: any order, each name once.",
+    "shuffle": "Put the names in another order, each name once.",
     "insert": "Insert {name} anywhere in the line.",
     "insert_at": "Insert {name} right after {other}.",
     "replace": "Replace {other} with {name}.",
     "replace_any": "Replace any one name with {name}.",
-    "first_two": "Swap the first two names, or leave the line as it is.",
-    "first_three": "Put the first three names in any order; the others stay.",
+    "first_or_last_two": "Swap either the first two names or the last two, not both.",
+    "first_three": "Put the first three names in another order; the others stay.",
 }
 
 

@@ -10,7 +10,7 @@ right ones. dev/make_benchmarks.py writes the file.
 
 An answer is right (`acc`) if its names (utils.lines_names) are any of the right lines of its kind.
 Reverse, insert_at and replace have one right line: they show what the others lose to the choice.
-An unchanged line is right for shuffle, first_two and first_three: a copy loses nothing there.
+An unchanged line is wrong for every kind: a copy gains nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tasks.data import Data, DataError, Source
 from utils import lines_names
 
 FILE = "lines.jsonl"
-SHA256 = "505b6def3d207bbba371b8bdef08186657bbbe3de4dba55a63080b5fe22a2e15"
+SHA256 = "62facf0c684f680c26dabb90d583dd5d3375a8b9e928ad479def218bd8e8979f"
 FILTER = "names"
 
-# kind -> (line, name, index of the place) -> the right lines
+# kind -> (line, name, index of the place) -> the right lines; right_lines drops an unchanged one
 RIGHT: dict[str, Callable[[list[str], str, int], Iterable[Sequence[str]]]] = {
     "reverse": lambda line, name, at: [line[::-1]],
     "shuffle": lambda line, name, at: permutations(line),
@@ -36,16 +36,19 @@ RIGHT: dict[str, Callable[[list[str], str, int], Iterable[Sequence[str]]]] = {
     "replace_any": lambda line, name, at: [
         [*line[:i], name, *line[i + 1 :]] for i in range(len(line))
     ],
-    "first_two": lambda line, name, at: [[*p, *line[2:]] for p in permutations(line[:2])],
+    "first_or_last_two": lambda line, name, at: [
+        [line[1], line[0], *line[2:]],
+        [*line[:-2], line[-1], line[-2]],
+    ],
     "first_three": lambda line, name, at: [[*p, *line[3:]] for p in permutations(line[:3])],
 }
 # of the kinds with several right lines
 IN_WORDS = {
-    "shuffle": "any order of {line}",
+    "shuffle": "any other order of {line}",
     "insert": "{line}, with {name} at any place",
     "replace_any": "{line}, with {name} in place of any one",
-    "first_two": "{line}, with the first two in any order",
-    "first_three": "{line}, with the first three in any order",
+    "first_or_last_two": "{line}, with either the first two or the last two swapped",
+    "first_three": "{line}, with the first three in any other order",
 }
 FIELDS = {
     "kind": f"text like ^({'|'.join(RIGHT)})$",
@@ -69,7 +72,7 @@ FORMS = {
 def right_lines(doc: dict) -> list[str]:
     """All right lines, as "Ada, Ben, Cleo, Dan"."""
     right = RIGHT[doc["kind"]](doc["line"].split(", "), doc["name"], doc["place"] - 1)
-    return [", ".join(names) for names in right]
+    return [line for line in map(", ".join, right) if line != doc["line"]]
 
 
 def target(doc: dict) -> dict[str, str]:

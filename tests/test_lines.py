@@ -12,7 +12,7 @@ import eval as cli
 from dev import make_benchmarks
 from experiment.lmeval import scorer
 from tasks import DataError, build_task
-from tasks.lines import RIGHT, SPEC, right_lines, target
+from tasks.lines import IN_WORDS, RIGHT, SPEC, right_lines, target
 from utils import lines_names
 
 FOLDER = ROOT / "assets" / "benchmarks"
@@ -34,9 +34,14 @@ def score():
             "shuffle",
             "",
             0,
-            24,
-            ["Cleo, Ada, Dan, Ben", "Ada, Ben, Cleo, Dan"],
-            ["Ada, Ada, Cleo, Dan", "Ada, Ben, Cleo", "Ada, Ben, Cleo, Dan, Eve"],
+            23,
+            ["Cleo, Ada, Dan, Ben", "Ada, Ben, Dan, Cleo"],
+            [
+                "Ada, Ben, Cleo, Dan",
+                "Ada, Ada, Cleo, Dan",
+                "Ada, Ben, Cleo",
+                "Ada, Ben, Cleo, Dan, Eve",
+            ],
         ),
         (
             "insert",
@@ -71,20 +76,20 @@ def score():
             ["Eve, Eve, Cleo, Dan", "Ada, Ben, Cleo, Dan", "Eve, Ada, Cleo, Dan"],
         ),
         (
-            "first_two",
+            "first_or_last_two",
             "",
             0,
             2,
-            ["Ada, Ben, Cleo, Dan", "Ben, Ada, Cleo, Dan"],
-            ["Ada, Ada, Cleo, Dan", "Ben, Ada, Dan, Cleo"],
+            ["Ben, Ada, Cleo, Dan", "Ada, Ben, Dan, Cleo"],
+            ["Ada, Ben, Cleo, Dan", "Ada, Ada, Cleo, Dan", "Ben, Ada, Dan, Cleo"],
         ),
         (
             "first_three",
             "",
             0,
-            6,
-            ["Cleo, Ada, Ben, Dan", "Ada, Ben, Cleo, Dan"],
-            ["Ben, Ada, Ben, Dan", "Dan, Ada, Ben, Cleo"],
+            5,
+            ["Cleo, Ada, Ben, Dan", "Ada, Cleo, Ben, Dan"],
+            ["Ada, Ben, Cleo, Dan", "Ben, Ada, Ben, Dan", "Dan, Ada, Ben, Cleo"],
         ),
     ],
 )
@@ -158,6 +163,17 @@ def test_reference_answers_are_right_and_their_corruptions_wrong(score):
                 assert score(doc, text) == 0.0, (doc, text)
 
 
+def test_a_copy_gains_nothing_and_a_choice_remains(score):
+    for doc in DOCS:
+        assert score(doc, doc["line"]) == 0.0, doc
+        assert (len(set(right_lines(doc))) > 1) == (doc["kind"] in IN_WORDS), doc
+
+
+def test_an_unchanged_line_is_wrong_where_names_repeat():
+    doc = LINE | {"line": "Ada, Ada, Ben, Cleo", "kind": "shuffle"}
+    assert doc["line"] not in right_lines(doc)
+
+
 def test_the_kinds_take_turns():
     """So that --limit keeps them in equal parts."""
     assert [doc["kind"] for doc in DOCS] == [list(RIGHT)[i % 8] for i in range(150)]
@@ -174,7 +190,7 @@ def test_the_committed_file_is_the_original():
 @pytest.mark.parametrize(
     "kind, name, told",
     [
-        ("shuffle", "", "any order of Ada, Ben, Cleo, Dan"),
+        ("shuffle", "", "any other order of Ada, Ben, Cleo, Dan"),
         ("insert", "Eve", "Ada, Ben, Cleo, Dan, with Eve at any place"),
         ("reverse", "", "Dan, Cleo, Ben, Ada"),
     ],
