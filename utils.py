@@ -80,6 +80,12 @@ RULED_OUT = re.compile(
 )
 SENTENCE_END = re.compile(r"(?<!i\.e)(?<!e\.g)[.!?](?=\s|$)|\n")
 NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.MULTILINE)
+# a waiting line is nothing but names with one of BETWEEN between two of them
+NAME, BETWEEN = r"[^\W\d_a-z][\w'-]*", r"(?:,\s*(?:and\s+)?|\s+and\s+|\s*(?:->|\u2192)\s*)"
+NAMES = re.compile(f"{NAME}(?:{BETWEEN}{NAME})*")
+LEAD_IN = re.compile(r"^.*(?::|\bis)(?:\s|$)")  # "The new line is Ada, Ben"
+# Markdown, brackets, quotation marks, and what numbers a list
+MARKS = re.compile(r"[*_`\"\[\]]|(?<!\w)'|'(?!\w)|^\s*-\s|(?<!\w)\d+[.)](?=\s)")
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,25 @@ def truthfulqa_answer(answer: str) -> str:
     """A TruthfulQA answer without thoughts and a leading "A:", up to the next question."""
     text, _ = answer_part(answer)
     return text.strip().removeprefix("A:").split("\nQ:")[0].strip()
+
+
+def lines_names(answer: str) -> list[str]:
+    """The names of the last list in an answer, as one text line or one name a line; [] without one.
+
+    A text line counts whole, without a lead-in: in "Ada Ada, Ben" or "Ada, , Ben" there is no list.
+    """
+    text, _ = answer_part(answer)
+    names: list[str] = []
+    alone = False  # the text line before has one name
+    for line in text[-MAX_READ:].split("\n"):
+        line = LEAD_IN.sub("", MARKS.sub("", line)).strip().removesuffix(".")
+        if not line:
+            continue
+        found = re.split(BETWEEN, line) if NAMES.fullmatch(line) else []
+        if found:
+            names = names + found if alone and len(found) == 1 else found
+        alone = len(found) == 1
+    return names
 
 
 def extract_code(

@@ -141,6 +141,8 @@ def build_task(
     data = load_data(spec, data_dir)
     try:
         task = spec.build(data, form)
+    except DataError:
+        raise
     except Exception as error:  # of a new benchmark's own code or of lm-eval's checks
         raise UsageError(
             f"TASKS[{spec.name!r}]: no lm-eval task: {type(error).__name__}: {error}; "

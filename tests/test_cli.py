@@ -382,7 +382,7 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
             "--model_alias llada --task gsmk",
             [
                 "--task 'gsmk' is not known; did you mean 'gsm8k'?; "
-                "there are: humaneval, mbpp, gsm8k, truthfulqa"
+                "there are: humaneval, mbpp, gsm8k, truthfulqa, lines"
             ],
         ),
         (
