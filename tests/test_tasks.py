@@ -7,8 +7,10 @@ import ast
 import gzip
 import json
 import random
+import re
 import socket
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from tasks.base import installed_config
 from tasks.code import add_strict, opencompass, use_extraction
 from tasks.installed import spec_of
 from tasks.programs import called_names
-from utils import GSM8K_NUMBER, humaneval_program, mbpp_program
+from utils import GSM8K_NUMBER, UsageError, humaneval_program, mbpp_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's own code
 SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
@@ -807,3 +809,16 @@ def test_nothing_asks_the_hub_for_metrics(mini):
     evaluate(build_task(mbpp.SPEC, mini, "lm_eval"), lambda doc: doc["code"], chat=False)
     evaluate(build_task(humaneval.SPEC, mini, "lm_eval"), lambda doc: "", chat=False)
     assert not {"lm_eval.tasks.humaneval.utils", "lm_eval.tasks.mbpp.utils"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"headline": "exact_math,none"}, "no headline 'exact_math,none'; there are: exact_match,"),
+        ({"build": lambda data, form: data.splits["tset"]}, "no lm-eval task: KeyError: 'tset'"),
+    ],
+)
+def test_a_benchmark_that_is_wrong_in_itself_is_named(tmp_path, change, problem):
+    spec = replace(gsm8k.SPEC, **change)
+    with pytest.raises(UsageError, match=re.escape(problem)):
+        build_task(spec, Path(__file__).parent.parent / "assets" / "benchmarks", spec.default_form)
