@@ -40,7 +40,7 @@ from experiment.sample_cache import SampleCache
 from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.workers import worker_info
 from models import FAMILIES
-from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, mbpp, truthfulqa
+from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, lines, mbpp, truthfulqa
 from tasks import protocols as cells
 from tasks.installed import spec_of
 from tasks.protocols import protocol
@@ -126,6 +126,7 @@ TASKS: dict[str, TaskSpec] = {
     "mbpp": mbpp.SPEC,
     "gsm8k": gsm8k.SPEC,
     "truthfulqa": truthfulqa.SPEC,
+    "lines": lines.SPEC,
 }
 
 

@@ -41,8 +41,13 @@ CODE_END = re.compile(
 )
 # what a model thinks before it answers
 THOUGHT = re.compile(r"^[ \t]*<think>.*?(?:</think>|\Z)", re.DOTALL | re.MULTILINE)
-# the end of a thought that the prompt has begun; in quotes it is part of a program
-END_OF_THOUGHT = re.compile(r"(?<!['\"`])</think>(?!['\"`])")
+# the end of a thought that the prompt has begun; group 1: its line is indented
+END_OF_THOUGHT = re.compile(r"^([ \t]?).*</think>", re.MULTILINE)
+# a string on one line, group 2: its closing quote; in one the marks of a chat are a program's own
+STRING = re.compile(r"(['\"])(?:\\.|(?!\1)[^\\\n])*(\1)?")
+QUOTED = re.compile(r"(?<![\w`])(?:[rbfuRBFU]{1,2}(?=['\"]))?(['\"`])(?:\\.|(?!\1)[^\\\n])*(\1)?")
+COMMENT = re.compile(r"(?<!\S)#(?![#\d]).*")
+BEGIN_OF_CODE = re.compile(r"```|^[ \t]*(?:async def|def|class)[ \t]+\w+[ \t]*[(:]", re.MULTILINE)
 # Markdown's quotation marks, and the marks of an interactive session
 QUOTATION, SESSION = re.compile(r"^> ?(?!>>)", re.M), re.compile(r"^(?:>>>|\.\.\.)(?: |$)", re.M)
 MAX_READ = 64_000  # characters of an answer: a program in the first, a number in the last of them
@@ -58,8 +63,29 @@ BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 HASHES = re.compile(rf"####[ \t]*({NUMBER.pattern})(?![.:)][ \t]*\w)")  # not "#### 1. Add them"
 ANSWER_IS = re.compile(r"\banswer(?:[ \t]+\w+){0,5}[ \t]+is\b:?\s*", re.IGNORECASE)
 ANSWER = re.compile(r"\banswer[ \t]*[:=]\s*", re.IGNORECASE)
-SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+# "the total is 160 minutes, i.e. 2 hours": group 1 is the answer if no calculation follows it
+TOTAL_IS = re.compile(
+    r"\b(?:total|cost|price|sum|amount|result|profit)\b[^.!?\n]{0,60}?"
+    rf"\b(?:is|was|equals|comes[ \t]+to)[ \t:]+({NUMBER.pattern})",
+    re.IGNORECASE,
+)
+GOES_ON = re.compile(
+    r"[=+*/%\u00d7\u00f7]|\b(?:and|so|but|then|which|that|is|are|was|were|gives|makes|equals"
+    r"|each|every|per|more|less|fewer|times|plus|minus|percent)\b",
+    re.IGNORECASE,
+)
+# what a writer rules out: "not 12 but 366", "366, not 12"
+RULED_OUT = re.compile(
+    rf"\bnot\b(?:[^.!?;\n]{{0,60}}?\bbut\b|[ \t]+(?:{NUMBER.pattern}))", re.IGNORECASE
+)
+SENTENCE_END = re.compile(r"(?<!i\.e)(?<!e\.g)[.!?](?=\s|$)|\n")
 NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.MULTILINE)
+# a waiting line is nothing but names with one of BETWEEN between two of them
+NAME, BETWEEN = r"[^\W\d_a-z][\w'-]*", r"(?:,\s*(?:and\s+)?|\s+and\s+|\s*(?:->|\u2192)\s*)"
+NAMES = re.compile(f"{NAME}(?:{BETWEEN}{NAME})*")
+LEAD_IN = re.compile(r"^.*(?::|\bis)(?:\s|$)")  # "The new line is Ada, Ben"
+# Markdown, brackets, quotation marks, and what numbers a list
+MARKS = re.compile(r"[*_`\"\[\]]|(?<!\w)'|'(?!\w)|^\s*-\s|(?<!\w)\d+[.)](?=\s)")
 
 
 @dataclass(frozen=True)
@@ -110,7 +136,9 @@ def gsm8k_number(answer: str) -> str | None:
 
     The first of these that is there: the last \\boxed{...}, the last "#### ...", what follows the
     last "the answer is" (or "Answer:" where a single sentence follows), a bold number of the last
-    line with a number, the last number. Thoughts and a next question after the answer are no part.
+    line with a number, what its last sentence says that a total, cost, price, sum, amount, result
+    or profit is, the last number. Other sentences in which the answer is not the last number are
+    not told apart. A number after "not" is none, nor are thoughts and a next question.
     """
     text, _ = answer_part(answer)
     for old, new in (("{,}", ","), ("\\,", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
@@ -121,6 +149,8 @@ def gsm8k_number(answer: str) -> str | None:
     if question := NEXT_QUESTION.search(text, first.end()):
         text = text[: question.start()]
     text = text[-MAX_READ:]
+    kept = RULED_OUT.sub(" ", text)
+    text = kept if NUMBER.search(kept) else text
     for boxed in reversed(BOXED.findall(text)):
         if found := NUMBER.search(boxed):
             return _plain(found)
@@ -139,8 +169,13 @@ def gsm8k_number(answer: str) -> str | None:
         return _plain(found)
     for line in reversed(text.split("\n")):
         if numbers := list(NUMBER.finditer(line)):
-            bold = [n for n in numbers if line[: n.start()].endswith("**")]
-            return _plain((bold or numbers)[-1])
+            if bold := [n for n in numbers if line[: n.start()].endswith("**")]:
+                return _plain(bold[-1])
+            sentence = next(s for s in reversed(SENTENCE_END.split(line)) if NUMBER.search(s))
+            *_, total = [None, *TOTAL_IS.finditer(sentence)]
+            if total and not GOES_ON.search(sentence, total.end()):
+                return _plain(NUMBER.search(total.group(1)))
+            return _plain(numbers[-1])
     return None
 
 
@@ -156,6 +191,25 @@ def truthfulqa_answer(answer: str) -> str:
     """A TruthfulQA answer without thoughts and a leading "A:", up to the next question."""
     text, _ = answer_part(answer)
     return text.strip().removeprefix("A:").split("\nQ:")[0].strip()
+
+
+def lines_names(answer: str) -> list[str]:
+    """The names of the last list in an answer, as one text line or one name a line; [] without one.
+
+    A text line counts whole, without a lead-in: in "Ada Ada, Ben" or "Ada, , Ben" there is no list.
+    """
+    text, _ = answer_part(answer)
+    names: list[str] = []
+    alone = False  # the text line before has one name
+    for line in text[-MAX_READ:].split("\n"):
+        line = LEAD_IN.sub("", MARKS.sub("", line)).strip().removesuffix(".")
+        if not line:
+            continue
+        found = re.split(BETWEEN, line) if NAMES.fullmatch(line) else []
+        if found:
+            names = names + found if alone and len(found) == 1 else found
+        alone = len(found) == 1
+    return names
 
 
 def extract_code(
@@ -198,8 +252,9 @@ def extract_code(
         answer, code, how, why = first
     cuts += why
     if how != "none":
-        kept = {"", *(line.strip() for line in code.split("\n"))}
-        lines = (line.strip() for line in answer.split("\n") if "```" not in line)
+        kept, lines = (text.replace("\\_", "_").split("\n") for text in (code, answer))
+        kept = {"", *(line.strip() for line in kept)}
+        lines = (line.strip() for line in lines if "```" not in line)
         cuts += ["text outside the program"] if any(line not in kept for line in lines) else []
     return Extracted(code, how, "; ".join(cuts))
 
@@ -236,14 +291,20 @@ def code_parts(answer: str) -> Iterator[tuple[str, list[str]]]:
 def _without_quotes(text: str) -> str:
     """A marked program without the quotes around it; one of them may be missing."""
     stripped = text.strip()
-    if len(stripped) > 1 and stripped[0] == stripped[-1] and _is_quote(stripped[:3]):
-        return stripped[1:-1]
     first, last = stripped.partition("\n")[0], stripped.rpartition("\n")[2]
-    if _is_quote(first[:3]) and first.count(first[0]) % 2:
+    if len(stripped) > 1 and stripped[0] == stripped[-1] and _is_quote(stripped[:3]):
+        unquoted = stripped[1:]  # its last quote may be the end of a string
+        return unquoted[:-1] if _is_open(unquoted.rpartition("\n")[2]) else unquoted
+    if _is_quote(first[:3]) and not _is_open(first[1:]):
         return stripped[1:]
-    if _is_quote(last[-1:]) and last[-3:] != last[-1] * 3 and last.count(last[-1]) % 2:
+    if _is_quote(last[-1:]) and last[-3:] != last[-1] * 3 and _is_open(last):
         return stripped[:-1]
     return text
+
+
+def _is_open(line: str) -> bool:
+    """Whether a quote in the line has no partner."""
+    return any(found.group(2) is None for found in STRING.finditer(line))
 
 
 def _is_quote(start: str) -> bool:
@@ -271,22 +332,35 @@ def unix_lines(text: str) -> str:
 
 
 def answer_part(answer: str) -> tuple[str, list[str]]:
-    """The text before the first chat end token without thoughts, and why the rest was cut."""
+    """The text before the first chat end token without thoughts, and why the rest was cut.
+
+    An end token in quotes on its line is part of a program; so is `</think>`, and in a comment or
+    an indented line of code. End tokens that a model has generated are cut by their ids before.
+    """
     text, cuts = unix_lines(answer), []
-    if end := END_TOKEN.search(text):
+    if end := END_TOKEN.search(QUOTED.sub(_blank, text)):
         text = text[: end.start()]
         cuts.append(f"end token {end.group()}")
-    spoken = END_OF_THOUGHT.split(THOUGHT.sub("", text))[-1]
+    spoken = THOUGHT.sub("", text)
+    bare = COMMENT.sub(_blank, QUOTED.sub(_blank, spoken))
+    code = BEGIN_OF_CODE.search(spoken)
+    begun = code.start() if code else len(spoken)
+    ends = [m.end() for m in END_OF_THOUGHT.finditer(bare) if not m.group(1) or m.end() <= begun]
+    spoken = spoken[max(ends, default=0) :]
     if spoken != text:
         cuts.append("<think>")
     return spoken, cuts
+
+
+def _blank(found: re.Match) -> str:
+    return found.group() if found.lastindex == 1 else " " * len(found.group())
 
 
 SCHEMA_VERSION = 2  # of the result file
 # raised with a change of decoding that can change a token: kept samples are then made anew
 ENGINE_VERSION = 3
 # raised with a change of scoring: results are then scored anew from the kept samples
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 
 
 # ---------------------------------------------------------------- errors and exit codes

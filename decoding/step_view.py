@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from decoding.option import Option
 
@@ -21,14 +21,27 @@ SCORES = frozenset({"confidence", "entropy", "margin"})
 SCHEDULES = frozenset({"even", "floor", "stride", "adaptive"})
 
 
+class _Unread:
+    """Stands for a field of the view that the algorithm has not asked for; any use is an error."""
+
+    def __getattr__(self, name: str):
+        raise AttributeError(
+            "select uses a field of StepView that the algorithm's entry leaves out; "
+            "name it in `reads` (the noise: `noisy`)"
+        )
+
+
+UNREAD: Any = _Unread()
+
+
 @dataclass(frozen=True)
 class StepView:
-    """One step of all rows, read-only. Fields that the algorithm does not name in `reads` are None.
+    """One step of all rows, read-only. Only fields that the algorithm names in `reads` are there.
 
     masked:     [B, T] bool, open positions of each row's active block, within the lookahead.
     quota:      [B] int64, number of positions that the schedule asks for at this step.
     rate:       [B] float64, probability that the step commits an open position (`origin`), else 1.
-    noise:      [B, T] float64 uniform in (0, 1), drawn per sample, step and position; None unless
+    noise:      [B, T] float64 uniform in (0, 1), drawn per sample, step and position; there if
                 the algorithm is `noisy`.
     confidence: [B, T] float64, probability of the proposed token.
     entropy:    [B, T] float64, entropy of the distribution in nats.
@@ -36,9 +49,9 @@ class StepView:
     step:       [B] int64, number of steps that each row's block has had.
     canvas:     [B, N] bool, open positions of the whole canvas.
     start:      [B] int64, first position of the block on the canvas; comes with `canvas`.
-    observed:   [B, T] float64, the score of `Algorithm.observe`; None if it returns none.
-    agreed:     [B, T] bool, whether `Algorithm.verification` draws the proposed token too; None
-                without a verification.
+    observed:   [B, T] float64, the score of `Algorithm.observe`, if it returns one.
+    agreed:     [B, T] bool, whether `Algorithm.verification` draws the proposed token too;
+                with a verification only.
     options:    the algorithm's own options, by name.
     alg_temp:   temperature of the order of commits: 0 takes the best positions, above 0 draws them.
     """
@@ -46,15 +59,15 @@ class StepView:
     masked: Tensor
     quota: Tensor
     rate: Tensor
-    noise: Tensor | None = None
-    confidence: Tensor | None = None
-    entropy: Tensor | None = None
-    margin: Tensor | None = None
-    step: Tensor | None = None
-    canvas: Tensor | None = None
-    start: Tensor | None = None
-    observed: Tensor | None = None
-    agreed: Tensor | None = None
+    noise: Tensor = UNREAD
+    confidence: Tensor = UNREAD
+    entropy: Tensor = UNREAD
+    margin: Tensor = UNREAD
+    step: Tensor = UNREAD
+    canvas: Tensor = UNREAD
+    start: Tensor = UNREAD
+    observed: Tensor = UNREAD
+    agreed: Tensor = UNREAD
     options: Mapping[str, float] = field(default_factory=dict)
     alg_temp: float = 0.0
 

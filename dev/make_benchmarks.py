@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Write assets/benchmarks: mini versions of the four benchmarks in the originals' file formats.
+"""Write assets/benchmarks: mini versions of four benchmarks in the originals' formats, and lines.
 
     python dev/make_benchmarks.py [--out assets/benchmarks]
 
 Problems are drawn from templates. The key of a problem is its operations and numbers, or its
-function and constant, without the names around them. A hash selects a fixed tenth of all keys for
-testing. No test key occurs in the training rows, nor in the endless stream
-`problems(task, "train", seed)` from which dev/train_tiny.py learns.
+function and constant, without the names around them; that of a waiting line is its names, in any
+order. A hash selects a fixed tenth of all keys for testing. No test key occurs in the training
+rows, nor in the endless stream `problems(task, "train", seed)` from which dev/train_tiny.py learns.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-TASKS = ("humaneval", "mbpp", "gsm8k", "truthfulqa")
+sys.path.insert(0, str(ROOT))
+
+from tasks.lines import right_lines  # noqa: E402
+
+TASKS = ("humaneval", "mbpp", "gsm8k", "truthfulqa", "lines")
 MOST = 10_000  # the test split certainly has this many different word problems
-N_TEST = {"humaneval": 150, "mbpp": 150, "gsm8k": 150, "truthfulqa": 120}
+N_TEST = {"humaneval": 150, "mbpp": 150, "gsm8k": 150, "truthfulqa": 120, "lines": 150}
 N_TRAIN = 400  # rows of gsm8k/train.jsonl
 HELD_OUT = 0.1
 
@@ -327,11 +332,43 @@ def _animal(rng: random.Random) -> tuple[str, list[str], list[str]]:
 
 
 QUESTIONS = (_weights, _coin, _charm, _animal)
+
+# ---------------------------------------------------------------- waiting lines
+
+REQUESTS = {
+    "reverse": "Reverse the line.",
+    "shuffle": "Put the names in another order, each name once.",
+    "insert": "Insert {name} anywhere in the line.",
+    "insert_at": "Insert {name} right after {other}.",
+    "replace": "Replace {other} with {name}.",
+    "replace_any": "Replace any one name with {name}.",
+    "first_or_last_two": "Swap either the first two names or the last two, not both.",
+    "first_three": "Put the first three names in another order; the others stay.",
+}
+
+
+def waiting_line(rng: random.Random, kind: str | None = None) -> Problem:
+    """A line of four to six names and what is to be done with it; the answer is any right one."""
+    kind = kind or rng.choice(list(REQUESTS))
+    name, *line = rng.sample(NAMES, rng.randint(5, 7))
+    request, at = REQUESTS[kind], rng.randrange(len(line))
+    row = {
+        "kind": kind,
+        "line": ", ".join(line),
+        "name": name if "{name}" in request else "",
+        "place": at + 1 + (kind == "insert_at") if "{other}" in request else 0,
+        "request": request.format(name=name, other=line[at]),
+    }
+    answer = rng.choice(right_lines(row))
+    return Problem(" ".join(sorted(line)), row | {"answer": answer}, answer)
+
+
 DRAW: dict[str, Callable[[random.Random], Problem]] = {
     "humaneval": stub,
     "mbpp": sentence,
     "gsm8k": word_problem,
     "truthfulqa": question,
+    "lines": waiting_line,
 }
 
 
@@ -339,12 +376,22 @@ DRAW: dict[str, Callable[[random.Random], Problem]] = {
 
 
 def test_problems(task: str, seed: int = 0, n: int | None = None) -> list[Problem]:
-    """The first n problems of the test split with different keys (default: N_TEST[task])."""
+    """The first n problems of the test split with different keys (default: N_TEST[task]).
+
+    The kinds of waiting lines take turns.
+    """
     seen: dict[str, Problem] = {}
-    stream = problems(task, "test", seed)
-    while len(seen) < (N_TEST[task] if n is None else n):
-        problem = next(stream)
-        seen.setdefault(problem.key, problem)
+    streams = [problems(task, "test", seed)]
+    if task == "lines":
+        streams = [
+            problems(task, "test", f"{seed} {kind}", partial(waiting_line, kind=kind))
+            for kind in REQUESTS
+        ]
+    for stream in cycle(streams):
+        if len(seen) == (N_TEST[task] if n is None else n):
+            break
+        problem = next(problem for problem in stream if problem.key not in seen)
+        seen[problem.key] = problem
     return list(seen.values())
 
 
@@ -383,6 +430,7 @@ def benchmark_files(seed: int = 0, n_gsm8k: int = N_TEST["gsm8k"]) -> dict[str, 
         "gsm8k/train.jsonl": N_TRAIN,
         "gsm8k/test.jsonl": len(rows["gsm8k"]),
         "TruthfulQA.csv": len(rows["truthfulqa"]),
+        "lines.jsonl": len(rows["lines"]),
     }
     return {
         "HumanEval.jsonl.gz": gzip.compress(lines(stubs), mtime=0),
@@ -390,6 +438,7 @@ def benchmark_files(seed: int = 0, n_gsm8k: int = N_TEST["gsm8k"]) -> dict[str, 
         "gsm8k/train.jsonl": lines(train["gsm8k"]),
         "gsm8k/test.jsonl": lines(rows["gsm8k"]),
         "TruthfulQA.csv": table.getvalue().encode(),
+        "lines.jsonl": lines(rows["lines"]),
         "manifest.json": (json.dumps({"name": name, "counts": counts}, indent=1) + "\n").encode(),
     }
 

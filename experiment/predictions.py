@@ -137,7 +137,13 @@ def _add(
     if not 0 <= doc_id < n_docs:
         return f"doc_id {doc_id} is not one of 0 to {n_docs - 1}"
     if doc_id in line_of and not (row.get("filter") and texts[doc_id] == row["text"]):
-        return f"doc_id {doc_id} was already on line {line_of[doc_id]}"
+        first, line_of[doc_id] = line_of[doc_id], 0
+        if first == 0:  # a third answer: the second was reported
+            return None
+        return (
+            f"document {doc_id} has more than one answer (lines {first} and {number}); "
+            "pass@k is not computed here, keep one per document"
+        )
     texts[doc_id], line_of[doc_id] = row["text"], number
     return None
 

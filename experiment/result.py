@@ -24,8 +24,6 @@ DEPARTS = "not compared with the published score: the run differs from the proto
 # names of the benchmarks' own data
 ORIGINALS = ("original", "hub")
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
-# metrics that are 0 or 1 for a sample, as are those that end in _acc
-PROPORTIONS = ("exact_match", "pass@1", "pass@1_strict", "pass@1_ours", "acc")
 
 
 def profile(samples: Iterable[Sample], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
@@ -80,13 +78,7 @@ def metrics_of(samples: Iterable[Mapping[str, Any]]) -> dict[str, Estimate]:
     for sample in samples:
         for name in sample["metrics"]:
             values.setdefault(f"{name},{sample['filter']}", []).append(float(sample[name]))
-    return {key: estimate(v, proportion=is_proportion(key)) for key, v in values.items()}
-
-
-def is_proportion(key: str) -> bool:
-    """Whether a metric, "metric,filter", is 0 or 1 for every sample: its mean is an accuracy."""
-    metric = key.partition(",")[0]
-    return metric in PROPORTIONS or metric.endswith("_acc")
+    return {key: estimate(v) for key, v in values.items()}
 
 
 def sample_rows(
@@ -119,7 +111,7 @@ def sample_rows(
             "seconds": sample.completion.seconds,
             "cost_seconds": sample.cost_seconds,
         }
-        if error is None:
+        if sample.error is None:
             for entry in scored.get(doc_id, []):
                 answer = _unwrap(entry["filtered_resps"], repeat)
                 if isinstance(answer, dict):  # code: candidate and verdict
@@ -136,9 +128,9 @@ def sample_rows(
                     row.setdefault("program", answer.get("program"))
                     answer = answer.get("candidate")
                 row.setdefault("extracted", {})[entry["filter"]] = answer
-                row.setdefault("metrics", {}).update(
-                    {f"{m},{entry['filter']}": float(entry[m]) for m in entry["metrics"]}
-                )
+                numbers = {f"{m},{entry['filter']}": float(entry[m]) for m in entry["metrics"]}
+                if error is None:
+                    row.setdefault("metrics", {}).update(numbers)
         rows.append(row)
         times.append(time)
     return rows, times

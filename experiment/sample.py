@@ -122,8 +122,9 @@ def is_usable(record: Mapping[str, Any]) -> bool:
 
 
 def _is_score(score: object) -> bool:
-    found = isinstance(score, dict) and [type(score.get(k)) for k in ("value", "version")]
-    return score is None or found == [float, int]
+    if not isinstance(score, dict):
+        return score is None
+    return type(score.get("value")) in (int, float) and type(score.get("version")) is int
 
 
 def completion_of(kept: Mapping[str, Any]) -> Completion:

@@ -14,7 +14,7 @@ Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 class Estimate:
     """Mean of n samples, its standard error and its 95 % interval.
 
-    stderr: None where n is 1. low, high: None where n is 1 and the metric is not a proportion.
+    stderr: None where n is 1. low, high: None where n is 1 and the value is not 0 or 1.
     """
 
     value: float
@@ -46,22 +46,18 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     return low, high
 
 
-def estimate(values: Sequence[float], *, proportion: bool) -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
     """Mean, standard error (sample standard deviation / sqrt(n)) and 95 % interval of `values`.
 
-    proportion: every value is 0 or 1. The interval is then Wilson's, otherwise the normal one.
-    Raises ValueError if `values` is empty, or if a proportion has a value other than 0 and 1.
+    The interval is Wilson's if every value is 0 or 1, else the normal one.
+    Raises ValueError if `values` is empty.
     """
     n = len(values)
     if not n:
         raise ValueError("no values to estimate a mean from")
     mean = math.fsum(values) / n
     stderr = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n) if n > 1 else None
-    if proportion:
-        if not all(v in (0, 1) for v in values):
-            raise ValueError(
-                f"a proportion has values other than 0 and 1: {sorted(set(values))[:5]}"
-            )
+    if {*values} <= {0, 1}:
         return Estimate(mean, stderr, *wilson(round(math.fsum(values)), n), n)
     if stderr is None:
         return Estimate(mean, None, None, None, n)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from decoding.config import label_parts
 from experiment.config import identity_of
-from experiment.result import ORIGINALS, is_intact, is_proportion
+from experiment.result import ORIGINALS, is_intact
 from experiment.statistics import estimate
 from reporting.samples import pack
 from utils import SCHEMA_VERSION, BadDataError, UsageError, canonical_json, sha256
@@ -58,6 +58,7 @@ class Result:
     settings:  identity_of(config) without SPEED and seed, with the protocol's revision: equal along
                a curve; predictions have their id.
     k:         tokens per step as requested, else as realised; None for predictions.
+    accuracy:  whether the metric is 0 or 1 for every sample: its mean is shown in percent.
     value, low, high: headline metric and its 95 % interval; in percent if it is an accuracy.
     strict:    (value, low, high) of the headline metric under the strict re-check; None without
                --strict_exec.
@@ -77,6 +78,7 @@ class Result:
     data: dict[str, Any]
     limit: int | None
     metric: str
+    accuracy: bool
     value: float
     low: float | None
     high: float | None
@@ -92,11 +94,6 @@ class Result:
     packed: str
     members: tuple[Result, ...] = ()
     spread: float | None = None
-
-    @property
-    def accuracy(self) -> bool:
-        """Whether the metric is a share of correct answers. It is then shown in percent."""
-        return is_proportion(self.metric)
 
     @property
     def task(self) -> str:
@@ -208,12 +205,13 @@ def read_result(path: Path) -> Result:
 def _result(path: Path, content: dict[str, Any]) -> Result:
     config, headline, profile = content["config"], content["headline"], content["profile"]
     metric, meta = headline["metric"], content.get("meta") or {}
-    scale = 100.0 if is_proportion(metric) else 1.0  # accuracies are shown in percent
-    value, low, high = _interval(headline, scale)
-    strict = content["metrics"].get(metric.replace(",", "_strict,", 1))
     values: dict[int, list[float]] = {}
     for sample in content["samples"]:
         values.setdefault(int(sample["doc_id"]), []).append(_finite(sample["metrics"][metric]))
+    accuracy = {v for repeats in values.values() for v in repeats} <= {0, 1}
+    scale = 100.0 if accuracy else 1.0
+    value, low, high = _interval(headline, scale)
+    strict = content["metrics"].get(metric.replace(",", "_strict,", 1))
     for name in ("task", "model_alias", "protocol"):
         if not isinstance(config[name], str):
             raise ValueError(f"config: {name} is {config[name]!r:.40}, expected a string")
@@ -232,6 +230,7 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
         data={"files": None, **content["data"], "name": str(content["data"]["name"])},
         limit=content["limit"],
         metric=metric,
+        accuracy=accuracy,
         value=value,
         low=low,
         high=high,
@@ -390,8 +389,7 @@ def _pool(members: Sequence[Result]) -> Result:
     first, values = members[0], [r.value for r in members]
     documents = sorted(set.intersection(*(set(r.scores) for r in members)))
     scores = {doc: fmean(r.scores[doc] for r in members) for doc in documents}
-    proportion = first.accuracy and {*scores.values()} <= {0, 1}
-    found = estimate(list(scores.values()), proportion=proportion).as_dict()
+    found = estimate(list(scores.values())).as_dict()
     value, low, high = _interval(found, 100.0 if first.accuracy else 1.0)
     if first.accuracy and low is not None:
         low, high = max(low, 0.0), min(high, 100.0)

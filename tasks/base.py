@@ -30,6 +30,7 @@ from functools import cache
 from pathlib import Path
 
 from tasks.data import Data, DataError, Rows, Source, load_data
+from utils import UsageError
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,21 @@ def build_task(
         if num_fewshot is not None:
             task.set_config("num_fewshot", num_fewshot)
         return task
-    task = spec.build(load_data(spec, data_dir), form)
+    data = load_data(spec, data_dir)
+    try:
+        task = spec.build(data, form)
+    except DataError:
+        raise
+    except Exception as error:  # of a new benchmark's own code or of lm-eval's checks
+        raise UsageError(
+            f"TASKS[{spec.name!r}]: no lm-eval task: {type(error).__name__}: {error}; "
+            f"the data have the splits {', '.join(data.splits)}"
+        ) from error
+    keys = [f"{metric},{chain.name}" for chain in task._filters for metric in task.aggregation()]
+    if spec.headline not in keys:
+        raise UsageError(
+            f"TASKS[{spec.name!r}]: no headline {spec.headline!r}; there are: {', '.join(keys)}"
+        )
     if num_fewshot is not None:
         available = len(list(task.fewshot_docs()))
         if num_fewshot > available:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 Rows = list[dict]
+OWN = Path(__file__).resolve().parent.parent / "assets" / "benchmarks"
 MAX_PROBLEMS = 5  # per file: a file of another format would otherwise give thousands
 
 
@@ -105,8 +106,12 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
     problems: list[str] = []
     rows: dict[str, Rows] = {}
     for source in spec.sources:
+        path = data_dir / source.path
+        if not path.is_file():
+            problems.append(f"{path} does not exist{_own_set(spec)}")
+            continue
         expected = manifest["counts"].get(source.path) if manifest else source.rows
-        rows[source.path], found = _read_source(data_dir / source.path, source, expected)
+        rows[source.path], found = _read_source(path, source, expected)
         problems += found
     if not problems:
         splits = spec.split(rows)
@@ -118,6 +123,12 @@ def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
     if problems:
         raise DataError(problems)
     return Data(name_of_data(spec, data_dir), str(data_dir), splits)
+
+
+def _own_set(spec: TaskSpec) -> str:
+    """Where the files of a benchmark are that this project alone has; "" for any other."""
+    own = spec.hub is None and all((OWN / name).is_file() for name in spec.files)
+    return f"; {OWN} has it" if own else ""
 
 
 def name_of_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
@@ -159,8 +170,6 @@ def data_name(data_dir: Path) -> str | None:
 
 def _read_source(path: Path, source: Source, expected: int | None) -> tuple[Rows, list[str]]:
     """Rows of one file and what is wrong with it."""
-    if not path.is_file():
-        return [], [f"{path} does not exist"]
     rows: Rows = []
     problems: list[str] = []
     seen: dict[object, int] = {}
@@ -262,7 +271,9 @@ def _read_hub(spec: TaskSpec) -> Data:
     """The hub's data set (its cache, HF_HOME and offline mode are honoured)."""
     if spec.hub is None:
         files = ", ".join(spec.files)
-        raise DataError(f"{spec.name} has no data set on the hub; --data_dir DIR reads {files}")
+        raise DataError(
+            f"{spec.name} has no data set on the hub; --data_dir DIR reads {files}{_own_set(spec)}"
+        )
     repo, config = spec.hub
     splits, origin = _parquet_splits(repo, config) or (_loaded_splits(repo, config), repo)
     docs = splits.get(spec.eval_split, [])

@@ -6,8 +6,9 @@ Source: Dream eval_instruct, lm_eval/tasks/humaneval (a port of EvalPlus' saniti
 from __future__ import annotations
 
 import ast
-import warnings
 from collections.abc import Iterator
+
+from sandbox.names import without_warnings
 
 MAX_LINES = 100  # Dream's port reads no more
 # characters parsed in search of a run: an answer of 768 tokens needs far less, and what a
@@ -70,8 +71,7 @@ def _longest(lines: list[str]) -> ast.Module:
             if parsed > MAX_PARSED:
                 return best
             try:
-                with warnings.catch_warnings():  # of an escape that is none
-                    warnings.simplefilter("ignore")
+                with without_warnings():
                     best, most = ast.parse(source), n
             except SyntaxError as fault:
                 last = max(fault.lineno or end, fault.end_lineno or 0)

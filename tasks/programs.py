@@ -7,7 +7,7 @@ are in utils.py ("answer patterns"). They call `find_program`, which
        the body of the prompt's function;
     3. keeps of it what the entry point reaches, with helpers from other pieces and from the prompt,
        so that example calls, asserts and stray words are not run.
-The code is never changed, only cut and joined.
+The code is only cut and joined; of Markdown's "\\_", where it is a fault, the backslash is removed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ CODE_START = re.compile(
 )
 # a line that continues the statement before it: that one was cut by a fault
 CONTINUES = re.compile(r"[ \t]|(?:return|yield|elif|else|except|finally)\b")
+# a statement at the left margin with its decorators, to the next one
+TOP_LEVEL = re.compile(
+    r"^(?:@.*\n)*\S.*(?:\n(?:[ \t)\]}#]|(?:elif|else|except|finally)\b|(?=\n)).*)*", re.MULTILINE
+)
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 # a top-level statement that uses one of these is an example, or waits for a user
 EXAMPLES = frozenset({"print", "input", "unittest", "doctest", "__name__", "exit", "quit"})
-ENDS = {("sys", "exit"), ("os", "_exit"), ("os", "abort")}
+ENDS = {"sys.exit", "os._exit", "os.abort"}
 # a function that uses one of these may reach any name
 LOOKS_UP_NAMES = frozenset({"globals", "locals", "vars", "eval", "exec"})
 # values that cannot be called: an assignment of one defines no function
@@ -134,15 +138,15 @@ def _chosen(
         return found or _first_defining(pieces), pieces, "fence" if found else "text"
     if found := _last_complete(fenced, entry_point):
         return found, fenced, "fence"
-    as_text = [_as_body(prompt, t, entry_point, budget) for t in texts]
-    if found := next((code for code, returns in as_text if returns), None):
-        return found, fenced, "body"
+    as_text, returns = _as_body(prompt, texts, entry_point, budget)
+    if as_text and returns:
+        return as_text, fenced, "body"
     loose: list[_Piece] = []
     for more in (*(_pieces(t, budget) for t in texts), _indented(text, budget)):
         loose += more
         if found := _last_complete(more, entry_point):
             return found, fenced + loose, "text"
-    as_block = [_as_body(prompt, block, entry_point, budget) for block in reversed(blocks)]
+    as_block = [_as_body(prompt, [block], entry_point, budget) for block in reversed(blocks)]
     if found := next((code for code, returns in as_block if returns), None):
         return found, fenced + loose, "body"
     for defines in (_assigns, _begins):
@@ -150,7 +154,7 @@ def _chosen(
             for piece in reversed(pieces):
                 if defines(_parse(piece.source).body, entry_point):
                     return piece.source, fenced + loose, how
-    found = next((code for code, _ in (*as_block, *as_text) if code), None)
+    found = next((code for code, _ in as_block if code), as_text)
     return found, fenced + loose, "body"
 
 
@@ -219,6 +223,9 @@ def _longest_prefix(lines: list[str], budget: _Budget, at_least: int = 1) -> int
 def _pieces(text: str, budget: _Budget) -> list[_Piece]:
     """The parts of a text that are Python: all of it, or each longest run that compiles."""
     text = textwrap.dedent(text).strip("\n")
+    if "\\_" in text and not _compiles(text):
+        in_part = TOP_LEVEL.sub(lambda found: _unescaped(found.group(), budget), text)
+        text = next(filter(_compiles, (in_part, text.replace("\\_", "_"))), in_part)
     if _compiles(text):
         return [_Piece(text)]
     lines, pieces, i = text.split("\n"), [], 0
@@ -229,6 +236,15 @@ def _pieces(text: str, budget: _Budget) -> list[_Piece]:
             pieces.append(_Piece("\n".join(lines[i : i + n]), CONTINUES.match(after) is not None))
         i += max(n, 1)
     return pieces
+
+
+def _unescaped(source: str, budget: _Budget) -> str:
+    """A top-level statement without Markdown's escape of underscores, if more of it compiles so."""
+    plain = source.replace("\\_", "_")
+    if plain == source:
+        return source
+    read, of_plain = (_longest_prefix(s.split("\n"), budget) for s in (source, plain))
+    return plain if of_plain > read else source
 
 
 def _indented(text: str, budget: _Budget) -> list[_Piece]:
@@ -308,19 +324,21 @@ def _is_placeholder(node: ast.stmt) -> bool:
     return constant or isinstance(node, (ast.Pass, ast.Import, ast.ImportFrom))
 
 
-def _as_body(prompt: str, text: str, name: str, budget: _Budget) -> tuple[str | None, bool]:
+def _as_body(prompt: str, texts: list[str], name: str, budget: _Budget) -> tuple[str | None, bool]:
     """(prompt + text, read as the body of the prompt's function, whether that returns anything).
 
-    The code is None where it is no program. The first line of the text, or all of them, may have
-    lost the indentation.
+    The longest body of those that return counts. The code is None where it is no program. The first
+    line of a text, or all of them, may have lost the indentation, or underscores be escaped.
     """
     if not prompt:
         return None, False
     head = prompt.rstrip("\n ").split("\n")
-    text = text.strip("\n").rstrip()
-    readings = (text, textwrap.indent(textwrap.dedent(text), "    "), "    " + text.lstrip())
-    best: list[str] = []
-    best_returns = False
+    readings: list[str] = []
+    for text in (t.strip("\n").rstrip() for t in texts):
+        for reading in (text, text.replace("\\_", "_")):
+            dedented = textwrap.indent(textwrap.dedent(reading), "    ")
+            readings += [reading, dedented, "    " + reading.lstrip()]
+    best, best_end, best_returns = None, 0, False
     for reading in dict.fromkeys(readings):
         lines = head + reading.split("\n")
         lines = lines[: _longest_prefix(lines, budget, at_least=len(head) + 1)]
@@ -331,10 +349,10 @@ def _as_body(prompt: str, text: str, name: str, budget: _Budget) -> tuple[str | 
         ]
         if not named or named[-1].lineno > len(head) or _is_stub(named[-1]):
             continue
-        returns = _returns(named[-1].body)
-        if (returns, len(lines)) > (best_returns, len(best)):
-            best, best_returns = lines, returns
-    return ("\n".join(best) if best else None), best_returns
+        returns, end = _returns(named[-1].body), named[-1].end_lineno
+        if (returns, end) > (best_returns, best_end):
+            best, best_end, best_returns = "\n".join(lines), end, returns
+    return best, best_returns
 
 
 def _returns(body: Iterable[ast.AST]) -> bool:
@@ -354,9 +372,10 @@ def _returns(body: Iterable[ast.AST]) -> bool:
 
 def _units(source: str) -> list[_Unit]:
     """The top-level statements of a source that compiles, without the comments between them."""
-    lines = source.split("\n")
+    lines, tree = source.split("\n"), _parse(source)
+    imported = _imported(tree)
     groups: list[tuple[int, int, list[ast.stmt]]] = []  # first line, last line, statements
-    for node in _parse(source).body:
+    for node in tree.body:
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
         if groups and first <= groups[-1][1]:  # a; b on one line
             start, end, nodes = groups.pop()
@@ -368,12 +387,13 @@ def _units(source: str) -> list[_Unit]:
         names = names_of(ast.Module(nodes, []))
         # a backslash continues a statement with an empty line; elsewhere another line may follow
         text = "\n".join(lines[first - 1 : last]).rstrip("\\")
-        kind = _kind(nodes[0]) if len(nodes) == 1 else "other"
+        ends = any(_exits(node, imported) for node in nodes)
+        kind = _kind(nodes[0], ends) if len(nodes) == 1 else "exit" if ends else "other"
         units.append(_Unit(text, names.binds, names.uses, kind))
     return units
 
 
-def _kind(node: ast.stmt) -> str:
+def _kind(node: ast.stmt, ends: bool) -> str:
     if isinstance(node, (ast.Import, ast.ImportFrom)):
         return "import"
     if isinstance(node, DEFINITIONS):
@@ -385,19 +405,36 @@ def _kind(node: ast.stmt) -> str:
         return "assign"
     if isinstance(node, ast.Assert):
         return "assert"
-    return "exit" if _exits(node) else "other"
+    return "exit" if ends else "other"
 
 
-def _exits(node: ast.stmt) -> bool:
+def _imported(tree: ast.Module) -> dict[str, str]:
+    """name -> "module" or "module.name", of the imports at the top level."""
+    imported = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            imported |= {a.asname or a.name: a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for a in node.names:
+                known = ENDS if a.name == "*" else {f"{node.module}.{a.name}"}
+                of_module = (name for name in known if name.startswith(f"{node.module}."))
+                imported |= {a.asname or name.rpartition(".")[2]: name for name in of_module}
+    return imported
+
+
+def _exits(node: ast.stmt, imported: dict[str, str]) -> bool:
     """Whether a statement may end the program: sys.exit(), os._exit(), raise SystemExit."""
     todo: list[ast.AST] = [node]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Raise) and node.exc is not None:
-            if any(isinstance(n, ast.Name) and n.id == "SystemExit" for n in ast.walk(node.exc)):
+            if "SystemExit" in ast.unparse(node.exc):
                 return True
+        if isinstance(node, ast.Name) and imported.get(node.id) in ENDS:
+            return True
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if (node.value.id, node.attr) in ENDS:
+            module = imported.get(node.value.id, node.value.id)
+            if f"{module}.{node.attr}" in ENDS:
                 return True
         if not isinstance(node, (*DEFINITIONS, ast.Lambda)):
             todo += ast.iter_child_nodes(node)

@@ -69,7 +69,7 @@ def test_no_test_problem_among_the_training_ones(task):
     """Neither the question nor its key: its numbers, or its constant and function name."""
 
     def question(problem) -> list:
-        return [problem.row.get(k) for k in ("question", "prompt", "text", "Question")]
+        return [problem.row.get(k) for k in ("question", "prompt", "text", "Question", "line")]
 
     asked = make_benchmarks.test_problems(task)
     keys = {p.key for p in asked}

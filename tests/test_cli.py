@@ -382,7 +382,7 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
             "--model_alias llada --task gsmk",
             [
                 "--task 'gsmk' is not known; did you mean 'gsm8k'?; "
-                "there are: humaneval, mbpp, gsm8k, truthfulqa"
+                "there are: humaneval, mbpp, gsm8k, truthfulqa, lines"
             ],
         ),
         (
@@ -732,7 +732,10 @@ def test_malformed_data(run, mini, tmp_path, lines, fragment):
         (["{oops"], ["line 1: not JSON", "no text for 3 of 3 documents, doc_id 0, 1, 2"]),
         (
             [{"doc_id": 0, "text": "a"}, {"doc_id": 0, "text": "b"}, {"doc_id": 1, "text": ""}],
-            ["line 2: doc_id 0 was already on line 1", "no text for 1 of 3 documents, doc_id 2"],
+            [
+                "line 2: document 0 has more than one answer (lines 1 and 2)",
+                "no text for 1 of 3 documents, doc_id 2",
+            ],
         ),
         ([{"doc_id": 3, "text": "a"}], ["line 1: doc_id 3 is not one of 0 to 2"]),
         (

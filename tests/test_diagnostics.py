@@ -127,6 +127,23 @@ def test_lm_evals_samples_and_human_evals_completions_are_read(tmp_path):
     assert read_predictions(path, 1, None, [11]) == {0: "s"}
     with pytest.raises(BadDataError, match="line 1: task_id 11 is none of the benchmark's"):
         read_predictions(path, 1, None, [12])
-    rows = [{"doc_id": 0, "resps": [[text]], "filter": "none"} for text in "ab"]
-    with pytest.raises(BadDataError, match="doc_id 0 was already on line 1"):
-        read_predictions(lines(tmp_path / "twice.jsonl", rows), 1, None)
+
+
+@pytest.mark.parametrize(
+    "rows, at",
+    [
+        ([{"doc_id": 0, "resps": [[t]], "filter": f} for t in "ab" for f in "xy"], ["0 2 3"]),
+        (
+            [{"task_id": f"HumanEval/{i}", "completion": t} for i in (0, 1) for t in "abc"],
+            ["0 1 2", "1 4 5"],
+        ),
+    ],
+)
+def test_several_answers_to_a_document_are_refused_by_their_lines(tmp_path, rows, at):
+    with pytest.raises(BadDataError) as error:
+        read_predictions(lines(tmp_path / "twice.jsonl", rows), 2, 1)
+    assert [problem.partition(": ")[2] for problem in error.value.problems] == [
+        f"document {doc_id} has more than one answer (lines {first} and {second}); "
+        "pass@k is not computed here, keep one per document"
+        for doc_id, first, second in map(str.split, at)
+    ]

@@ -1,12 +1,14 @@
 """How answers are read: the program in an answer, names that tests ask for, short answers."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from sandbox import judge_many
+from sandbox.names import without_warnings
 from tasks import humaneval, mbpp
 from tasks.data import load_data
 from tasks.evalplus import MAX_LINES, evalplus, verbatim
@@ -23,6 +25,7 @@ QUADRATIC_S = 20  # linear readers take under 2 s of processor time here, quadra
 
 FENCE = "```"
 GOOD = "def f(xs):\n    return sum(xs)\n"
+EARLY = "def f(xs):\n    if not xs:\n        return 0\n"
 BAD = "def f(xs):\n    return len(xs)\n"
 PROMPT = (
     "from typing import List\n\n\ndef helper(x):\n    return 2 * x\n\n\n"
@@ -165,6 +168,43 @@ ANSWERS = {
     "fence glued to the code": (GOOD.rstrip() + FENCE, "text"),
     "fence glued to the code, then prose": (GOOD.rstrip() + f"{FENCE}\nIt adds them up.", "text"),
     "fence glued to a body": ("    t = sum(xs)\n    return t" + FENCE, "body"),
+    "fence glued to a body that may return early": (
+        "    if not xs:\n        return 0\n    t = sum(xs)\n    return t" + FENCE,
+        "body",
+    ),
+    "fence glued to a function that may return early, then prose": (
+        f"def f(xs):\n    if not xs:\n        return 0\n    return sum(xs){FENCE}\nThat is all.",
+        "text",
+    ),
+    "a body, then a fence with an example": (
+        f"    if xs:\n        return sum(xs)\n    return 0\n{FENCE}\nprint(f(input()))\n",
+        "body",
+    ),
+    "end token in a string": (
+        GOOD.replace("    r", "    t = 'a <|endoftext|> b'.split(\"<|im_end|>\")\n    r"),
+        "text",
+    ),
+    "end token behind an apostrophe": (GOOD + "It's done.<|im_end|>I'm 'f' <|im_end|>", "text"),
+    "end of a thought in a comment": (
+        GOOD.replace("    r", "    # strip up to </think> here\n    r"),
+        "text",
+    ),
+    "end of a thought in a comment of a body": (
+        "    t = sum(xs)  # up to </think> here\n    return t\n",
+        "body",
+    ),
+    "end of a thought in a string": (
+        fenced(GOOD.replace("    r", "    t = 'a </think> b'\n    r")),
+        "fence",
+    ),
+    "end of a thought in a docstring": (
+        GOOD.replace("    r", '    """The text\n    up to </think> is left out.\n    """\n    r'),
+        "text",
+    ),
+    "thought that the prompt began, ended by a sentence": (
+        f"It's simple:\n\n{fenced(BAD)}So that's it. </think>\n\n{GOOD}",
+        "text",
+    ),
     "indented without a fence": (
         "Here it is:\n\n    import math\n\n    def f(xs):\n"
         "        return int(math.fsum(xs))\n\nDone.",
@@ -185,6 +225,26 @@ ANSWERS = {
         "fence",
     ),
     "raises SystemExit": (fenced(GOOD + "\nraise SystemExit\n"), "fence"),
+    "raises SystemExit of a module": (
+        fenced("import builtins\n" + GOOD + "\nraise builtins.SystemExit(0)\n"),
+        "fence",
+    ),
+    "ends itself by an imported name": (
+        fenced("from os import _exit\n" + GOOD + "\n_exit(0)\n"),
+        "fence",
+    ),
+    "ends itself by every name of a module": (
+        fenced("from os import *\n" + GOOD + "\n_exit(0)\n"),
+        "fence",
+    ),
+    "ends itself by another name of the module": (
+        fenced("import sys as s\n" + GOOD + "\nif True:\n    s.exit(0)\n"),
+        "fence",
+    ),
+    "ends itself on one line": (
+        fenced("import os\n" + GOOD + "\nfrom os import _exit as e; e(0)\n"),
+        "fence",
+    ),
     "marks inside the program": (
         GOOD.replace(
             "    r", "    # [BEGIN]\n    a = '[DONE]'\n    b = \"[BEGIN] 'x'\"  # [DONE]\n    r"
@@ -193,10 +253,62 @@ ANSWERS = {
     ),
     "opencompass, closing quote missing": ("[BEGIN]\n '" + GOOD + " \n[DONE]", "text"),
     "opencompass, opening quote missing": ("[BEGIN]\n " + GOOD.rstrip() + "' \n[DONE]", "text"),
+    "opencompass, closing quote missing behind a string": (
+        f"[BEGIN]\n '{EARLY}    return sum(xs) if xs else 'none'\n[DONE]",
+        "text",
+    ),
+    "opencompass, closing quote behind a string": (
+        f"[BEGIN]\n '{EARLY}    return sum(xs) if xs else 'none''\n[DONE]",
+        "text",
+    ),
+    "opencompass, both quotes, an apostrophe in a string": (
+        f"[BEGIN]\n '{EARLY}    return sum(xs) if xs else \"it's\"'\n[DONE]",
+        "text",
+    ),
+    "opencompass, opening quote missing, an apostrophe in a string": (
+        f"[BEGIN]\n {EARLY}    return sum(xs) if xs else \"it's\"'\n[DONE]",
+        "text",
+    ),
     "opencompass without brackets": ("BEGIN\n '" + GOOD + "' \nDONE", "text"),
     "opencompass, half a bracket": ("[BEGIN]\n '" + GOOD + "' \nDONE]", "text"),
     "opencompass, cut": ("[BEGIN]\n '" + GOOD, "text"),
     "escaped underscores": (fenced("def f(my\\_list):\n    return sum(my\\_list)\n"), "fence"),
+    "escaped underscores in one of two functions": (
+        fenced(
+            "def g(xs):\n    if not xs:\n        return 0\n"
+            "    my\\_sum = sum(xs)\n    return my\\_sum\n"
+            "def f(xs):\n    return g(xs)\n"
+        ),
+        "fence",
+    ),
+    "escaped underscores below a clean part": (
+        "Here:\n\ndef f(xs):\n    t = 0\n"
+        "    my\\_sum = sum(xs)\n    return t + my\\_sum\n\nIt adds.",
+        "text",
+    ),
+    "escaped underscores in a body": (
+        "    if not xs:\n        return 0\n    my\\_sum = sum(xs)\n    return my\\_sum\n",
+        "body",
+    ),
+    "escaped underscores above a comment at the margin": (
+        fenced("def f(xs):\n    my\\_sum = sum(xs)\n# my\\_sum\n    return my\\_sum\n"),
+        "fence",
+    ),
+    "escaped underscores around a text at the margin": (
+        fenced("def f(xs):\n    my\\_text = '''\na text\n'''\n    return sum(xs)\n"),
+        "fence",
+    ),
+    "escaped underscores of a decorator": (
+        fenced("def my\\_d(g):\n    return lambda xs: g(xs) + 1\n@my\\_d\n" + BAD),
+        "fence",
+    ),
+    "a backslash in a string beside escaped underscores": (
+        fenced(
+            "def g(xs):\n    my\\_xs = xs\n    return my\\_xs\n"
+            "def f(xs):\n    return sum(g(xs)) if r'\\_' != '_' else 0\n"
+        ),
+        "fence",
+    ),
     "two statements on a line": (
         fenced("a = 1; b = 2\n" + GOOD.replace("sum(xs)", "sum(xs) * a")),
         "fence",
@@ -228,6 +340,7 @@ def test_it_is_found_without_a_prompt_too(name):
         (GOOD + "<|im_end|>junk", "end token <|im_end|>"),
         (f"Sure!\n{fenced(GOOD)}", "text outside the program"),
         (f"{fenced(GOOD)}Bye.<|endoftext|>", "end token <|endoftext|>; text outside the program"),
+        (fenced(GOOD.replace("xs", "my\\_xs")), ""),
         ("", "empty answer"),
         ("<|im_end|>" + GOOD, "end token <|im_end|>; empty answer"),
     ],
@@ -309,6 +422,12 @@ LONG = {
     "quotations": "> x\n" * (N // 4),
     "sessions": ">>> x\n" * (N // 6),
     "prose": "for the sake of it\n" * (N // 19),
+    "escapes": "x\\_ = '\\_\n" * (N // 9),
+    "escaped functions": GOOD.replace("xs", "my\\_xs") * (N // 50),
+    "escaped decorators": "@d\\_\n" * (N // 5),
+    "escaped quotes": '\\"' * (N // 2),
+    "ends of thoughts": " </think>" * (N // 9),
+    "quoted end tokens": "'<|im_end|>'" * (N // 12),
 }
 
 
@@ -439,6 +558,18 @@ def test_a_stub_that_raises_not_implemented_is_no_answer():
         ("It is -$5.", "-5"),
         ("0.50", "0.5"),
         ("1,2,3", "3"),
+        ("The cost is 64 dollars for 16 glasses.", "64"),
+        ("The total is 160 minutes, i.e. 2 hours 40 minutes.", "160"),
+        ("He needs 5 of 8.\nSo his total cost was $1,064.50 for 16 glasses! Good.", "1064.5"),
+        ("The answer is 2 hours 40 minutes, i.e. 160 minutes.", "2"),
+        ("The total is 12 for the first and 15 for the second, which gives 27.", "27"),
+        ("The sum is 5 + 3 = 8.", "8"),
+        ("The price is 4 dollars each for 16.", "16"),
+        ("The total is 20 dollars. Then 5 are left.", "5"),
+        ("The answer is not 12 but 366.", "366"),
+        ("It is not 12.5 eggs, but 366.", "366"),
+        ("It is 366, NOT 12.", "366"),
+        ("It is not 12.", "12"),
         ("None", None),
     ],
 )
@@ -448,7 +579,9 @@ def test_a_number_is_read_as_a_careful_reader_does(text, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "piece", ["1", "1 ", "1,", "-", "####", "answer ", "Q:\n", "\\boxed{", "{}", "answer: 1.", " "]
+    "piece",
+    ["1", "1 ", "1,", "-", "####", "answer ", "Q:\n", "\\boxed{", "{}", "answer: 1.", " "]
+    + ["not ", "not 1", "total is ", "total is 1", "'", '\\"', " </think>", "# ", "'<|im_end|>'"],
 )
 def test_the_number_of_five_megabytes_is_read_in_linear_time(piece):
     start = time.process_time()
@@ -592,6 +725,16 @@ def test_evalplus_rule_takes_linear_time(name):
     start = time.process_time()
     evalplus({"prompt": STUB, "entry_point": "f"}, LONG_FOR_EVALPLUS[name])
     assert time.process_time() - start < QUADRATIC_S
+
+
+def test_evalplus_rule_shares_the_filters_of_warnings():
+    """Threads that catch warnings at the same time leave each other's filters behind."""
+    reader = threading.Thread(target=evalplus, args=({"prompt": STUB, "entry_point": "f"}, GOOD))
+    with without_warnings():
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive()  # it waits for its turn
+    reader.join()
 
 
 def test_verbatim_is_the_answer_up_to_a_fence(benchmarks):

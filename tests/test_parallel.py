@@ -429,6 +429,17 @@ def test_a_memory_is_of_the_open_positions_and_of_the_block(models):
     assert seen == [(4, None), (2, [0, 1])] * 2 and done.committed_at == (1, 1, 0, 0, 3, 3, 2, 2)
 
 
+def test_a_field_that_was_not_asked_for_is_named(models):
+    """It was None, and the error that of whatever was done with it."""
+    bad = Algorithm(lambda v: top_k(v.confidence, v.masked, v.quota), ("llada",), "adaptive")
+    ALGORITHMS["bad"] = bad
+    try:
+        with pytest.raises(AttributeError, match="name it in `reads`"):
+            decode(models["llada"], [[5]], config("bad"), [0])
+    finally:
+        del ALGORITHMS["bad"]
+
+
 def test_the_readme_example_is_an_algorithm(models):
     """The code runs as it stands there: an import, one function and one entry, nothing else."""
     blocks = re.findall(

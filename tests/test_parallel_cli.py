@@ -103,19 +103,19 @@ def test_a_cache_shows_in_the_result(run, mini, tmp_path):
 def test_adaptive_algorithms_have_blocks_for_dream_too(run):
     out = run("--model_alias dream --task gsm8k --alg threshold --dry_run")[1]
     assert (
-        "schedule: threshold decides, in 8 block(s) of 32: at least 1 tokens per step, "
+        "schedule: threshold decides, in 8 blocks of 32: at least 1 tokens per step, "
         "at most 256 forward passes" in out
     )
     out = run(
         "--model_alias dream --task gsm8k --alg maskgit_plus --block_length 64 --tokens_per_step 3 "
         "--dry_run"
     )[1]
-    assert "88 steps in 4 block(s) of 64" in out
+    assert "88 steps in 4 blocks of 64" in out
     out = run(
         "--model_alias dream --task gsm8k --alg klass --gen_length 24 --kl_history 3 --dry_run"
     )[1]
     assert (
-        "in 1 block(s) of 24" in out
+        "in 1 block of 24" in out
         and "'kl_history': 3}" in out
         and "override: kl_history 3 (protocol uniform: 2)" in out
     )

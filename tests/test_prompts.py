@@ -34,7 +34,7 @@ CELLS = [
     for name in PROTOCOLS
     for alias, entry in MODEL_DEFAULTS.items()
     for task in TASKS
-    if name == "uniform" or name in entry
+    if name == "uniform" or task in entry.get(name, ())
 ]
 
 HUMANEVAL = {
@@ -61,6 +61,14 @@ QUESTION = {
     "Incorrect Answers": "Yes; Only at night",
     "Source": "own",
 }
+LINE = {
+    "kind": "insert",
+    "line": "Ada, Ben, Cleo, Dan",
+    "name": "Eve",
+    "place": 0,
+    "request": "Insert Eve anywhere in the line.",
+    "answer": "Ada, Ben, Eve, Cleo, Dan",
+}
 
 
 def write_data(folder: Path) -> Path:
@@ -83,12 +91,14 @@ def write_data(folder: Path) -> Path:
         writer = csv.DictWriter(file, QUESTION)
         writer.writeheader()
         writer.writerow(QUESTION)
+    write_lines(folder / "lines.jsonl", [LINE])
     counts = {
         "HumanEval.jsonl.gz": 1,
         "mbpp.jsonl": 4,
         "gsm8k/train.jsonl": 8,
         "gsm8k/test.jsonl": 1,
         "TruthfulQA.csv": 1,
+        "lines.jsonl": 1,
     }
     (folder / "manifest.json").write_text(json.dumps({"name": "prompts", "counts": counts}))
     return folder

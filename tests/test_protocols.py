@@ -19,7 +19,7 @@ CELLS = [
     for name in PROTOCOLS
     for alias in MODEL_DEFAULTS
     for task in TASKS
-    if name == "uniform" or alias not in TINY
+    if name == "uniform" or task in MODEL_DEFAULTS[alias].get(name, ())
 ]
 
 
@@ -44,7 +44,8 @@ def test_every_cell_names_a_form_of_its_task(name, alias, task):
 
 
 @pytest.mark.parametrize(
-    "task, canvas", [("humaneval", 512), ("mbpp", 512), ("gsm8k", 256), ("truthfulqa", 128)]
+    "task, canvas",
+    [("humaneval", 512), ("mbpp", 512), ("gsm8k", 256), ("truthfulqa", 128), ("lines", 64)],
 )
 def test_uniform_asks_every_model_the_same(task, canvas):
     cells = [cell("uniform", alias, task) for alias in MODEL_DEFAULTS if alias not in TINY]
@@ -75,8 +76,11 @@ def test_the_embedded_checkpoints_have_one_small_canvas_and_no_published_score(a
         ("llada1.5", "humaneval", (False, True)),
         ("llada1.5", "mbpp", (False, True)),
         ("llada1.5", "truthfulqa", (False, True)),
-        *(("dream", task, (False, False)) for task in TASKS),
-        *(("diffucoder", task, (False, False)) for task in TASKS),
+        *(
+            (a, t, (False, False))
+            for n, a, t in CELLS
+            if n == "official" and "dream" in MODEL_DEFAULTS[a]["family"]
+        ),
     ],
 )
 def test_end_token_flags_are_the_authors_in_both_protocols(alias, task, flags):

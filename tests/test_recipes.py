@@ -76,6 +76,8 @@ def checkout(tmp_path_factory) -> Path:
                 path.write_text(f"{source[:at]}\n{block}\n{source[at:]}")
             else:
                 path.write_text(f"{source}\n\n{block}")
+    text = (ROOT / "README.md").read_text()
+    assert "`from tasks import riddles`" in text and '`"riddles": riddles.SPEC,`' in text
     source = (root / "eval.py").read_text()
     at = source.index("from tasks import ")
     source = f"{source[:at]}from tasks import riddles\n{source[at:]}"

@@ -165,10 +165,13 @@ def test_each_number_of_tokens_per_step_has_its_own_published_score(tmp_path):
         "-",
         "66.5",
     ]
-    [bare] = [note for note in table.notes if note.startswith("No published score for")]
-    assert bare.startswith(
-        "No published score for llada gsm8k, leftright at K = 1, low_confidence at K = 3: "
-    )
+    bare = [note for note in table.notes if note.startswith("No published score for")]
+    assert bare == [
+        "No published score for llada gsm8k, leftright at K = 1: not compared with the published "
+        "score: the run differs from the protocol in algorithm.",
+        "No published score for llada gsm8k, low_confidence at K = 3: no score is published for "
+        "3 tokens per step.",
+    ]
 
 
 def test_another_data_set_carries_its_name_everywhere(tmp_path):

@@ -522,7 +522,7 @@ def test_a_program_that_cannot_be_judged_is_an_error_of_its_sample(
         ("error", problem),
         ("ok", None),
     ]
-    assert (found["n_failed"], found["samples"][1]["metrics"]) == (1, {})
+    assert found["n_failed"] == 1 and "metrics" not in found["samples"][1]
     scores = found["score_on_completed"]
     assert {e["value"] for e in scores.values()} == {0.5} and {e["n"] for e in scores.values()} == {
         2

@@ -7,13 +7,16 @@ import ast
 import gzip
 import json
 import random
+import re
 import socket
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+import eval as command
 from experiment.lmeval import scorer
 from sandbox import judge_many
 from tasks import (
@@ -31,7 +34,7 @@ from tasks.base import installed_config
 from tasks.code import add_strict, opencompass, use_extraction
 from tasks.installed import spec_of
 from tasks.programs import called_names
-from utils import GSM8K_NUMBER, humaneval_program, mbpp_program
+from utils import GSM8K_NUMBER, UsageError, humaneval_program, mbpp_program
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape")  # in MBPP's own code
 SPECS = {m.SPEC.name: m.SPEC for m in (humaneval, mbpp, gsm8k, truthfulqa)}
@@ -264,6 +267,22 @@ def test_an_official_score_is_by_the_authors_extraction(mini):
         assert (sample[key], sample["pass@1_ours"]) == (value, 1.0)
         (verdict,) = sample["filtered_resps"]
         assert verdict["how"] == "opencompass" and verdict["ours"]["passed"]
+
+
+def test_an_official_run_is_scored_by_the_authors_extraction(mini, tmp_path):
+    """With our extraction's score beside it; a uniform run has ours alone."""
+    rows = [json.dumps({"doc_id": i, "text": "    return 2 * x\n"}) for i in (0, 1)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
+    words = f"--model_alias llada --task humaneval --data_dir {mini} --output_dir {tmp_path}"
+    for protocol in ("official", "uniform"):
+        more = f" --predictions {tmp_path}/texts.jsonl --protocol {protocol} --overwrite"
+        assert command.main((words + more).split()) == 0
+    found = {}
+    for path in tmp_path.glob("llada_humaneval_*.json"):
+        result = json.loads(path.read_text())
+        found[result["protocol"]["name"]] = {k: v["value"] for k, v in result["metrics"].items()}
+    ours = "pass@1_ours,create_test"
+    assert found == {"official": {PASS: 0.0, ours: 1.0}, "uniform": {PASS: 1.0}}
 
 
 @pytest.mark.parametrize("form", mbpp.FORMS)
@@ -531,18 +550,27 @@ def test_the_original_files_are_complete(benchmarks, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, solution", [("humaneval", "canonical_solution"), ("mbpp", "code")])
 def test_every_canonical_solution_passes(benchmarks, name, solution):
-    """Bare, and wrapped in prose and a fence; where both give the same program it runs once."""
+    """Bare, and as models wrap and spoil them; what gives the program of the bare one runs once."""
     spec = SPECS[name]
     metrics, bare = evaluate(build_task(spec, benchmarks, "chat"), lambda doc: doc[solution])
     assert metrics[PASS] == 1.0 and len(bare) == spec.n_docs
     programs = []
     for sample in bare:
         doc, candidate = sample["doc"], sample["filtered_resps"][0]["candidate"]
-        found = extract_as(name, doc, wrapped(doc.get("prompt", "") + doc[solution]))
-        assert found.how == "fence"
-        if ast.dump(ast.parse(found.code)) != ast.dump(ast.parse(candidate)):
-            tests_of = {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of
-            programs.append((found.code, tests_of(doc)))
+        code, whole = doc[solution], doc.get("prompt", "") + doc[solution]
+        answers = [
+            wrapped(whole),
+            wrapped(whole.replace("_", "\\_")),
+            f"{code.rstrip()}{FENCE}\n\nThat's all.",
+            f"Let me think, it's easy. </think>\n{whole}",
+            f"[BEGIN]\n '{whole.strip()}\n[DONE]",
+        ]
+        found = [extract_as(name, doc, answer) for answer in answers]
+        assert found[0].how == "fence"
+        tests = {"humaneval": humaneval, "mbpp": mbpp}[name].tests_of(doc)
+        for code in {f.code for f in found}:
+            if ast.dump(ast.parse(code)) != ast.dump(ast.parse(candidate)):
+                programs.append((code, tests))
     assert all(v.passed for v in judge_many(programs))
 
 
@@ -781,3 +809,16 @@ def test_nothing_asks_the_hub_for_metrics(mini):
     evaluate(build_task(mbpp.SPEC, mini, "lm_eval"), lambda doc: doc["code"], chat=False)
     evaluate(build_task(humaneval.SPEC, mini, "lm_eval"), lambda doc: "", chat=False)
     assert not {"lm_eval.tasks.humaneval.utils", "lm_eval.tasks.mbpp.utils"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"headline": "exact_math,none"}, "no headline 'exact_math,none'; there are: exact_match,"),
+        ({"build": lambda data, form: data.splits["tset"]}, "no lm-eval task: KeyError: 'tset'"),
+    ],
+)
+def test_a_benchmark_that_is_wrong_in_itself_is_named(tmp_path, change, problem):
+    spec = replace(gsm8k.SPEC, **change)
+    with pytest.raises(UsageError, match=re.escape(problem)):
+        build_task(spec, Path(__file__).parent.parent / "assets" / "benchmarks", spec.default_form)

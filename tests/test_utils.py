@@ -54,28 +54,26 @@ def test_wilson_interval(k, n, low, high):
 
 
 def test_estimate_of_a_proportion():
-    e = estimate([1, 0, 1, 1], proportion=True)
+    e = estimate([1, 0, 1, 1])
     assert (e.value, e.n) == (0.75, 4)
     assert e.stderr == pytest.approx(0.25)  # sample standard deviation 0.5 over 2
     assert (e.low, e.high) == pytest.approx(wilson(3, 4))
 
 
 def test_estimate_of_other_values_is_normal():
-    e = estimate([1.0, 2.0, 3.0], proportion=False)
+    e = estimate([1.0, 2.0, 3.0])
     half = 1.959963984540054 / math.sqrt(3)
     assert (e.value, e.low, e.high) == pytest.approx((2.0, 2 - half, 2 + half))
 
 
 def test_one_value_has_no_error():
-    e = estimate([7.0], proportion=False)
+    e = estimate([7.0])
     assert (e.value, e.stderr, e.low, e.high, e.n) == (7.0, None, None, None, 1)
 
 
 def test_estimate_refuses_nonsense():
     with pytest.raises(ValueError, match="no values"):
-        estimate([], proportion=True)
-    with pytest.raises(ValueError, match="other than 0 and 1"):
-        estimate([0.5], proportion=True)
+        estimate([])
 
 
 def test_percentile_interpolates():
