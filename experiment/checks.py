@@ -12,7 +12,7 @@ from typing import Any
 import sandbox
 from experiment.arguments import Models
 from experiment.config import RunConfig
-from experiment.identity import forget, identified, rows_identity
+from experiment.identity import forget, identified, is_known, rows_identity
 from experiment.predictions import read_predictions
 from experiment.resolve import Job
 from experiment.result import load_result
@@ -82,7 +82,10 @@ def check_inputs(
         except BadDataError as error:
             errors.append(error)
     forget()
-    return identified(replace(job, notes=tuple(notes))), texts, errors
+    job = identified(replace(job, notes=tuple(notes)))
+    if not errors and not is_known(job):
+        errors.append(BadDataError("an input changed while it was checked; start again"))
+    return job, texts, errors
 
 
 def _hub_data(spec: TaskSpec) -> Data:

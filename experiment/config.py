@@ -25,8 +25,7 @@ EVALUATED = "what is evaluated"
 STRICT = Option(
     False,
     "Run each program that passes a second time with its tests out of its reach, and report "
-    "pass@1_strict too. A "
-    "finished result is judged again without decoding.",
+    "pass@1_strict too. A finished result is judged again without decoding.",
     switch=True,
     group=RUNNING,
 )
@@ -77,8 +76,7 @@ class RunConfig:
     system: str | None = option(
         MISSING,
         "System prompt. Without it the chat template may insert one of its own. With "
-        "--no_chat_template it precedes "
-        "the prompt as it is.",
+        "--no_chat_template it precedes the prompt as it is.",
         type=str,
         metavar="TEXT",
         protocol=True,
@@ -102,9 +100,8 @@ class RunConfig:
     compile: bool = option(
         False,
         "Compile the model's layers with torch.compile. It is faster on a GPU and changes the "
-        "rounding, so tokens may "
-        "change: the result belongs to another configuration. Where it does not work, the run "
-        "goes on without it.",
+        "rounding, so tokens may change: the result belongs to another configuration. Where it "
+        "does not work, the run goes on without it.",
         switch=True,
         group=PRECISION,
     )
@@ -215,10 +212,9 @@ class Settings:
     predictions: Path | None = option(
         None,
         'Score texts that were made elsewhere instead of generating: one line {"doc_id": n, '
-        '"text": "..."} for each '
-        "document, n counting from 0 in the benchmark's order, or a result file. Texts are cut "
-        "at the task's stop "
-        "strings. No checkpoint is needed, and decoding flags have no effect.",
+        '"text": "..."} for each document, n counting from 0 in '
+        "the benchmark's order, or a result file. Texts are cut at the task's stop strings. No "
+        "checkpoint is needed, and decoding flags have no effect.",
         type=Path,
         metavar="FILE.jsonl",
         group=EVALUATED,
@@ -234,8 +230,7 @@ class Settings:
     batch_size: int | str | None = option(
         None,
         "Samples in flight at a time; auto takes as many as fit into free memory and help. At "
-        "float32 it changes no "
-        "token. Default: 1 on a GPU, 8 on a CPU.",
+        "float32 it changes no token. Default: 1 on a GPU, 8 on a CPU.",
         whole=True,
         low=1,
         words=("auto",),
@@ -251,42 +246,39 @@ class Settings:
     devices: str | None = option(
         None,
         "Share the samples among processes on this node, one for each device of a list such as "
-        "0,1,2,3 or cpu,cpu. "
-        "The result is that of one process. torchrun and accelerate launch do not need it.",
+        "0,1,2,3 or cpu,cpu. The result is that of one process. torchrun and accelerate launch do "
+        "not need it.",
         type=str,
         metavar="LIST",
         group=RUNNING,
     )
     cuda_graphs: bool = option(
         False,
-        "Replay forward passes of up to 1024 columns as CUDA graphs, which saves kernel "
-        "launches. Each graph is "
-        "compared with the plain path when it is captured; tokens stay the same.",
+        "Replay forward passes of up to 1024 columns as CUDA graphs, which saves kernel launches. "
+        "Each graph is compared with the plain path when it is captured; tokens stay the same.",
         switch=True,
         group=RUNNING,
     )
     unsafe_exec: str | None = option(
         None,
         "Run generated code also where it cannot be confined: fs accepts that it can read and "
-        "write your files, all "
-        "that it can do what you can do. Not needed where the sandbox works; the run prints what "
-        "it found.",
+        "write your files, all that it can do what you can do. Not needed where the sandbox works; "
+        "the run prints what it found.",
         choices=("fs", "all"),
         group=RUNNING,
     )
     no_exec: bool = option(
         False,
         "Run no generated code: the result keeps the programs and is not complete. Score it on "
-        "another machine with "
-        "--predictions RESULT.json, or here by the same command without --no_exec.",
+        "another machine with --predictions RESULT.json, or here by the same command without "
+        "--no_exec.",
         switch=True,
         group=RUNNING,
     )
     data_dir: Path | None = option(
         None,
         "Directory with the benchmarks' original files, to run without a network. Default: the "
-        "environment variable "
-        "DLLMEXP_DATA_DIR; without it, data comes from the hub.",
+        "environment variable DLLMEXP_DATA_DIR; without it, data comes from the hub.",
         type=Path,
         metavar="DIR",
         group=RUNNING,
@@ -304,8 +296,8 @@ class Settings:
     overwrite: bool = option(
         False,
         "Run again although a finished result is there, and replace it. Without it a finished "
-        "result of the same "
-        "configuration is printed and kept, and one of another configuration is an error.",
+        "result of the same configuration is printed and kept, and one of another configuration is "
+        "an error.",
         switch=True,
         group=OUTPUT,
     )

@@ -109,7 +109,7 @@ def build(data: Data, form_name: str):
     }
     form = FORMS[form_name]
     config |= {"doc_to_text": form.doc_to_text, "doc_to_target": form.doc_to_target}
-    return make_task(data, form_name, form, config)
+    return make_task(data, form, config)
 
 
 SPEC = TaskSpec(

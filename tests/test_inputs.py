@@ -81,6 +81,16 @@ def test_a_plan_hashes_nothing_and_reads_what_a_run_has_kept(run, words, monkeyp
     assert experiment.identified().result_id[:16] in run(words, "--dry_run")[1]
 
 
+def test_an_input_that_changes_while_it_is_checked_stops_the_run(run, words, monkeypatch, tmp_path):
+    monkeypatch.setattr(digests, "_add", lambda *_: None)
+    code, _, err = run(words)
+    assert (code, errors(err), results(tmp_path)) == (
+        4,
+        ["error: an input changed while it was checked; start again"],
+        [],
+    )
+
+
 def test_a_worker_loads_a_checkpoint_again_that_has_changed(llada):
     kept = KeptModel()
     first = kept.load(str(llada), "cpu", "float32")
