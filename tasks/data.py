@@ -94,7 +94,16 @@ def load_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> Data:
     """The benchmark's rows from local files, or from the hub. Raises DataError."""
     if spec.foreign:
         return spec.build(None, next(iter(spec.forms))).data
-    return _read_hub(spec) if data_dir is None else _read_local(spec, Path(data_dir))
+    if data_dir is None:
+        return _read_hub(spec)
+    try:
+        return _read_local(spec, Path(data_dir))
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> DataError:
+    return DataError([f"{error.filename} cannot be read: {error.strerror}"])
 
 
 def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
@@ -144,13 +153,15 @@ def name_of_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
 def _read_manifest(data_dir: Path) -> dict | None:
     """{"name": str, "counts": {file: rows}} of a set that is not the originals, or None."""
     path = data_dir / "manifest.json"
-    if not path.exists():
-        return None
     try:
         manifest = json.loads(file_bytes(path))
         name, counts = manifest["name"], manifest["counts"]
         good = isinstance(name, str) and name and all(isinstance(n, int) for n in counts.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise DataError(

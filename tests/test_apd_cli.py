@@ -1,6 +1,7 @@
 """APD on the command line: the verifier's checkpoint and identity, refused flags, the result."""
 
 import json
+import os
 import shlex
 
 import pytest
@@ -285,3 +286,7 @@ def test_traces_of_drafts_need_a_verifier(verifier, tmp_path, capsys):
     cases.write_text(json.dumps(plain))
     assert trace.main([*words, "--verifier_ckpt", str(verifier)]) == 2
     assert "no case drafts anything" in capsys.readouterr().err
+    cases.unlink()
+    os.mkfifo(cases)
+    assert trace.main(words) == 2
+    assert f"--cases {cases} cannot be read: not a regular file" in capsys.readouterr().err
