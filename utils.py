@@ -435,8 +435,17 @@ def nearest(value: str, allowed: Iterable[str]) -> str:
 
 
 def numbered(n: int, name: str) -> str:
-    """`1 experiment`, `2 experiments`."""
-    return f"{n} {name}{'s' * (n != 1)}"
+    """`1 experiment`, `2 experiments`; `2 passes`."""
+    ending = "es" if name.endswith("s") else "s"
+    return f"{n} {name}{ending * (n != 1)}"
+
+
+def parse_fault(error: Exception) -> str:
+    """Why a text cannot be parsed; Python's own words name its settings instead."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    digits = re.search(r"limit \((\d+) digits\)", str(error))
+    return f"an integer has more than {digits[1]} digits" if digits else str(error)
 
 
 def terminal_columns() -> int:

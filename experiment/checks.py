@@ -29,6 +29,7 @@ from utils import (
     OutputError,
     UsageError,
     differing_keys,
+    numbered,
     output_problem,
 )
 
@@ -246,10 +247,11 @@ def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
         _restore(store, job)
     if len(store):
         say(f"resuming: {len(store)} finished samples are in {store.directory}")
-    damage = {name: getattr(store.report, name) for name in ("torn", "corrupt", "foreign")}
-    if any(damage.values()):
-        counts = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
-        say(f"note: unusable lines in {store.directory}: {counts}; their samples are made again")
+    damage = [getattr(store.report, name) for name in ("torn", "corrupt", "foreign")]
+    if any(damage):
+        lines = numbered(sum(damage), "damaged line")
+        ignored = f"{lines} in {store.directory} {'is' if sum(damage) == 1 else 'are'} ignored"
+        say(f"note: {ignored}; samples that they held are generated again")
     return store, worker
 
 

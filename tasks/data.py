@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import BadDataError, file_bytes, file_sha256
+from utils import BadDataError, file_bytes, file_sha256, parse_fault
 
 if TYPE_CHECKING:
     from tasks.base import TaskSpec
@@ -221,7 +221,7 @@ def _json_rows(path: Path, source: Source) -> Iterator[tuple[int, dict | str]]:
                     doc = json.loads(text)
                     json.dumps(doc, ensure_ascii=False).encode()  # "\ud800" alone is no text
                 except (ValueError, RecursionError) as e:
-                    yield line, f"not JSON: {e}"
+                    yield line, f"not JSON: {parse_fault(e)}"
                 else:
                     yield line, doc if isinstance(doc, dict) else "not a JSON object"
 

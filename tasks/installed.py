@@ -92,8 +92,8 @@ def _problem(name: str, config: Mapping[str, Any]) -> str | None:
         return f"lm-eval's task {name} asks for {asks}; only generation tasks can be run"
     if config.get("unsafe_code"):  # loading alone asks the hub for a scorer and tries it out
         return (
-            f"lm-eval's task {name} runs generated code in this process; "
-            "--task humaneval and mbpp run it apart"
+            f"lm-eval's {name} runs generated code without a sandbox; "
+            f"use --task {'mbpp' if 'mbpp' in name else 'humaneval'}"
         )
     metrics = config.get("metric_list")
     if metrics and len(_other_scores(metrics)) == len(metrics):

@@ -120,7 +120,7 @@ def test_a_suite_knows_a_finished_result_with_a_verifier(run, mini, verifier):
 
 def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
     code, out, _ = run(mini, "--dry_run", "--verifier_ckpt", "not/here")
-    assert code == 0 and "known once its inputs have been read" in out
+    assert code == 0 and "unknown until the first run has read the inputs" in out
     fingerprint(verifier)
     out = run(mini, "--dry_run", "--verifier_ckpt", verifier)[1]
     assert "known once" not in out and "fingerprint" not in out

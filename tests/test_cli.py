@@ -652,7 +652,7 @@ def test_a_result_of_another_form_with_a_right_checksum_is_refused(change, tmp_p
     assert load_result(path)
     change(result)
     write()
-    with pytest.raises(BadDataError, match="is no whole result file .*delete it or move it away"):
+    with pytest.raises(BadDataError, match=r"is incomplete or damaged \(.*\)\. Delete it and run"):
         load_result(path)
 
 
@@ -748,6 +748,8 @@ def test_malformed_data(run, mini, tmp_path, lines, fragment):
         ([{"doc_id": 0, "text": 5}], ["line 1: field 'text': expected text, got 5"]),
         ([[1]], ["line 1: not an object"]),
         (['{"doc_id": 0, "text": "\\ud800"}'], ["line 1: field 'text' is not Unicode"]),
+        ([{"doc_id": 0, "text": "a"}, "9" * 5000], ["line 2: not JSON: an integer has more than"]),
+        (["[" * 10**5], ["line 1: not JSON: nested too deeply"]),
     ],
 )
 def test_bad_predictions(run, mini, tmp_path, rows, fragments):
@@ -757,9 +759,20 @@ def test_bad_predictions(run, mini, tmp_path, rows, fragments):
         assert fragment in err
 
 
-def test_predictions_file_that_is_not_there(run, mini):
+@pytest.mark.parametrize("bad", ['{"doc_id": 1, "text": "\\ud800"}', "{oops", "[1]"])
+def test_a_text_that_is_lost_with_its_line_is_not_missed_too(run, mini, tmp_path, bad):
+    rows = [{"doc_id": 0, "text": "a"}, bad, {"doc_id": 2, "text": "a"}]
+    code, _, err = run(mini, "--predictions", str(write_lines(tmp_path / "p.jsonl", rows)))
+    assert code == 4 and len(err.splitlines()) == 1 and "line 2: " in err
+
+
+def test_predictions_file_that_is_not_there(run, mini, tmp_path):
     code, _, err = run(mini, "--predictions", "/nowhere.jsonl")
-    assert code == 4 and "--predictions /nowhere.jsonl cannot be read" in err
+    assert code == 4
+    assert "--predictions /nowhere.jsonl cannot be read: No such file or directory\n" in err
+    os.mkfifo(tmp_path / "p.jsonl")
+    code, _, err = run(mini, "--predictions", str(tmp_path / "p.jsonl"))
+    assert code == 4 and err.endswith("p.jsonl cannot be read: not a regular file\n")
 
 
 # ---------------------------------------------------------------- what a run does
@@ -818,8 +831,8 @@ def test_finished_result_is_kept_and_another_ones_is_not_replaced(run, mini, tmp
     assert json.loads(path.read_text())["config"]["confidence_dtype"] == "float32"
     path.write_text("not a result")
     code, _, err = run(mini, "--limit", "1")
-    assert code == 4 and "is no whole result file" in err
-    assert "delete it" in err and "--overwrite" not in err
+    assert code == 4 and "is incomplete or damaged" in err
+    assert "Delete it" in err and "--overwrite" not in err
     path.unlink()
     assert run(mini, "--limit", "1", "--seed", "3")[0] == 0
 

@@ -73,7 +73,7 @@ def test_changed_weights_are_another_experiment(run, words, llada, tmp_path):
 def test_a_plan_hashes_nothing_and_reads_what_a_run_has_kept(run, words, monkeypatch):
     [experiment] = experiments([shlex.split(words)])
     assert experiment.id is None
-    assert "known once its inputs have been read" in run(words, "--dry_run")[1]
+    assert "unknown until the first run has read the inputs" in run(words, "--dry_run")[1]
     assert run(words)[0] == 0
     monkeypatch.setattr(digests, "_hashed", lambda *_: pytest.fail("weights were hashed"))
     monkeypatch.setattr(digests, "_known", {})

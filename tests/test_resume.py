@@ -393,7 +393,7 @@ def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, c
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert cli.main(arguments(data, tmp_path / "a")) == 2
-    assert "which no launcher would set" in capsys.readouterr().err
+    assert "not valid; unset" in capsys.readouterr().err
 
 
 @pytest.mark.slow

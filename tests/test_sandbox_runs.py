@@ -595,7 +595,7 @@ def test_passes_beyond_the_usual_limit_are_named():
     lines = code_lines(
         {"samples": rows, "profile": {"sample_seconds": times}, "status": "complete"}
     )
-    assert lines == ["1 passes used more than 3.0 CPU-seconds (lm-eval's limit): doc_id 1"]
+    assert lines == ["1 pass used more than 3.0 CPU-seconds (lm-eval's limit): doc_id 1"]
 
 
 def test_programs_are_kept_for_another_machine(monkeypatch, tmp_path, capsys, as_before):
