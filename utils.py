@@ -430,8 +430,10 @@ class ManyProblems(DllmexpError):
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest of `allowed`, or "" where nothing is close."""
-    close = difflib.get_close_matches(value[:100], list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {name.casefold(): name for name in allowed}
+    # --vresion and --partition have 0.6
+    close = difflib.get_close_matches(value[:100].casefold(), names, n=1, cutoff=0.61)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def numbered(n: int, name: str) -> str:

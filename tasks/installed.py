@@ -42,6 +42,11 @@ def definitions(word: str = "") -> Iterator[tuple[Path, dict]]:
                 yield path, config
 
 
+def is_installed(name: str) -> bool:
+    """Whether lm-eval has a task of this name."""
+    return bool(name) and any(config.get("task") == name for _, config in definitions(name))
+
+
 @cache
 def definition_of(name: str) -> tuple[Path, dict]:
     """The file that defines a task, and what it says together with the files that it includes.

@@ -508,6 +508,14 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         ("--model_alias llada --task gsm8k --tag limit2", ["--tag 'limit2'"]),
         ("--model_alias llada --task gsm8k --output_dir ''", ["--output_dir ''"]),
         (
+            "--model_alias LLaDA --task gsm8k",
+            ["--model_alias 'LLaDA' is not known; did you mean 'llada'?"],
+        ),
+        (
+            "--model_alias llada --task triviaqa",
+            ["--task 'triviaqa' is not known; did you mean 'lm_eval:triviaqa'?"],
+        ),
+        (
             "--model_alias llada --task gsm8k --bach_size 2",
             ["unknown argument '--bach_size'; did you mean '--batch_size'?"],
         ),

@@ -204,7 +204,7 @@ def test_a_damaged_sample_alone_is_made_again(data, tmp_path, capsys):
     _, again = run(data, tmp_path / "a")
     assert (
         again["content_sha256"] == first["content_sha256"]
-        and "1 corrupt" in capsys.readouterr().err
+        and "1 damaged line in" in capsys.readouterr().err
     )
     assert [len(p.read_bytes().splitlines()) for p in shards(tmp_path / "a")].count(2) == 1
 
