@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -103,7 +103,7 @@ def _check_checkpoints(
 
     canvas = config.decode.schedule.gen_length
     if problems := check_checkpoint(config.checkpoint):
-        errors.append(BadDataError(f"--{flag}: {problem}" for problem in problems))
+        errors.append(BadDataError(flagged(flag, config.checkpoint, problems)))
     else:
         stored = read_config(config.checkpoint)
         fingerprint(config.checkpoint)
@@ -119,13 +119,18 @@ def _check_checkpoints(
     if config.verifier is not None:
         known = None if problems else config.checkpoint
         if problems := verifier_problems(config.verifier, known):
-            errors.append(BadDataError(f"--verifier_ckpt: {problem}" for problem in problems))
+            errors.append(BadDataError(flagged("verifier_ckpt", config.verifier, problems)))
         else:
             fingerprint(config.verifier)
             room = read_config(config.verifier).max_length
             if canvas > room:
                 which = f"the verifier {config.verifier} has {room} positions"
                 errors.append(UsageError(f"--gen_length {canvas}: {which}"))
+
+
+def flagged(flag: str, checkpoint: str, problems: Iterable[str]) -> list[str]:
+    """The problems of a checkpoint behind its flag; it is named once in each."""
+    return [f"--{flag}{'' if checkpoint in p else f' {checkpoint}'}: {p}" for p in problems]
 
 
 def verifier_problems(verifier: str, checkpoint: str | None) -> list[str]:

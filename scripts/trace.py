@@ -169,15 +169,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from experiment.checks import verifier_problems
+    from experiment.checks import flagged, verifier_problems
     from models import check_checkpoint, read_config
 
-    problems = [f"--checkpoint {args.checkpoint}: {p}" for p in check_checkpoint(args.checkpoint)]
+    problems = flagged("checkpoint", args.checkpoint, check_checkpoint(args.checkpoint))
     if args.verifier_ckpt is not None:
         drafting = None if problems else args.checkpoint
-        problems += [
-            f"--verifier_ckpt: {p}" for p in verifier_problems(args.verifier_ckpt, drafting)
-        ]
+        found = verifier_problems(args.verifier_ckpt, drafting)
+        problems += flagged("verifier_ckpt", args.verifier_ckpt, found)
     configs: list[DecodeConfig] = []
     if args.batch_size < 1:
         problems.append(f"--batch_size {args.batch_size} must be at least 1")

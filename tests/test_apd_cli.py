@@ -189,7 +189,7 @@ def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(
         code, _, err = run(mini, "--verifier_ckpt", checkpoint)
         assert (
             code == 4
-            and err.splitlines()[-1].startswith("error: --verifier_ckpt: ")
+            and err.splitlines()[-1].startswith("error: --verifier_ckpt")
             and fragment in err
         ), err
     vocabulary = json.loads((verifier / "vocab.json").read_text(encoding="utf-8"))
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     (verifier / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     code, _, err = run(mini, "--verifier_ckpt", verifier)
-    assert code == 4 and "error: --verifier_ckpt: " in err and "2 " in err.splitlines()[-1], err
+    assert code == 4 and "error: --verifier_ckpt" in err and "2 " in err.splitlines()[-1], err
 
 
 def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run, mini, verifier):
@@ -280,7 +280,7 @@ def test_traces_of_drafts_need_a_verifier(verifier, tmp_path, capsys):
     capsys.readouterr()
     for more, fragment in [
         ([], "error: case mine: apd needs a verifier; give --verifier_ckpt"),
-        (["--verifier_ckpt", str(LLADA)], "error: --verifier_ckpt: "),
+        (["--verifier_ckpt", str(LLADA)], "error: --verifier_ckpt"),
     ]:
         assert trace.main([*words, *more]) == 2 and fragment in capsys.readouterr().err
     cases.write_text(json.dumps(plain))
