@@ -204,7 +204,7 @@ def test_an_edited_result_is_not_believed(run, words, tmp_path, change):
     rewritten(path, **change)
     code, _, err = run(words, "--limit", "1")
     [line] = errors(err)
-    assert code == 4 and str(path) in line and "delete it" in line and "overwrite" not in line
+    assert code == 4 and str(path) in line and "Delete it" in line and "overwrite" not in line
     path.unlink()
     code, _, err = run(words, "--limit", "1")
     assert code == 0 and "resuming: 1 finished samples" in err
@@ -216,7 +216,7 @@ def test_a_file_that_is_no_result_is_one_line(run, words, tmp_path, content):
     [path] = results(tmp_path)
     path.write_text(content)
     code, _, err = run(words, "--limit", "1")
-    assert code == 4 and len(errors(err)) == 1 and "delete it" in err
+    assert code == 4 and len(errors(err)) == 1 and "Delete it" in err
 
 
 def test_a_result_with_a_checksum_but_another_form_is_refused(run, words, tmp_path):
