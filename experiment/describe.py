@@ -26,7 +26,7 @@ def describe(job: Job) -> str:
     known = (
         config.result_id[:ID_DIGITS]
         if is_known(job)
-        else "known once its inputs have been read, by the first run"
+        else "unknown until the first run has read the inputs"
     )
     lines.append(f"  {'id':24}{known}")
     if is_known(job) and schedule is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from experiment.result import is_intact, profile
 from experiment.sample import Request, Sample
 from experiment.text import first_stop, stops_of
-from utils import BadDataError, file_bytes
+from utils import BadDataError, file_bytes, parse_fault
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -50,19 +50,23 @@ def read_predictions(
     texts: dict[int, str] = {}
     problems: list[str] = []
     line_of: dict[int, int] = {}
+    faulty: list[Any] = []  # doc_id of each malformed line, None where it has none
     try:
         lines = _prediction_lines(file_bytes(path).decode("utf-8-sig"))
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 row = _row(line, doc_ids, read_as)
                 problem = row if isinstance(row, str) else _add(row, number, n_docs, texts, line_of)
-                problems += [f"{path}, line {number}: {problem}"] if problem else []
+                if problem:
+                    problems.append(f"{path}, line {number}: {problem}")
+                    faulty.append(row.get("doc_id") if isinstance(row, dict) else None)
     except (OSError, UnicodeDecodeError, BadDataError) as error:
-        raise BadDataError(f"--predictions {path} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BadDataError(f"--predictions {path} cannot be read: {reason}") from error
     if len(problems) > 10:
         problems[10:] = [f"{path}: {len(problems) - 10} more lines are malformed"]
-    missing = [i for i in wanted if i not in texts]
-    if missing:
+    missing = [i for i in wanted if i not in texts and i not in faulty]
+    if len(missing) > faulty.count(None):  # they may be on the lines without a doc_id
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         problems.append(
             f"{path}: no text for {len(missing)} of {len(wanted)} documents, doc_id {shown}; "
@@ -96,7 +100,7 @@ def _row(line: str, doc_ids: Mapping[str, int], read_as: set[str]) -> dict[str, 
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return f"not JSON: {error}"
+        return f"not JSON: {parse_fault(error)}"
     if not isinstance(row, dict):
         return 'not an object; expected {"doc_id": n, "text": "..."}'
     if "text" not in row and "doc_id" in row and "resps" in row:

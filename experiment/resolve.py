@@ -24,7 +24,7 @@ from experiment.config import DTYPES, RunConfig, Settings, result_name
 from models import FAMILIES
 from tasks import TaskSpec
 from tasks.data import data_name
-from tasks.installed import spec_of
+from tasks.installed import is_installed, spec_of
 from tasks.protocols import PREFIX, PROTOCOLS, Protocol, protocol
 from utils import DllmexpError, ManyProblems, UsageError, file_sha256, nearest
 
@@ -198,6 +198,8 @@ def _benchmark(
     task = args.task or ""
     if not task.startswith(PREFIX) or task == PREFIX:
         known = _choice("task", args.task, [*tasks, f"{PREFIX}NAME"], problems)
+        if known is None and is_installed(task):
+            problems[-1] = f"--task {task!r} is not known; did you mean {PREFIX + task!r}?"
         return tasks.get(known)
     if args.predictions:
         problems.append(f"--predictions: only for {', '.join(tasks)}")

@@ -17,7 +17,7 @@ from experiment.diagnostics import diagnostics
 from experiment.sample import Sample, samples_of
 from experiment.statistics import Estimate, estimate, percentile
 from tasks.code import unjudged
-from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, sha256
+from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, parse_fault, sha256
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = "not compared with the published score: the run differs from the protocol in "
@@ -271,7 +271,7 @@ def load_result(path: Path) -> dict[str, Any] | None:
     """
     try:
         if path.exists() and not path.is_file():
-            raise BadDataError(f"{path} is no file; {DELETE}")
+            raise BadDataError(f"{path} is not a regular file. {DELETE}")
         result = json.loads(file_bytes(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -282,18 +282,19 @@ def load_result(path: Path) -> dict[str, Any] | None:
             return None
         raise BadDataError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise BadDataError(f"{path} is no whole result file ({error}); {DELETE}") from error
+        fault = parse_fault(error)
+        raise BadDataError(f"{path} is incomplete or damaged ({fault}). {DELETE}") from error
     version = result.get("schema_version") if isinstance(result, dict) else None
     if version is None:
-        raise BadDataError(f"{path} is there but is no result file; {DELETE}")
+        raise BadDataError(f"{path} is not a result of this program. {DELETE}")
     if version != SCHEMA_VERSION:
         raise BadDataError(
-            f"{path} has schema_version {version!r:.20}, this program writes {SCHEMA_VERSION}; "
+            f"{path} has schema_version {version!r:.20}, this program writes {SCHEMA_VERSION}. "
             f"{DELETE}"
         )
     if not is_intact(result):
         raise BadDataError(
-            f"{path} does not match its checksum: it was edited or damaged; {DELETE}"
+            f"{path} does not match its checksum: it was edited or damaged. {DELETE}"
         )
     lacking = [
         f"{name} is no {kind.__name__}" for name, kind in FORM if type(result.get(name)) is not kind
@@ -305,7 +306,7 @@ def load_result(path: Path) -> dict[str, Any] | None:
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         lacking = [f"{type(error).__name__}: {error}"]
     if lacking:
-        raise BadDataError(f"{path} is no whole result file ({', '.join(lacking)}); {DELETE}")
+        raise BadDataError(f"{path} is incomplete or damaged ({', '.join(lacking)}). {DELETE}")
     return result
 
 
@@ -325,7 +326,7 @@ FORM = (
     ("meta", dict),
 )
 # --overwrite would set the samples aside, too
-DELETE = "delete it or move it away, and the same command makes it again from the kept samples"
+DELETE = "Delete it and run the same command: the result is rebuilt from the kept samples"
 
 
 def is_intact(result: Mapping[str, Any]) -> bool:

@@ -346,9 +346,7 @@ class Store(AbstractContextManager):
         except (OSError, ValueError, RecursionError):
             pass
         if not isinstance(found, dict):
-            raise StoreError(
-                f"{path} is damaged; delete it: each sample names its configuration, none is lost"
-            )
+            raise StoreError(f"{path} is damaged. Delete it; no sample is lost")
         if found != wanted:
             differing = ", ".join(differing_keys(found, wanted)) or "null against absent"
             raise StoreError(

@@ -87,10 +87,9 @@ def worker_info(environ: Mapping[str, str]) -> WorkerInfo:
         rank = size = local = -1
     if not 0 <= rank < size or local < 0:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        found = ", ".join(f"{name}={environ[name]!r}" for name in names if name in environ)
-        raise UsageError(
-            f"the environment has {found}, which no launcher would set; unset them to run alone"
-        )
+        found = [f"{name}={environ[name]!r}" for name in names if name in environ]
+        wrong = "is not valid; unset it" if len(found) == 1 else "are not valid; unset them"
+        raise UsageError(f"{', '.join(found)} {wrong} to run alone")
     parent = int(environ["DLLMEXP_PARENT"]) if "DLLMEXP_PARENT" in environ else None
     launch = environ.get("DLLMEXP_LAUNCH") or _launch(environ, size)
     return WorkerInfo(rank, size, local, uuid.uuid4().hex, parent, launch)

@@ -35,6 +35,7 @@ from decoding.config import DecodeConfig  # noqa: E402
 from decoding.option import options_in  # noqa: E402
 from decoding.schedule import Schedule, ScheduleError, make_schedule  # noqa: E402
 from models import FAMILIES  # noqa: E402
+from utils import file_bytes  # noqa: E402
 
 SCHEDULE_PARAMS = tuple(name for name in options_in(Schedule) if name != "algorithm")
 DECODE_PARAMS = tuple(name for name in options_in(DecodeConfig) if name != "early_exit")
@@ -86,7 +87,7 @@ def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
 def read_cases(path: Path) -> list[dict]:
     """The cases of a JSON-lines file. Raises ValueError if a line is not JSON or there is none."""
     cases = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file_bytes(path).decode().splitlines(), 1):
         if line.strip():
             try:
                 cases.append(json.loads(line))
@@ -168,15 +169,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    from experiment.checks import verifier_problems
+    from experiment.checks import flagged, verifier_problems
     from models import check_checkpoint, read_config
 
-    problems = [f"--checkpoint {args.checkpoint}: {p}" for p in check_checkpoint(args.checkpoint)]
+    problems = flagged("checkpoint", args.checkpoint, check_checkpoint(args.checkpoint))
     if args.verifier_ckpt is not None:
         drafting = None if problems else args.checkpoint
-        problems += [
-            f"--verifier_ckpt: {p}" for p in verifier_problems(args.verifier_ckpt, drafting)
-        ]
+        found = verifier_problems(args.verifier_ckpt, drafting)
+        problems += flagged("verifier_ckpt", args.verifier_ckpt, found)
     configs: list[DecodeConfig] = []
     if args.batch_size < 1:
         problems.append(f"--batch_size {args.batch_size} must be at least 1")
@@ -196,7 +196,9 @@ def main(argv: list[str] | None = None) -> int:
             except (ScheduleError, ValueError, TypeError) as error:
                 name = case.get("id", i) if isinstance(case, dict) else i
                 problems.append(f"case {name}: {error}")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        problems.append(f"--cases {args.cases} cannot be read: {error.strerror or error}")
+    except ValueError as error:
         problems.append(f"--cases: {error}")
     if args.verifier_ckpt is not None and not problems and not any(map(drafts, configs)):
         problems.append(f"--verifier_ckpt {args.verifier_ckpt}: no case drafts anything")

@@ -22,7 +22,7 @@ from experiment.resolve import Job, resolve
 from experiment.store import folder
 from tasks import DataError, TaskSpec, load_data
 from tasks.installed import spec_of
-from utils import DllmexpError, ManyProblems, UsageError, file_bytes, nearest
+from utils import DllmexpError, ManyProblems, UsageError, file_bytes, nearest, parse_fault
 
 # The suite "main": every combination of these values. Entries of a --file have the same form.
 MATRIX: dict[str, list] = {
@@ -230,25 +230,35 @@ def read_file(path: Path) -> list[Any]:
         """Refuses a key that is given twice, of which YAML's own takes the last."""
 
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if twice := next((key for key in keys if keys.count(key) > 1), None):
-                at = node.start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"{twice!r} is given twice", at)
+            keys: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in keys:
+                        raise yaml.constructor.ConstructorError(
+                            problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                        )
+                    keys.add(key.value)
             return super().construct_mapping(node, deep)
 
     try:
         entries = yaml.load(file_bytes(path), Loader)
     except OSError as error:
         raise UsageError(f"--file {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"--file {path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError as error:
+        raise UsageError(f"--file {path} is {parse_fault(error)}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}"
+        raise UsageError(f"--file {path}, {line}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        fault = parse_fault(error).partition("\n")[0]  # the next line names no file
+        raise UsageError(f"--file {path} is not YAML: {fault}") from None
     if not isinstance(entries, list) or not entries:
         raise UsageError(
             f"--file {path}: expected a list of argument sets, "
             "such as `- --model_alias llada --task gsm8k`"
         )
     problems = [
-        f"--file {path}: entry {n}: {p}" for n, e in enumerate(entries, 1) if (p := _wrong(e))
+        f"--file {path}: entry {n}{p}" for n, e in enumerate(entries, 1) if (p := _wrong(e))
     ]
     if problems:
         raise UsageError(problems)
@@ -261,23 +271,26 @@ def read_file(path: Path) -> list[Any]:
 
 
 def _wrong(entry: Any) -> str | None:
-    """Why an entry of a file is no argument set, or None."""
+    """Why an entry of a file is no argument set, to follow its number, or None."""
+    if entry is None:
+        return " is empty"
     if isinstance(entry, str):
         try:
             shlex.split(entry)
         except ValueError as error:
-            return f"{entry!r:.60}: {error}"
+            return f": {entry!r:.60}: {error}"
         return None
     if not isinstance(entry, list | dict):
-        return f"{entry!r:.60} is no argument set; give text, a list of words or flag: value"
+        return f": {entry!r:.60} is no argument set; give text, a list of words or flag: value"
     if odd := [key for key in _listed(entry) if not isinstance(key, str)]:
-        return f"{odd[0]!r:.60} is no flag"
-    for key, values in (_listed(entry) or {"words": entry}).items():
+        return f": {odd[0]!r:.60} is no flag"
+    for key, values in (_listed(entry) or {"a word": entry}).items():
         for value in values:
             if isinstance(value, Collection) and not isinstance(value, str):
-                return f"{key}: a {type(value).__name__} is no value; give texts or numbers"
+                kind = "mapping" if isinstance(value, dict) else type(value).__name__
+                return f": {key} must be a text or a number, not a {kind}"
             if isinstance(value, int) and value.bit_length() > 64:
-                return f"{key}: a number of {value.bit_length()} bits is too large"
+                return f": {key}: a number of {value.bit_length()} bits is too large"
     return None
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import BadDataError, file_bytes, file_sha256
+from utils import BadDataError, file_bytes, file_sha256, parse_fault
 
 if TYPE_CHECKING:
     from tasks.base import TaskSpec
@@ -94,7 +94,16 @@ def load_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> Data:
     """The benchmark's rows from local files, or from the hub. Raises DataError."""
     if spec.foreign:
         return spec.build(None, next(iter(spec.forms))).data
-    return _read_hub(spec) if data_dir is None else _read_local(spec, Path(data_dir))
+    if data_dir is None:
+        return _read_hub(spec)
+    try:
+        return _read_local(spec, Path(data_dir))
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> DataError:
+    return DataError([f"{error.filename} cannot be read: {error.strerror}"])
 
 
 def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
@@ -144,13 +153,15 @@ def name_of_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
 def _read_manifest(data_dir: Path) -> dict | None:
     """{"name": str, "counts": {file: rows}} of a set that is not the originals, or None."""
     path = data_dir / "manifest.json"
-    if not path.exists():
-        return None
     try:
         manifest = json.loads(file_bytes(path))
         name, counts = manifest["name"], manifest["counts"]
         good = isinstance(name, str) and name and all(isinstance(n, int) for n in counts.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _unreadable(error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise DataError(
@@ -210,7 +221,7 @@ def _json_rows(path: Path, source: Source) -> Iterator[tuple[int, dict | str]]:
                     doc = json.loads(text)
                     json.dumps(doc, ensure_ascii=False).encode()  # "\ud800" alone is no text
                 except (ValueError, RecursionError) as e:
-                    yield line, f"not JSON: {e}"
+                    yield line, f"not JSON: {parse_fault(e)}"
                 else:
                     yield line, doc if isinstance(doc, dict) else "not a JSON object"
 

@@ -42,6 +42,11 @@ def definitions(word: str = "") -> Iterator[tuple[Path, dict]]:
                 yield path, config
 
 
+def is_installed(name: str) -> bool:
+    """Whether lm-eval has a task of this name."""
+    return bool(name) and any(config.get("task") == name for _, config in definitions(name))
+
+
 @cache
 def definition_of(name: str) -> tuple[Path, dict]:
     """The file that defines a task, and what it says together with the files that it includes.
@@ -92,8 +97,8 @@ def _problem(name: str, config: Mapping[str, Any]) -> str | None:
         return f"lm-eval's task {name} asks for {asks}; only generation tasks can be run"
     if config.get("unsafe_code"):  # loading alone asks the hub for a scorer and tries it out
         return (
-            f"lm-eval's task {name} runs generated code in this process; "
-            "--task humaneval and mbpp run it apart"
+            f"lm-eval's {name} runs generated code without a sandbox; "
+            f"use --task {'mbpp' if 'mbpp' in name else 'humaneval'}"
         )
     metrics = config.get("metric_list")
     if metrics and len(_other_scores(metrics)) == len(metrics):

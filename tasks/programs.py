@@ -447,9 +447,9 @@ def _reachable(
     """The statements of chosen that the roots need, preceded by what these need from elsewhere.
 
     That is from the other pieces and from the prompt.
-    A statement is needed if it binds a needed name, or if it acts on one (or on a module) and does
-    not use the entry point. Imports are kept. Where nothing is left out, chosen is returned
-    unchanged.
+    A statement is needed if it binds a needed name, or if it acts on one (or on a module or a file)
+    and does not use the entry point. Imports are kept. Where nothing is left out, chosen is
+    returned unchanged.
     """
     units = _units(chosen)
     bound = frozenset().union(*(u.binds for u in units))
@@ -462,12 +462,13 @@ def _reachable(
     # name -> units that have to be kept, or borrowed, once the name is needed
     wanted: dict[str, list[int]] = {}
     lent: dict[str, list[int]] = {}
-    todo, needed = [*roots, *modules], set()
+    acting = bound | {"open"}  # a file is a state, as a module is
+    todo, needed = [*roots, *modules, "open"], set()
     for helper in helpers:
         todo += helper.uses
     for i, unit in enumerate(units):
         acts = unit.kind == "other" and not unit.uses & (EXAMPLES | {entry_point})
-        for name in unit.binds | (unit.uses & bound if acts else frozenset()):
+        for name in unit.binds | (unit.uses & acting if acts else frozenset()):
             wanted.setdefault(name, []).append(i)
         if unit.kind == "def" and unit.uses & LOOKS_UP_NAMES:
             todo += bound

@@ -1,6 +1,7 @@
 """APD on the command line: the verifier's checkpoint and identity, refused flags, the result."""
 
 import json
+import os
 import shlex
 
 import pytest
@@ -119,7 +120,7 @@ def test_a_suite_knows_a_finished_result_with_a_verifier(run, mini, verifier):
 
 def test_a_dry_run_names_no_id_before_the_verifier_is_here(run, mini, verifier):
     code, out, _ = run(mini, "--dry_run", "--verifier_ckpt", "not/here")
-    assert code == 0 and "known once its inputs have been read" in out
+    assert code == 0 and "unknown until the first run has read the inputs" in out
     fingerprint(verifier)
     out = run(mini, "--dry_run", "--verifier_ckpt", verifier)[1]
     assert "known once" not in out and "fingerprint" not in out
@@ -188,7 +189,7 @@ def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(
         code, _, err = run(mini, "--verifier_ckpt", checkpoint)
         assert (
             code == 4
-            and err.splitlines()[-1].startswith("error: --verifier_ckpt: ")
+            and err.splitlines()[-1].startswith("error: --verifier_ckpt")
             and fragment in err
         ), err
     vocabulary = json.loads((verifier / "vocab.json").read_text(encoding="utf-8"))
@@ -196,7 +197,7 @@ def test_a_checkpoint_that_cannot_verify_is_refused_before_anything_loads(
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     (verifier / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     code, _, err = run(mini, "--verifier_ckpt", verifier)
-    assert code == 4 and "error: --verifier_ckpt: " in err and "2 " in err.splitlines()[-1], err
+    assert code == 4 and "error: --verifier_ckpt" in err and "2 " in err.splitlines()[-1], err
 
 
 def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run, mini, verifier):
@@ -279,9 +280,13 @@ def test_traces_of_drafts_need_a_verifier(verifier, tmp_path, capsys):
     capsys.readouterr()
     for more, fragment in [
         ([], "error: case mine: apd needs a verifier; give --verifier_ckpt"),
-        (["--verifier_ckpt", str(LLADA)], "error: --verifier_ckpt: "),
+        (["--verifier_ckpt", str(LLADA)], "error: --verifier_ckpt"),
     ]:
         assert trace.main([*words, *more]) == 2 and fragment in capsys.readouterr().err
     cases.write_text(json.dumps(plain))
     assert trace.main([*words, "--verifier_ckpt", str(verifier)]) == 2
     assert "no case drafts anything" in capsys.readouterr().err
+    cases.unlink()
+    os.mkfifo(cases)
+    assert trace.main(words) == 2
+    assert f"--cases {cases} cannot be read: not a regular file" in capsys.readouterr().err

@@ -508,6 +508,14 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         ("--model_alias llada --task gsm8k --tag limit2", ["--tag 'limit2'"]),
         ("--model_alias llada --task gsm8k --output_dir ''", ["--output_dir ''"]),
         (
+            "--model_alias LLaDA --task gsm8k",
+            ["--model_alias 'LLaDA' is not known; did you mean 'llada'?"],
+        ),
+        (
+            "--model_alias llada --task triviaqa",
+            ["--task 'triviaqa' is not known; did you mean 'lm_eval:triviaqa'?"],
+        ),
+        (
             "--model_alias llada --task gsm8k --bach_size 2",
             ["unknown argument '--bach_size'; did you mean '--batch_size'?"],
         ),
@@ -652,7 +660,24 @@ def test_a_result_of_another_form_with_a_right_checksum_is_refused(change, tmp_p
     assert load_result(path)
     change(result)
     write()
-    with pytest.raises(BadDataError, match="is no whole result file .*delete it or move it away"):
+    with pytest.raises(BadDataError, match=r"is incomplete or damaged \(.*\)\. Delete it and run"):
+        load_result(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "is incomplete or damaged (Expecting property name"),
+        ("[" * 10**5, "is incomplete or damaged (nested too deeply). Delete it and run the same"),
+        ("9" * 5000, "is incomplete or damaged (an integer has more than 4300 digits). Delete"),
+        ("[]", "is not a result of this program. Delete it and run the same command: "),
+        (None, "is not a regular file. Delete it and run the same command: the result is rebuilt"),
+    ],
+)
+def test_what_is_in_the_place_of_a_result_is_named(tmp_path, text, fault):
+    path = tmp_path / "r.json"
+    path.mkdir() if text is None else path.write_text(text)
+    with pytest.raises(BadDataError, match=re.escape(f"{path} {fault}")):
         load_result(path)
 
 
@@ -692,10 +717,10 @@ SHARD = "model-00002-of-00002.safetensors"
     ],
 )
 def test_broken_checkpoint(run, mini, tmp_path, change, fragment):
-    code, _, err = run(mini, "--llada_ckpt", str(damaged(tmp_path, change)))
-    assert (
-        code == 4 and "error: --llada_ckpt: " in err and fragment in err and "Traceback" not in err
-    )
+    folder = damaged(tmp_path, change)
+    code, _, err = run(mini, "--llada_ckpt", str(folder))
+    [line] = (line for line in err.splitlines() if fragment in line)
+    assert code == 4 and line.startswith("error: --llada_ckpt") and line.count(str(folder)) == 1
 
 
 def test_hub_id_that_is_not_there_offline(run, mini):
@@ -748,6 +773,8 @@ def test_malformed_data(run, mini, tmp_path, lines, fragment):
         ([{"doc_id": 0, "text": 5}], ["line 1: field 'text': expected text, got 5"]),
         ([[1]], ["line 1: not an object"]),
         (['{"doc_id": 0, "text": "\\ud800"}'], ["line 1: field 'text' is not Unicode"]),
+        ([{"doc_id": 0, "text": "a"}, "9" * 5000], ["line 2: not JSON: an integer has more than"]),
+        (["[" * 10**5], ["line 1: not JSON: nested too deeply"]),
     ],
 )
 def test_bad_predictions(run, mini, tmp_path, rows, fragments):
@@ -757,9 +784,20 @@ def test_bad_predictions(run, mini, tmp_path, rows, fragments):
         assert fragment in err
 
 
-def test_predictions_file_that_is_not_there(run, mini):
+@pytest.mark.parametrize("bad", ['{"doc_id": 1, "text": "\\ud800"}', "{oops", "[1]"])
+def test_a_text_that_is_lost_with_its_line_is_not_missed_too(run, mini, tmp_path, bad):
+    rows = [{"doc_id": 0, "text": "a"}, bad, {"doc_id": 2, "text": "a"}]
+    code, _, err = run(mini, "--predictions", str(write_lines(tmp_path / "p.jsonl", rows)))
+    assert code == 4 and len(err.splitlines()) == 1 and "line 2: " in err
+
+
+def test_predictions_file_that_is_not_there(run, mini, tmp_path):
     code, _, err = run(mini, "--predictions", "/nowhere.jsonl")
-    assert code == 4 and "--predictions /nowhere.jsonl cannot be read" in err
+    assert code == 4
+    assert "--predictions /nowhere.jsonl cannot be read: No such file or directory\n" in err
+    os.mkfifo(tmp_path / "p.jsonl")
+    code, _, err = run(mini, "--predictions", str(tmp_path / "p.jsonl"))
+    assert code == 4 and err.endswith("p.jsonl cannot be read: not a regular file\n")
 
 
 # ---------------------------------------------------------------- what a run does
@@ -818,8 +856,8 @@ def test_finished_result_is_kept_and_another_ones_is_not_replaced(run, mini, tmp
     assert json.loads(path.read_text())["config"]["confidence_dtype"] == "float32"
     path.write_text("not a result")
     code, _, err = run(mini, "--limit", "1")
-    assert code == 4 and "is no whole result file" in err
-    assert "delete it" in err and "--overwrite" not in err
+    assert code == 4 and "is incomplete or damaged" in err
+    assert "Delete it" in err and "--overwrite" not in err
     path.unlink()
     assert run(mini, "--limit", "1", "--seed", "3")[0] == 0
 

@@ -53,6 +53,10 @@ ANSWERS = {
         f"Sure:\n{FENCE}python\n{GOOD}\nThis function adds them up.\nThat is all.",
         "fence",
     ),
+    "writes a file, then uses it": (
+        "import shutil\nopen('a', 'w').write('x')\nshutil.copy2('a', 'b')\n" + GOOD,
+        "text",
+    ),
     "fence on one line": (f"{FENCE}def f(xs): return sum(xs){FENCE}", "fence"),
     "indented fence": (
         f"1. So:\n\n   {FENCE}python\n   def f(xs):\n       return sum(xs)\n   {FENCE}\n",
@@ -317,7 +321,8 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_the_program_is_found_and_runs(name):
+def test_the_program_is_found_and_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     text, how = ANSWERS[name]
     found = extract_code(text, "f", PROMPT)
     assert found.how == how
@@ -327,7 +332,8 @@ def test_the_program_is_found_and_runs(name):
 @pytest.mark.parametrize(
     "name", [n for n, (_, how) in ANSWERS.items() if how != "body" and "prompt" not in n]
 )
-def test_it_is_found_without_a_prompt_too(name):
+def test_it_is_found_without_a_prompt_too(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert value(extract_code(ANSWERS[name][0], "f").code) == 3
 
 

@@ -73,7 +73,7 @@ def test_changed_weights_are_another_experiment(run, words, llada, tmp_path):
 def test_a_plan_hashes_nothing_and_reads_what_a_run_has_kept(run, words, monkeypatch):
     [experiment] = experiments([shlex.split(words)])
     assert experiment.id is None
-    assert "known once its inputs have been read" in run(words, "--dry_run")[1]
+    assert "unknown until the first run has read the inputs" in run(words, "--dry_run")[1]
     assert run(words)[0] == 0
     monkeypatch.setattr(digests, "_hashed", lambda *_: pytest.fail("weights were hashed"))
     monkeypatch.setattr(digests, "_known", {})
@@ -214,7 +214,7 @@ def test_an_edited_result_is_not_believed(run, words, tmp_path, change):
     rewritten(path, **change)
     code, _, err = run(words, "--limit", "1")
     [line] = errors(err)
-    assert code == 4 and str(path) in line and "delete it" in line and "overwrite" not in line
+    assert code == 4 and str(path) in line and "Delete it" in line and "overwrite" not in line
     path.unlink()
     code, _, err = run(words, "--limit", "1")
     assert code == 0 and "resuming: 1 finished samples" in err
@@ -226,7 +226,7 @@ def test_a_file_that_is_no_result_is_one_line(run, words, tmp_path, content):
     [path] = results(tmp_path)
     path.write_text(content)
     code, _, err = run(words, "--limit", "1")
-    assert code == 4 and len(errors(err)) == 1 and "delete it" in err
+    assert code == 4 and len(errors(err)) == 1 and "Delete it" in err
 
 
 def test_a_result_with_a_checksum_but_another_form_is_refused(run, words, tmp_path):

@@ -69,6 +69,7 @@ def test_another_generation_task_runs_by_its_name(hub, tmp_path):
     ("name", "message"),
     [
         ("gsm8k_cot_zerosho", "no such task; did you mean 'gsm8k_cot_zeroshot'?"),
+        ("GSM8K", "no such task; did you mean 'gsm8k'?"),
         ("x" * 3000, "the installed lm-eval has no such task"),
         ("hellaswag", "asks for multiple_choice; only generation tasks can be run"),
         ("minerva_math", "a group of 7 of lm-eval's tasks; give one of them: minerva_math_algebra"),
@@ -117,8 +118,8 @@ def test_generated_code_is_never_run_in_this_process(hub, tmp_path, capsys, name
     """
     assert run(tmp_path, name) == 2
     assert (
-        f"{name} runs generated code in this process; --task humaneval and mbpp run it apart"
-        in capsys.readouterr().err
+        f"{name} runs generated code without a sandbox; "
+        f"use --task {'mbpp' if 'mbpp' in name else 'humaneval'}" in capsys.readouterr().err
     )
 
 

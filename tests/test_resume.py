@@ -204,7 +204,7 @@ def test_a_damaged_sample_alone_is_made_again(data, tmp_path, capsys):
     _, again = run(data, tmp_path / "a")
     assert (
         again["content_sha256"] == first["content_sha256"]
-        and "1 corrupt" in capsys.readouterr().err
+        and "1 damaged line in" in capsys.readouterr().err
     )
     assert [len(p.read_bytes().splitlines()) for p in shards(tmp_path / "a")].count(2) == 1
 
@@ -393,7 +393,7 @@ def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, c
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     assert cli.main(arguments(data, tmp_path / "a")) == 2
-    assert "which no launcher would set" in capsys.readouterr().err
+    assert "not valid; unset" in capsys.readouterr().err
 
 
 @pytest.mark.slow

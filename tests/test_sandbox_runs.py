@@ -566,7 +566,7 @@ def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys):
     assert (suspect["doc_id"], suspect["reason"]) == (1, "opaque")
     assert result["strict"]["unverifiable"] == []
     assert "class Equal" in suspect["program"] and "check(f)" in suspect["program"]
-    assert "warning: 1 passes fail in strict mode" in out and "tests: doc_id 1;" in out
+    assert "warning: 1 pass fails in strict mode" in out and "tests: doc_id 1;" in out
     assert result["meta"]["sandbox"] == sandbox.tier().line
     tiers_used = {row["sandbox_tier"] for row in result["profile"]["sample_seconds"]}
     assert tiers_used == {sandbox.tier().name}
@@ -575,7 +575,7 @@ def test_a_forged_pass_is_listed_with_its_program(tmp_path, capsys):
 def test_an_unverifiable_pass_is_no_suspect(tmp_path, capsys):
     assert command.main([*scoring(tmp_path, [OBJECT], value=".value"), "--strict_exec"]) == 0
     assert result_in(tmp_path / "out")["strict"] == {"suspects": [], "unverifiable": [0]}
-    assert "1 passes cannot be checked in strict mode: doc_id 0" in capsys.readouterr().out
+    assert "1 pass cannot be checked in strict mode: doc_id 0" in capsys.readouterr().out
 
 
 def test_a_pass_that_was_judged_early_is_rechecked_too():
@@ -595,7 +595,7 @@ def test_passes_beyond_the_usual_limit_are_named():
     lines = code_lines(
         {"samples": rows, "profile": {"sample_seconds": times}, "status": "complete"}
     )
-    assert lines == ["1 passes used more than 3.0 CPU-seconds (lm-eval's limit): doc_id 1"]
+    assert lines == ["1 pass used more than 3.0 CPU-seconds (lm-eval's limit): doc_id 1"]
 
 
 def test_programs_are_kept_for_another_machine(monkeypatch, tmp_path, capsys, as_before):

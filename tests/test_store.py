@@ -483,16 +483,16 @@ def test_a_store_of_another_configuration_or_version_is_never_used_and_the_diffe
         Store.open(tmp_path, CONFIG | {"extra": True}, ID[:16] + "f" * 48)
     for damaged, message in (
         (text.replace('ion": 1', 'ion": 7'), "store_version: 7 -> 1"),
-        (text[:20], "damaged; delete it"),
-        ("[[1, 2]]", "damaged; delete it"),
-        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "damaged; delete it"),
+        (text[:20], "damaged. Delete it; no sample is lost"),
+        ("[[1, 2]]", "damaged. Delete it; no sample is lost"),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "damaged. Delete it; no sample is lost"),
     ):
         config.write_text(damaged)
         with pytest.raises(StoreError, match=message):
             opened(tmp_path)
     config.unlink()
     os.mkfifo(config)  # reading it would never end
-    with pytest.raises(StoreError, match="damaged; delete it"):
+    with pytest.raises(StoreError, match="damaged. Delete it; no sample is lost"):
         opened(tmp_path)
     config.unlink()
     assert found(tmp_path) == {0, 1, 2}

@@ -4,8 +4,10 @@ Tests on the original files use the fixture `benchmarks`; the others make small 
 """
 
 import ast
+import errno
 import gzip
 import json
+import os
 import random
 import re
 import socket
@@ -504,6 +506,25 @@ def test_other_malformed_files(broken):
     assert "cannot be read" in check_data(gsm8k.SPEC, broken)[0]
     (broken / "manifest.json").write_text('{"name": "mini"}')
     assert "manifest.json: expected" in check_data(mbpp.SPEC, broken)[0]
+    (broken / "manifest.json").unlink()
+    (broken / "manifest.json").mkdir()
+    path = broken / "manifest.json"
+    assert check_data(mbpp.SPEC, broken) == [f"{path} cannot be read: Is a directory"]
+
+
+@pytest.mark.parametrize("refused", ["", "manifest.json", "mbpp.jsonl"])
+def test_a_directory_that_may_not_be_read_is_one_problem(mini, monkeypatch, refused):
+    """As for a user without the right to it; these tests may run as root."""
+    path, stat, opened = mini / refused, Path.stat, os.open
+
+    def refusing(call, name, *args, **kwargs):
+        if Path(name) == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(name))
+        return call(name, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", lambda *args, **kw: refusing(stat, *args, **kw))
+    monkeypatch.setattr(os, "open", lambda *args, **kw: refusing(opened, *args, **kw))
+    assert check_data(mbpp.SPEC, mini) == [f"{path} cannot be read: Permission denied"]
 
 
 def test_a_file_of_another_format_does_not_give_thousands_of_lines(broken):

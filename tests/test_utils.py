@@ -26,6 +26,16 @@ from utils import (
 )
 
 
+def test_only_what_is_close_is_suggested():
+    assert utils.nearest("--vresion", ["--partition"]) == ""
+    assert utils.nearest("GSM8K", ["gsm8k"]) == "; did you mean 'gsm8k'?"
+
+
+@pytest.mark.parametrize("n, text", [(0, "0 passes"), (1, "1 pass"), (2, "2 passes")])
+def test_numbers_agree_with_their_nouns(n, text):
+    assert utils.numbered(n, "pass") == text
+
+
 def test_differing_keys_name_both_values():
     assert differing_keys({"a": 1, "f": {"x": 1}}, {"a": 2, "f": {"x": 1, "y": 3}}) == [
         "a: 1 -> 2",
