@@ -25,7 +25,8 @@ from experiment.sample_cache import SampleCache, ShareDone
 from experiment.status import StatusFile, StatusRecord, Summary, Sums, counted, read_status
 from experiment.store import HOST, Store, process_start
 from experiment.workers import WorkerInfo
-from scripts.sweep import main
+from scripts import report
+from scripts.sweep import main, parse
 from suite.cluster import shares
 from suite.lease import Lease, read_records
 from suite.local import LocalEngine, QueuedExperiment, Worker, make_workers
@@ -34,7 +35,7 @@ from suite.run import Bar, SuiteLog, progress_command
 from suite.state import Status, Watcher, write_failure
 from suite.table import Estimator, duration, progress_table
 from suite.worker import KeptModel, obey
-from utils import BusyError, UsageError, atomic_write_json, sha256
+from utils import BusyError, OutputError, UsageError, atomic_write_json, sha256
 
 SWEEP = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
 
@@ -612,6 +613,71 @@ def test_an_unknown_flag_of_a_suite_gets_a_suggestion(capsys):
         "error: unknown argument '--limit'; it is one of eval.py: "
         '--extra "--limit ..." gives it to every experiment',
     ]
+    assert main(["plan", "--dry_run", "--device"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: unknown argument '--dry_run'; `sweep.py plan` shows what would run",
+        "error: unknown argument '--device'; the engine chooses the device: "
+        "CUDA_VISIBLE_DEVICES and --workers",
+    ]
+
+
+def test_extra_takes_a_single_flag(capsys):
+    """What the line above recommends: "expected one argument"."""
+    assert parse(["plan", "--extra", "--no_chat_template", "--tps", "1"]).extra == [
+        "--no_chat_template"
+    ]
+    words = ["run", "--extra", "--limit 5", "--slurm-extra", "--exclusive"]
+    args = parse(words)
+    assert (args.extra, args.slurm_extra) == (["--limit 5"], "--exclusive")
+    for words in (["--extra"], ["--extra", "--tps", "1"]):
+        assert main(["plan", *words]) == 2
+        assert capsys.readouterr().err == "error: --extra: expected one argument\n"
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "0", "1e9", "soon"])
+def test_watch_takes_seconds_that_can_be_waited(seconds, capsys):
+    assert main(["progress", f"--watch={seconds}"]) == 2
+    assert f"error: --watch {seconds}: must be seconds, above 0" in capsys.readouterr().err
+
+
+def refusing(monkeypatch, folder: Path) -> None:
+    """listdir has no permission in `folder`; root's has it everywhere."""
+    real = os.listdir
+
+    def listdir(path="."):
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+
+
+def test_a_directory_that_cannot_be_read_is_not_empty(tmp_path, monkeypatch, capsys):
+    """progress showed the matrix instead of the suites in it; plan ended in a traceback."""
+    [one] = chosen(tmp_path)
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    one.store.mkdir(parents=True)
+    for folder, ask in [
+        (tmp_path / "out" / "logs", lambda: main(["progress", "--output_dir", f"{tmp_path}/out"])),
+        (one.store, lambda: Watcher(one).status()),
+        (tmp_path / "out", lambda: report.main([str(tmp_path / "out")])),
+    ]:
+        with monkeypatch.context() as patch:
+            refusing(patch, folder)
+            try:
+                assert ask() == 74
+                told = capsys.readouterr().err
+            except OutputError as error:
+                told = f"error: {error.problems[0]}\n"
+        assert told == f"error: {folder}: no permission to read it\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        words = ["plan", "--models", "tiny-llada", "--tasks", "gsm8k", "--tps", "1"]
+        run = subprocess.run([*SWEEP, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (74, "error: cannot write: No space left on device\n")
 
 
 def test_a_failure_is_told_once_and_stands_below_the_table(tmp_path):
