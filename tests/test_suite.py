@@ -31,9 +31,10 @@ from suite.cluster import shares
 from suite.lease import Lease, read_records
 from suite.local import LocalEngine, QueuedExperiment, Worker, make_workers
 from suite.matrix import Experiment, Selection, arguments, experiments, select
+from suite.preflight import _time, preflight
 from suite.run import Bar, SuiteLog, progress_command
 from suite.state import Status, Watcher, write_failure
-from suite.table import Estimator, duration, progress_table
+from suite.table import Estimator, duration, progress_table, summary_line
 from suite.worker import KeptModel, obey
 from utils import BusyError, OutputError, UsageError, atomic_write_json, sha256
 
@@ -570,9 +571,12 @@ def test_a_plan_says_what_its_suite_needs(tmp_path, capsys, monkeypatch):
     assert f"checkpoint {broken}: INCOMPLETE, " in needs("llada", str(broken))
     text = needs("llada", str(LLADA))
     size = sum(path.stat().st_size for path in LLADA.glob("*.safetensors"))
-    assert f"{LLADA}: here, {size / 1000:.3g} KB; memory: " in text, text
-    assert "parameters in float32 are " in text and " for its canvas, and more for its" in text
-    assert "unknown until some are there" in text and "at most 96 forward passes" in text
+    assert f"{LLADA}: here, {size / 1000:.3g} KB; memory (estimated): weights " in text, text
+    assert " in float32, plus " in text and " per sample, plus its prompt" in text
+    assert (
+        "size of the samples is known after the first ones" in text
+        and "at most 96 forward passes" in text
+    )
     assert "the hours are unknown until an experiment has run" in text
     run_here(chosen(tmp_path, extra=("--limit", "2"))[0])
     text = needs("llada", str(LLADA))
@@ -580,6 +584,28 @@ def test_a_plan_says_what_its_suite_needs(tmp_path, capsys, monkeypatch):
     assert "disk: samples and results take about " in text
     run_here(chosen(tmp_path)[0])
     assert needs("llada", str(LLADA)).endswith("1 experiment: 1 done; 6 of 6 samples\n")
+
+
+def test_an_unknown_number_of_samples_is_not_zero(tmp_path):
+    one, two = chosen(tmp_path, tps=(1, 2))
+    unknown, failed = Status("waiting", None), Status("failed", 6, Sums(2, 0, 40, 64, 4.0))
+    assert "0 of ? samples" in summary_line([(one, unknown)], 1)
+    assert _time([(one, unknown)]).startswith("time: unknown for 1 experiment;")
+    rows = [(one, unknown), (two, Status("waiting", 6))]
+    assert "0 of at least 6 samples" in summary_line(rows, 1)
+    assert "at most 96 forward passes, unknown for 1 experiment;" in _time(rows)
+    rows = [(one, Status("waiting", 6)), (two, failed)]
+    assert "at most 192 forward passes, without 1 failed;" in _time(rows)
+    text = progress_table([(two, failed)], 1)
+    assert text.endswith("2 of 6 samples"), "an ended suite has no time left"
+    assert " 0 s" not in text and " 8 s" not in text
+
+
+def test_a_plan_names_an_output_directory_that_cannot_be_written(tmp_path, monkeypatch):
+    [one] = chosen(tmp_path)
+    monkeypatch.setattr("suite.preflight.output_problem", lambda at: f"no room in {at}")
+    lines = preflight([(one, Status("waiting", 6))], tmp_path / "out")
+    assert f"disk: no room in {tmp_path}" in lines and not (tmp_path / "out").exists()
 
 
 def test_all_answers_without_a_score_are_no_running_experiment(tmp_path):
@@ -1206,7 +1232,8 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
     assert "Traceback" not in text, text
     assert "| running |" not in text and "| partial |" in text, "the table of what is kept"
     log = (tmp_path / "out" / "logs" / "sweep.log").read_text()
-    assert "stopped: 1 partial; the same command resumes\na report of what is done: python" in log
+    assert "stopped: 1 partial; the same command resumes\n" in log
+    assert "a report of" not in log, "nothing is done"
     assert log[-300:] in text, "and on the terminal"
     assert watcher.status().state == "partial"
     suite = start()
