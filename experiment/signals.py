@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from utils import DllmexpError
+from utils import EXIT_OUTPUT, DllmexpError
 
 # those that a scheduler or a user ends a run with; USR1, USR2 and XCPU announce the end of a job
 ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM")
@@ -61,3 +62,22 @@ class Interrupted(DllmexpError):
         ended = cls(f"ended by {name}{kept}; run the same command again to go on")
         ended.exit_code = 128 + number
         return ended
+
+
+def leave(error: DllmexpError | OSError | KeyboardInterrupt | Signalled) -> int:
+    """The exit code of a program that `error` ends; says why, one line for each problem."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, Signalled):
+        return 128 + error.args[0]
+    if isinstance(error, DllmexpError):
+        problems, code = error.problems, error.exit_code
+    else:
+        # what is left in stdout's buffer must not fail again when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):  # such as `report.py results | head`
+            return 141
+        problems, code = [f"{error.filename or 'cannot write'}: {error.strerror}"], EXIT_OUTPUT
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return code

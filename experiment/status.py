@@ -26,7 +26,7 @@ from experiment.signals import Signalled
 from experiment.statistics import Z95, wilson
 from experiment.store import HOST, Store, process_start
 from experiment.workers import LeaderGone, WorkerInfo
-from utils import SCORING_VERSION
+from utils import SCORING_VERSION, OutputError
 
 WRITE_S = 2.0  # seconds between two writes while samples finish
 TOUCH_S = 20.0
@@ -296,9 +296,25 @@ class StatusFile(AbstractContextManager):
 # ---------------------------------------------------------------- reading
 
 
+def listed(directory: Path, begin: str = "", end: str = "") -> list[Path]:
+    """What a directory has, sorted, by how the names begin and end; nothing where it is absent.
+
+    Raises OutputError: one that cannot be read is not empty.
+    """
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        denied = isinstance(error, PermissionError)
+        why = "no permission to read it" if denied else error.strerror
+        raise OutputError(f"{directory}: {why}") from None
+    return [directory / name for name in names if name.startswith(begin) and name.endswith(end)]
+
+
 def _files(directory: Path) -> Iterable[tuple[int, Path]]:
     """(rank, path) of each status file, sorted."""
-    names = ((p.stem.removeprefix("status-"), p) for p in directory.glob("status-*.json"))
+    names = ((p.stem.removeprefix("status-"), p) for p in listed(directory, "status-", ".json"))
     return sorted((int(rank), path) for rank, path in names if rank.isdecimal())
 
 

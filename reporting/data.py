@@ -17,6 +17,7 @@ from decoding.config import label_parts
 from experiment.config import identity_of
 from experiment.result import ORIGINALS, is_intact
 from experiment.statistics import estimate
+from experiment.status import listed
 from reporting.samples import pack
 from utils import SCHEMA_VERSION, BadDataError, UsageError, canonical_json, sha256
 
@@ -300,7 +301,7 @@ def read_all(places: Sequence[Path]) -> tuple[list[Result], list[Skipped]]:
     """Results in files and directories (without subdirectories), in a fixed order, and other files.
 
     If several files hold the same experiment, the newest one counts.
-    Raises UsageError if a place does not exist.
+    Raises UsageError if a place does not exist, OutputError if a directory cannot be read.
     """
     missing = [str(p) for p in places if not p.exists()]
     if missing:
@@ -328,7 +329,7 @@ def read_all(places: Sequence[Path]) -> tuple[list[Result], list[Skipped]]:
 def _files(place: Path) -> Iterable[Path]:
     if not place.is_dir():
         return [place]
-    return sorted(p for p in place.iterdir() if not p.is_dir() and p.name != ".gitkeep")
+    return [p for p in listed(place) if not p.is_dir() and p.name != ".gitkeep"]
 
 
 def _order(result: Result) -> tuple:

@@ -20,6 +20,7 @@ for word in "$@"; do
       exit 0
       ;;
     --no_tmux) tmux_wanted=no ;;
+    --check) tmux_wanted=no options+=("$word") ;; # it runs nothing
     slurm | --engine=slurm) tmux_wanted=no options+=("$word") ;; # submitting needs no session
     *) options+=("$word") ;;
   esac
@@ -51,7 +52,7 @@ terminal=no
 server() { TERM=screen tmux -L "$name" "$@"; }
 running() { server has-session -t "=$name" 2>/dev/null; }
 
-log="$folder/logs/sweep.log"
+log="$folder/logs/sweep.log" code="$folder/logs/sweep.rc"
 seen=$(wc -c 2>/dev/null <"$log" || echo 0)
 if running; then
   if [ $# -gt 0 ] && [ "$(server show-environment -g DLLMEXP_OPTIONS 2>/dev/null)" != "DLLMEXP_OPTIONS=$*" ]; then
@@ -61,15 +62,18 @@ if running; then
   fi
   echo "a suite is running in $out already"
 else
-  server new-session -d -s "$name" "$(printf '%q ' "${command[@]}")"
+  mkdir -p "$folder/logs"
+  rm -f "$code"
+  # the traps let the exit code be written after Ctrl-C, too
+  server new-session -d -s "$name" bash -c 'trap : INT HUP TERM; "${@:2}"; echo $? >"$1"' bash "$code" "${command[@]}"
   server set-environment -g DLLMEXP_OPTIONS "$*" 2>/dev/null || true # it may have ended
 fi
 if [ "$terminal" = yes ]; then
   TMUX= $attach && attached=yes || attached=no
   if ! running; then # the session took its terminal along
     # its ending: what follows the last empty line
-    tail -c "+$((seen + 1))" "$log" | awk '/^$/ { text = "" } { text = text $0 "\n" } END { printf "%s", text }'
-    exit 0
+    tail -c "+$((seen + 1))" "$log" 2>/dev/null | awk '/^$/ { text = "" } { text = text $0 "\n" } END { printf "%s", text }' || true # it may have no log yet
+    exit "$(cat "$code" 2>/dev/null || echo 1)" # absent: the session was killed
   fi
   [ $attached = yes ] || echo "tmux cannot show the session in this terminal (TERM=${TERM:-})"
 fi

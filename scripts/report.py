@@ -8,6 +8,7 @@ listed and left out.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,16 +16,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiment.arguments import Parser  # noqa: E402
+from experiment.signals import Signalled, leave, signals_raise  # noqa: E402
 from reporting import tables  # noqa: E402
 from reporting.data import read_all, remarks, result_at  # noqa: E402
 from reporting.page import page  # noqa: E402
 from reporting.plots import Picture, draw  # noqa: E402
 from reporting.samples import json_lines  # noqa: E402
 from utils import (  # noqa: E402
+    EXIT_COMPLETE,
     BadDataError,
     DllmexpError,
     OutputError,
     UsageError,
+    nearest,
     numbered,
     safe_streams,
     terminal_columns,
@@ -39,20 +44,22 @@ examples:
 exit codes: 0 done, 2 usage error, 4 no complete result, 74 output not writable
 """
 
+MEANT = {"--output_dir": "--out"}  # the name that eval.py and sweep.py have
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("results", nargs="+", type=Path, help="result files, or directories of result files")
-    add("--out", type=Path, default=Path("report"), help="output directory (default: report)")
+    add("results", nargs="+", type=_path, help="result files, or directories of result files")
+    add("--out", type=_path, default=Path("report"), help="output directory (default: report)")
     add(
         "--compare",
         nargs=2,
         action="append",
         default=[],
-        type=Path,
+        type=_path,
         metavar=("A.json", "B.json"),
         help="compare two results on the documents that both have; repeatable",
     )
@@ -66,20 +73,36 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--samples",
-        type=Path,
+        type=_path,
         metavar="FILE.jsonl",
         help="also write the samples of all results, one line of JSON each, with result, doc_id, "
         "text, extracted, target and metrics; pandas.read_json(FILE, lines=True) reads it",
     )
     add("--no_samples", action="store_true", help="leave the samples out of report.html")
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        raise UsageError(
+            f"unknown argument {word!r}"
+            + (
+                nearest(MEANT.get(word, word), parser._option_string_actions)
+                or "; --help lists them all"
+            )
+            for word in words or unknown[:1]
+        )
     for name in ("aup_alpha", "aup_drop"):
         if not 0 <= getattr(args, name) < float("inf"):
             parser.error(f"--{name} {getattr(args, name)}: expected a finite number, 0 or more")
     return args
 
 
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
+
+
 def write(path: Path, pieces: Iterable[str]) -> None:
+    if path.exists() and not path.is_file():  # to open a pipe would wait for its reader
+        raise OSError(errno.EINVAL, "not a regular file")
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(pieces)
 
@@ -152,15 +175,11 @@ def report(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     safe_streams()
     try:
-        report(parse(argv))
-    except DllmexpError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # such as `report.py results | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
-    return 0
+        with signals_raise():
+            report(parse(argv))
+    except (DllmexpError, OSError, KeyboardInterrupt, Signalled) as error:
+        return leave(error)
+    return EXIT_COMPLETE
 
 
 if __name__ == "__main__":

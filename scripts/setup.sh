@@ -6,6 +6,12 @@
 # it with.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ "${BASH_SOURCE[0]}" = "$0" ] && [ $# -gt 0 ]; then
+  case "$1" in
+    -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' scripts/setup.sh && exit 0 ;;
+    *) echo "error: unknown argument '$1'; setup.sh takes none but --help" >&2 && exit 2 ;;
+  esac
+fi
 python="${DLLMEXP_PYTHON:-python3}"
 venv="${venv:-.venv}" requirements="${requirements:-requirements.txt}"
 if [ ! -x "$venv/bin/python" ]; then

@@ -21,6 +21,7 @@ import shlex
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,9 +34,9 @@ from experiment import plugins  # noqa: E402
 from experiment.arguments import Parser  # noqa: E402
 from experiment.arguments import build_parser as flags_parser  # noqa: E402
 from experiment.identity import forget  # noqa: E402
-from experiment.signals import Signalled, signals_raise  # noqa: E402
+from experiment.signals import Signalled, leave, signals_raise  # noqa: E402
 from suite.lease import read_records  # noqa: E402
-from suite.matrix import SUITES, Selection, argument_sets, select  # noqa: E402
+from suite.matrix import REFUSED, SUITES, Selection, argument_sets, select  # noqa: E402
 from suite.state import Watcher, statuses  # noqa: E402
 from suite.table import plan, progress_table  # noqa: E402
 from utils import (  # noqa: E402
@@ -71,8 +72,20 @@ SLURM = {
 }
 
 
+# flags with one value, which may look like a flag itself
+JOINED = ("--extra", "--slurm-extra")
+WATCH_S = 86400.0  # at most
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) <= WATCH_S:
+            return float(text)
+    raise UsageError(f"--watch {text}: must be seconds, above 0 and at most {WATCH_S:.0f}")
 
 
 def selecting_parser() -> argparse.ArgumentParser:
@@ -146,7 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     text = "a table of the running and the last suites, else of the matrix; with filters of these"
     progress = commands.add_parser("progress", parents=[which], help=text)
     text = "repeat every S seconds (default: 5)"
-    progress.add_argument("--watch", metavar="S", type=float, nargs="?", const=5.0, help=text)
+    progress.add_argument("--watch", metavar="S", type=_seconds, nargs="?", const=5.0, help=text)
     worker = commands.add_parser("worker")  # started by the local engine
     worker.add_argument("--parent", type=int, required=True)
     share = commands.add_parser("share")  # started by SLURM on a node
@@ -264,16 +277,25 @@ def request_of(args: argparse.Namespace) -> JobRequest | None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Raises UsageError, with the nearest flag for one that is not known."""
-    parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
+    parser, given = build_parser(), []
+    commands = parser._subparsers._group_actions[0].choices
+    ours = {flag for each in commands.values() for flag in each._option_string_actions}
+    for word in sys.argv[1:] if argv is None else argv:
+        if given and given[-1] in JOINED and word not in ours:
+            given[-1] += f"={word}"
+        else:
+            given.append(word)
+    args, unknown = parser.parse_known_args(given)
     words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
     of_eval = flags_parser(MODEL_DEFAULTS, list(TASKS))[0]._option_string_actions
-    known = parser._subparsers._group_actions[0].choices[args.command]._option_string_actions
+    known = commands[args.command]._option_string_actions
     if unknown:
         raise UsageError(
             f"unknown argument {word!r}"
             + (
-                f'; it is one of eval.py: --extra "{word} ..." gives it to every experiment'
+                f"; {REFUSED[word.lstrip('-')]}"
+                if word.lstrip("-") in REFUSED
+                else f'; it is one of eval.py: --extra "{word} ..." gives it to every experiment'
                 if word in of_eval
                 else nearest(word, known) or "; --help lists them all"
             )
@@ -282,37 +304,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def command(args: argparse.Namespace) -> int:
+    if args.command == "worker":
+        from suite.worker import main as work
+
+        return work(args.parent)
+    if args.command == "share":
+        from suite.cluster import share
+
+        return share(args.plan)
+    if args.command == "plan":
+        from suite.preflight import preflight
+
+        rows = statuses([Watcher(e) for e in select(selection_of(args))])
+        print(plan(rows, preflight(rows, Path(args.output_dir))))
+        return EXIT_COMPLETE
+    return show_progress(args) if args.command == "progress" else run(args)
+
+
 def main(argv: list[str] | None = None) -> int:
     safe_streams()
     try:
         with signals_raise():
-            args = parse(argv)
-            if args.command == "worker":
-                from suite.worker import main as work
-
-                return work(args.parent)
-            if args.command == "share":
-                from suite.cluster import share
-
-                return share(args.plan)
-            if args.command == "plan":
-                from suite.preflight import preflight
-
-                rows = statuses([Watcher(e) for e in select(selection_of(args))])
-                print(plan(rows, preflight(rows, Path(args.output_dir))))
-                return EXIT_COMPLETE
-            return show_progress(args) if args.command == "progress" else run(args)
-    except DllmexpError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except Signalled as error:
-        return 128 + error.args[0]
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+            code = command(parse(argv))
+            sys.stdout.flush()
+            return code
+    except (DllmexpError, OSError, KeyboardInterrupt, Signalled) as error:
+        return leave(error)
 
 
 if __name__ == "__main__":

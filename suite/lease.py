@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.identity import forget
-from experiment.status import alive
+from experiment.status import alive, listed
 from experiment.store import HOST, process_start
 from suite.matrix import Experiment, Planned
 from utils import BusyError, OutputError, atomic_write_json
@@ -44,7 +44,7 @@ class SuiteRecord:
 def read_records(output_dir: Path) -> list[SuiteRecord]:
     """The records of all suites of a result directory, the newest last."""
     found = []
-    for path in (output_dir / "logs").glob("sweep-*.json"):
+    for path in listed(output_dir / "logs", "sweep-", ".json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(path.read_bytes())
             own = {name: content[name] for name in ("pid", "host", "since", "workers")}

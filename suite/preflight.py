@@ -16,8 +16,9 @@ from suite.matrix import Experiment
 from suite.state import Status
 from suite.table import Estimator, duration
 from tasks import check_data
+from utils import numbered, output_problem
 
-NUMBERS, BYTES = ("thousand", "million", "billion"), ("KB", "MB", "GB")
+BYTES = ("KB", "MB", "GB")
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 Rows = Sequence[tuple[Experiment, Status]]
 
@@ -42,7 +43,7 @@ def preflight(rows: Rows, out: Path) -> list[str]:
 
 
 def _short(n: float, units: Sequence[str]) -> str:
-    """`16.1 GB`, `8.02 billion`."""
+    """`16.1 GB`."""
     power = next((i for i in (3, 2) if n >= 1000**i), 1)
     return f"{n / 1000**power:.3g} {units[power - 1]}"
 
@@ -79,9 +80,9 @@ def _checkpoint(name: str, dtype: str, users: Sequence[Experiment]) -> list[str]
         for s, kv in ((e.job.schedule, e.job.config.decode.kv_cache) for e in users)
     )
     return [
-        f"checkpoint {name}: {where}; memory: {_short(n, NUMBERS)} parameters in {dtype} are "
-        f"{_short(n * itemsize, BYTES)}; a sample in flight adds {_short(each, BYTES)} for its "
-        "canvas, and more for its prompt (calculated)"
+        f"checkpoint {name}: {where}; memory (estimated): weights "
+        f"{_short(n * itemsize, BYTES)} in {dtype}, plus {_short(each, BYTES)} per sample, plus "
+        "its prompt"
     ]
 
 
@@ -115,17 +116,25 @@ def _disk(rows: Rows, out: Path) -> str:
                     size += experiment.path.stat().st_size
                 positions += status.n * length
     existing = next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())
-    free = f"{_short(shutil.disk_usage(existing).free, BYTES)} are free in {out}"
+    if problem := output_problem(existing):
+        return f"disk: {problem}"
+    free = f"{_short(shutil.disk_usage(existing).free, BYTES)} free in {out}"
     if not positions:
-        return f"disk: {free}; what the samples take is unknown until some are there"
+        return f"disk: {free}; the size of the samples is known after the first ones"
     more = _short(left * size / positions, BYTES)
     return f"disk: samples and results take about {more} more; {free}"
 
 
 def _time(rows: Rows) -> str:
     """Forward passes that the schedules have left at most, and the hours of a device for them."""
-    passes = sum(max(0, (s.of or 0) - s.n) * e.forward_passes for e, s in rows if s.state != "done")
-    text = f"time: at most {passes:,} forward passes"
+    left = [(e, s) for e, s in rows if s.state not in ("done", "failed")]
+    known = [max(0, s.of - s.n) * e.forward_passes for e, s in left if s.of is not None]
+    parts = [f"at most {sum(known):,} forward passes"] if known else []
+    if unknown := len(left) - len(known):
+        parts.append(f"unknown for {numbered(unknown, 'experiment')}")
+    if failed := sum(s.state == "failed" for _, s in rows):
+        parts.append(f"without {failed} failed")
+    text = f"time: {', '.join(parts)}"
     estimator = Estimator(rows)
     seconds = [estimator.left_s(e, s) for e, s in rows]
     measured = sum(s.n for _, s in rows if s.sums.seconds)

@@ -113,7 +113,8 @@ def run_suite(
         if run is None:
             say(f"\n{progress_table(rows, len(workers))}")
         say.stamped(f"stopped: {state_counts(rows)}; the same command resumes")
-        say(f"a report of what is done: {report_command(out)}")
+        if any(status.state == "done" for _, status in rows):
+            say(f"a report of what is done: {report_command(out)}")
         raise
     finally:
         lease.release()

@@ -21,6 +21,7 @@ from experiment.status import (
     Summary,
     Sums,
     counted,
+    listed,
     read_status,
     stamp_of,
 )
@@ -151,7 +152,7 @@ class Watcher:
 
     def _counted(self) -> Sums:
         """Sums over the store, for a run that has left no status file. The slow way."""
-        shards = sorted(self.experiment.store.glob("shard-*")) if self.experiment.store else []
+        shards = listed(self.experiment.store, "shard-") if self.experiment.store else []
         with suppress(OSError, DllmexpError):
             stamp = [(path.name, path.stat().st_size) for path in shards]
             if stamp and (self._sums is None or self._sums[0] != stamp):

@@ -37,8 +37,8 @@ class Estimator:
         return [(model, task), (model, None), (None, task), (None, None)]
 
     def left_s(self, experiment: Planned, status: Status) -> float | None:
-        """None while nothing is known; 0 if nothing is left to generate."""
-        if status.state == "done" or experiment.model is None:
+        """None while nothing is known; 0 if nothing is left to generate, or it has failed."""
+        if status.state in ("done", "failed") or experiment.model is None:
             return 0.0
         if status.of is None:
             return None
@@ -137,6 +137,7 @@ def _table(rows: Rows, estimator: Estimator, narrow: bool, columns: int = 0) -> 
         tpf = f"{sums.tokens / sums.forwards:.2f}" if sums.forwards else "-"
         over = shown in ("done", "scoring", "unscored")
         left = "" if over else duration(estimator.left_s(experiment, status))
+        left = "-" if shown == "failed" else left
         cells = [name, shown, _count(status), rate, *([] if narrow else [tpf]), left]
         table.add_row([*cells, _score(status, narrow)])
     if narrow:
@@ -148,7 +149,10 @@ def _table(rows: Rows, estimator: Estimator, narrow: bool, columns: int = 0) -> 
 
 def summary_line(rows: Rows, workers: int) -> str:
     """`48 experiments: 3 done, 45 waiting; 12000 of 33600 samples; about 3 h 20 m left with ...`"""
-    n, of = sum(s.n for _, s in rows), sum(s.of or 0 for _, s in rows)
+    n, known = sum(s.n for _, s in rows), [s.of for _, s in rows if s.of is not None]
+    of = str(sum(known)) if known or not rows else "?"
+    if 0 < len(known) < len(rows):
+        of = f"at least {of}"
     text = f"{numbered(len(rows), 'experiment')}: {state_counts(rows)}; {n} of {of} samples"
     if all(status.state == "done" for _, status in rows):
         return text

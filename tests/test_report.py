@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from crafted import craft, save
@@ -555,13 +556,35 @@ def test_two_named_results_are_compared(suite, tmp_path, capsys):
             "not on the same documents",
         ),
         (["{results}", "--out", "/dev/null/x"], 74, "cannot write /dev/null/x"),
+        (["{results}", "--samples", "{out}/fifo"], 74, "fifo: not a regular file"),
+        (["{results}", "--output_dir", "x"], 2, "'--output_dir'; did you mean '--out'?"),
+        (["{results}", "--compar", "x"], 2, "error: --compare: expected 2 arguments"),
+        ([], 2, "error: the following arguments are required: results"),
     ],
 )
 def test_errors_are_lines_and_exit_codes(suite, tmp_path, capsys, arguments, code, message):
     words = [a.format(out=tmp_path, results=suite[0]) for a in arguments]
     out = [] if "--out" in words else ["--out", str(tmp_path / "report")]
+    os.mkfifo(tmp_path / "fifo")
     assert report.main([*words, *out]) == code
     assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_report_without_a_traceback(suite, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "draw", interrupted)
+    assert report.main([str(suite[0]), "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.startswith("left out: ")
+
+
+def test_the_home_directory_has_a_short_name(suite, monkeypatch):
+    """`--out '~/x'` made a directory of the name ~."""
+    monkeypatch.setenv("HOME", "/home/me")
+    args = report.parse(["~/a", "--out", "~/x", "--samples=~/y"])
+    home = Path("/home/me")
+    assert (args.results, args.out, args.samples) == ([home / "a"], home / "x", home / "y")
 
 
 def test_a_suite_of_zeros_and_predictions_has_a_report(tmp_path):

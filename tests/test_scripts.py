@@ -24,6 +24,7 @@ esac
 while [ -e wait ]; do sleep 0.05; done
 [ ! -d "${OUT:-results}/logs" ] ||
   printf 'begun\n\n| a table |\nended: 1 done\n' >>"${OUT:-results}/logs/sweep.log"
+[ ! -e code ] || exit "$(cat code)"
 """
 
 
@@ -126,14 +127,14 @@ def test_wrong_options_start_no_session(folder, tmux):
     assert not alive(tmux)
 
 
-def on_a_terminal(folder: Path, *words: str, **environ: str) -> str:
-    """What a terminal shows of exp.sh, up to its end."""
+def on_a_terminal(folder: Path, *words: str, code: int = 0, **environ: str) -> str:
+    """What a terminal shows of exp.sh, up to its end with this exit code."""
     with pty_of(folder, words, environ) as (process, fd):
         shown = b""
         with suppress(OSError):  # Linux: the other end is closed
             while chunk := os.read(fd, 65536):
                 shown += chunk
-        assert process.wait(60) == 0, shown
+        assert process.wait(60) == code, shown
     return shown.decode()
 
 
@@ -164,6 +165,36 @@ def test_a_terminal_shows_how_the_suite_ended(folder, tmux):
     assert shown.endswith("| a table |\r\nended: 1 done\r\n")
 
 
+def test_a_suite_in_tmux_has_the_exit_code_of_one_in_the_foreground(folder, tmux):
+    """It was 0 after failed experiments."""
+    (folder / "code").write_text("5")
+    on_a_terminal(folder, code=5, DLLMEXP_TMUX=tmux, TERM="xterm")
+    (folder / "code").write_text("0")
+    on_a_terminal(folder, DLLMEXP_TMUX=tmux, TERM="xterm")
+
+
+def test_ctrl_c_in_tmux_is_130(folder, tmux):
+    python = folder / ".venv" / "bin" / "python"
+    python.write_text(PYTHON.replace("while [", "trap 'exit 130' INT\nwhile ["))
+    (folder / "wait").touch()
+    with pty_of(folder, (), {"DLLMEXP_TMUX": tmux, "TERM": "xterm"}) as (process, fd):
+        while not (folder / "called").exists() or len(calls(folder)) < 2:
+            time.sleep(0.05)
+        time.sleep(0.5)  # the trap is set
+        os.write(fd, b"\x03")
+        shown = b""
+        with suppress(OSError):
+            while chunk := os.read(fd, 65536):
+                shown += chunk
+        assert process.wait(60) == 130, shown
+
+
+def test_a_check_starts_no_session(folder, tmux):
+    run = script(folder, "exp.sh", "--check", "--tps", "2", DLLMEXP_TMUX=tmux)
+    assert (run.returncode, run.stdout, sockets(tmux)) == (0, "results\n", []), run.stderr
+    assert len(calls(folder)) == 1
+
+
 def test_a_terminal_that_tmux_does_not_know_gets_its_suite(folder, tmux):
     """kitty or ghostty over ssh: nothing ran."""
     (folder / "wait").touch()
@@ -173,7 +204,7 @@ def test_a_terminal_that_tmux_does_not_know_gets_its_suite(folder, tmux):
     (folder / "wait").unlink()
 
 
-@pytest.mark.parametrize("name", ["exp.sh", "demo.sh", "test.sh"])
+@pytest.mark.parametrize("name", ["exp.sh", "demo.sh", "test.sh", "setup.sh"])
 def test_help_runs_nothing(folder, tmux, name):
     run = script(folder, name, "--help", DLLMEXP_TMUX=tmux)
     assert run.returncode == 0 and f"./scripts/{name}" in run.stdout, run.stderr
@@ -225,6 +256,13 @@ def test_setup_installs_by_itself(folder):
     again = script(folder, "setup.sh")
     assert again.returncode == 0 and len(calls(folder)) == 2
     assert os.access(ROOT / "scripts" / "setup.sh", os.X_OK)
+
+
+def test_setup_takes_no_argument(folder):
+    (folder / ".venv" / "installed.txt").unlink()
+    run = script(folder, "setup.sh", "--quick")
+    assert (run.returncode, "'--quick'" in run.stderr) == (2, True)
+    assert not (folder / "called").exists(), "nothing is installed"
 
 
 def fake_python(folder: Path, text: str) -> str:

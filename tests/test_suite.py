@@ -25,16 +25,18 @@ from experiment.sample_cache import SampleCache, ShareDone
 from experiment.status import StatusFile, StatusRecord, Summary, Sums, counted, read_status
 from experiment.store import HOST, Store, process_start
 from experiment.workers import WorkerInfo
-from scripts.sweep import main
+from scripts import report
+from scripts.sweep import main, parse
 from suite.cluster import shares
 from suite.lease import Lease, read_records
 from suite.local import LocalEngine, QueuedExperiment, Worker, make_workers
 from suite.matrix import Experiment, Selection, arguments, experiments, select
+from suite.preflight import _time, preflight
 from suite.run import Bar, SuiteLog, progress_command
 from suite.state import Status, Watcher, write_failure
-from suite.table import Estimator, duration, progress_table
+from suite.table import Estimator, duration, progress_table, summary_line
 from suite.worker import KeptModel, obey
-from utils import BusyError, UsageError, atomic_write_json, sha256
+from utils import BusyError, OutputError, UsageError, atomic_write_json, sha256
 
 SWEEP = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
 
@@ -580,9 +582,12 @@ def test_a_plan_says_what_its_suite_needs(tmp_path, capsys, monkeypatch):
     assert f"checkpoint {broken}: INCOMPLETE, " in needs("llada", str(broken))
     text = needs("llada", str(LLADA))
     size = sum(path.stat().st_size for path in LLADA.glob("*.safetensors"))
-    assert f"{LLADA}: here, {size / 1000:.3g} KB; memory: " in text, text
-    assert "parameters in float32 are " in text and " for its canvas, and more for its" in text
-    assert "unknown until some are there" in text and "at most 96 forward passes" in text
+    assert f"{LLADA}: here, {size / 1000:.3g} KB; memory (estimated): weights " in text, text
+    assert " in float32, plus " in text and " per sample, plus its prompt" in text
+    assert (
+        "size of the samples is known after the first ones" in text
+        and "at most 96 forward passes" in text
+    )
     assert "the hours are unknown until an experiment has run" in text
     run_here(chosen(tmp_path, extra=("--limit", "2"))[0])
     text = needs("llada", str(LLADA))
@@ -590,6 +595,28 @@ def test_a_plan_says_what_its_suite_needs(tmp_path, capsys, monkeypatch):
     assert "disk: samples and results take about " in text
     run_here(chosen(tmp_path)[0])
     assert needs("llada", str(LLADA)).endswith("1 experiment: 1 done; 6 of 6 samples\n")
+
+
+def test_an_unknown_number_of_samples_is_not_zero(tmp_path):
+    one, two = chosen(tmp_path, tps=(1, 2))
+    unknown, failed = Status("waiting", None), Status("failed", 6, Sums(2, 0, 40, 64, 4.0))
+    assert "0 of ? samples" in summary_line([(one, unknown)], 1)
+    assert _time([(one, unknown)]).startswith("time: unknown for 1 experiment;")
+    rows = [(one, unknown), (two, Status("waiting", 6))]
+    assert "0 of at least 6 samples" in summary_line(rows, 1)
+    assert "at most 96 forward passes, unknown for 1 experiment;" in _time(rows)
+    rows = [(one, Status("waiting", 6)), (two, failed)]
+    assert "at most 192 forward passes, without 1 failed;" in _time(rows)
+    text = progress_table([(two, failed)], 1)
+    assert text.endswith("2 of 6 samples"), "an ended suite has no time left"
+    assert " 0 s" not in text and " 8 s" not in text
+
+
+def test_a_plan_names_an_output_directory_that_cannot_be_written(tmp_path, monkeypatch):
+    [one] = chosen(tmp_path)
+    monkeypatch.setattr("suite.preflight.output_problem", lambda at: f"no room in {at}")
+    lines = preflight([(one, Status("waiting", 6))], tmp_path / "out")
+    assert f"disk: no room in {tmp_path}" in lines and not (tmp_path / "out").exists()
 
 
 def test_all_answers_without_a_score_are_no_running_experiment(tmp_path):
@@ -623,6 +650,71 @@ def test_an_unknown_flag_of_a_suite_gets_a_suggestion(capsys):
         "error: unknown argument '--limit'; it is one of eval.py: "
         '--extra "--limit ..." gives it to every experiment',
     ]
+    assert main(["plan", "--dry_run", "--device"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: unknown argument '--dry_run'; `sweep.py plan` shows what would run",
+        "error: unknown argument '--device'; the engine chooses the device: "
+        "CUDA_VISIBLE_DEVICES and --workers",
+    ]
+
+
+def test_extra_takes_a_single_flag(capsys):
+    """What the line above recommends: "expected one argument"."""
+    assert parse(["plan", "--extra", "--no_chat_template", "--tps", "1"]).extra == [
+        "--no_chat_template"
+    ]
+    words = ["run", "--extra", "--limit 5", "--slurm-extra", "--exclusive"]
+    args = parse(words)
+    assert (args.extra, args.slurm_extra) == (["--limit 5"], "--exclusive")
+    for words in (["--extra"], ["--extra", "--tps", "1"]):
+        assert main(["plan", *words]) == 2
+        assert capsys.readouterr().err == "error: --extra: expected one argument\n"
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "0", "1e9", "soon"])
+def test_watch_takes_seconds_that_can_be_waited(seconds, capsys):
+    assert main(["progress", f"--watch={seconds}"]) == 2
+    assert f"error: --watch {seconds}: must be seconds, above 0" in capsys.readouterr().err
+
+
+def refusing(monkeypatch, folder: Path) -> None:
+    """listdir has no permission in `folder`; root's has it everywhere."""
+    real = os.listdir
+
+    def listdir(path="."):
+        if Path(path) == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+
+
+def test_a_directory_that_cannot_be_read_is_not_empty(tmp_path, monkeypatch, capsys):
+    """progress showed the matrix instead of the suites in it; plan ended in a traceback."""
+    [one] = chosen(tmp_path)
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    one.store.mkdir(parents=True)
+    for folder, ask in [
+        (tmp_path / "out" / "logs", lambda: main(["progress", "--output_dir", f"{tmp_path}/out"])),
+        (one.store, lambda: Watcher(one).status()),
+        (tmp_path / "out", lambda: report.main([str(tmp_path / "out")])),
+    ]:
+        with monkeypatch.context() as patch:
+            refusing(patch, folder)
+            try:
+                assert ask() == 74
+                told = capsys.readouterr().err
+            except OutputError as error:
+                told = f"error: {error.problems[0]}\n"
+        assert told == f"error: {folder}: no permission to read it\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        words = ["plan", "--models", "tiny-llada", "--tasks", "gsm8k", "--tps", "1"]
+        run = subprocess.run([*SWEEP, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (run.returncode, run.stderr) == (74, "error: cannot write: No space left on device\n")
 
 
 def test_a_failure_is_told_once_and_stands_below_the_table(tmp_path):
@@ -1151,7 +1243,8 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
     assert "Traceback" not in text, text
     assert "| running |" not in text and "| partial |" in text, "the table of what is kept"
     log = (tmp_path / "out" / "logs" / "sweep.log").read_text()
-    assert "stopped: 1 partial; the same command resumes\na report of what is done: python" in log
+    assert "stopped: 1 partial; the same command resumes\n" in log
+    assert "a report of" not in log, "nothing is done"
     assert log[-300:] in text, "and on the terminal"
     assert watcher.status().state == "partial"
     suite = start()
