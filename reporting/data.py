@@ -19,7 +19,15 @@ from experiment.result import ORIGINALS, is_intact
 from experiment.statistics import estimate
 from experiment.status import listed
 from reporting.samples import pack
-from utils import SCHEMA_VERSION, BadDataError, UsageError, canonical_json, sha256
+from utils import (
+    SCHEMA_VERSION,
+    BadDataError,
+    UsageError,
+    canonical_json,
+    file_bytes,
+    parse_fault,
+    sha256,
+)
 
 # settings that vary along one curve: tokens per step, and the options of an adaptive algorithm
 SPEED = ("num_steps", "quotas", "options")
@@ -176,11 +184,11 @@ def method_label(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> str
 def read_result(path: Path) -> Result:
     """The result at `path`. Raises NotAResult, with the reason, for any other content."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(file_bytes(path))
     except OSError as error:
         raise NotAResult(f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise NotAResult(f"not JSON: {str(error)[:100]}") from error
+        raise NotAResult(f"not JSON: {parse_fault(error)[:100]}") from error
     if not isinstance(content, dict) or not {"schema_version", "config"} <= content.keys():
         raise NotAResult("JSON, but no result of this program")
     if content["schema_version"] != SCHEMA_VERSION:

@@ -196,7 +196,7 @@ def argument_sets(selection: Selection) -> list[list[str]]:
 def _narrowed(selection: Selection) -> dict[str, list]:
     """MATRIX with the axes that the filters name; models and tasks must be known, K is free."""
     problems = [
-        f"--{flag} {value!r} is not known{nearest(value, known) or '.'} Known: {', '.join(known)}"
+        f"--{flag} {value!r} is not known{nearest(value, known)}; there are: {', '.join(known)}"
         for flag, values, known in (
             ("models", selection.models, list(MODEL_DEFAULTS)),
             ("tasks", selection.tasks, list(TASKS)),

@@ -411,6 +411,7 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
         damaged(tmp_path, name, lambda r, n=count: _sign(r, config=r["config"] | {"num_steps": n}))
     damaged(tmp_path, "task.json", lambda r: _sign(r, config=r["config"] | {"task": None}))
     damaged(tmp_path, "nan.json", lambda r: r["profile"].update(tokens_per_second=float("nan")))
+    os.mkfifo(tmp_path / "fifo.json")
     results, skipped = read_all([tmp_path])
     assert [result.path for result in results] == [good]
     reasons = {s.path.name: s.reason for s in skipped}
@@ -435,6 +436,7 @@ def test_broken_partial_and_foreign_files_are_named_and_skipped(tmp_path):
         "zero.json": "positive integers, got 0",
         "text.json": "positive integers, got '64'",
         "task.json": "task is None, expected a string",
+        "fifo.json": "cannot be read: not a regular file",
     }.items():
         assert reason in reasons.pop(name), name
     assert reasons == {}
