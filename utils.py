@@ -446,7 +446,7 @@ def parse_fault(error: Exception) -> str:
     """Why a text cannot be parsed; Python's own words name its settings instead."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    digits = re.search(r"limit \((\d+) digits\)", str(error))
+    digits = re.search(r"limit \((\d+)", str(error))  # Python 3.10 says no "digits"
     return f"an integer has more than {digits[1]} digits" if digits else str(error)
 
 

@@ -777,6 +777,7 @@ def test_progress_over_stores_of_1319_samples_is_quick(tmp_path, n, files, limit
         for i in range(1319):
             meta = {"doc_id": i, "cost_seconds": 1.5, "seconds": 12.0, "tokens_returned": 200}
             result = {"committed_at": ids, "nfe": 300, "token_ids": ids, "finish_reason": "length"}
+            result |= {"forwards_saved": 0, "positions_computed": 300}
             samples.remember(f"{i:064x}", result, meta, i % 2)
     shard, record = store.shard, samples.status.record
     for experiment in found:
