@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import shlex
 import shutil
 import signal
 import tempfile
@@ -47,6 +48,20 @@ def benchmarks() -> Path:
             "set DLLMEXP_DATA_DIR to their directory"
         )
     return folder
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Call the program; (exit code, stdout, stderr). The environment names no data directory."""
+    import eval as cli
+
+    monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
+
+    def call(arguments: str, *more: str):
+        code = cli.main([*shlex.split(arguments), *map(str, more)])
+        return code, *capsys.readouterr()
+
+    return call
 
 
 def _copy(source: Path, tmp_path: Path) -> Path:

@@ -17,18 +17,6 @@ from suite.state import Watcher
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Call the program; (exit code, stdout, stderr)."""
-    monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
-
-    def call(arguments: str, *more: str):
-        code = cli.main([*shlex.split(arguments), *map(str, more)])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def verifier(tmp_path):
     return verifier_checkpoint(tmp_path / "verifier")
 

@@ -32,19 +32,6 @@ README_EXAMPLE = """
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Call the program; (exit code, stdout, stderr). The environment names no data directory."""
-    monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
-
-    def call(arguments: str, *more: str):
-        code = cli.main([*shlex.split(arguments), *map(str, more)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture
 def mini(tmp_path):
     """Arguments of a small run on a tiny checkpoint and a benchmark of three documents."""
     data = gsm8k_dir(tmp_path / "data")

@@ -25,18 +25,6 @@ from utils import BadDataError, sha256
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Call the program; (exit code, stdout, stderr)."""
-    monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
-
-    def call(arguments: str, *more: str):
-        code = cli.main([*shlex.split(arguments), *map(str, more)])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def words(llada, tmp_path) -> str:
     """Arguments of a small run on a checkpoint that the test may change."""
     data = gsm8k_dir(tmp_path / "data")

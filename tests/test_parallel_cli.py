@@ -1,7 +1,6 @@
 """Adaptive algorithms and caches on the command line: flags, identity, names, result, report."""
 
 import json
-import shlex
 
 import pytest
 from crafted import save
@@ -16,18 +15,6 @@ from reporting.tables import comparison_table
 from scripts import sweep
 from suite.matrix import Selection, select
 from utils import UsageError
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Call the program; (exit code, stdout, stderr)."""
-    monkeypatch.delenv("DLLMEXP_DATA_DIR", raising=False)
-
-    def call(arguments: str, *more: str):
-        code = cli.main([*shlex.split(arguments), *more])
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
