@@ -129,16 +129,16 @@ def execute(
                 stack.enter_context(store)
                 status = StatusFile(store, worker, job.path, job.limit, job.spec.headline)
                 stack.enter_context(status)
-            pool = None
+            alive = []
             if len(job.worker_devices) > 1:
                 pool = stack.enter_context(WorkerPool(argv, job.worker_devices, worker))
+                alive = [pool.alive]
                 worker = replace(worker, size=max(worker.size, len(job.worker_devices)))
             from experiment import lmeval
             from experiment.predictions import predictions_lm
 
             machine = {"environment": environment(), "device": lmeval.device_stamp(device)}
             facts = _provenance(machine["environment"] | machine["device"], job)
-            alive = [pool.alive] if pool else []
             cache = host.cache(job.config.generation_id, store, worker, facts, *alive)
             task = _task(job)
             if status is not None:
