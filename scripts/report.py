@@ -151,8 +151,9 @@ def report(args: argparse.Namespace) -> None:
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             print(f"no figures: {reason}", file=sys.stderr)
             pictures, notes = [], notes | {"No figures": [reason]}
-        write(args.out / "report.md", [markdown(len(results), shown, pictures, notes)])
-        html = page(results, shown, pictures, notes, not args.no_samples)
+        whole = [picture for picture in pictures if not picture.part]
+        write(args.out / "report.md", [markdown(len(results), shown, whole, notes)])
+        html = page(results, shown, whole, notes, not args.no_samples)
         write(args.out / "report.html", html)
     except OSError as error:
         message = f"cannot write {args.out}: {error.strerror}; give another --out"
@@ -167,7 +168,7 @@ def report(args: argparse.Namespace) -> None:
     print("\n\n".join(tables.to_text(table, columns) for table in shown))
     if args.samples:
         print(f"samples: {args.samples}")
-    figures = f"{len(pictures)} figures (PNG, SVG)"
+    figures = f"{len(pictures)} figures (PNG, SVG, PDF)"
     print(f"\nreport: {args.out / 'report.html'}, report.md, {figures}, {len(by_name)} CSV files")
     sys.stdout.flush()
 

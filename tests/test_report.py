@@ -1,4 +1,4 @@
-"""scripts/report.py: tables, figures, files that are left out, and the page in a browser."""
+"""scripts/report.py: tables, files that are left out, the command, and the page in a browser."""
 
 import csv
 import json
@@ -17,7 +17,6 @@ from mini import ROOT
 
 from experiment.result import VOLATILE
 from reporting.data import curve_labels, curves, read_all
-from reporting.plots import Line, caption, make_figure, overlaps
 from reporting.stats import aup_interval, compare_results
 from reporting.tables import (
     aup_table,
@@ -294,42 +293,6 @@ def test_the_checksum_is_of_the_content_not_of_its_layout(tmp_path):
     assert len(read_all([tmp_path])[0]) == 1
 
 
-def test_points_in_one_place_become_rings(tmp_path):
-    """Otherwise the curve that is drawn last hides the others."""
-    for alias in ("dream", "llada", "llada1.5"):
-        save(tmp_path, alias, k=1, scores=[1.0] * 30 + [0.0] * 10)
-        save(tmp_path, alias, k=2, scores=[1.0] * 20 + [0.0] * 20)
-    results, _ = read_all([tmp_path])
-    for result in results:
-        tpf = {1: 1.0, 2: {"dream": 1.9, "llada": 2.0, "llada1.5": 2.01}[result.model]}[result.k]
-        object.__setattr__(result, "tpf", tpf)
-    lines = [
-        Line(curve[0].model, curve, {"color": "k", "marker": "o", "linestyle": "-"})
-        for curve in curves(results)
-    ]
-    assert overlaps(lines, "tpf") == [[0, 0], [1, 0], [2, 1]]
-    figure = make_figure(lines, "tpf")
-    rings = [
-        line.get_markersize()
-        for line in figure.axes[0].lines
-        if line.get_linestyle() == "None" and len(line.get_xdata()) == 1
-    ]
-    assert [size for size in rings if size > 5] == [9, 13, 9] and "Rings" in caption(lines, "tpf")
-    assert "Rings" not in caption(lines[:1], "tpf")
-    drawn = figure.axes[0].lines
-    lines_at = [
-        line.get_zorder()
-        for line in drawn
-        if line.get_linestyle() == "-" and line.get_marker() == "o"
-    ]
-    points_at = [
-        line.get_zorder()
-        for line in drawn
-        if line.get_linestyle() == "None" and line.get_marker() == "o"
-    ]
-    assert max(lines_at) < min(points_at)  # no point is crossed by the line of a later curve
-
-
 def test_the_interval_of_aup_resamples_documents(tmp_path):
     """The AUP of one point is its mean times its TPF, with a known interval."""
     rng = random.Random(1)
@@ -485,11 +448,13 @@ def suite(tmp_path_factory):
 
 def test_the_command_writes_everything(suite):
     _, out = suite
-    assert sorted(p.name for p in out.iterdir()) == [
-        "accuracy_tok_s_uniform.png",
-        "accuracy_tok_s_uniform.svg",
-        "accuracy_tpf_uniform.png",
-        "accuracy_tpf_uniform.svg",
+    tasks = ["", "_gsm8k", "_gsm8k_on_mini_first_230", "_humaneval"]
+    figures = {f"accuracy_{axis}_uniform{t}" for axis in ("k", "tpf", "tok_s") for t in tasks}
+    files = {path.name for path in out.iterdir()}
+    assert {n for n in files if n.startswith("accuracy")} == {
+        f"{name}.{kind}" for name in figures for kind in ("png", "svg", "pdf")
+    }
+    assert sorted(name for name in files if not name.startswith("accuracy")) == [
         "aup.csv",
         "comparisons.csv",
         "report.html",
@@ -502,6 +467,7 @@ def test_the_command_writes_everything(suite):
     assert (out / "accuracy_tpf_uniform.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_the_same_results_make_the_same_report(suite, tmp_path):
     folder, out = suite
     assert report.main([str(folder), "--out", str(tmp_path)]) == 0
@@ -564,7 +530,10 @@ def test_two_named_results_are_compared(suite, tmp_path, capsys):
         ([], 2, "error: the following arguments are required: results"),
     ],
 )
-def test_errors_are_lines_and_exit_codes(suite, tmp_path, capsys, arguments, code, message):
+def test_errors_are_lines_and_exit_codes(
+    suite, tmp_path, monkeypatch, capsys, arguments, code, message
+):
+    monkeypatch.setattr(report, "draw", lambda results, folder: [])
     words = [a.format(out=tmp_path, results=suite[0]) for a in arguments]
     out = [] if "--out" in words else ["--out", str(tmp_path / "report")]
     os.mkfifo(tmp_path / "fifo")
@@ -621,7 +590,7 @@ def test_the_page_loads_nothing_from_elsewhere(suite):
     page = Links()
     page.feed(text)
     assert page.loaded == [] and not {"link", "iframe", "img", "object", "embed"} & set(page.tags)
-    assert page.tags.count("svg") == 2 and "@import" not in text and "default-src 'none'" in text
+    assert page.tags.count("svg") == 3 and "@import" not in text and "default-src 'none'" in text
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids)), "two figures share an id"
     assert "Answer to 3" not in text  # samples are packed, not in the page's text

@@ -130,7 +130,7 @@ def test_a_seed_is_no_method(seeds):
     assert rows["llada"]["sd over seeds"] == f"{stdev(alone):.1f}"
     assert rows["dream"]["sd over seeds"] == "-"
     (curve,) = [c for c in curves(pooled(seeds)) if c[0].model == "llada"]
-    assert "Points: means over seeds." in caption([Line("llada", curve, {})], "tpf")
+    assert "Points: means over seeds." in caption([Line({}, curve)], "tpf")
 
 
 def test_seeds_are_compared_by_their_means(seeds):
