@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiment.arguments import Parser  # noqa: E402
 from experiment.signals import Signalled, leave, signals_raise  # noqa: E402
-from reporting import tables  # noqa: E402
+from reporting import paper, tables  # noqa: E402
 from reporting.data import read_all, remarks, result_at  # noqa: E402
 from reporting.page import page  # noqa: E402
 from reporting.plots import Picture, draw  # noqa: E402
@@ -145,6 +145,10 @@ def report(args: argparse.Namespace) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, table in by_name.items():
             write(args.out / f"{name}.csv", [tables.to_csv(table)])
+        write(args.out / "columns.md", [tables.to_meanings(by_name)])
+        for_paper = paper.paper_tables(results)
+        write(args.out / "accuracy.tex", ["\n".join(map(paper.to_latex, for_paper))])
+        write(args.out / "accuracy.md", ["\n".join(map(paper.to_markdown, for_paper))])
         try:
             pictures = draw(results, args.out)
         except Exception as error:  # a broken installation of matplotlib, say
@@ -169,7 +173,8 @@ def report(args: argparse.Namespace) -> None:
     if args.samples:
         print(f"samples: {args.samples}")
     figures = f"{len(pictures)} figures (PNG, SVG, PDF)"
-    print(f"\nreport: {args.out / 'report.html'}, report.md, {figures}, {len(by_name)} CSV files")
+    others = f"accuracy.tex, accuracy.md, {figures}, {len(by_name)} CSV files, columns.md"
+    print(f"\nreport: {args.out / 'report.html'}, report.md, {others}")
     sys.stdout.flush()
 
 
