@@ -39,6 +39,7 @@ EPILOG = """\
 examples:
   python scripts/report.py results                          # writes report/, prints the tables
   python scripts/report.py results --compare A.json B.json  # do these two differ?
+  python scripts/report.py results --suite                  # of its running and last suites alone
   python scripts/report.py results --samples samples.jsonl  # all samples, for pandas
 
 exit codes: 0 done, 2 usage error, 4 no complete result, 74 output not writable
@@ -54,6 +55,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("results", nargs="+", type=_path, help="result files, or directories of result files")
     add("--out", type=_path, default=Path("report"), help="output directory (default: report)")
+    text = "only results of the suites that are running or ran last in these directories"
+    add("--suite", action="store_true", help=text)
     add(
         "--compare",
         nargs=2,
@@ -100,6 +103,28 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def of_suites(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """(the results of the running and the last suites, names of experiments without one).
+
+    Raises UsageError if no directory has the record of a suite.
+    """
+    from suite.lease import read_records
+
+    found = {
+        place / planned.path.name: planned.name
+        for place in places
+        for record in (read_records(place) if place.is_dir() else ())
+        for planned in record.experiments
+    }
+    if not found:
+        raise UsageError(
+            f"--suite: no suite has run in {', '.join(map(str, places))}; without --suite every "
+            "result there is shown"
+        )
+    there = [path for path in found if path.exists()]
+    return there, [name for path, name in found.items() if path not in there]
+
+
 def write(path: Path, pieces: Iterable[str]) -> None:
     if path.exists() and not path.is_file():  # to open a pipe would wait for its reader
         raise OSError(errno.EINVAL, "not a regular file")
@@ -124,7 +149,10 @@ def markdown(
 
 def report(args: argparse.Namespace) -> None:
     """Read the results, print the tables, write the files."""
-    results, skipped = read_all(args.results)
+    places, absent = of_suites(args.results) if args.suite else (args.results, [])
+    results, skipped = read_all(places)
+    if absent:
+        print(f"no result yet: {numbered(len(absent), 'experiment')} of the suite", file=sys.stderr)
     for s in skipped:
         print(f"left out: {s.path}: {s.reason}", file=sys.stderr)
     if not results:
@@ -140,6 +168,8 @@ def report(args: argparse.Namespace) -> None:
         "aup": tables.aup_table(results, args.aup_alpha, args.aup_drop),
     }
     notes = remarks(results, skipped)
+    if absent:
+        notes["Experiments of the suite without a result"] = absent
     shown = [table for table in by_name.values() if table.rows]
     try:
         args.out.mkdir(parents=True, exist_ok=True)

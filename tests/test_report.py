@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from reporting.tables import (
     to_text,
 )
 from scripts import report
+from suite.matrix import Planned
 from utils import UsageError, atomic_write_json, sha256
 
 # ---------------------------------------------------------------- tables
@@ -551,6 +553,26 @@ def test_the_home_directory_has_a_short_name(suite, monkeypatch):
     args = report.parse(["~/a", "--out", "~/x", "--samples=~/y"])
     home = Path("/home/me")
     assert (args.results, args.out, args.samples) == ([home / "a"], home / "x", home / "y")
+
+
+def test_the_report_of_a_suite_has_its_results_alone(tmp_path, monkeypatch, capsys):
+    """It took in every unrelated file of the folder as further panels."""
+    monkeypatch.setattr(report, "draw", lambda results, folder: [])
+    one, _ = save(tmp_path, k=1, n=5), save(tmp_path, "dream", n=5)
+    assert report.main([str(tmp_path), "--suite", "--out", str(tmp_path / "report")]) == 2
+    assert "error: --suite: no suite has run in " in capsys.readouterr().err
+    entry = dict.fromkeys(field.name for field in fields(Planned))
+    experiments = [
+        entry | {"name": path.stem, "path": str(path), "log": str(path)}
+        for path in (one, tmp_path / "llada_gsm8k_low_confidence_tps2.json")
+    ]
+    record = {"pid": 1, "host": "h", "since": 0.0, "workers": 1, "ended": 1.0}
+    (tmp_path / "logs").mkdir()
+    atomic_write_json(tmp_path / "logs" / "sweep-h-1.json", record | {"experiments": experiments})
+    assert report.main([str(tmp_path), "--suite", "--out", str(tmp_path / "report")]) == 0
+    out, err = capsys.readouterr()
+    assert "dream" not in out and err == "no result yet: 1 experiment of the suite\n"
+    assert "- llada_gsm8k_low_confidence_tps2\n" in (tmp_path / "report/report.md").read_text()
 
 
 def test_a_suite_of_zeros_and_predictions_has_a_report(tmp_path):
