@@ -16,11 +16,15 @@ MINI = ROOT / "assets" / "benchmarks"
 ROWS = [{"question": f"What is {i} + 1?", "answer": f"{i + 1}\n#### {i + 1}"} for i in range(3)]
 
 
-def samples_of_run(tmp_path, *words) -> list[dict]:
+def result_of_run(tmp_path, *words) -> dict:
     out = tmp_path / "out"
     cli.main(["--output_dir", str(out), *map(str, words)])
     (path,) = out.glob("*.json")
-    return json.loads(path.read_text())["samples"]
+    return json.loads(path.read_text())
+
+
+def samples_of_run(tmp_path, *words) -> list[dict]:
+    return result_of_run(tmp_path, *words)["samples"]
 
 
 def mbpp_tests() -> str:
@@ -54,6 +58,17 @@ def test_a_task_of_lm_evals_has_lm_evals_target(tmp_path, monkeypatch):
     assert [s["target"] for s in samples_of_run(tmp_path, *words.split())] == [
         row["answer"] for row in ROWS[:2]
     ]
+
+
+def test_a_result_has_the_texts_of_its_tokens(tmp_path):
+    """A page without the checkpoint shows what each token id is."""
+    words = f"--model_alias tiny-llada --task gsm8k --data_dir {MINI} --limit 1 --dtype float32"
+    result = result_of_run(tmp_path, *words.split())
+    (sample,) = result["samples"]
+    texts = [result["token_texts"][str(token)] for token in sample["token_ids"]]
+    end = texts.index("<|eot_id|>")
+    assert "".join(texts[:end]) == sample["text"] != ""
+    assert len(result["token_texts"]) == len({*sample["token_ids"]})
 
 
 def test_samples_are_written_as_json_lines(tmp_path):
