@@ -1,9 +1,8 @@
-"""The tables of the report, and the forms they are written in: terminal, Markdown, CSV, HTML."""
+"""The tables of the report, and the forms they are written in: terminal, Markdown, CSV."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,6 +40,7 @@ class Table:
 
     columns, rows: headings and cells as shown. notes: paragraphs below the table.
     fields, records: the same lines for the CSV file, in full precision.
+    about: the results of each row: one, or the two that it compares.
     """
 
     title: str
@@ -49,6 +49,7 @@ class Table:
     fields: tuple[str, ...]
     records: list[tuple[Any, ...]]
     notes: tuple[str, ...]
+    about: list[tuple[Result, ...]]
 
 
 def make_table(
@@ -58,15 +59,17 @@ def make_table(
     fields: Mapping[str, Callable[[Any], Any]],
     notes: Iterable[str],
     recorded: Sequence[Any] | None = None,
+    about: Callable[[Any], tuple[Result, ...]] = lambda item: (),
 ) -> Table:
     """One line per item. columns, fields: heading -> function from an item to its cell.
 
-    recorded: the items of the CSV file; None: the same.
+    recorded: the items of the CSV file; None: the same. about: item -> its results.
     """
     rows = [tuple(cell(item) for cell in columns.values()) for item in items]
     recorded = items if recorded is None else recorded
     records = [tuple(cell(item) for cell in fields.values()) for item in recorded]
-    return Table(title, tuple(columns), rows, tuple(fields), records, tuple(notes))
+    results = [about(item) for item in items]
+    return Table(title, tuple(columns), rows, tuple(fields), records, tuple(notes), results)
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
@@ -157,7 +160,8 @@ def result_table(results: Sequence[Result]) -> Table:
     if strict:
         names = ("strict", "strict_ci95_low", "strict_ci95_high")
         fields |= {n: lambda r, i=i: r.strict and r.strict[i] for i, n in enumerate(names)}
-    return make_table("Results", shown, columns, fields, _result_notes(shown), results)
+    notes, about = _result_notes(shown), lambda r: (r,)
+    return make_table("Results", shown, columns, fields, notes, results, about)
 
 
 def _result_notes(results: Sequence[Result]) -> Iterable[str]:
@@ -285,7 +289,8 @@ def comparison_table(
     )
     differ = {f"{c.a.machine} and {c.b.machine}" for c in pairs if c.machines_differ}
     notes = [f"Different machines: {'; '.join(sorted(differ))}. {OTHER_MACHINE}"] if differ else []
-    return make_table("Comparisons", pairs, columns, fields, [note, *notes])
+    notes = [note, *notes]
+    return make_table("Comparisons", pairs, columns, fields, notes, about=lambda c: (c.a, c.b))
 
 
 # ---------------------------------------------------------------- AUP
@@ -406,19 +411,3 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([table.fields, *table.records])
     return out.getvalue()
-
-
-def to_html(table: Table) -> str:
-    def line(tag: str, cells: Iterable[str]) -> str:
-        shown = [
-            f"<{tag}{'' if c in LEFT_ALIGNED else ' class=n'}>{html.escape(text)}</{tag}>"
-            for c, text in zip(table.columns, cells, strict=True)
-        ]
-        return f"<tr>{''.join(shown)}</tr>"
-
-    rows = "\n".join(line("td", row) for row in table.rows)
-    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
-    return (
-        f"<h2>{html.escape(table.title)}</h2>\n<div class=wide><table><thead>"
-        f"{line('th', table.columns)}</thead><tbody>\n{rows}\n</tbody></table></div>\n{notes}"
-    )

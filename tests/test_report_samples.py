@@ -7,7 +7,6 @@ import pandas
 import pytest
 from crafted import craft, save
 from mini import LLADA, ROOT, write_lines
-from test_report import chromium
 
 import eval as cli
 from scripts import report
@@ -92,13 +91,3 @@ def test_json_lines_that_cannot_be_written_are_an_error(tmp_path, capsys):
     words = [str(tmp_path), "--out", str(tmp_path / "r"), "--samples", "/dev/null/x.jsonl"]
     assert report.main(words) == 74
     assert "cannot write --samples /dev/null/x.jsonl" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_page_shows_the_target(tmp_path):
-    folder = tmp_path / "results"
-    save(folder, k=1, n=4)
-    assert report.main([str(folder), "--out", str(tmp_path / "report")]) == 0
-    url = (tmp_path / "report" / "report.html").as_uri()
-    dom = chromium(tmp_path, "--dump-dom", f"{url}#result=0&doc=2")
-    assert "<h3>Target</h3><pre>target 2</pre>" in dom
