@@ -1,11 +1,10 @@
-"""The tables of the report, and the forms they are written in: terminal, Markdown, CSV, HTML."""
+"""The tables of the report, and the forms they are written in: terminal, Markdown, CSV."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from textwrap import fill
@@ -52,6 +51,7 @@ class Table:
 
     columns, rows: headings and cells as shown. notes: paragraphs below the table.
     fields, records: the same lines for the CSV file, in full precision. meanings: of the fields.
+    about: the results of each row: one, or the two that it compares.
     folds: the columns that a narrow terminal leaves out, the first ones first.
     quiet: number of rows at the end that say nothing new: text and Markdown have `quiet_note` for
            them.
@@ -64,6 +64,7 @@ class Table:
     records: list[tuple[Any, ...]]
     notes: tuple[str, ...]
     meanings: tuple[str, ...]
+    about: list[tuple[Result, ...]]
     folds: tuple[str, ...] = ()
     quiet: int = 0
     quiet_note: str = ""
@@ -82,20 +83,21 @@ def make_table(
     fields: Mapping[str, tuple[str, Callable[[Any], Any]]],
     notes: Iterable[str],
     recorded: Sequence[Any] | None = None,
+    about: Callable[[Any], tuple[Result, ...]] = lambda item: (),
     **more: Any,
 ) -> Table:
     """One line per item.
 
     columns: heading -> function from an item to its cell. fields: name -> (meaning, the same).
-    recorded: the items of the CSV file; None: the same. more: other fields of Table.
+    recorded: the items of the CSV file; None: the same. about: item -> its results. more: other
+    fields of Table.
     """
     rows = [tuple(cell(item) for cell in columns.values()) for item in items]
     recorded = items if recorded is None else recorded
     records = [tuple(cell(item) for _, cell in fields.values()) for item in recorded]
-    meanings = tuple(meaning for meaning, _ in fields.values())
-    return Table(
-        title, tuple(columns), rows, tuple(fields), records, tuple(notes), meanings, **more
-    )
+    meanings, texts = tuple(meaning for meaning, _ in fields.values()), (tuple(columns), rows)
+    files = (tuple(fields), records, tuple(notes), meanings)
+    return Table(title, *texts, *files, [about(item) for item in items], **more)
 
 
 def number(value: float | None, digits: int = 1, sign: bool = False) -> str:
@@ -165,7 +167,10 @@ def result_table(results: Sequence[Result]) -> Table:
         "algorithm": ("algorithm, with the settings that the tables name", lambda r: r.algorithm),
         "tokens_per_step": ("K, as requested, else as the schedule realises it", lambda r: r.k),
         **{n: (text, lambda r, n=n: r.config.get(n)) for n, text in SETTINGS.items()},
-        **_option_fields(results),
+        **{
+            name: (_help(name, option), lambda r, n=name, o=option: _setting(r, n, o.default))
+            for name, option in options_in(DecodeConfig).items()
+        },
         "metric": ("headline metric and lm-eval's filter", lambda r: r.metric),
         "value": (f"its mean, {FRACTION}", lambda r: fraction(r, r.value)),
         "ci95_low": ("low end of its 95 % interval", lambda r: fraction(r, r.low)),
@@ -204,8 +209,9 @@ def result_table(results: Sequence[Result]) -> Table:
             for i, (name, text) in enumerate(zip(names, meanings, strict=True))
         }
     folds = ("difference", "published", "strict % [95 %]", "sd over seeds", "n", "tok/s")
-    notes = _result_notes(shown)
-    return make_table("Results", shown, columns, fields, notes, results, folds=folds)
+    fields |= _option_fields(results, fields)
+    notes, about = _result_notes(shown), lambda r: (r,)
+    return make_table("Results", shown, columns, fields, notes, results, about, folds=folds)
 
 
 def fraction(result: Result, value: float | None) -> float | None:
@@ -225,18 +231,18 @@ def _published(result: Result, name: str) -> float | None:
     return result.published and round(getattr(result.published, name) / 100, 12)
 
 
-def _option_fields(results: Sequence[Result]) -> dict[str, tuple[str, Callable[[Result], Any]]]:
-    """A column for each option of decoding, then for each option of the algorithms in `results`."""
-    general = {
-        name: (_help(name, option), lambda r, n=name, o=option: _setting(r, n, o.default))
-        for name, option in options_in(DecodeConfig).items()
-    }
+def _option_fields(
+    results: Sequence[Result], others: Collection[str]
+) -> dict[str, tuple[str, Callable[[Result], Any]]]:
+    """A column for each option of the algorithms in `results`. others: the names of the others."""
     found = sorted({name for r in results for name in r.config.get("options") or {}})
-    own = {
-        name: (_own_help(name), lambda r, n=name: (r.config.get("options") or {}).get(n))
+    return {
+        f"option_{name}" if name in others else name: (
+            _own_help(name),
+            lambda r, n=name: (r.config.get("options") or {}).get(n),
+        )
         for name in found
     }
-    return general | {f"option_{n}" if n in general else n: field for n, field in own.items()}
 
 
 def _setting(result: Result, name: str, default: Any) -> Any:
@@ -249,9 +255,11 @@ def _help(name: str, option: Option) -> str:
 
 def _own_help(name: str) -> str:
     """What an option of an algorithm does; it may differ from one algorithm to another."""
-    known = [
-        f"{a}: {rule.options[name].help}" for a, rule in ALGORITHMS.items() if name in rule.options
-    ]
+    helps: dict[str, list[str]] = {}
+    for algorithm, rule in ALGORITHMS.items():
+        if name in rule.options:
+            helps.setdefault(rule.options[name].help, []).append(algorithm)
+    known = [f"{', '.join(names)}: {text}" for text, names in helps.items()]
     return "; ".join(known) or "option of an algorithm of a plugin"
 
 
@@ -398,6 +406,7 @@ def comparison_table(
         fields,
         [note, *notes],
         folds=("test", "n", "only A / only B", "p"),
+        about=lambda c: (c.a, c.b),
         quiet=len(quiet),
         quiet_note=f"Not distinguishable: {numbered(len(quiet), 'pair')} of K on one curve, in "
         "comparisons.csv.",
@@ -583,19 +592,3 @@ def to_meanings(tables: Mapping[str, Table]) -> str:
         lines = [f"- `{field}`: {meaning}" for field, meaning in meanings]
         sections.append("\n".join([f"## {name}.csv", "", *lines]))
     return "\n\n".join(sections) + "\n"
-
-
-def to_html(table: Table) -> str:
-    def line(tag: str, cells: Iterable[str]) -> str:
-        shown = [
-            f"<{tag}{'' if c in LEFT_ALIGNED else ' class=n'}>{html.escape(text)}</{tag}>"
-            for c, text in zip(table.columns, cells, strict=True)
-        ]
-        return f"<tr>{''.join(shown)}</tr>"
-
-    rows = "\n".join(line("td", row) for row in table.rows)
-    notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in table.notes)
-    return (
-        f"<h2>{html.escape(table.title)}</h2>\n<div class=wide><table><thead>"
-        f"{line('th', table.columns)}</thead><tbody>\n{rows}\n</tbody></table></div>\n{notes}"
-    )

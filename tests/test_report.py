@@ -5,7 +5,6 @@ import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -25,7 +24,6 @@ from reporting.tables import (
     interval,
     result_table,
     to_csv,
-    to_html,
     to_markdown,
     to_text,
 )
@@ -88,7 +86,7 @@ def test_results_show_what_was_measured(tmp_path):
 def test_the_strict_re_check_has_a_column_only_if_a_result_has_it(tmp_path):
     save(tmp_path, k=1, task="humaneval", scores=[1.0] * 30 + [0.0] * 10)
     table = result_table(read_all([tmp_path])[0])
-    for text in (to_text(table), to_markdown(table), to_csv(table), to_html(table)):
+    for text in (to_text(table), to_markdown(table), to_csv(table)):
         assert "strict" not in text
     result, _ = craft(k=2, task="humaneval", scores=[1.0] * 30 + [0.0] * 10)
     strict = {"value": 0.5, "stderr": 0.08, "ci95": [0.35, 0.65], "n": 40}
@@ -611,58 +609,3 @@ def test_the_page_loads_nothing_from_elsewhere(suite):
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids)), "two figures share an id"
     assert "Answer to 3" not in text  # samples are packed, not in the page's text
-
-
-def chromium(tmp_path, *arguments):
-    browser = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if browser is None:
-        pytest.skip("no chromium on this machine; apt-get install chromium")
-    return subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--no-first-run",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=20000",
-            "--window-size=1280,1600",
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-
-
-@pytest.mark.slow
-def test_a_click_opens_a_sample(suite, tmp_path):
-    """The fragment of the address opens a sample that is not among those listed at first."""
-    url = (suite[1] / "report.html").as_uri()
-    folded = chromium(tmp_path, "--dump-dom", url)
-    assert folded.count('class="result"') == 9 and 'class="sample"' not in folded
-    index = [result.task for result in read_all([suite[0]])[0]].index("gsm8k (on mini, first 230)")
-    dom = chromium(tmp_path, "--dump-dom", f"{url}#result={index}&doc=205")
-    assert dom.count('class="sample"') == 206  # of 230: those in front of it, and no more
-    assert re.findall(r'<details class="sample" data-doc="(\d+)" open', dom) == ["205"]
-    # text of a sample is text, not HTML
-    assert "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom
-    assert "Answer to 205: &lt;b&gt;" in dom and "flexible-extract: 205" in dom
-    assert 'passed: true\nstrict: {"passed":false}' in dom
-    assert (
-        len(re.findall(r'title="position \d+, token id \d+: forward pass \d+ of 86"', dom)) == 256
-    )
-
-
-@pytest.mark.slow
-def test_the_page_is_drawn(suite, tmp_path):
-    """A picture that is blank compresses to a few kB."""
-    picture = tmp_path / "page.png"
-    chromium(tmp_path, f"--screenshot={picture}", (suite[1] / "report.html").as_uri())
-    assert picture.stat().st_size > 50_000
