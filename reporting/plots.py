@@ -161,7 +161,7 @@ def _save(figure, folder: Path, name: str, title: str, part: bool = False) -> Pi
     from matplotlib.backends.backend_pdf import FigureCanvasPdf
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    figure.draw_without_rendering()
+    figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")  # the files have one layout, which is computed once
     dates = {"CreationDate": None, "Creator": None, "Producer": None}
     FigureCanvasPdf(figure).print_pdf(folder / f"{name}.pdf", metadata=dates)
@@ -421,33 +421,38 @@ def _placed(
     if axis == "k":
         gap = min(gap, 0.7 / n)
     points = [
-        (i, j, *_core(result))
+        (i, j, result)
         for i, line in enumerate(lines[:n])
         for j, (_, result) in enumerate(line.points(axis))
     ]
-    for level in _levels(points):
-        apart = side_by_side([speeds[i][j] for i, j, _, _ in level], gap)
-        for (i, j, _, _), x in zip(level, apart, strict=True):
-            speeds[i][j] = x
+    for level in _levels(points, 1.0):
+        # many points would move far: among them the ends of intervals may cross
+        for part in [level] if len(level) <= TOGETHER + 4 else _levels(level, 0.5):
+            apart = side_by_side([speeds[i][j] for i, j, _ in part], gap)
+            for (i, j, _), x in zip(part, apart, strict=True):
+                speeds[i][j] = x
     return [[2**x if log else x for x in line] for line in speeds]
 
 
-def _core(result: Result) -> tuple[float, float]:
-    """The middle half of a result's interval."""
-    low, high = (result.value if end is None else end for end in (result.low, result.high))
-    return (result.value + low) / 2, (result.value + high) / 2
+def _levels(
+    points: Sequence[tuple[int, int, Result]], share: float
+) -> list[list[tuple[int, int, Result]]]:
+    """The points in groups, each in the given order, whose intervals do not overlap.
 
+    share: of each half of an interval that counts.
+    """
 
-def _levels(points: Sequence[tuple]) -> list[list[tuple]]:
-    """Points (i, j, low, high) in groups whose ranges do not overlap, each in the given order."""
-    levels: list[list[tuple]] = []
+    def end(result: Result, bound: float | None) -> float:
+        return result.value + share * ((result.value if bound is None else bound) - result.value)
+
+    levels: list[list[tuple[int, int, Result]]] = []
     top = -math.inf
-    for point in sorted(points, key=lambda point: point[2]):
-        if point[2] > top:
+    for point in sorted(points, key=lambda point: end(point[2], point[2].low)):
+        if end(point[2], point[2].low) > top:
             levels.append([])
         levels[-1].append(point)
-        top = max(top, point[3])
-    return [sorted(level) for level in levels]
+        top = max(top, end(point[2], point[2].high))
+    return [sorted(level, key=lambda point: point[:2]) for level in levels]
 
 
 def side_by_side(values: Sequence[float], gap: float) -> list[float]:
