@@ -551,20 +551,20 @@ def batch_figure(lines: Sequence[Line]):
     }
     shown = {task: pairs for task, pairs in shown.items() if pairs}
     figure, grid = _figure(len(shown), 2)
-    sizes = sorted({n for pairs in shown.values() for _, r in pairs for n in r.batches})
+    every = [pair for pairs in shown.values() for pair in pairs]
+    labels = sorted({line.label for line, _ in every})
+    ks = sorted({result.k for _, result in every})
+    sizes = sorted({n for _, result in every for n in result.batches})
     entries: dict[str, dict[str, str]] = {}
-    several = len({r.k for pairs in shown.values() for _, r in pairs}) > 1
     for axes, (task, pairs) in zip(grid, shown.items(), strict=True):
         for line, result in pairs:
-            label = line.label + (f", K = {result.k_text}" if several else "")
-            look = entries.setdefault(
-                label,
-                {
-                    "color": COLOURS[len(entries) % len(COLOURS)],
-                    "marker": line.look["marker"],
-                    "linestyle": line.look["linestyle"],
-                },
-            )
+            nth, dashes = labels.index(line.label), list(DASHES.values())
+            look = {
+                "color": COLOURS[nth % len(COLOURS)],
+                "marker": list(MARKERS.values())[nth // len(COLOURS) % len(MARKERS)],
+                "linestyle": dashes[ks.index(result.k) % len(dashes)],
+            }
+            entries[line.label + f", K = {result.k_text}" * (len(ks) > 1)] = look
             batches = sorted(result.batches)
             speeds = [result.batches[n] for n in batches]
             axes.plot(batches, speeds, markersize=4, **_hollow(look))
@@ -574,8 +574,7 @@ def batch_figure(lines: Sequence[Line]):
         axes.set_title(fill(task, 42))
         axes.set_ylabel("Tokens per second")
     _outer_labels(grid, "Samples in flight")
-    machines = {r.machine for pairs in shown.values() for _, r in pairs}
-    text = f"Decoded on {' + '.join(sorted(machines))}."
+    text = f"Decoded on {'; '.join(sorted({result.machine for _, result in every}))}."
     _legend(figure, grid, [(look, label) for label, look in entries.items()], text)
     return figure
 
