@@ -19,6 +19,7 @@ from decoding.algorithms import ALGORITHMS
 from decoding.kv_cache import CACHES
 from experiment.statistics import wilson
 from reporting.data import Result, curve_parts, pooled
+from reporting.paper import setting_of
 from reporting.tables import panels
 
 # Palette of Okabe and Ito, safe for colour-blind readers; without its yellow, too light on white
@@ -546,25 +547,30 @@ def published_figure(results: Sequence[Result], models: Sequence[str]):
 def batch_figure(lines: Sequence[Line]):
     """Tokens per second over the samples in flight, one panel for each task."""
     shown = {
-        task: [(line, r) for line in own for r in line.curve if len(r.batches) > 1]
+        task: [
+            (line, setting_of(r, line.curve), r)
+            for line in own
+            for r in line.curve
+            if len(r.batches) > 1
+        ]
         for task, own in _by(lines, lambda line: line.task).items()
     }
     shown = {task: pairs for task, pairs in shown.items() if pairs}
     figure, grid = _figure(len(shown), 2)
     every = [pair for pairs in shown.values() for pair in pairs]
-    labels = sorted({line.label for line, _ in every})
-    ks = sorted({result.k for _, result in every})
-    sizes = sorted({n for _, result in every for n in result.batches})
+    labels = sorted({line.label for line, _, _ in every})
+    settings = sorted({setting for _, setting, _ in every})
+    sizes = sorted({n for _, _, result in every for n in result.batches})
     entries: dict[str, dict[str, str]] = {}
     for axes, (task, pairs) in zip(grid, shown.items(), strict=True):
-        for line, result in pairs:
+        for line, setting, result in pairs:
             nth, dashes = labels.index(line.label), list(DASHES.values())
             look = {
                 "color": COLOURS[nth % len(COLOURS)],
                 "marker": list(MARKERS.values())[nth // len(COLOURS) % len(MARKERS)],
-                "linestyle": dashes[ks.index(result.k) % len(dashes)],
+                "linestyle": dashes[settings.index(setting) % len(dashes)],
             }
-            entries[line.label + f", K = {result.k_text}" * (len(ks) > 1)] = look
+            entries[line.label + f", {setting}" * (len(settings) > 1)] = look
             batches = sorted(result.batches)
             speeds = [result.batches[n] for n in batches]
             axes.plot(batches, speeds, markersize=4, **_hollow(look))
@@ -574,7 +580,7 @@ def batch_figure(lines: Sequence[Line]):
         axes.set_title(fill(task, 42))
         axes.set_ylabel("Tokens per second")
     _outer_labels(grid, "Samples in flight")
-    text = f"Decoded on {'; '.join(sorted({result.machine for _, result in every}))}."
+    text = f"Decoded on {'; '.join(sorted({result.machine for _, _, result in every}))}."
     _legend(figure, grid, [(look, label) for label, look in entries.items()], text)
     return figure
 

@@ -239,3 +239,14 @@ def test_the_text_of_an_svg_is_text(tmp_path, models):
     assert {"llada1.5", "Tokens per step K", "Exact match (%)", "gsm8k"} <= {*texts}
     assert (tmp_path / f"{picture.name}.pdf").read_bytes()[:5] == b"%PDF-"
     assert (tmp_path / f"{picture.name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_options_have_curves_of_their_own_over_samples_in_flight(tmp_path):
+    for value, size in product((0.9, 0.7), (1, 4)):
+        result, _ = craft(n=5, algorithm="threshold", options={"threshold": value})
+        result["meta"]["samples_made"][0]["batch_size"] = size
+        result["meta"]["started"] = f"2026-01-0{size}"
+        atomic_write_json(tmp_path / f"{value}_{size}.json", result)
+    figure = batch_figure(lines_in(tmp_path))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["llada, threshold 0.7", "llada, threshold 0.9"]
