@@ -73,7 +73,7 @@ class Table:
         """(the rows without the quiet ones, notes with the line that stands for those)."""
         n = len(self.rows) - self.quiet
         said = [self.quiet_note] if self.quiet else []
-        return self.rows[:n], [*said, *self.notes]
+        return self.rows[:n], [*said, *(self.notes if n else ())]
 
 
 def make_table(
@@ -516,17 +516,18 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
 def to_text(table: Table, columns: int = 0) -> str:
     """columns: of the terminal; 0 for any width.
 
-    In a narrow terminal, until the table fits: columns with the same cell in every row fold away
-    and are named once below, text wraps to NARROW, `folds` fold away in their order, text wraps to
-    NARROWEST.
+    In a narrow terminal, until the table fits: empty columns fold away, then those with the same
+    cell in every row, which are named once below; text wraps to NARROW; `folds` fold away in their
+    order; text wraps to NARROWEST.
     """
     from prettytable import PrettyTable
 
     rows, notes = table.loud()
     cells = dict(zip(table.columns, zip(*rows, strict=True), strict=True)) if rows else {}
     once, gone = [], []
+    empty = [name for name, column in cells.items() if {*column} == {"-"}]
     same = [name for name, column in cells.items() if len({*column}) == 1 < len(column)]
-    for names, least, folded in ((same, 0, once), (table.folds, NARROW, gone)):
+    for names, least, folded in ((empty + same, 0, once), (table.folds, NARROW, gone)):
         for name in names:
             too_wide = columns and _width(_widths(cells, columns if least else 0, least)) > columns
             if too_wide and name in cells and len(cells) > 1:

@@ -62,6 +62,22 @@ def test_columns_fold_in_a_stated_order(many):
     assert "tok/s" in wide and "difference" in wide and "protocol" in wide
 
 
+def test_empty_columns_fold_before_all_others(tmp_path):
+    save(tmp_path, n=5)
+    save(tmp_path, k=2, n=5)
+    heads = to_text(result_table(read_all([tmp_path])[0]), 96).splitlines()[2]
+    assert "published" not in heads and "difference" not in heads
+    assert "model" in heads and "tok/s" in heads
+
+
+def test_a_table_without_a_verdict_is_one_line(tmp_path):
+    for k in (1, 2):
+        save(tmp_path, k=k, scores=[1.0] * 10, n=10)
+    assert to_text(comparison_table(read_all([tmp_path])[0]), 80) == (
+        "Comparisons\nNot distinguishable: 1 pair of K on one curve, in comparisons.csv."
+    )
+
+
 def test_no_line_breaks_within_k(many):
     text = to_text(comparison_table(many), 80)
     assert "K =\n" not in text.replace(" |", "\n") and "K = 1" in text
