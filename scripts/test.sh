@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Install into .venv if that has not been done yet, then run the tests.
-#   ./scripts/test.sh                            the full suite: twenty minutes or more on two cores
-#   ./scripts/test.sh --quick                    without the tests marked slow: three minutes
+# Install into .venv if that has not been done yet, then run the tests, two at a time.
+#   ./scripts/test.sh                            the full suite
+#   ./scripts/test.sh --quick                    without the tests marked slow: under two minutes on two idle cores
 #   ./scripts/test.sh tests/test_store.py        one file, or several
 #   ./scripts/test.sh --latest                   with the newest packages (requirements-latest.txt), in .venv-latest
 # --quick, --latest and files can be combined. All other arguments go to pytest: ./scripts/test.sh --quick -k store.
+# Some of them want one process: ./scripts/test.sh -n 0 -s -k store.
 # Delete .venv-latest to get newer packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -20,4 +21,4 @@ done
 source scripts/setup.sh
 # A second thread speeds up nothing in models this small, and slows down tests that start two processes.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$venv/bin/python" -m pytest -q -rs ${options[@]+"${options[@]}"}
+exec "$venv/bin/python" -m pytest -q -rs -n 2 --dist worksteal ${options[@]+"${options[@]}"}

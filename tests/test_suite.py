@@ -1193,7 +1193,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.slow
 def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(tmp_path):
     [experiment] = chosen(
-        tmp_path, n=60, extra=("--gen_length", "96", "--block_length", "32"), tps=(1,)
+        tmp_path, n=120, extra=("--gen_length", "96", "--block_length", "32"), tps=(1,)
     )
     argv = [
         "--models",
@@ -1251,7 +1251,7 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
     suite = start()
     text = suite.communicate(timeout=600)[0]
     assert suite.returncode == 0 and "ended: 1 done" in text
-    assert kept(experiment) == 60
+    assert kept(experiment) == 120
     assert "ended by signal 9; tried again" in (tmp_path / "out" / "logs" / "sweep.log").read_text()
     assert "Traceback" not in experiment.log.read_text()
 
