@@ -29,7 +29,7 @@ for (const section of document.querySelectorAll("section.table")) {
   filter.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/);
     rows.forEach((row, i) => { row.hidden = !words.every((word) => texts[i].includes(word)); });
-    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
+    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
   });
   const heads = [...section.querySelectorAll("th")];
   heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +16,7 @@ from utils import numbered
 
 HERE = Path(__file__).parent
 # columns that answer a table's question, shown before the others
-FIRST = ("verdict", "B - A [95 %]", "p", "AUP [95 %]")
+FIRST = ("verdict", "B - A [95 %]", "p", "accuracy % [95 %]", "AUP [95 %]")
 
 
 def page(
@@ -40,7 +41,7 @@ def page(
         "sections": " ".join(
             f'<a href="#table-{i}">{escape(table.title)}</a>' for i, table in enumerate(tables)
         ),
-        "figures": _figures(pictures),
+        "figures": _figures(results, pictures),
         "index": index.replace("<", "\\u003c"),  # no "</script>" in a name
     }
     for piece in re.split(r"\{\{(\w+)\}\}", (HERE / "page.html").read_text(encoding="utf-8")):
@@ -84,12 +85,14 @@ def _remark(title: str, lines: Sequence[str]) -> str:
     return f"<details><summary>{title}: {len(lines)}</summary><ul>{items}</ul></details>"
 
 
-def _figures(pictures: Sequence[Picture]) -> str:
-    """The first figure, and the others folded."""
+def _figures(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
+    """Accuracy against measured speed under the protocol of most results; the others folded."""
+    ((protocol, _),) = Counter(r.config["protocol"] for r in results).most_common(1)
+    first = f"accuracy_tpf_{protocol}"
     figures = [
         f'<figure role="img" aria-label="{escape(p.title)}">{inline(p.svg, f"f{i}")}<figcaption>'
         f"{escape(p.title)}. Files: {p.name}.*</figcaption></figure>"
-        for i, p in enumerate(pictures)
+        for i, p in enumerate(sorted(pictures, key=lambda p: p.name != first))
     ]
     if len(figures) > 1:
         more = numbered(len(figures) - 1, "more figure")
@@ -132,9 +135,9 @@ def _table(number: int, table: Table, index_of: Mapping[int, int]) -> str:
     return (
         f"<section class=table id=table-{number}><h2>{title}</h2>\n<div class=bar><label>filter "
         f'<input type=search placeholder="words of a row" aria-label="filter {title}"></label> '
-        "<span class=count "
-        f"role=status>{len(rows)}</span></div>\n<div class=wide><table><thead><tr>{''.join(heads)}"
-        f"</tr></thead><tbody>\n{lines}\n</tbody></table></div>\n{below}</section>"
+        f"<span class=count role=status>{numbered(len(rows), 'row')}</span></div>\n"
+        f"<div class=wide><table><thead><tr>{''.join(heads)}</tr></thead><tbody>\n{lines}\n"
+        f"</tbody></table></div>\n{below}</section>"
     )
 
 

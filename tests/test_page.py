@@ -10,6 +10,9 @@ from browser import Browser
 from crafted import craft, save
 
 from experiment.result import VOLATILE
+from reporting.data import read_all
+from reporting.page import page
+from reporting.plots import Picture
 from reporting.samples import pack, relative
 from scripts import report
 from utils import atomic_write_json, sha256
@@ -167,11 +170,23 @@ def test_about_a_result_has_what_made_it_and_no_empty_settings():
 # ---------------------------------------------------------------- tables
 
 
+def test_the_first_figure_is_of_the_protocol_of_most_results(tmp_path):
+    for k, protocol in ((1, "official"), (1, "uniform"), (2, "uniform")):
+        save(tmp_path, k=k, n=3, protocol=protocol)
+    names = ("accuracy_tpf_official", "accuracy_k_uniform", "accuracy_tpf_uniform")
+    pictures = [Picture(name, f"title of {name}", "<svg></svg>") for name in names]
+    text = "".join(page(read_all([tmp_path])[0], [], pictures, {}, False))
+    first, folded = text.split("<summary>2 more figures</summary>")
+    assert [name in first for name in names] == [False, False, True]
+    assert [name in folded for name in names] == [True, True, False]
+
+
 @pytest.mark.slow
 def test_it_opens_on_accuracy_against_speed(tab, pages):
     show(tab, pages)
     assert texts(tab, "#overview > h1") == ["Accuracy against speed"]
     assert tab.run("document.querySelector('figure').getBoundingClientRect().top") < 150
+    assert texts(tab, "figcaption")[0].startswith("Accuracy against tokens per forward pass")
     assert tab.run("$('view').hidden && !$('overview').hidden")
 
 
@@ -201,7 +216,7 @@ def test_a_filter_leaves_the_rows_with_all_words(tab, pages):
     tab.run("document.querySelector('section.table input').focus()")
     tab.call("Input.insertText", text="LLADA gsm8k")
     assert column(tab, 0, "model") == ["llada", "llada"] and column(tab, 0, "K") == ["1", "2"]
-    assert texts(tab, ".count")[0] == "2 of 6"
+    assert texts(tab, ".count")[0] == "2 of 6 rows"
 
 
 # ---------------------------------------------------------------- samples
