@@ -29,7 +29,7 @@ for (const section of document.querySelectorAll("section.table")) {
   filter.addEventListener("input", () => {
     const words = filter.value.toLowerCase().split(/\s+/);
     rows.forEach((row, i) => { row.hidden = !words.every((word) => texts[i].includes(word)); });
-    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length}`;
+    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
   });
   const heads = [...section.querySelectorAll("th")];
   heads.forEach((head, column) => head.firstChild.addEventListener("click", () => {
@@ -161,6 +161,13 @@ function plain(value) { // any JSON as text
   return Object.entries(value).map(([name, one]) => `${name}:\n${plain(one)}`).join("\n\n");
 }
 
+function grid(rows, chosen) { // objects as a table, such as the options of a question
+  const names = [...new Set(rows.flatMap(Object.keys))];
+  const line = (tag, cells) => cells.map((cell) => make(tag, {}, typeof cell === "string" ? cell : JSON.stringify(cell ?? null)));
+  const body = rows.map((row, i) => make("tr", { className: i === chosen ? "chosen" : "" }, ...line("td", [i, ...names.map((name) => row[name])])));
+  return make("div", { className: "wide" }, make("table", {}, make("tr", {}, ...line("th", ["", ...names])), ...body));
+}
+
 function verdict(sample) {
   const line = ([key, value]) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`;
   const facts = Object.entries(sample.verdict ?? {}).filter(([, value]) => value !== "" && value !== null);
@@ -186,7 +193,10 @@ function answer(side, sample) { // one result's column
     if (!inside && raw) box.append(...part("Before it was cut", raw));
   } else box.append(make("h3", {}, `Answer${side.letter}`));
   box.append(...part(`Verdict${side.letter}`, verdict(sample)));
-  for (const [name, value] of Object.entries(sample.more ?? {})) box.append(...part(name, plain(value)));
+  for (const [name, value] of Object.entries(sample.more ?? {})) {
+    const rows = Array.isArray(value) && value.length && value.every((one) => one !== null && typeof one === "object" && !Array.isArray(one));
+    box.append(...part(name, rows ? grid(value, sample.more.chosen) : plain(value)));
+  }
   return box;
 }
 
@@ -292,12 +302,12 @@ function pick(at, asked) { // shows a sample; asked: the address is to name it
   button.setAttribute("aria-current", "true");
   button.scrollIntoView({ block: "nearest" });
   if (asked) remember({ doc: row[0].key });
-  const marks = view.sides.map((_, n) => mark(row[n], view.binary));
+  const marks = view.sides.flatMap(({ letter }, n) => [letter, " ", mark(row[n], view.binary)]);
   const target = row.find((sample) => sample?.target !== undefined)?.target;
   const columns = view.sides.map((side, n) => answer(side, row[n]));
   const replays = view.sides.map((side, n) => make("div", { className: "replay" }, ...(row[n]?.ids?.length ? replay(row[n], side) : [])));
   if (target !== undefined) columns.push(make("div", {}, ...part("Target", plain(target))));
-  $("sample").replaceChildren(make("h2", {}, `Document ${row[0].key} `, ...marks),
+  $("sample").replaceChildren(make("h2", {}, `Document ${row[0].key}`, ...marks),
     ...part("Prompt", row[0].prompt ?? "", "prompt"), make("div", { className: "beside" }, ...columns), make("div", { className: "beside" }, ...replays));
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +16,7 @@ from utils import numbered
 
 HERE = Path(__file__).parent
 # columns that answer a table's question, shown before the others
-FIRST = ("verdict", "B - A [95 %]", "p", "AUP [95 %]")
+FIRST = ("verdict", "B - A [95 %]", "p", "accuracy % [95 %]", "AUP [95 %]")
 
 
 def page(
@@ -36,8 +37,11 @@ def page(
         "js": (HERE / "page.js").read_text(encoding="utf-8"),
         "summary": _summary(results),
         "remarks": "\n".join(_remark(title, lines) for title, lines in remarks.items()),
-        "tables": "\n".join(_table(table, index_of) for table in tables),
-        "figures": _figures(pictures),
+        "tables": "\n".join(_table(i, table, index_of) for i, table in enumerate(tables)),
+        "sections": " ".join(
+            f'<a href="#table-{i}">{escape(table.title)}</a>' for i, table in enumerate(tables)
+        ),
+        "figures": _figures(results, pictures),
         "index": index.replace("<", "\\u003c"),  # no "</script>" in a name
     }
     for piece in re.split(r"\{\{(\w+)\}\}", (HERE / "page.html").read_text(encoding="utf-8")):
@@ -81,12 +85,14 @@ def _remark(title: str, lines: Sequence[str]) -> str:
     return f"<details><summary>{title}: {len(lines)}</summary><ul>{items}</ul></details>"
 
 
-def _figures(pictures: Sequence[Picture]) -> str:
-    """The first figure, and the others folded."""
+def _figures(results: Sequence[Result], pictures: Sequence[Picture]) -> str:
+    """Accuracy against measured speed under the protocol of most results; the others folded."""
+    ((protocol, _),) = Counter(r.config["protocol"] for r in results).most_common(1)
+    first = f"accuracy_tpf_{protocol}"
     figures = [
         f'<figure role="img" aria-label="{escape(p.title)}">{inline(p.svg, f"f{i}")}<figcaption>'
         f"{escape(p.title)}. Files: {p.name}.*</figcaption></figure>"
-        for i, p in enumerate(pictures)
+        for i, p in enumerate(sorted(pictures, key=lambda p: p.name != first))
     ]
     if len(figures) > 1:
         more = numbered(len(figures) - 1, "more figure")
@@ -94,7 +100,7 @@ def _figures(pictures: Sequence[Picture]) -> str:
     return "\n".join(figures)
 
 
-def _table(table: Table, index_of: Mapping[int, int]) -> str:
+def _table(number: int, table: Table, index_of: Mapping[int, int]) -> str:
     """A section with a filter and headings that sort.
 
     Columns of FIRST come first. Below the table is what a column of text says in every row.
@@ -106,17 +112,18 @@ def _table(table: Table, index_of: Mapping[int, int]) -> str:
         if len(table.rows) > 1 and len({*cells[c]}) == 1 and c not in FIRST
         if c in LEFT_ALIGNED or cells[c][0] == "-"
     ]
-    columns = sorted((c for c in cells if c not in same), key=lambda c: c not in FIRST)
+    shown = [c for c in cells if c not in same]
+    columns = [c for c in FIRST if c in shown] + [c for c in shown if c not in FIRST]
     side = {c: "" if c in LEFT_ALIGNED else " class=n" for c in columns}
     heads = [f"<th{side[c]} aria-sort=none><button>{escape(c)}</button></th>" for c in columns]
     rows = []
     for row, about in enumerate(table.about):
         first, *others = _links(about, index_of) or [("", "")]
-        shown = [escape(cells[c][row]) for c in columns]
+        texts = [escape(cells[c][row]) for c in columns]
         if first[1]:
-            shown[0] = f'<a href="#{first[1]}">{shown[0]}</a>'
-            shown[0] += "".join(f' <a href="#{at}">{escape(name)}</a>' for name, at in others)
-        line = "".join(f"<td{side[c]}>{text}</td>" for c, text in zip(columns, shown, strict=True))
+            texts[0] = f'<a href="#{first[1]}">{texts[0]}</a>'
+            texts[0] += "".join(f' <a href="#{at}">{escape(name)}</a>' for name, at in others)
+        line = "".join(f"<td{side[c]}>{text}</td>" for c, text in zip(columns, texts, strict=True))
         rows.append(f"<tr{' class=opens' if first[1] else ''}>{line}</tr>")
     notes = list(table.notes)
     if constant := [
@@ -126,10 +133,11 @@ def _table(table: Table, index_of: Mapping[int, int]) -> str:
     title, below = escape(table.title), "".join(f"<p class=note>{escape(n)}</p>" for n in notes)
     lines = "\n".join(rows)
     return (
-        f"<section class=table><h2>{title}</h2>\n<div class=bar><label>filter <input type=search "
-        f'placeholder="words of a row" aria-label="filter {title}"></label> <span class=count '
-        f"role=status>{len(rows)}</span></div>\n<div class=wide><table><thead><tr>{''.join(heads)}"
-        f"</tr></thead><tbody>\n{lines}\n</tbody></table></div>\n{below}</section>"
+        f"<section class=table id=table-{number}><h2>{title}</h2>\n<div class=bar><label>filter "
+        f'<input type=search placeholder="words of a row" aria-label="filter {title}"></label> '
+        f"<span class=count role=status>{numbered(len(rows), 'row')}</span></div>\n"
+        f"<div class=wide><table><thead><tr>{''.join(heads)}</tr></thead><tbody>\n{lines}\n"
+        f"</tbody></table></div>\n{below}</section>"
     )
 
 

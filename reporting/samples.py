@@ -19,7 +19,7 @@ FIELDS = ("doc_id", "repeat", "prompt", "nfe", "tokens_returned", "extracted", "
 # fields that are packed in another form, or that say nothing to a reader
 OTHER = set("raw_text text token_ids committed_at metrics cut finish_reason seed key error".split())
 OTHER |= set("forwards_saved positions_computed nfe_partial nfe_verifier prompt_tokens".split())
-OTHER |= {"tokens_committed", "status", "program"}
+OTHER |= set("tokens_committed status program order rows".split())
 CHUNK = 32  # positions whose forward passes are stored relative to their first one
 
 
@@ -41,10 +41,8 @@ def about(result: Mapping[str, Any]) -> dict[str, Any]:
     meta = result.get("meta") or {}
     made, environment = meta.get("samples_made") or [], meta.get("environment") or {}
     commit = environment.get("git_commit")
-    machines = {
-        f"{m.get('device_name') or m.get('cpu') or m.get('device')}, {m.get('hostname')}"
-        for m in made
-    }
+    places = ((m.get("device_name") or m.get("cpu"), m.get("hostname")) for m in made)
+    machines = {", ".join(filter(None, place)) for place in places}
     origin = {
         "started": meta.get("started"),
         "commit": commit and commit + " (with changes)" * bool(environment.get("git_dirty")),
@@ -76,6 +74,16 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
+def _told(value: Any) -> Any:
+    """A list of objects without what says nothing to a reader."""
+    if not isinstance(value, list):
+        return value
+    return [
+        {k: v for k, v in one.items() if k not in OTHER} if isinstance(one, dict) else one
+        for one in value
+    ]
+
+
 def _samples(result: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """`tokens`: [id, text or None] of each token, the most frequent one first, and `samples`.
 
@@ -87,7 +95,7 @@ def _samples(result: Mapping[str, Any], metric: str) -> dict[str, Any]:
     starts, passes: the forward pass that committed each position, see `relative`.
     raw:    the text with its special tokens, or of how many tokens it is the text.
     text:   the text that is scored, or how many UTF-16 units of `raw` it has.
-    more:   fields that are in no sample of generated text, such as likelihoods.
+    more:   what a sample of generated text does not have, such as options and likelihoods.
     """
     texts = result.get("token_texts") or {}
     samples = result["samples"]
@@ -99,7 +107,7 @@ def _samples(result: Mapping[str, Any], metric: str) -> dict[str, Any]:
         one["score"] = sample["metrics"][metric]
         if ended := sample.get("cut") or sample.get("finish_reason"):
             one["ended"] = ended
-        if more := {k: v for k, v in sample.items() if k not in OTHER and k not in FIELDS}:
+        if more := {k: _told(v) for k, v in sample.items() if k not in OTHER and k not in FIELDS}:
             one["more"] = more
         ids, passes = sample.get("token_ids") or (), sample.get("committed_at") or ()
         kept = max((i + 1 for i, at in enumerate(passes) if at >= 0), default=0)

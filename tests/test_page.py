@@ -10,6 +10,9 @@ from browser import Browser
 from crafted import craft, save
 
 from experiment.result import VOLATILE
+from reporting.data import read_all
+from reporting.page import page
+from reporting.plots import Picture
 from reporting.samples import pack, relative
 from scripts import report
 from utils import atomic_write_json, sha256
@@ -35,7 +38,15 @@ LIKELIHOOD = {
     "prompt": "Water is",
     "target": 1,
     "metrics": {"acc,none": 1.0},
-    "options": [{"text": " dry", "loglikelihood": -9.25}, {"text": " wet", "loglikelihood": -0.5}],
+    "text": " wet",
+    "token_ids": [],
+    "committed_at": [],
+    "nfe": 256,
+    "options": [
+        {"continuation": " dry", "key": "a", "loglikelihood": -9.25},
+        {"continuation": " wet", "key": "b", "loglikelihood": -0.5},
+    ],
+    "chosen": 1,
 }
 
 
@@ -151,7 +162,7 @@ def test_packed_samples_are_half_of_plain_ones():
 def test_about_a_result_has_what_made_it_and_no_empty_settings():
     about, _ = unpacked(craft(k=2)[0])
     origin, configuration = about["Origin"], about["Configuration"]
-    assert origin["commit"] == "c0ffee" + 34 * "0" and origin["machine"].startswith("NVIDIA H200")
+    assert origin["commit"] == "c0ffee" + 34 * "0" and origin["machine"] == "NVIDIA H200"
     assert origin["started"] == "2026-01-01T00:00:00+00:00" and "system" not in configuration
     assert about["Departs from the protocol in"] == {"tokens_per_step": "2 (protocol: 1)"}
 
@@ -159,11 +170,23 @@ def test_about_a_result_has_what_made_it_and_no_empty_settings():
 # ---------------------------------------------------------------- tables
 
 
+def test_the_first_figure_is_of_the_protocol_of_most_results(tmp_path):
+    for k, protocol in ((1, "official"), (1, "uniform"), (2, "uniform")):
+        save(tmp_path, k=k, n=3, protocol=protocol)
+    names = ("accuracy_tpf_official", "accuracy_k_uniform", "accuracy_tpf_uniform")
+    pictures = [Picture(name, f"title of {name}", "<svg></svg>") for name in names]
+    text = "".join(page(read_all([tmp_path])[0], [], pictures, {}, False))
+    first, folded = text.split("<summary>2 more figures</summary>")
+    assert [name in first for name in names] == [False, False, True]
+    assert [name in folded for name in names] == [True, True, False]
+
+
 @pytest.mark.slow
 def test_it_opens_on_accuracy_against_speed(tab, pages):
     show(tab, pages)
     assert texts(tab, "#overview > h1") == ["Accuracy against speed"]
     assert tab.run("document.querySelector('figure').getBoundingClientRect().top") < 150
+    assert texts(tab, "figcaption")[0].startswith("Accuracy against tokens per forward pass")
     assert tab.run("$('view').hidden && !$('overview').hidden")
 
 
@@ -171,7 +194,7 @@ def test_it_opens_on_accuracy_against_speed(tab, pages):
 def test_verdict_columns_are_first(tab, pages):
     show(tab, pages)
     heads = texts(tab, "section.table:nth-of-type(2) th")
-    assert heads[:3] == ["B - A [95 %]", "p", "verdict"] and "A" in heads[3:]
+    assert heads[:3] == ["verdict", "B - A [95 %]", "p"] and "A" in heads[3:]
 
 
 @pytest.mark.slow
@@ -193,7 +216,7 @@ def test_a_filter_leaves_the_rows_with_all_words(tab, pages):
     tab.run("document.querySelector('section.table input').focus()")
     tab.call("Input.insertText", text="LLADA gsm8k")
     assert column(tab, 0, "model") == ["llada", "llada"] and column(tab, 0, "K") == ["1", "2"]
-    assert texts(tab, ".count")[0] == "2 of 6"
+    assert texts(tab, ".count")[0] == "2 of 6 rows"
 
 
 # ---------------------------------------------------------------- samples
@@ -262,12 +285,12 @@ def test_a_result_says_where_it_is_from(tab, pages):
 
 @pytest.mark.slow
 def test_a_likelihood_result_is_shown(tab, pages):
-    """Its samples have neither a text nor tokens."""
+    """Its samples have options in place of tokens."""
     show(tab, pages)
     show(tab, pages, f"#result={index_of(tab, 'llada truthfulqa')}")
-    assert texts(tab, "h3")[-4:] == ["Answer", "Verdict", "options", "Target"]
-    assert '{"text":" wet","loglikelihood":-0.5}' in texts(tab, ".beside pre")[1]
-    assert texts(tab, ".strip") == []
+    assert texts(tab, "#sample h3") == "Prompt Answer Verdict options chosen Target".split()
+    assert texts(tab, ".beside th") == ["", "continuation", "loglikelihood"]
+    assert texts(tab, ".chosen td") == ["1", " wet", "-0.5"] and texts(tab, ".strip") == []
 
 
 @pytest.mark.slow
