@@ -12,7 +12,7 @@ from itertools import combinations
 from textwrap import fill
 from typing import Any, NamedTuple
 
-from reporting.data import Result, curve_labels, curves, pooled
+from reporting.data import Result, curve_labels, curves, method_label, pooled
 from reporting.stats import (
     AUP,
     AUP_RESAMPLES,
@@ -23,9 +23,10 @@ from reporting.stats import (
     compare_results,
 )
 
+PUBLISHED_SPEEDS = "published %, tok/s"
 LEFT_ALIGNED = frozenset(
     "task model protocol algorithm method difference A B test verdict dropped".split()
-)
+) | {PUBLISHED_SPEEDS}
 # of a result's config, in results.csv
 SETTINGS = ("seed", "dtype", "gen_length", "block_length", "num_steps", "temperature")
 OTHER_MACHINE = (
@@ -197,6 +198,58 @@ def _result_notes(results: Sequence[Result]) -> Iterable[str]:
         yield f"No published score for {model} {task}, {', '.join(dict.fromkeys(methods))}: {why}."
     if cited:
         yield "Within noise: the published score lies in the 95 % interval of our value."
+
+
+# ---------------------------------------------------------------- speed
+
+
+def speed_table(results: Sequence[Result]) -> Table:
+    """tok/s over the samples in flight of runs with --timed_batch, beside published speeds."""
+    lines: dict[tuple, dict[int, Result]] = {}
+    for r in pooled(results):
+        if (batch := r.config.get("timed_batch")) and r.tok_s:
+            config = {name: value for name, value in r.config.items() if name != "timed_batch"}
+            method = method_label(config, r.overrides), r.k_text, r.config["protocol"]
+            lines.setdefault((r.task, r.model, *method, r.machine), {})[batch] = r
+    items = [(key, dict(sorted(line.items()))) for key, line in sorted(lines.items())]
+    batches = sorted({batch for line in lines.values() for batch in line})
+
+    def first(item) -> Result:
+        return next(iter(item[1].values()))
+
+    def speed(item, batch: int) -> float | None:
+        return item[1][batch].tok_s if batch in item[1] else None
+
+    columns = {
+        "task": lambda item: item[0][0],
+        "model": lambda item: item[0][1],
+        "algorithm": lambda item: item[0][2],
+        "K": lambda item: item[0][3],
+        "accuracy %": lambda item: number(first(item).value, 1 if first(item).accuracy else 3),
+        **{f"tok/s at {n}": lambda item, n=n: number(speed(item, n)) for n in batches},
+        PUBLISHED_SPEEDS: lambda item: (
+            "; ".join(
+                f"{s['score']:.1f}, {s['tokens_per_second']:.1f} ({s['device']})"
+                for s in first(item).speeds
+            )
+            or "-"
+        ),
+    }
+    names = ("task", "model", "algorithm", "tokens_per_step", "protocol", "machine")
+    fields = {
+        **{name: lambda item, i=i: item[0][i] for i, name in enumerate(names)},
+        "value": lambda item: first(item).value,
+        **{f"tokens_per_second_at_{n}": lambda item, n=n: speed(item, n) for n in batches},
+        "published": lambda item: json.dumps(first(item).speeds),
+    }
+    notes = [
+        "tok/s at N: with N samples in flight (--timed_batch N). accuracy: of the smallest N. "
+        f"Decoded on: {'; '.join(sorted({key[-1] for key in lines}))}."
+    ]
+    cited = {(k[0], k[1], s["source"]): s for k, line in items for s in first((k, line)).speeds}
+    for (task, model, source), s in cited.items():
+        notes.append(f"Published, {model} {task}: {source}, one {s['device']}; {s['settings']}.")
+    return make_table("Speed by samples in flight", items, columns, fields, notes)
 
 
 # ---------------------------------------------------------------- comparisons
