@@ -342,11 +342,14 @@ def _speeds(
 
 
 def _fast_dllm(task: str, *references: tuple[dict, ...], **fields: Any) -> dict[str, Any]:
-    """A cell of Fast-dLLM's evaluation; lm-eval's own prompts, 5 examples for GSM8K."""
-    more = {"num_fewshot": 5} if task == "gsm8k" else {"extraction": "evalplus"}
-    return _cell("lm_eval", 256, 32, fields, references=sum(references, ()), **more)
+    """A cell of Fast-dLLM's evaluation: lm-eval's own prompts, 5 examples for GSM8K."""
+    cell = {"num_fewshot": 5 if task == "gsm8k" else 0, "form": "lm_eval"} | fields
+    return _cell(cell.pop("form"), 256, 32, references=sum(references, ()), **cell)
 
 
+# their code asks LLaDA-1.5 without the chat template, for its path has no "instruct"
+_PLAIN = f"{_TEXT}; no chat template"
+_DREAM_PLAIN = f"{_CANVAS}; no chat template, a start token first, which is left out here"
 _DSB, _DAWN = ("DSB (lizhuo008/DSB)", "H200"), ("DAWN (lizhuo-luo/DAWN)", "H100-80G")
 LLADA_FAST_DLLM: Cells = {
     "gsm8k": _fast_dllm(
@@ -378,16 +381,17 @@ LLADA_FAST_DLLM: Cells = {
             (_THRESHOLD, 40.85, 119.1),
             (_THRESHOLD | _DUAL, 37.80, 100.6),
         ),
+        form="whole",
+        extraction="evalplus",
     ),
 }
-# its path has no "instruct", so their code asks without the chat template
 LLADA15_FAST_DLLM: Cells = {
     "gsm8k": _fast_dllm(
         "gsm8k",
         _speeds(
             *_DSB,
             FLEXIBLE,
-            _TEXT,
+            _PLAIN,
             ({}, 80.52, 14.1),
             (_THRESHOLD, 80.14, 49.6),
             (_THRESHOLD | _DUAL, 80.82, 86.4),
@@ -395,19 +399,18 @@ LLADA15_FAST_DLLM: Cells = {
         chat_template=False,
     ),
 }
-# asked without the chat template too; the start token that they put first is missing here
 DREAM_FAST_DLLM: Cells = {
     "gsm8k": _fast_dllm(
         "gsm8k",
         _speeds(
             *_DSB,
             FLEXIBLE,
-            _CANVAS,
+            _DREAM_PLAIN,
             ({}, 77.03, 11.4),
             (_DREAM_THRESHOLD, 75.51, 45.8),
             (_DREAM_THRESHOLD | _DUAL, 67.32, 72.2),
         ),
-        _speeds(*_DAWN, FLEXIBLE, _CANVAS, ({}, 76.35, 7.3), (_DREAM_THRESHOLD, 75.20, 28.8)),
+        _speeds(*_DAWN, FLEXIBLE, _DREAM_PLAIN, ({}, 76.35, 7.3), (_DREAM_THRESHOLD, 75.20, 28.8)),
         chat_template=False,
         algorithm="entropy",
     ),
@@ -416,7 +419,7 @@ DREAM_FAST_DLLM: Cells = {
         _speeds(
             *_DSB,
             PASS,
-            _CANVAS,
+            _DREAM_PLAIN,
             ({}, 53.05, 33.5),
             (_DREAM_THRESHOLD, 57.32, 77.6),
             (_DREAM_THRESHOLD | _DUAL, 48.78, 65.9),
