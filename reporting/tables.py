@@ -226,7 +226,7 @@ def speed_table(results: Sequence[Result]) -> Table:
         "algorithm": lambda item: item[0][2],
         "K": lambda item: item[0][3],
         "accuracy %": lambda item: number(first(item).value, 1 if first(item).accuracy else 3),
-        **{f"tok/s at {n}": lambda item, n=n: number(speed(item, n)) for n in batches},
+        **{f"at {n}": lambda item, n=n: number(speed(item, n)) for n in batches},
         PUBLISHED_SPEEDS: lambda item: (
             "; ".join(
                 f"{s['score']:.1f}, {s['tokens_per_second']:.1f} ({s['device']})"
@@ -243,13 +243,13 @@ def speed_table(results: Sequence[Result]) -> Table:
         "published": lambda item: json.dumps(first(item).speeds),
     }
     notes = [
-        "tok/s at N: with N samples in flight (--timed_batch N). accuracy: of the smallest N. "
+        "at N: tok/s with N samples in flight (--timed_batch N). accuracy: of the smallest N. "
         f"Decoded on: {'; '.join(sorted({key[-1] for key in lines}))}."
     ]
     cited = {(k[0], k[1], s["source"]): s for k, line in items for s in first((k, line)).speeds}
     for (task, model, source), s in cited.items():
         notes.append(f"Published, {model} {task}: {source}, one {s['device']}; {s['settings']}.")
-    return make_table("Speed by samples in flight", items, columns, fields, notes)
+    return make_table("tok/s by samples in flight", items, columns, fields, notes)
 
 
 # ---------------------------------------------------------------- comparisons

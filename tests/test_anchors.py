@@ -141,7 +141,7 @@ def test_the_report_shows_speed_over_samples_in_flight_beside_published_speeds(t
     results, skipped = read_all([tmp_path])
     table = speed_table(results)
     assert not skipped and len(table.rows) == 2
-    assert table.columns[4:] == ("accuracy %", "tok/s at 1", "tok/s at 4", "published %, tok/s")
+    assert table.columns[4:] == ("accuracy %", "at 1", "at 4", "published %, tok/s")
     plain, dual = table.rows
     assert plain[2] == "low_confidence" and dual[2] == "threshold (threshold 0.9, dual cache)"
     assert plain[-1] == "77.8, 14.9 (H200); 77.9, 10.3 (H100-80G)"
@@ -150,7 +150,7 @@ def test_the_report_shows_speed_over_samples_in_flight_beside_published_speeds(t
     assert plain[5:7] == tuple(speeds[f"low_confidence (batch {n})", n] for n in (1, 4))
     assert "DSB (lizhuo008/DSB), one H200; one sample at a time" in to_text(table)
     assert report.main([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
-    assert "Speed by samples in flight" in capsys.readouterr().out
+    assert "tok/s by samples in flight" in capsys.readouterr().out
     assert "tokens_per_second_at_4" in (tmp_path / "report" / "speed.csv").read_text()
 
 
