@@ -2,12 +2,16 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoint_files import SHARDS, edit_tensors
-from mini import LLADA
+from fake_hub import served
+from mini import LLADA, ROOT
 from safetensors.torch import load_file
 
 from decoding.config import DecodeConfig
@@ -205,6 +209,45 @@ def test_bad_arguments_are_named(quick, capsys):
     assert "unknown argument '--smok'; did you mean '--smoke'?" in capsys.readouterr().err
     assert quick("--device", "gpu") == 2
     assert "--device 'gpu': allowed: cpu, cuda, cuda:0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "state", "text"),
+    [
+        ({"num_splits": 1}, "ok", "varlen kernel"),
+        ({}, "ok", "varlen kernel, whose last bits may depend on the batch"),
+        (None, "note", "no varlen kernel for llada and dream: one call for each sequence"),
+    ],
+)
+def test_the_attention_kernel_is_named(monkeypatch, options, state, text):
+    monkeypatch.setattr("models.attention.varlen_options", lambda *shape: options)
+    [found] = doctor.attention(doctor.Machine(device="cuda"))
+    assert found.state == state and found.text.startswith(text)
+
+
+@pytest.mark.slow
+def test_what_fits_is_reckoned_without_a_download_of_weights(conformance_dir, tmp_path):
+    """A first user has no checkpoint yet and asks whether it would fit."""
+
+    def findings(env: dict[str, str]) -> dict[str, dict]:
+        words = ["--json", str(tmp_path / "d.json"), "--output_dir", str(tmp_path)]
+        program = [sys.executable, str(ROOT / "scripts" / "doctor.py"), "--device", "cpu", *words]
+        done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr + done.stdout
+        found = json.loads((tmp_path / "d.json").read_text())["findings"]
+        return {f["more"].get("alias", f["name"]): f for f in found}
+
+    with served() as hub:
+        for entry in MODEL_DEFAULTS.values():
+            if not Path(entry["checkpoint"]).is_dir():
+                hub.add(entry["checkpoint"], "a" * 40, conformance_dir / f"{entry['family']}-tiny")
+        here = findings(hub.environ(tmp_path / "home"))
+        assert not [path for _, path, _ in hub.asked if path.endswith(".safetensors")]
+    assert here["hub"]["state"] == here["llada"]["state"] == "ok"
+    assert "auto on cpu: 1 sample" in here["llada"]["text"] and here["llada"]["more"]["auto"] == 1
+    gone = findings(hub.environ(tmp_path / "other", HF_ENDPOINT="http://127.0.0.1:9"))
+    assert gone["hub"]["state"] == gone["llada"]["state"] == "note"
+    assert "does not answer" in gone["hub"]["text"] and "--llada_ckpt DIR" in gone["llada"]["text"]
 
 
 # ---- --checkpoint
