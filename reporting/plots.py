@@ -18,7 +18,7 @@ from typing import Any
 from decoding.algorithms import ALGORITHMS
 from decoding.kv_cache import CACHES
 from experiment.statistics import wilson
-from reporting.data import Result, curve_parts, pooled
+from reporting.data import Result, curve_parts, each_once, pooled
 from reporting.paper import setting_of
 from reporting.tables import panels
 
@@ -116,6 +116,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Picture]:
     Per protocol: accuracy against K, tokens per forward pass and tokens per second, of all tasks
     and of each; our scores and the published ones; tokens per second over the batch size.
     """
+    results = each_once(results)
     by_protocol: dict[str, list[list[Result]]] = {}
     for (protocol, _), curves in panels(results).items():
         by_protocol.setdefault(protocol, []).extend(curves)
@@ -131,10 +132,11 @@ def draw(results: Sequence[Result], folder: Path) -> list[Picture]:
                 figure = batch_figure(lines)
                 title = f"Tokens per second over samples in flight, protocol {protocol}"
                 pictures.append(_save(figure, folder, f"tok_s_batch_{protocol}", title))
-        if cited := [r for r in pooled(results) if r.published]:
-            title = "Our scores and the published ones, protocol official"
-            figure = published_figure(cited, models)
-            pictures.append(_save(figure, folder, "published_official", title))
+        cited = [r for r in pooled(results) if r.published]
+        for protocol, own in _by(cited, lambda r: r.config["protocol"]).items():
+            title = f"Our scores and the published ones, protocol {protocol}"
+            figure = published_figure(own, models)
+            pictures.append(_save(figure, folder, f"published_{protocol}", title))
     return pictures
 
 
