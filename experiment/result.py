@@ -171,6 +171,7 @@ def build_result(
     headline: str,
     code: bool,
     target: Callable[[dict], Any] | None = None,
+    token_texts: Mapping[str, str] | None = None,
     profile: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -180,6 +181,7 @@ def build_result(
     result_id:     of that and of all that scoring reads; `id` in the result.
     logged:        lm-eval's samples.
     target:        doc -> what the answer should have been; None: as lm-eval logs it.
+    token_texts:   token id, as a key of JSON -> its text, for those in the samples' `token_ids`.
 
     `status` in the result is one of
     complete:   every sample was scored; `metrics` has every metric, `headline` that of the task.
@@ -224,6 +226,7 @@ def build_result(
         "reference_note": note,
         "diagnostics": diagnostics(rows, code=code, headline=headline),
         "strict": strict_summary(rows) if rechecked else None,
+        "token_texts": dict(token_texts or {}),
         "samples": rows,
     }
     result["protocol"].pop("references", None)

@@ -20,6 +20,7 @@ from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled
 from experiment.status import StatusFile
 from experiment.store import Store
+from experiment.text import token_texts
 from experiment.workers import WorkerInfo, WorkerPool
 from models.files import download
 from tasks import build_task
@@ -235,6 +236,7 @@ def _result(
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
         target=spec.target,
+        token_texts=token_texts(lm.tokenizer, lm.samples) if generation else {},
         profile=lm.profile(),
         meta={
             **meta,
