@@ -341,29 +341,31 @@ def speed_table(results: Sequence[Result]) -> Table:
         ),
     }
     names = {
-        "task": "benchmark, as in the tables",
+        "task": "benchmark",
         "model": "alias, and the checkpoint's name if it is not the alias's own",
         "algorithm": "algorithm, with the settings that the tables name",
-        "tokens_per_step": "K",
+        "tokens_per_step": "K, as requested, else as the schedule realises it",
         "protocol": "protocol",
         "machine": "devices that made the samples",
     }
-    meaning = "tokens returned per second with {} samples in flight"
     fields = {
         **{
             name: (text, lambda item, i=i: item[0][i])
             for i, (name, text) in enumerate(names.items())
         },
         "value": (
-            f"headline metric of the smallest batch, {FRACTION}",
+            f"the headline metric with the fewest samples in flight, {FRACTION}",
             lambda item: fraction(first(item), first(item).value),
         ),
         **{
-            f"tokens_per_second_at_{n}": (meaning.format(n), lambda item, n=n: speed(item, n))
+            f"tokens_per_second_at_{n}": (
+                f"tok/s with {n} samples in flight",
+                lambda item, n=n: speed(item, n),
+            )
             for n in batches
         },
         "published": (
-            "published scores in percent, with their speeds, as JSON",
+            "published score in percent, tok/s, device and source, as JSON",
             lambda item: json.dumps(first(item).speeds),
         ),
     }
