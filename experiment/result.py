@@ -15,7 +15,7 @@ from typing import Any
 from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import diagnostics
 from experiment.sample import Sample, samples_of
-from experiment.statistics import Estimate, estimate, percentile
+from experiment.statistics import Estimate, as_read, estimate, percentile
 from tasks.code import unjudged
 from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, parse_fault, sha256
 
@@ -353,22 +353,14 @@ def table(result: Mapping[str, Any], path: Path) -> str:
     def shown(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    rows = PrettyTable(["metric", "value", "95 % interval", "stderr", "n"])
+    rows = PrettyTable(["metric", "value %", "95 % interval", "stderr", "n"])
     rows.align = "r"
     rows.align["metric"] = "l"
     headline = result["headline"]["metric"] if result["headline"] else None
     for key, e in (result["metrics"] or result["score_on_completed"] or {}).items():
         name = f"{key} *" if key == headline else key
-        low, high = e["ci95"]
-        rows.add_row(
-            [
-                name,
-                shown(e["value"], 4),
-                f"{shown(low, 4)} to {shown(high, 4)}",
-                shown(e["stderr"], 4),
-                e["n"],
-            ]
-        )
+        value, low, high, stderr = as_read(e["value"], *e["ci95"], e["stderr"])
+        rows.add_row([name, value, f"{low} to {high}", stderr, e["n"]])
     p, config = result["profile"], result["config"]
     lines = [
         f"{config['model_alias']} {config['task']} ({config['protocol']}): "

@@ -458,6 +458,26 @@ def _pool(members: Sequence[Result]) -> Result:
     )
 
 
+def each_once(results: Iterable[Result]) -> list[Result]:
+    """One Result for each setting and seed, for figures.
+
+    Results that differ in --timed_batch or --strict_exec alone are one: that of the fewest samples
+    in flight, or without --timed_batch, with the tokens per second of all on its machine.
+    """
+    groups: dict[str, list[Result]] = {}
+    for r in results:
+        settings = {name: value for name, value in r.settings.items() if name != "timed_batch"}
+        r = replace(r, settings=settings)
+        groups.setdefault(canonical_json([r.setting, r.seed]), []).append(r)
+    found = []
+    for group in groups.values():
+        first, *others = sorted(group, key=lambda r: r.config.get("timed_batch", 0))
+        batches = [r.batches for r in others if r.machine == first.machine]
+        merged = {n: speed for speeds in batches for n, speed in speeds.items()} | first.batches
+        found.append(replace(first, batches=merged))
+    return found
+
+
 def _mean(values: Iterable[float | None]) -> float | None:
     values = list(values)
     return None if None in values else fmean(values)

@@ -70,7 +70,7 @@ def _table(protocol: str, group: Sequence[Sequence[Result]]) -> PaperTable:
         for result in curve:
             unit = " (%)" if result.accuracy else ""
             tasks.setdefault(result.task, result.metric.partition(",")[0] + unit)
-            again, setting = 0, _setting(result, same)
+            again, setting = 0, setting_of(result, same)
             while result.task in rows.get((label, setting, again), Row("", "", {})).cells:
                 again += 1  # the same setting once more, such as with --strict_exec
             row = rows.setdefault((label, setting, again), Row(label, setting, {}))
@@ -78,7 +78,7 @@ def _table(protocol: str, group: Sequence[Sequence[Result]]) -> PaperTable:
     return PaperTable(protocol, tasks, list(rows.values()))
 
 
-def _setting(result: Result, same: Sequence[Result]) -> str:
+def setting_of(result: Result, same: Sequence[Result]) -> str:
     """K and the options in which results of a method differ: "K = 2", "threshold 0.9"."""
     options = result.config.get("options") or {}
     parts = [

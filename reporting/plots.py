@@ -18,7 +18,8 @@ from typing import Any
 from decoding.algorithms import ALGORITHMS
 from decoding.kv_cache import CACHES
 from experiment.statistics import wilson
-from reporting.data import Result, curve_parts, pooled
+from reporting.data import Result, curve_parts, each_once, pooled
+from reporting.paper import setting_of
 from reporting.tables import panels
 
 # Palette of Okabe and Ito, safe for colour-blind readers; without its yellow, too light on white
@@ -115,6 +116,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Picture]:
     Per protocol: accuracy against K, tokens per forward pass and tokens per second, of all tasks
     and of each; our scores and the published ones; tokens per second over the batch size.
     """
+    results = each_once(results)
     by_protocol: dict[str, list[list[Result]]] = {}
     for (protocol, _), curves in panels(results).items():
         by_protocol.setdefault(protocol, []).extend(curves)
@@ -130,10 +132,11 @@ def draw(results: Sequence[Result], folder: Path) -> list[Picture]:
                 figure = batch_figure(lines)
                 title = f"Tokens per second over samples in flight, protocol {protocol}"
                 pictures.append(_save(figure, folder, f"tok_s_batch_{protocol}", title))
-        if cited := [r for r in pooled(results) if r.published]:
-            title = "Our scores and the published ones, protocol official"
-            figure = published_figure(cited, models)
-            pictures.append(_save(figure, folder, "published_official", title))
+        cited = [r for r in pooled(results) if r.published]
+        for protocol, own in _by(cited, lambda r: r.config["protocol"]).items():
+            title = f"Our scores and the published ones, protocol {protocol}"
+            figure = published_figure(own, models)
+            pictures.append(_save(figure, folder, f"published_{protocol}", title))
     return pictures
 
 
@@ -546,25 +549,30 @@ def published_figure(results: Sequence[Result], models: Sequence[str]):
 def batch_figure(lines: Sequence[Line]):
     """Tokens per second over the samples in flight, one panel for each task."""
     shown = {
-        task: [(line, r) for line in own for r in line.curve if len(r.batches) > 1]
+        task: [
+            (line, setting_of(r, line.curve), r)
+            for line in own
+            for r in line.curve
+            if len(r.batches) > 1
+        ]
         for task, own in _by(lines, lambda line: line.task).items()
     }
     shown = {task: pairs for task, pairs in shown.items() if pairs}
     figure, grid = _figure(len(shown), 2)
     every = [pair for pairs in shown.values() for pair in pairs]
-    labels = sorted({line.label for line, _ in every})
-    ks = sorted({result.k for _, result in every})
-    sizes = sorted({n for _, result in every for n in result.batches})
+    labels = sorted({line.label for line, _, _ in every})
+    settings = sorted({setting for _, setting, _ in every})
+    sizes = sorted({n for _, _, result in every for n in result.batches})
     entries: dict[str, dict[str, str]] = {}
     for axes, (task, pairs) in zip(grid, shown.items(), strict=True):
-        for line, result in pairs:
+        for line, setting, result in pairs:
             nth, dashes = labels.index(line.label), list(DASHES.values())
             look = {
                 "color": COLOURS[nth % len(COLOURS)],
                 "marker": list(MARKERS.values())[nth // len(COLOURS) % len(MARKERS)],
-                "linestyle": dashes[ks.index(result.k) % len(dashes)],
+                "linestyle": dashes[settings.index(setting) % len(dashes)],
             }
-            entries[line.label + f", K = {result.k_text}" * (len(ks) > 1)] = look
+            entries[line.label + f", {setting}" * (len(settings) > 1)] = look
             batches = sorted(result.batches)
             speeds = [result.batches[n] for n in batches]
             axes.plot(batches, speeds, markersize=4, **_hollow(look))
@@ -574,7 +582,7 @@ def batch_figure(lines: Sequence[Line]):
         axes.set_title(fill(task, 42))
         axes.set_ylabel("Tokens per second")
     _outer_labels(grid, "Samples in flight")
-    text = f"Decoded on {'; '.join(sorted({result.machine for _, result in every}))}."
+    text = f"Decoded on {'; '.join(sorted({result.machine for _, _, result in every}))}."
     _legend(figure, grid, [(look, label) for label, look in entries.items()], text)
     return figure
 

@@ -37,6 +37,7 @@ SETTINGS = {
     "gen_length": "positions of the canvas",
     "block_length": "positions of a block",
     "num_steps": "steps of the schedule",
+    "timed_batch": "--timed_batch",
 }
 FRACTION = "a fraction if the metric is an accuracy"
 OTHER_MACHINE = (
@@ -75,7 +76,7 @@ class Table:
         """(the rows without the quiet ones, notes with the line that stands for those)."""
         n = len(self.rows) - self.quiet
         said = [self.quiet_note] if self.quiet else []
-        return self.rows[:n], [*said, *self.notes]
+        return self.rows[:n], [*said, *(self.notes if n else ())]
 
 
 def make_table(
@@ -375,7 +376,8 @@ def speed_table(results: Sequence[Result]) -> Table:
     cited = {(k[0], k[1], s["source"]): s for k, line in items for s in first((k, line)).speeds}
     for (task, model, source), s in cited.items():
         notes.append(f"Published, {model} {task}: {source}, one {s['device']}; {s['settings']}.")
-    return make_table("tok/s by samples in flight", items, columns, fields, notes)
+    title, about = "tok/s by samples in flight", lambda item: (first(item),)
+    return make_table(title, items, columns, fields, notes, about=about, folds=("K",))
 
 
 # ---------------------------------------------------------------- comparisons
@@ -592,17 +594,18 @@ def aup_table(results: Sequence[Result], alpha: float = 3.0, drop: float = 5.0) 
 def to_text(table: Table, columns: int = 0) -> str:
     """columns: of the terminal; 0 for any width.
 
-    In a narrow terminal, until the table fits: columns with the same cell in every row fold away
-    and are named once below, text wraps to NARROW, `folds` fold away in their order, text wraps to
-    NARROWEST.
+    In a narrow terminal, until the table fits: empty columns fold away, then those with the same
+    cell in every row, which are named once below; text wraps to NARROW; `folds` fold away in their
+    order; text wraps to NARROWEST.
     """
     from prettytable import PrettyTable
 
     rows, notes = table.loud()
     cells = dict(zip(table.columns, zip(*rows, strict=True), strict=True)) if rows else {}
     once, gone = [], []
+    empty = [name for name, column in cells.items() if {*column} == {"-"}]
     same = [name for name, column in cells.items() if len({*column}) == 1 < len(column)]
-    for names, least, folded in ((same, 0, once), (table.folds, NARROW, gone)):
+    for names, least, folded in ((empty + same, 0, once), (table.folds, NARROW, gone)):
         for name in names:
             too_wide = columns and _width(_widths(cells, columns if least else 0, least)) > columns
             if too_wide and name in cells and len(cells) > 1:

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -205,7 +206,8 @@ def report(args: argparse.Namespace) -> None:
         print(f"samples: {args.samples}")
     figures = f"{len(pictures)} figures (PNG, SVG, PDF)"
     others = f"accuracy.tex, accuracy.md, {figures}, {len(by_name)} CSV files, columns.md"
-    print(f"\nreport: {args.out / 'report.html'}, report.md, {others}")
+    text = f"report: {args.out / 'report.html'}, report.md, {others}"
+    print("\n" + (fill(text, columns, break_long_words=False) if columns else text))
     sys.stdout.flush()
 
 

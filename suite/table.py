@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import fill, wrap
 
+from experiment.statistics import as_read
 from suite.matrix import Planned
 from suite.state import STATES, Status
 from utils import numbered, terminal_columns
@@ -69,19 +70,13 @@ def duration(seconds: float | None) -> str:
 
 
 def _score(status: Status, interval: bool) -> str:
-    """In percent; a mean that is no share, such as a perplexity, is marked."""
     if status.score is None:
         return "-"
-    value, low, high, n = status.score
-    share = abs(value) <= 1
-
-    def shown(x: float) -> str:
-        return f"{100 * x:.1f}" if share else f"{x:.3f}"
-
-    text = shown(value) + ("" if share else " (no %)")
+    *values, n = status.score
+    text, low, high = as_read(*values)
     if not interval:
         return text + ("" if status.state == "done" else "*")
-    bounds = "" if low is None or high is None else f" [{shown(low)}, {shown(high)}]"
+    bounds = "" if None in values else f" [{low}, {high}]"
     return text + bounds + ("" if status.state == "done" else f" of {n}")
 
 

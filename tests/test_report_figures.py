@@ -1,12 +1,13 @@
 """reporting/plots.py: what a figure shows, how it fits a paper, and the files it is written to."""
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import pytest
 from crafted import craft, save
 
-from reporting.data import curve_labels, curves, read_all
+from reporting.data import curve_labels, curves, each_once, read_all
 from reporting.plots import (
     COLOURS,
     PAGE,
@@ -239,3 +240,29 @@ def test_the_text_of_an_svg_is_text(tmp_path, models):
     assert {"llada1.5", "Tokens per step K", "Exact match (%)", "gsm8k"} <= {*texts}
     assert (tmp_path / f"{picture.name}.pdf").read_bytes()[:5] == b"%PDF-"
     assert (tmp_path / f"{picture.name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_options_have_curves_of_their_own_over_samples_in_flight(tmp_path):
+    for value, size in product((0.9, 0.7), (1, 4)):
+        result, _ = craft(n=5, algorithm="threshold", options={"threshold": value})
+        result["meta"]["samples_made"][0]["batch_size"] = size
+        result["meta"]["started"] = f"2026-01-0{size}"
+        atomic_write_json(tmp_path / f"{value}_{size}.json", result)
+    figure = batch_figure(lines_in(tmp_path))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["llada, threshold 0.7", "llada, threshold 0.9"]
+
+
+def test_timed_batches_are_one_point_of_accuracy_and_one_curve_of_speed(tmp_path):
+    for size in (4, 1, 16):
+        save(tmp_path, n=5, timed_batch=size)
+    save(tmp_path, n=5)
+    results = read_all([tmp_path])[0]
+    timed = [
+        replace(r, batches={n: 9.0 * n}) for r in results if (n := r.config.get("timed_batch"))
+    ]
+    (one,) = each_once(timed)
+    assert one.config["timed_batch"] == 1 and one.batches == {1: 9.0, 4: 36.0, 16: 144.0}
+    assert "timed_batch" not in one.settings and len(each_once(results)) == 1
+    names = {picture.name for picture in draw(timed, tmp_path)}
+    assert names == {"accuracy_tpf_uniform", "accuracy_tok_s_uniform", "tok_s_batch_uniform"}

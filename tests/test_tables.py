@@ -4,8 +4,10 @@ import csv
 from itertools import product
 
 import pytest
-from crafted import save
+from crafted import craft, save
 
+from experiment.result import table as run_table
+from experiment.statistics import as_read
 from reporting.data import read_all
 from reporting.paper import latex, paper_tables, to_latex
 from reporting.paper import to_markdown as paper_markdown
@@ -62,6 +64,22 @@ def test_columns_fold_in_a_stated_order(many):
     assert "tok/s" in wide and "difference" in wide and "protocol" in wide
 
 
+def test_empty_columns_fold_before_all_others(tmp_path):
+    save(tmp_path, n=5)
+    save(tmp_path, k=2, n=5)
+    heads = to_text(result_table(read_all([tmp_path])[0]), 96).splitlines()[2]
+    assert "published" not in heads and "difference" not in heads
+    assert "model" in heads and "tok/s" in heads
+
+
+def test_a_table_without_a_verdict_is_one_line(tmp_path):
+    for k in (1, 2):
+        save(tmp_path, k=k, scores=[1.0] * 10, n=10)
+    assert to_text(comparison_table(read_all([tmp_path])[0]), 80) == (
+        "Comparisons\nNot distinguishable: 1 pair of K on one curve, in comparisons.csv."
+    )
+
+
 def test_no_line_breaks_within_k(many):
     text = to_text(comparison_table(many), 80)
     assert "K =\n" not in text.replace(" |", "\n") and "K = 1" in text
@@ -109,6 +127,16 @@ def test_files_have_fractions_and_people_read_percent(tmp_path):
     assert "-50.0 [" in to_text(comparison_table(results))
     (curve,) = csv.DictReader(to_csv(aup_table(results)).splitlines())
     assert curve["y_max"] == "0.75"
+
+
+def test_a_run_s_own_table_is_in_percent_too(tmp_path):
+    """It had 0.7500 where the report has 75.0."""
+    result, _ = craft(scores=[1.0] * 30 + [0.0] * 10)
+    text = run_table(result, tmp_path)
+    assert "| value % |" in text and "|    75.0 |  59.8 to 85.8 |    6.9 | 40 |" in text
+    assert as_read(0.75, 0.5, None) == ["75.0", "50.0", "-"]
+    assert as_read(-0.02, -0.1) == ["-2.0", "-10.0"]
+    assert as_read(37.25, 30.0) == ["37.250 (no %)", "30.000"]
 
 
 def test_every_column_of_the_csv_files_is_explained(many):
