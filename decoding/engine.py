@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -98,6 +99,42 @@ def decode_each(
     return _Decoder(model, config, stop, verifier).run(
         prompts, seeds, batch_size or len(prompts) or 1
     )
+
+
+def probe(
+    model: Model,
+    prompt: Sequence[int],
+    config: DecodeConfig,
+    n: int,
+    *,
+    passes: int = 2,
+    verifier: Model | None = None,
+) -> None:
+    """Decode n copies of a prompt for `passes` forward passes, as `decode_each` would.
+
+    Algorithms that remember a step need the memory of two.
+    """
+    copies = _Passes(model, passes)
+    with suppress(_Passed):
+        decode(copies, [prompt] * n, config, range(n), verifier=verifier)
+
+
+class _Passed(Exception):
+    """All forward passes of a probe are done."""
+
+
+class _Passes:
+    """A Model whose forward passes are limited; the next one raises _Passed."""
+
+    def __init__(self, model: Model, passes: int):
+        self.config, self.device, self.new_cache = model.config, model.device, model.new_cache
+        self._predict, self._left = model.predict, passes
+
+    def predict(self, *arguments: Any) -> Tensor:
+        if not self._left:
+            raise _Passed
+        self._left -= 1
+        return self._predict(*arguments)
 
 
 def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:

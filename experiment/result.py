@@ -245,25 +245,30 @@ def reference_of(
 
     whole: every document is generated and scored. data: the name of the data, None: not known.
     There is no published score where the run departs from the protocol in anything else than
-    tokens per step.
+    tokens per step and the score's own method. Of several the first has the others as "also".
     """
-    differs = sorted(set(overrides) - {"tokens_per_step"})
+    departs = {n: o.get("run") for n, o in overrides.items() if n != "tokens_per_step"}
+    alike = [r for r in references if r.get("method", {}) == departs]
+    differs = [] if alike else sorted(departs)
     differs += ["documents"] * (not whole) + ["data"] * (data not in ORIGINALS)
     if references and differs:
         return None, DEPARTS + ", ".join(differs)
     k = overrides.get("tokens_per_step", {}).get("run", 1)
-    found = next((dict(r) for r in references if r["tokens_per_step"] == k), None)
+    at_k = [dict(r) for r in alike if r["tokens_per_step"] == k]
+    found = at_k[0] | ({"also": at_k[1:]} if at_k[1:] else {}) if at_k else None
     why = f"no score is published for {k} tokens per step" if references else UNPUBLISHED
     return found, None if found else why
 
 
 def published(reference: Mapping[str, Any]) -> str:
     """A published score in a line."""
-    k = reference["tokens_per_step"]
-    return (
-        f"{reference['score']} % at {k} token{'s' * (k > 1)} per step "
-        f"({reference['metric']}, {reference['source']})"
-    )
+    k, of = reference["tokens_per_step"], f"({reference['metric']}, {reference['source']})"
+    if "tokens_per_second" in reference:
+        speed = f"{reference['tokens_per_second']} tok/s on one {reference['device']}"
+        text = f"{reference['score']} %, {speed} {of}"
+    else:
+        text = f"{reference['score']} % at {k} token{'s' * (k > 1)} per step {of}"
+    return "; ".join([text, *map(published, reference.get("also", ()))])
 
 
 def load_result(path: Path) -> dict[str, Any] | None:
@@ -387,6 +392,6 @@ def table(result: Mapping[str, Any], path: Path) -> str:
     lines += [f"warning: {warning}" for warning in result["diagnostics"]["warnings"]]
     if result["reference"]:
         lines.append(f"published: {published(result['reference'])}")
-    elif config["protocol"] == "official":
+    elif config["protocol"] != "uniform":
         lines.append(f"published: {result['reference_note']}")
     return "\n".join([*lines, f"result: {path}"])

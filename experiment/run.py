@@ -94,7 +94,8 @@ def run_job(
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
-    job = replace(job, batch_size=job.batch_size or (CPU_BATCH if device == "cpu" else 1))
+    batch_size = job.config.timed_batch or job.batch_size or (CPU_BATCH if device == "cpu" else 1)
+    job = replace(job, batch_size=batch_size)
     if worker.leads:
         say(describe(job))
         chosen = texts is None and not (job.device or job.devices)

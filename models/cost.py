@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from models.config import ModelConfig
+from utils import out_of_memory
 
 if TYPE_CHECKING:
+    import torch
+
     from models.transformer import Transformer
 
 # Beyond 2,000 to 4,000 columns a larger batch gains nothing on an H200 (calculated, not measured).
@@ -56,14 +60,56 @@ def batch_rows(
     return max(1, min(helpful, int(free_bytes * FILL - SCORES_BYTES) // each))
 
 
-def fitting_rows(model: Transformer, length: int, open_rows: int, cached: bool) -> int:
-    """`batch_rows` for a loaded model and the free memory of its device."""
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a CUDA device, with what torch has reserved and does not use; else None."""
     import torch
 
-    free, device = None, model.device
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-    return batch_rows(
-        model.config, length, open_rows, model.dtype.itemsize, free, device.type, cached
-    )
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def fitting_rows(
+    model: Transformer,
+    length: int,
+    open_rows: int,
+    cached: bool,
+    probe: Callable[[int], object] | None = None,
+) -> int:
+    """`batch_rows` for a loaded model and the free memory of its device.
+
+    probe: decodes the first steps of that many samples of this shape. Where it is given, the memory
+           that it takes on a GPU replaces the reckoned one.
+    """
+    shape = (model.config, length, open_rows, model.dtype.itemsize)
+    reckoned = batch_rows(*shape, free_bytes(model.device), model.device.type, cached)
+    if probe is None or model.device.type != "cuda":
+        return reckoned
+    most = batch_rows(*shape, None, model.device.type, cached)
+    return min(most, probed_rows(probe, model.device))
+
+
+def probed_rows(probe: Callable[[int], object], device: torch.device) -> int:
+    """How many samples fit into the free memory, by the peaks of one and of two; at least 1.
+
+    What the second sample adds is counted for each sample, and the rest of the first peak once.
+    """
+    import torch
+
+    free, peaks = free_bytes(device), []
+    try:
+        for n in (1, 2):
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            probe(n)
+            torch.cuda.synchronize(device)
+            peaks.append(torch.cuda.max_memory_allocated(device) - before)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return 1
+    finally:
+        torch.cuda.reset_peak_memory_stats(device)  # the peak of the samples is reported
+    each = max(1, peaks[1] - peaks[0])
+    return max(1, (int(free * FILL) - max(0, peaks[0] - each)) // each)

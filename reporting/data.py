@@ -83,6 +83,7 @@ class Result:
     k:         tokens per step as requested, else as realised; None for predictions.
     accuracy:  whether the metric is 0 or 1 for every sample: its mean is shown in percent.
     value, low, high: headline metric and its 95 % interval; in percent if it is an accuracy.
+    speeds:    published references that have a speed.
     strict:    (value, low, high) of the headline metric under the strict re-check; None without
                --strict_exec.
     scores:    doc_id -> value of the headline metric, mean over repeats (an accuracy: 0 to 1).
@@ -112,6 +113,7 @@ class Result:
     tok_s: float | None
     published: Published | None
     reference_note: str | None
+    speeds: tuple[dict[str, Any], ...]
     warnings: tuple[str, ...]
     machine: str
     started: str
@@ -188,6 +190,8 @@ def method_label(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> str
     settings = label_parts(config)
     if "temperature" in overrides:
         settings.append(f"temperature {config['temperature']:g}")
+    if batch := config.get("timed_batch"):
+        settings.append(f"batch {batch}")
     if "verifier" in overrides:
         settings.append(f"verifier {Path(str(config.get('verifier'))).name}")
     name = config.get("algorithm") or "predictions"
@@ -265,6 +269,7 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
         tok_s=_finite_or_none(profile["tokens_per_second"]),
         published=_published(content),
         reference_note=content.get("reference_note"),
+        speeds=_speeds(content["reference"]),
         warnings=tuple(content["diagnostics"]["warnings"]),
         machine=_machine(meta),
         started=str(meta.get("started", "")),
@@ -313,6 +318,12 @@ def _batches(meta: dict[str, Any], profile: dict[str, Any]) -> dict[int, float]:
     made = {at.get("batch_size") for at in meta.get("samples_made") or []}
     size, speed = made.pop() if len(made) == 1 else None, profile["tokens_per_second"]
     return {size: _finite(speed)} if isinstance(size, int) and speed is not None else {}
+
+
+def _speeds(cited: Mapping[str, Any] | None) -> tuple[dict[str, Any], ...]:
+    """The references with a speed, each with its score, tok/s and device."""
+    cited = [cited, *cited.get("also", ())] if cited else []
+    return tuple(dict(one) for one in cited if _finite_or_none(one.get("tokens_per_second")))
 
 
 def _machine(meta: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
 from decoding.option import Option, options_in
-from reporting.data import Result, curve_labels, curves, pooled
+from reporting.data import Result, curve_labels, curves, method_label, pooled
 from reporting.stats import (
     AUP,
     AUP_RESAMPLES,
@@ -25,9 +26,10 @@ from reporting.stats import (
 )
 from utils import numbered
 
+PUBLISHED_SPEEDS = "published %, tok/s"
 LEFT_ALIGNED = frozenset(
     "task model protocol algorithm method difference A B test verdict dropped".split()
-)
+) | {PUBLISHED_SPEEDS}
 # columns of results.csv from a result's config: name -> meaning
 SETTINGS = {
     "seed": "--seed",
@@ -300,6 +302,80 @@ def _result_notes(results: Sequence[Result]) -> Iterable[str]:
         yield f"No published score for {model} {task}, {', '.join(dict.fromkeys(methods))}: {why}."
     if cited:
         yield "Within noise: the published score lies in the 95 % interval of our value."
+
+
+# ---------------------------------------------------------------- speed
+
+
+def speed_table(results: Sequence[Result]) -> Table:
+    """tok/s over the samples in flight of runs with --timed_batch, beside published speeds."""
+    lines: dict[tuple, dict[int, Result]] = {}
+    for r in pooled(results):
+        if (batch := r.config.get("timed_batch")) and r.tok_s:
+            config = {name: value for name, value in r.config.items() if name != "timed_batch"}
+            method = method_label(config, r.overrides), r.k_text, r.config["protocol"]
+            lines.setdefault((r.task, r.model, *method, r.machine), {})[batch] = r
+    items = [(key, dict(sorted(line.items()))) for key, line in sorted(lines.items())]
+    batches = sorted({batch for line in lines.values() for batch in line})
+
+    def first(item) -> Result:
+        return next(iter(item[1].values()))
+
+    def speed(item, batch: int) -> float | None:
+        return item[1][batch].tok_s if batch in item[1] else None
+
+    columns = {
+        "task": lambda item: item[0][0],
+        "model": lambda item: item[0][1],
+        "algorithm": lambda item: item[0][2],
+        "K": lambda item: item[0][3],
+        "accuracy %": lambda item: number(first(item).value, 1 if first(item).accuracy else 3),
+        **{f"at {n}": lambda item, n=n: number(speed(item, n)) for n in batches},
+        PUBLISHED_SPEEDS: lambda item: (
+            "; ".join(
+                f"{s['score']:.1f}, {s['tokens_per_second']:.1f} ({s['device']})"
+                for s in first(item).speeds
+            )
+            or "-"
+        ),
+    }
+    names = {
+        "task": "benchmark",
+        "model": "alias, and the checkpoint's name if it is not the alias's own",
+        "algorithm": "algorithm, with the settings that the tables name",
+        "tokens_per_step": "K, as requested, else as the schedule realises it",
+        "protocol": "protocol",
+        "machine": "devices that made the samples",
+    }
+    fields = {
+        **{
+            name: (text, lambda item, i=i: item[0][i])
+            for i, (name, text) in enumerate(names.items())
+        },
+        "value": (
+            f"the headline metric with the fewest samples in flight, {FRACTION}",
+            lambda item: fraction(first(item), first(item).value),
+        ),
+        **{
+            f"tokens_per_second_at_{n}": (
+                f"tok/s with {n} samples in flight",
+                lambda item, n=n: speed(item, n),
+            )
+            for n in batches
+        },
+        "published": (
+            "published score in percent, tok/s, device and source, as JSON",
+            lambda item: json.dumps(first(item).speeds),
+        ),
+    }
+    notes = [
+        "at N: tok/s with N samples in flight (--timed_batch N). accuracy: of the smallest N. "
+        f"Decoded on: {'; '.join(sorted({key[-1] for key in lines}))}."
+    ]
+    cited = {(k[0], k[1], s["source"]): s for k, line in items for s in first((k, line)).speeds}
+    for (task, model, source), s in cited.items():
+        notes.append(f"Published, {model} {task}: {source}, one {s['device']}; {s['settings']}.")
+    return make_table("tok/s by samples in flight", items, columns, fields, notes)
 
 
 # ---------------------------------------------------------------- comparisons

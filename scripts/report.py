@@ -164,6 +164,7 @@ def report(args: argparse.Namespace) -> None:
         raise UsageError(f"--compare: {error}") from error
     by_name = {
         "results": tables.result_table(results),
+        **({"speed": speed} if (speed := tables.speed_table(results)).rows else {}),
         "comparisons": comparisons,
         "aup": tables.aup_table(results, args.aup_alpha, args.aup_drop),
     }

@@ -6,6 +6,7 @@
     python scripts/sweep.py run --models llada --tps 1 2 4 8 --extra "--batch_size 8 --limit 100"
     python scripts/sweep.py run --file my.yaml --workers 2         any experiments
     python scripts/sweep.py run --suite parallel                   algorithms and caches, on a CPU
+    python scripts/sweep.py run --suite anchors                    beside published speeds
     python scripts/sweep.py run --engine slurm --partition gpu     an array job of a SLURM cluster
     python scripts/sweep.py progress --watch                       samples, tok/s, score, time left
 
@@ -109,7 +110,8 @@ def selecting_parser() -> argparse.ArgumentParser:
         choices=list(SUITES),
         default="main",
         help="main: the matrix (default); parallel: adaptive algorithms and KV caches on the tiny "
-        "checkpoints; filters apply",
+        "checkpoints; anchors: methods with a published speed, one sample at a time; batches: the "
+        "same with 1, 4, 16 and 64 samples in flight; filters apply",
     )
     text = "these argument sets instead of the matrix; filters apply"
     group.add_argument("--file", metavar="YAML", type=Path, help=text)
