@@ -171,7 +171,8 @@ function grid(rows, chosen) { // objects as a table, such as the options of a qu
 function verdict(sample) {
   const line = ([key, value]) => `${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`;
   const facts = Object.entries(sample.verdict ?? {}).filter(([, value]) => value !== "" && value !== null);
-  return [`score ${sample.score}`, ...Object.entries(sample.extracted ?? {}).map(line), ...facts.map(line)].join("\n");
+  const found = Object.entries(sample.extracted ?? {}).map(([filter, text]) => line([filter === "none" ? "extracted" : `extracted by ${filter}`, text]));
+  return [`score ${sample.score}`, ...found, ...facts.map(line)].join("\n");
 }
 
 function mark(sample, binary) {
@@ -309,6 +310,8 @@ function pick(at, asked) { // shows a sample; asked: the address is to name it
   if (target !== undefined) columns.push(make("div", {}, ...part("Target", plain(target))));
   $("sample").replaceChildren(make("h2", {}, `Document ${row[0].key}`, ...marks),
     ...part("Prompt", row[0].prompt ?? "", "prompt"), make("div", { className: "beside" }, ...columns), make("div", { className: "beside" }, ...replays));
+  const prompt = document.querySelector("pre.prompt");
+  prompt.scrollTop = prompt.scrollHeight; // the question is behind the examples
 }
 
 $("list").addEventListener("click", (event) => {
@@ -327,6 +330,7 @@ $("number").addEventListener("change", () => {
   $("words").value = "";
   remember({ doc: $("number").value, show: "" });
   list();
+  if ($("list").querySelector("[aria-current] .doc")?.textContent !== $("number").value) $("count").textContent = `no document ${$("number").value}`;
 });
 document.addEventListener("keydown", (event) => { // from the sample to its row, from there to all results
   if (event.key !== "Escape" || $("view").hidden || event.target.type === "search") return;

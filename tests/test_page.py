@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 import zlib
 
 import pytest
@@ -71,7 +72,8 @@ def pages(tmp_path_factory):
     save(folder, "llada", k=2, scores=SECOND)
     for seed in (0, 1):
         save(folder, "llada", "humaneval", 1, right=0.4, n=12, seed=seed)
-    save(folder, "dream", "mbpp", 3, right=0.3, n=230, data="mini", limit=230)
+    old = save(folder, "dream", "mbpp", 3, right=0.3, n=230, data="mini", limit=230)
+    change(old, token_texts={})
     path = save(folder, "llada", "truthfulqa", 1, n=1, predictions="abc", tag="likelihood")
     summary = {"value": 1.0, "stderr": 0.1, "ci95": [0.5, 1.0], "n": 1}
     change(
@@ -246,7 +248,9 @@ def test_the_address_opens_a_sample(tab, pages):
     (prompt,) = texts(tab, "pre.prompt")  # text of a sample is text, not HTML
     assert prompt == "<|user|>Question 205?\n</script>" and not texts(tab, "#sample b")
     assert "Answer to 205: <b>" in texts(tab, "#sample pre")[1]
-    assert len(texts(tab, ".strip i")) == 512
+    assert len(texts(tab, ".strip i")) == 512 and texts(tab, ".canvas") == []
+    title = tab.run("document.querySelector('.strip i').title")  # the text is not known
+    assert re.fullmatch(r"position 0: token \d+, forward pass \d+ of 171", title)
 
 
 @pytest.mark.slow
@@ -254,6 +258,9 @@ def test_a_number_opens_a_document_and_words_filter(tab, pages):
     show(tab, pages, "#result=1")
     tab.run("$('number').value = 7, $('number').dispatchEvent(new Event('change'))")
     assert texts(tab, "[aria-current] .doc") == ["7"]
+    assert texts(tab, ".beside pre")[1] == "score 0\nextracted by flexible-extract: 7"
+    tab.run("$('number').value = 40, $('number').dispatchEvent(new Event('change'))")
+    assert texts(tab, "#count") == ["no document 40"]
     tab.run("$('words').focus()")
     tab.call("Input.insertText", text="question 3")
     assert texts(tab, "#list .doc") == ["3", *map(str, range(30, 40))]
