@@ -1,0 +1,195 @@
+"""The path of a GPU, on the emulator of tests/emulated_cuda.py. Nothing here has run on a GPU."""
+
+import emulated_cuda
+import pytest
+import torch
+from causal import causal_twin
+from emulated_cuda import Gpu, capturing, emulated, on_gpu
+from mini import DREAM, LLADA
+
+import decoding.engine as engine
+import decoding.sampling as sampling
+from decoding.algorithms import ALGORITHMS
+from decoding.config import DecodeConfig
+from decoding.engine import decode
+from decoding.schedule import make_schedule
+from models import load_model
+from models.acceleration import Acceleration, Graphs
+
+PROMPTS = [[7, 8, 9], [4, 5, 6, 7, 8, 9, 10, 11], [30] * 5]
+FOLDERS = {"llada": LLADA, "dream": DREAM}
+
+
+def cases() -> dict[str, tuple[str, DecodeConfig]]:
+    """name -> (family, configuration), which together take every branch of the loop."""
+    found = {}
+
+    def add(label: str, algorithm: str, block: int | None, **options) -> None:
+        a = ALGORITHMS[algorithm]
+        step = None if a.schedule == "adaptive" else 2
+        schedule = make_schedule(algorithm, 16, block, step)
+        family = "llada" if "llada" in a.families else "dream"
+        found[f"{algorithm} {label}".strip()] = family, DecodeConfig(schedule, **options)
+
+    for name, a in ALGORITHMS.items():
+        block = 8 if a.blocks or "llada" not in a.families and a.schedule == "adaptive" else None
+        add("", name, block)
+        add("prefix", name, 8, kv_cache="prefix")
+        add("dual", name, 8, kv_cache="dual")
+        if a.left_to_right:
+            add("window", name, 8, kv_cache="window", kv_window=4)
+        add("T", name, block, temperature=0.7)
+        add("T top_p", name, block, temperature=0.7, top_p=0.9)
+        add("T top_k", name, block, temperature=0.7, top_k=20)
+    for name in ("entropy", "maskgit_plus", "topk_margin"):
+        add("alg_temp", name, None, alg_temp=0.5, temperature=0.2, top_p=0.95)
+    add("float32", "low_confidence", 8, confidence_dtype="float32")
+    add("in the model's dtype", "low_confidence", 8, confidence_dtype="model")
+    add(
+        "no end tokens",
+        "low_confidence",
+        8,
+        logits_eos_inf=True,
+        confidence_eos_eot_inf=True,
+    )
+    add("refresh", "low_confidence", 8, kv_cache="dual", cache_refresh=3)
+    add("lookahead", "leftright", None, max_lookahead=5, kv_cache="window", kv_window=3)
+    return found
+
+
+CASES = cases()
+QUICK = (
+    "low_confidence",
+    "low_confidence dual",
+    "maskgit_plus T top_p",
+    "klass",
+    "origin T",
+    "apd window",
+)
+some = pytest.mark.parametrize(
+    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+)
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    """A vocabulary of 520 then takes the shortlist, and several chunks."""
+    monkeypatch.setattr(sampling, "SHORTLIST", 64)
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(sampling.CHUNK_NUMBERS, device, 10 * 520)
+
+
+def models_for(config: DecodeConfig, family: str, dtype: str, gpu: Gpu | None = None):
+    """(model, verifier or None), on the emulated device if there is one."""
+    model = load_model(FOLDERS[family], device="cpu", dtype=dtype)[0]
+    verified = ALGORITHMS[config.schedule.algorithm].verification
+    twin = causal_twin(model).to(model.dtype) if verified else None
+    return tuple(m if m is None or gpu is None else on_gpu(m, gpu) for m in (model, twin))
+
+
+def run(model, twin, config: DecodeConfig) -> list[tuple[int, ...]]:
+    done = decode(model, PROMPTS, config, range(3), batch_size=2, verifier=twin)
+    return [completion.token_ids for completion in done]
+
+
+@some
+def test_no_step_mixes_devices_and_float32_gives_the_cpu_s_tokens(small_limits, case):
+    """The emulator raises where an operation has tensors of both devices."""
+    family, config = CASES[case]
+    expected = run(*models_for(config, family, "float32"), config)
+    with emulated() as gpu:
+        assert run(*models_for(config, family, "float32", gpu), config) == expected
+
+
+# waits of the host and uploads in the busiest step, with two rows in flight at temperature 0
+STEPS = {
+    "low_confidence": (1, 7),
+    "random": (1, 3),
+    "leftright": (1, 3),
+    "maskgit_plus": (1, 8),
+    "topk_margin": (1, 8),
+    "entropy": (1, 8),
+    "origin": (1, 3),
+    "threshold": (1, 7),
+    "confidence_threshold": (1, 8),
+    "factor": (1, 7),
+    "entropy_threshold": (1, 7),
+    "eb_sampler": (1, 7),
+    "klass": (1, 9),
+    "credit": (1, 9),
+    "certainty": (1, 9),
+    "apd": (3, 11),
+    "apd_released": (3, 11),
+}
+# above it a draw needs noise; the nucleus and the top k have to know whether to sort
+DRAWN, FILTERED = (0, 1), (1, 0)
+
+
+@some
+def test_the_waits_and_uploads_of_a_step(small_limits, monkeypatch, case):
+    """A wait that is not in the table costs more than the step of a small batch."""
+    family, config = CASES[case]
+    real, found = engine._Decoder._step, []
+
+    def step(self, rows):
+        gpu.reset()
+        real(self, rows)
+        found.append((gpu.waits.total(), gpu.uploads.total()))
+
+    monkeypatch.setattr(engine._Decoder, "_step", step)
+    waits, uploads = STEPS[config.schedule.algorithm]
+    with emulated() as gpu:
+        model, twin = models_for(config, family, "bfloat16", gpu)
+        assert model.varlen is not None and found == []
+        run(model, twin, config)
+    if config.temperature and twin is None:
+        more = [DRAWN] + [FILTERED] * bool(config.top_p or config.top_k)
+        waits, uploads = (sum(part) for part in zip((waits, uploads), *more))
+    assert max(w for w, _ in found) == waits
+    # the noise of a draft is uploaded for each chunk of it
+    assert twin is not None and config.temperature or max(u for _, u in found) == uploads
+
+
+@pytest.mark.parametrize(
+    ("family", "algorithm", "block"), [("llada", "low_confidence", 8), ("dream", "entropy", None)]
+)
+def test_graphs_replay_on_fixed_addresses(family, algorithm, block):
+    config = DecodeConfig(make_schedule(algorithm, 16, block, 4))
+    prompts = [[5 + i % 90 for i in range(n)] for n in (5, 30, 100, 140)]
+
+    def tokens(model):
+        return [d.token_ids for d in decode(model, prompts, config, range(4), batch_size=2)]
+
+    with emulated() as gpu:
+        model, told = models_for(config, family, "bfloat16", gpu)[0], []
+        expected = tokens(model)
+        model.acceleration = Acceleration(Graphs(model, capturing(gpu), told.append))
+        assert (tokens(model), told) == (expected, [])
+        assert gpu.kernels["graph"] > len(model.acceleration.graphs.kept) > 1
+
+
+# kernels of one step of LLaDA-8B with 16 samples in flight: all columns, and a block with a cache
+@pytest.mark.parametrize(("kv_cache", "kernels"), [("none", 1158), ("dual", 2183)])
+def test_the_kernels_of_a_step_at_the_real_shape(capsys, kv_cache, kernels):
+    """Each launch costs the host 8 to 10 microseconds, and the cached step is bound by them."""
+    assert emulated_cuda.main(["launches", "llada-8b", "16", kv_cache]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == f"kernels  {kernels}" and "uploads  7\nwaits    1\n" in out
+
+
+def test_the_emulator_raises_what_cuda_raises():
+    """Otherwise the tests above could not fail."""
+    with emulated() as gpu:
+        here, there = torch.ones(3), torch.ones(3, device="cuda")
+        with pytest.raises(RuntimeError, match="found cuda:0 and cpu"):
+            there + here
+        with pytest.raises(TypeError, match="can't convert cuda:0"):
+            there.numpy()
+        gpu.reset()
+        assert there.sum().item() == 3 and there[there > 0].shape == (3,)
+        assert here.to("cuda").tolist() == [1, 1, 1]
+        assert gpu.waits.total() == 4 and gpu.uploads.total() == 0
+        assert here.pin_memory().to("cuda", non_blocking=True).cpu().tolist() == [1, 1, 1]
+        assert gpu.uploads.total() == 1
+        with pytest.raises(RuntimeError, match="stream is capturing"):
+            capturing(gpu)(lambda: there if there.sum().item() else None)
