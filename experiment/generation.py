@@ -24,7 +24,7 @@ from experiment.progress import Progress
 from experiment.result import profile
 from experiment.sample import Request, Sample, completion_of
 from experiment.sample_cache import SampleCache
-from utils import BadDataError, DllmexpError, out_of_memory
+from utils import BadDataError, DllmexpError, EnvironmentProblem, out_of_memory
 
 _log = logging.getLogger("dllmexp")
 
@@ -243,7 +243,13 @@ class Generation:
         else:
             return None
         if self.clock.on_cuda:
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError:  # a CUDA context does not recover from some errors
+                raise EnvironmentProblem(
+                    f"the GPU takes no more work after {failure.reason}; the finished samples are "
+                    "kept, and the same command goes on with the others"
+                ) from None
         return failure
 
     def _finish(self, request: Request, completion: Completion) -> None:
