@@ -96,7 +96,8 @@ class _ProfilingHarness(HFLM):
         if self.batch_size == "auto":
             longest = len(requests[0].prompt_ids) + schedule.gen_length
             cached = self.decode_config.kv_cache != "none"
-            n = fitting_rows(model, longest, schedule.block_length, cached)
+            observed = ALGORITHMS[schedule.algorithm].observe is not None
+            n = fitting_rows(model, longest, schedule.block_length, cached, observed)
             self.generation.choose_batch_size(n)
         stops, skip = requests[0].stops, self.model_config.skip_special_tokens
 

@@ -28,6 +28,7 @@ from decoding.sampling import (
     NoFiniteLogits,
     Proposal,
     Rules,
+    joined,
     marked,
     mask_tokens,
     propose,
@@ -335,31 +336,35 @@ class _Decoder:
         self, rows: list[Row], queried: np.ndarray, noise: Tensor | None
     ) -> tuple[Proposal, dict[str, Tensor]]:
         """Tokens and scores of the queried positions after one forward pass, and further scores."""
-        logits, observed = self._predict(rows, queried), {}
+        logits = self._predict(rows, queried)
         if self.verifier is not None:
             return self._verified(rows, queried, logits)
-        if self.algorithm.observe is not None:
-            logits, observed = self._observe(rows, logits, queried.sum(axis=1).tolist())
         drawn = (
             to_device(noise[0][torch.from_numpy(queried)], logits.device)
             if self.config.temperature > 0
             else None
         )
-        return propose(logits, self.rules, self.algorithm.scores, drawn), observed
+        if self.algorithm.observe is not None:
+            return self._observed(rows, logits, queried.sum(axis=1).tolist(), drawn)
+        return propose(logits, self.rules, self.algorithm.scores, drawn), {}
 
-    def _observe(
-        self, rows: list[Row], logits: Tensor, counts: list[int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits [R, V] and the score "observed", if there is one, of `Algorithm.observe`."""
-        logits = logits.to(self.rules.dtype or logits.dtype)
-        logits, seen = mask_tokens(logits, self.rules.never), []
-        for row, part in zip(rows, logits.split(counts)):
-            seen.append(self.algorithm.observe(part, row.memory, self.config.options))
-            row.memory = seen[-1].memory
-        scores = (
-            {} if seen[0].score is None else {"observed": torch.cat([one.score for one in seen])}
-        )
-        return torch.cat([one.logits for one in seen]), scores
+    def _observed(
+        self, rows: list[Row], logits: Tensor, counts: list[int], noise: Tensor | None
+    ) -> tuple[Proposal, dict[str, Tensor]]:
+        """A proposal from the logits of `Algorithm.observe`, and the score "observed", if any.
+
+        Row by row: in the precision of the scores the logits of a canvas take gigabytes.
+        """
+        proposals, scores, reads = [], [], self.algorithm.scores
+        noises = [None] * len(rows) if noise is None else noise.split(counts)
+        for row, part, drawn in zip(rows, logits.split(counts), noises):
+            part = mask_tokens(part.to(self.rules.dtype or part.dtype), self.rules.never)
+            seen = self.algorithm.observe(part, row.memory, self.config.options)
+            row.memory = seen.memory
+            scores.append(seen.score)
+            proposals.append(propose(seen.logits, self.rules, reads, drawn))
+        observed = {} if scores[0] is None else {"observed": torch.cat(scores)}
+        return joined(proposals, reads), observed
 
     def _verified(
         self, rows: list[Row], queried: np.ndarray, logits: Tensor

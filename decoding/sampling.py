@@ -89,7 +89,7 @@ def propose(
         _propose(logits[part], rules, reads, None if noise is None else noise[part])
         for part in groups
     ]
-    proposal = _joined([found for found, _ in parts], reads)
+    proposal = joined([found for found, _ in parts], reads)
     if parts[0][1] is None:
         return proposal
     # this waits for the device, so it is done once for all groups
@@ -109,7 +109,8 @@ def marked(tokens: Tensor, best: Tensor) -> Tensor:
     return tokens.masked_fill(~best.isfinite(), -1)
 
 
-def _joined(parts: list[Proposal], reads: frozenset[str]) -> Proposal:
+def joined(parts: list[Proposal], reads: frozenset[str]) -> Proposal:
+    """One proposal of several, with the scores `reads`."""
     if len(parts) == 1:
         return parts[0]
     return Proposal(

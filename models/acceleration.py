@@ -6,7 +6,6 @@ Neither has been measured on a GPU. Where one does not work, a note says so and 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -104,8 +103,12 @@ def _use(model: Model, parts: Parts) -> None:
 
 @torch.inference_mode()
 def _warm_up(model: Model) -> None:
-    """Compile for any number of columns and rows: two shapes, one of them with two sequences."""
-    for lengths in ((24,), (40, 9)):
+    """Compile for any number of columns and rows.
+
+    The columns are two multiples of 128 apart from a head's width: where a number of columns equals
+    another size, the compiler takes both for one and compiles again for the next number.
+    """
+    for lengths in ((128,) * 3, (128,) * 5):
         tokens = torch.zeros(sum(lengths), dtype=torch.int64)
         model.predict(tokens, [(0, n, n) for n in lengths], torch.arange(5, 5 + 10 * len(lengths)))
 
@@ -171,17 +174,17 @@ class Bucket:
 class Graphs:
     """CUDA graphs of a model's forward pass without a cache, one for each Bucket.
 
-    Beyond MOST_GRAPHS the least recently used one is dropped. Each graph is compared with the plain
+    Beyond MOST_GRAPHS all are dropped: to drop one frees memory that the others share
+    (pytorch/pytorch#193402). Their results share one tensor. Each graph is compared with the plain
     path when it is captured, bit for bit. If one differs or cannot be captured, all are given up,
     and a note says so.
     """
 
     def __init__(self, model: Model, capture: Capture, tell: Callable[[str], None]):
         self.model, self.capture, self.tell = model, capture, tell
-        # inputs, replay, result, and the graph's rotary table, which the model may replace
-        self.kept: OrderedDict[
-            Bucket, tuple[Tensor, Callable[[], None], Tensor, tuple[Tensor, Tensor]]
-        ] = OrderedDict()
+        # inputs, replay, and the graph's rotary table, which the model may replace
+        self.kept: dict[Bucket, tuple[Tensor, Callable[[], None], tuple[Tensor, Tensor]]] = {}
+        self.out: Tensor | None = None
         self.seconds, self.works, self.note = 0.0, True, "CUDA graphs"
         if model.varlen is None:
             self._give_up("need the varlen attention kernel, which does not run here")
@@ -196,18 +199,20 @@ class Graphs:
             self._capture(bucket, filled, tokens, plan)
             if not self.works:
                 return None
-        self.kept.move_to_end(bucket)
-        inputs, replay, out, _ = self.kept[bucket]
+        inputs, replay, _ = self.kept[bucket]
         inputs.copy_(filled)
         replay()
-        return out.clone()
+        return self.out[: bucket.back].clone()
 
     def _capture(self, bucket: Bucket, filled: Tensor, tokens: np.ndarray, plan: Plan) -> None:
         started, model = time.perf_counter(), self.model
         plain = model.answer(model.inputs(tokens, plan), *model.packed(plan), None)
-        inputs = filled.clone()
+        if len(self.kept) == MOST_GRAPHS or self.out is None or bucket.back > len(self.out):
+            self._drop()
+            self.out = plain.new_empty((max(bucket.back, len(plain)), plain.shape[1]))
+        inputs, out = filled.clone(), self.out[: bucket.back]
         try:
-            replay, out = self.capture(lambda: self._run(bucket, inputs))
+            replay, _ = self.capture(lambda: out.copy_(self._run(bucket, inputs)))
             # a graph that does nothing must not pass with the result of its capture
             out.fill_(torch.nan)
             replay()
@@ -217,17 +222,21 @@ class Graphs:
         else:
             reason = "do not keep the bits of the plain path here"
         if same:
-            self.kept[bucket] = inputs, replay, out, model.rope_table(0)
-            if len(self.kept) > MOST_GRAPHS:
-                self.kept.popitem(last=False)
+            self.kept[bucket] = inputs, replay, model.rope_table(0)
         else:
             self._give_up(reason)
         self.seconds += time.perf_counter() - started
 
     def _give_up(self, reason: str) -> None:
         self.works, self.note = False, f"CUDA graphs {reason}; the plain path runs"
-        self.kept.clear()
+        self._drop()
+        self.out = None
         self.tell(f"note: {self.note}")
+
+    def _drop(self) -> None:
+        if self.kept and self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        self.kept.clear()
 
     def _run(self, bucket: Bucket, inputs: Tensor) -> Tensor:
         """The forward pass on the bucket's tensor of integers, without reading its values."""

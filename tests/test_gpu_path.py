@@ -1,20 +1,31 @@
 """The path of a GPU, on the emulator of tests/emulated_cuda.py. Nothing here has run on a GPU."""
 
+from types import SimpleNamespace
+
 import emulated_cuda
 import pytest
+import safetensors
 import torch
 from causal import causal_twin
-from emulated_cuda import Gpu, capturing, emulated, on_gpu
+from emulated_cuda import Gpu, at_shape, capturing, emulated, on_gpu
 from mini import DREAM, LLADA
 
 import decoding.engine as engine
 import decoding.sampling as sampling
+import models.acceleration as acceleration
 from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
 from decoding.engine import decode
 from decoding.schedule import make_schedule
+from dev.bench.presets import PRESETS, rows_in_flight
+from experiment.checks import choose_device
+from experiment.generation import Generation
+from experiment.workers import WorkerInfo
 from models import load_model
 from models.acceleration import Acceleration, Graphs
+from models.cost import OBSERVING, batch_rows, row_bytes
+from suite.local import visible_gpus
+from utils import EnvironmentProblem, out_of_memory
 
 PROMPTS = [[7, 8, 9], [4, 5, 6, 7, 8, 9, 10, 11], [30] * 5]
 FOLDERS = {"llada": LLADA, "dream": DREAM}
@@ -175,6 +186,173 @@ def test_the_kernels_of_a_step_at_the_real_shape(capsys, kv_cache, kernels):
     assert emulated_cuda.main(["launches", "llada-8b", "16", kv_cache]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0] == f"kernels  {kernels}" and "uploads  7\nwaits    1\n" in out
+
+
+# ---- graphs and memory
+
+
+def test_a_full_set_of_graphs_is_dropped_whole_and_has_one_result(monkeypatch):
+    """To drop one frees memory that the others use: pytorch/pytorch#193402."""
+    monkeypatch.setattr(acceleration, "MOST_GRAPHS", 2)
+    with emulated() as gpu:
+        model = on_gpu(load_model(LLADA, device="cpu", dtype="bfloat16")[0], gpu)
+        graphs = Graphs(model, capturing(gpu), [].append)
+        for n in (100, 200, 100, 300, 400, 100, 300):
+            tokens, spans, rows = torch.arange(5, 5 + n), [(0, n, n)], torch.tensor([2, 9])
+            model.acceleration = Acceleration()
+            expected = model.predict(tokens, spans, rows)
+            model.acceleration = Acceleration(graphs)
+            assert torch.equal(model.predict(tokens, spans, rows), expected)
+            assert len(graphs.kept) <= 2 and graphs.works and len(graphs.out) == 32
+        assert gpu.waits["synchronize", "models/acceleration.py _drop"] == 2
+
+
+def test_compilation_warms_up_with_sizes_that_no_other_size_has():
+    """128 columns would be taken for the width of a head, and other numbers compiled again."""
+    sizes = []
+    model = SimpleNamespace(predict=lambda tokens, spans, rows: sizes.append(len(tokens)))
+    acceleration._warm_up(model)
+    assert sizes == [384, 640]
+
+
+# growth of the peak by a sample, in the busiest of the first two steps, over what is reckoned
+@pytest.mark.parametrize("preset", ["llada-8b", "dream-7b"])
+@pytest.mark.parametrize(
+    ("algorithm", "kv_cache", "block"),
+    [
+        (None, "none", 32),
+        (None, "none", 512),
+        (None, "dual", 32),
+        ("klass", "none", 512),
+        ("credit", "none", 512),
+        ("klass", "prefix", 32),
+    ],
+)
+def test_a_sample_needs_the_memory_that_is_reckoned_at_the_real_shape(
+    preset, algorithm, kv_cache, block
+):
+    peaks = []
+    for rows in (8, 16):
+        with at_shape(preset, rows, kv_cache, algorithm, block=block) as (gpu, step):
+            step()
+            first = gpu.peak
+            step()
+            peaks.append(max(first, gpu.peak))
+    observed = ALGORITHMS[algorithm].observe is not None if algorithm else False
+    reckoned = row_bytes(PRESETS[preset].config, 712, block, 2, kv_cache != "none", observed)
+    assert 0.8 < (peaks[1] - peaks[0]) / 8 / reckoned < 1.1
+
+
+def test_the_float64_scores_of_one_sample_at_a_time_are_reckoned():
+    """Dream, klass, one block of 512: six samples took 14 GiB where 2.6 were reckoned."""
+    config = PRESETS["dream-7b"].config
+    with at_shape("dream-7b", 1, "none", "klass", block=512) as (gpu, step):
+        step()
+        step()
+    left = gpu.peak - row_bytes(config, 712, 512, 2, False, True)
+    assert left < OBSERVING * 8 * 512 * config.vocab_size
+    assert batch_rows(config, 712, 512, 2, 8 << 30, "cuda") == 6
+    assert batch_rows(config, 712, 512, 2, 8 << 30, "cuda", False, True) == 4
+
+
+# ---- what else a GPU asks for
+
+
+def test_weights_are_read_into_the_system_s_cache_and_copied(monkeypatch):
+    """safetensors would stage them in pinned memory that it keeps: 1 to 2 GiB a process."""
+    opened, current, real = [], [], safetensors.safe_open
+    monkeypatch.setattr(
+        safetensors, "safe_open", lambda *a, **o: opened.append(o.get("device")) or real(*a, **o)
+    )
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    expected = load_model(LLADA, device="cpu", dtype="bfloat16")[0].weights()
+    with emulated():
+        model = load_model(LLADA, device="cuda:0", dtype="bfloat16")[0]
+        assert model.device == torch.device("cuda:0")
+        assert all(torch.equal(w.cpu(), expected[n]) for n, w in model.weights().items())
+    assert (
+        set(opened) <= {"cpu", None}
+        and opened.count("cpu") == 4
+        and current == [torch.device("cuda:0")]
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "HIP out of memory. Tried to allocate 2.00 GiB",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_a_lack_of_memory_is_known_by_its_message(message):
+    assert out_of_memory(RuntimeError(message)) and not out_of_memory(ValueError(message))
+
+
+def test_a_gpu_that_takes_no_more_work_ends_the_run_with_3(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fails)
+    clock = SimpleNamespace(on_cuda=True, lap=lambda: 0.0)
+    stub = SimpleNamespace(clock=clock, decode=fails)
+    with pytest.raises(EnvironmentProblem, match="no more work after .*illegal memory access") as e:
+        Generation._attempt(stub, ["a request"])
+    assert e.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("gpus", "rank", "expected"), [(1, 1, "cuda:0"), (4, 1, "cuda:1"), (4, 3, "cuda:3")]
+)
+def test_a_process_that_sees_one_gpu_uses_it(monkeypatch, gpus, rank, expected):
+    """Some launchers show each of their processes its own GPU only."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert choose_device(None, WorkerInfo(rank=rank, size=4, local_rank=rank)) == expected
+
+
+@pytest.mark.parametrize(
+    ("driver", "count", "expected"), [(False, "7", []), (True, "2", ["0", "1"]), (True, "0", None)]
+)
+def test_without_nvidia_smi_torch_is_asked(monkeypatch, tmp_path, driver, count, expected):
+    """ROCm and slim containers have no nvidia-smi: the suite took the CPU and said nothing."""
+
+    def call(command, **_):
+        if command[0] == "nvidia-smi":
+            raise FileNotFoundError
+        return SimpleNamespace(stdout=f"{count}\n")
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("suite.local.subprocess.run", call)
+    monkeypatch.setattr("suite.local.DRIVERS", (str(tmp_path if driver else tmp_path / "none"),))
+    if expected is None:
+        with pytest.raises(EnvironmentProblem, match="CUDA_VISIBLE_DEVICES= in front"):
+            visible_gpus()
+    else:
+        assert visible_gpus() == expected
+
+
+def test_the_benchmark_takes_as_many_rows_as_fit(monkeypatch):
+    """16 rows with a cache need 6 GB beside the 15 GB of weights."""
+    preset, free = PRESETS["llada-8b"], [24 << 30]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 80 << 30))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    model = SimpleNamespace(
+        config=preset.config,
+        device=torch.device("cuda:0"),
+        dtype=torch.bfloat16,
+        acceleration=Acceleration(),
+    )
+    cached = preset.regimes[-1]
+    assert rows_in_flight(preset, cached, model, 16) == 16
+    free[0] = 6 << 30
+    assert 4 < rows_in_flight(preset, cached, model, 16) < 10
+    model.device = torch.device("cpu")
+    assert rows_in_flight(preset, cached, model, 16) == 16
+
+
+# ---- the emulator
 
 
 def test_the_emulator_raises_what_cuda_raises():
