@@ -114,26 +114,24 @@ def test_no_step_mixes_devices_and_float32_gives_the_cpu_s_tokens(small_limits, 
 
 # waits of the host and uploads in the busiest step, with two rows in flight at temperature 0
 STEPS = {
-    "low_confidence": (1, 7),
-    "random": (1, 3),
-    "leftright": (1, 3),
-    "maskgit_plus": (1, 8),
-    "topk_margin": (1, 8),
-    "entropy": (1, 8),
-    "origin": (1, 3),
-    "threshold": (1, 7),
-    "confidence_threshold": (1, 8),
-    "factor": (1, 7),
-    "entropy_threshold": (1, 7),
-    "eb_sampler": (1, 7),
-    "klass": (1, 9),
-    "credit": (1, 9),
-    "certainty": (1, 9),
-    "apd": (3, 11),
-    "apd_released": (3, 11),
+    "low_confidence": (1, 2),
+    "random": (1, 1),
+    "leftright": (1, 1),
+    "maskgit_plus": (1, 2),
+    "topk_margin": (1, 2),
+    "entropy": (1, 2),
+    "origin": (1, 1),
+    "threshold": (1, 2),
+    "confidence_threshold": (1, 2),
+    "factor": (1, 2),
+    "entropy_threshold": (1, 2),
+    "eb_sampler": (1, 2),
+    "klass": (1, 4),
+    "credit": (1, 4),
+    "certainty": (1, 2),
+    "apd": (3, 4),
+    "apd_released": (3, 4),
 }
-# above it a draw needs noise; the nucleus and the top k have to know whether to sort
-DRAWN, FILTERED = (0, 1), (1, 0)
 
 
 @some
@@ -151,21 +149,30 @@ def test_the_waits_and_uploads_of_a_step(small_limits, monkeypatch, case):
     waits, uploads = STEPS[config.schedule.algorithm]
     with emulated() as gpu:
         model, twin = models_for(config, family, "bfloat16", gpu)
-        assert model.varlen is not None and found == []
+        assert model.varlen is not None and (twin is None or twin.varlen is not None)
         run(model, twin, config)
-    if config.temperature and twin is None:
-        more = [DRAWN] + [FILTERED] * bool(config.top_p or config.top_k)
-        waits, uploads = (sum(part) for part in zip((waits, uploads), *more))
-    assert max(w for w, _ in found) == waits
+    algorithm, drawn = ALGORITHMS[config.schedule.algorithm], config.temperature > 0
+    filtered = drawn and bool(config.top_p or config.top_k) and twin is None
+    uploads += drawn and algorithm.chooses_first  # the noise; others send it with their fields
+    waits += 2 * (filtered and algorithm.observe is not None)  # one of each row
+    # a step in which a vocabulary is sorted has one wait and one upload more
+    assert max(w for w, _ in found) in (waits, waits + filtered)
     # the noise of a draft is uploaded for each chunk of it
-    assert twin is not None and config.temperature or max(u for _, u in found) == uploads
+    assert max(u for _, u in found) in (uploads, uploads + filtered) or drawn and twin is not None
 
 
 @pytest.mark.parametrize(
-    ("family", "algorithm", "block"), [("llada", "low_confidence", 8), ("dream", "entropy", None)]
+    ("family", "algorithm", "block", "kv_cache"),
+    [
+        ("llada", "low_confidence", 8, "none"),
+        ("dream", "entropy", None, "none"),
+        ("llada", "low_confidence", 8, "dual"),
+        ("dream", "entropy", 8, "prefix"),
+    ],
 )
-def test_graphs_replay_on_fixed_addresses(family, algorithm, block):
-    config = DecodeConfig(make_schedule(algorithm, 16, block, 4))
+def test_graphs_replay_on_fixed_addresses(family, algorithm, block, kv_cache):
+    """With a cache too, whose slots other rows take over."""
+    config = DecodeConfig(make_schedule(algorithm, 16, block, 4), kv_cache=kv_cache)
     prompts = [[5 + i % 90 for i in range(n)] for n in (5, 30, 100, 140)]
 
     def tokens(model):
@@ -176,16 +183,17 @@ def test_graphs_replay_on_fixed_addresses(family, algorithm, block):
         expected = tokens(model)
         model.acceleration = Acceleration(Graphs(model, capturing(gpu), told.append))
         assert (tokens(model), told) == (expected, [])
-        assert gpu.kernels["graph"] > len(model.acceleration.graphs.kept) > 1
+        assert gpu.kernels["graph"] > len(model.acceleration.graphs.kept) > 0
+        assert (tokens(model), told) == (expected, [])  # with another cache
 
 
 # kernels of one step of LLaDA-8B with 16 samples in flight: all columns, and a block with a cache
-@pytest.mark.parametrize(("kv_cache", "kernels"), [("none", 1158), ("dual", 2183)])
+@pytest.mark.parametrize(("kv_cache", "kernels"), [("none", 925), ("dual", 989)])
 def test_the_kernels_of_a_step_at_the_real_shape(capsys, kv_cache, kernels):
     """Each launch costs the host 8 to 10 microseconds, and the cached step is bound by them."""
     assert emulated_cuda.main(["launches", "llada-8b", "16", kv_cache]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[0] == f"kernels  {kernels}" and "uploads  7\nwaits    1\n" in out
+    assert out.splitlines()[0] == f"kernels  {kernels}" and "uploads  2\nwaits    1\n" in out
 
 
 # ---- graphs and memory
