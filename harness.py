@@ -97,10 +97,12 @@ class _ProfilingHarness(HFLM):
         if self.batch_size == "auto":
             longest = len(requests[0].prompt_ids) + schedule.gen_length
             cached = self.decode_config.kv_cache != "none"
+            observed = ALGORITHMS[schedule.algorithm].observe is not None
             ids = requests[0].prompt_ids
             first_steps = partial(probe, model, ids, self.decode_config, verifier=self.verifier)
+            shape = (longest, schedule.block_length, cached, observed)
             with self.generation.clock.stopped():
-                n = fitting_rows(model, longest, schedule.block_length, cached, first_steps)
+                n = fitting_rows(model, *shape, probe=first_steps)
             self.generation.choose_batch_size(n)
         stops, skip = requests[0].stops, self.model_config.skip_special_tokens
 

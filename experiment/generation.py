@@ -249,7 +249,13 @@ class Generation:
         else:
             return None
         if self.clock.on_cuda:
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError:  # a CUDA context does not recover from some errors
+                raise EnvironmentProblem(
+                    f"the GPU takes no more work after {failure.reason}; the finished samples are "
+                    "kept, and the same command goes on with the others"
+                ) from None
         return failure
 
     def _finish(self, request: Request, completion: Completion) -> None:

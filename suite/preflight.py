@@ -50,6 +50,7 @@ def short(n: float, units: Sequence[str]) -> str:
 
 def _checkpoint(name: str, dtype: str, users: Sequence[Experiment]) -> list[str]:
     """Where a checkpoint is, and the memory that it takes; or the reason why it cannot run."""
+    from decoding.algorithms import ALGORITHMS
     from models import CheckpointError, check_checkpoint
     from models.cost import row_bytes
     from models.files import config_in, parameter_shapes, shard_paths
@@ -76,7 +77,14 @@ def _checkpoint(name: str, dtype: str, users: Sequence[Experiment]) -> list[str]
         return [f"checkpoint {name}: {problem}" for problem in problems]
     n, itemsize = sum(map(prod, parameter_shapes(config).values())), ITEMSIZE[dtype]
     each = max(
-        row_bytes(config, s.gen_length, s.block_length, itemsize, kv != "none")
+        row_bytes(
+            config,
+            s.gen_length,
+            s.block_length,
+            itemsize,
+            kv != "none",
+            ALGORITHMS[s.algorithm].observe is not None,
+        )
         for s, kv in ((e.job.schedule, e.job.config.decode.kv_cache) for e in users)
     )
     return [

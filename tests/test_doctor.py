@@ -78,7 +78,7 @@ def test_auto_takes_the_memory_that_two_samples_were_seen_to_take(
 ):
     """An algorithm that keeps scores of all rows took five times of what was reckoned."""
     memory = Memory(monkeypatch, free * GIB, each, shared)
-    assert fitting_rows(model, 712, 32, False, memory.probe) == rows
+    assert fitting_rows(model, 712, 32, False, probe=memory.probe) == rows
     assert memory.probed == [1, 2] and memory.peak == memory.weights
 
 
@@ -87,14 +87,14 @@ def test_auto_is_reckoned_where_nothing_is_probed(monkeypatch, model):
     reckoned = (int(5 * GIB * 0.8) - GIB) // row_bytes(model.config, 712, 32, 2)
     assert fitting_rows(model, 712, 32, False) == min(6, reckoned) and not memory.probed
     model.device = torch.device("cpu")
-    assert fitting_rows(model, 712, 32, False, memory.probe) == 1 and not memory.probed
+    assert fitting_rows(model, 712, 32, False, probe=memory.probe) == 1 and not memory.probed
 
 
 def test_auto_is_one_where_two_samples_do_not_fit(monkeypatch, model):
     memory = Memory(monkeypatch, 40 * GIB, GIB, most=1)
-    assert fitting_rows(model, 712, 32, False, memory.probe) == 1
+    assert fitting_rows(model, 712, 32, False, probe=memory.probe) == 1
     with pytest.raises(ValueError, match="another fault"):
-        fitting_rows(model, 712, 32, False, lambda n: int("another fault"))
+        fitting_rows(model, 712, 32, False, probe=lambda n: int("another fault"))
 
 
 @pytest.mark.parametrize("algorithm", ["low_confidence", "klass"])
