@@ -33,6 +33,25 @@ if TYPE_CHECKING:
     from models import ModelConfig, Transformer
 
 
+def encode_pair(
+    tokenizer, context: str, continuation: str, frame: Sequence[str], end_id: int
+) -> tuple[list[int], list[int]]:
+    """(prefix ids, target ids) of a continuation, as the official likelihood code encodes them.
+
+    White space at the end of the context moves to the continuation. Both are tokenised as one text;
+    the target is what follows the tokens of the context alone. It has no token of the continuation
+    where a tokenizer joins that with the context.
+    frame: see models.Family.likelihood_frame.
+    """
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    prefix = ids_of(context.rstrip())
+    target = (ids_of(context + continuation) + [end_id] * ("end" in frame))[len(prefix) :]
+    return [tokenizer.bos_token_id] * ("bos" in frame) + prefix, target
+
+
 class _ProfilingHarness(HFLM):
     """An lm-eval model that answers with `decode` and keeps a Sample of every request.
 
