@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MC_NUM = 128  # of both families' authors
 DREAM_EPS = 1e-3  # Dream hides a position with a chance from here to 1
+GROUP = "likelihood"  # in --help
 EXACT_LENGTH = 14  # `exact` enumerates 2^n - 1 masks
 Numbers = Callable[..., np.ndarray]  # shape -> uniform numbers in [0, 1), float64
 
@@ -175,27 +176,27 @@ class LikelihoodConfig:
         None,
         "How the log-likelihood of an answer is estimated: "
         + "; ".join(f"{name}: {e.help}" for name, e in ESTIMATORS.items())
-        + ". Default: the family's own.",
+        + ". Default: the protocol's, else the family's own.",
         choices=ESTIMATORS,
         flags=("likelihood",),
-        group="likelihood",
+        group=GROUP,
     )
     mc_num: int | None = option(
         None,
         "Masks that are drawn for each answer; equal ones run once, and where all masks of an "
-        f"answer are no more than N, all are used instead. Default: {MC_NUM}.",
+        f"answer are no more than N, all are used instead. Default: the protocol's, else {MC_NUM}.",
         low=1,
         high=2**20,
         whole=True,
-        group="likelihood",
+        group=GROUP,
     )
-    cfg_scale: float = option(
-        0.0,
+    cfg_scale: float | None = option(
+        None,
         "Classifier-free guidance: logits are un + (W + 1) (cond - un), `un` with the whole prefix "
-        "hidden. 0: none. Dream's own code counts from 1: its classifier_free_guidance is W + 1. "
-        "Default: the protocol's, else 0.",
+        "hidden. Dream's own code counts from 1: its classifier_free_guidance is W + 1. Default: "
+        "the protocol's, else 0, which is none.",
         metavar="W",
-        group="likelihood",
+        group=GROUP,
     )
     official: bool = False
 

@@ -45,7 +45,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from decoding.algorithms import ALGORITHMS, algorithm_options  # noqa: E402
 from decoding.config import DecodeConfig  # noqa: E402
-from decoding.likelihood import ESTIMATORS, Mask, Target, likelihoods_each, merged  # noqa: E402
+from decoding.likelihood import (  # noqa: E402
+    ESTIMATORS,
+    LikelihoodConfig,
+    Mask,
+    Target,
+    likelihoods_each,
+    merged,
+)
 from decoding.option import options_in  # noqa: E402
 from decoding.schedule import Schedule, ScheduleError, make_schedule  # noqa: E402
 from models import FAMILIES  # noqa: E402
@@ -126,8 +133,9 @@ def likelihood_target(case: dict, model) -> Target:
     prefix, target, kind = case["prefix_ids"], case["target_ids"], ESTIMATORS[name]
     if not target or not all(isinstance(i, int) for i in (*prefix, *target)):
         raise ValueError("prefix_ids and target_ids must be lists of token ids, targets not empty")
-    masks = kind.listed(len(target)) if kind.listed else None
-    if kind.draw is not None:
+    if kind.draw is None:
+        masks = LikelihoodConfig(name).masks(len(target), seed=0)
+    else:
         rows = [row for batch in case.get("batches") or [] for row in batch]
         if not rows or not all(
             {"masked", "p_mask"} <= row.keys() and row["p_mask"] for row in rows
