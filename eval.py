@@ -137,6 +137,8 @@ TASKS: dict[str, TaskSpec] = {
     "gsm8k": gsm8k.SPEC,
     "truthfulqa": truthfulqa.SPEC,
     "lines": lines.SPEC,
+    "humaneval_plus": humaneval.PLUS,
+    "mbpp_plus": mbpp.PLUS,
     "arc_challenge": choice.ARC_CHALLENGE,
     "arc_easy": choice.ARC_EASY,
     "hellaswag": choice.HELLASWAG,
