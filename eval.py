@@ -43,12 +43,15 @@ from models import FAMILIES
 from tasks import (
     PromptForm,
     TaskSpec,
+    bbh,
     build_task,
     choice,
     gsm8k,
     humaneval,
+    ifeval,
     lines,
     mbpp,
+    minerva,
     truthfulqa,
 )
 from tasks import protocols as cells
@@ -139,6 +142,10 @@ TASKS: dict[str, TaskSpec] = {
     "lines": lines.SPEC,
     "humaneval_plus": humaneval.PLUS,
     "mbpp_plus": mbpp.PLUS,
+    "math500": minerva.MATH500,
+    "minerva_math": minerva.SPEC,
+    "ifeval": ifeval.SPEC,
+    "bbh": bbh.SPEC,
     "arc_challenge": choice.ARC_CHALLENGE,
     "arc_easy": choice.ARC_EASY,
     "hellaswag": choice.HELLASWAG,

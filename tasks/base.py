@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data import Data, DataError, Rows, Source, load_data, missing_extra
-from utils import EnvironmentProblem, UsageError
+from utils import DllmexpError, EnvironmentProblem, UsageError
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def build_task(
     data = load_data(spec, data_dir)
     try:
         task = spec.build(data, form)
-    except DataError:
+    except DllmexpError:
         raise
     except Exception as error:  # of a new benchmark's own code or of lm-eval's checks
         raise UsageError(

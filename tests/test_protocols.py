@@ -182,8 +182,7 @@ def test_a_task_of_lm_evals_own_keeps_its_number_of_examples():
 
 
 def test_which_benchmarks_have_documents_for_worked_examples():
-    with_examples = (
-        "gsm8k mbpp mbpp_plus arc_challenge arc_easy hellaswag winogrande piqa mmlu gpqa"
-    )
+    with_examples = "gsm8k mbpp mbpp_plus math500 minerva_math bbh arc_challenge arc_easy"
+    with_examples += " hellaswag winogrande piqa mmlu gpqa"
     assert {n for n, spec in TASKS.items() if spec.has_examples} == set(with_examples.split())
     assert spec_of("lm_eval:gsm8k").has_examples
