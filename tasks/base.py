@@ -27,7 +27,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def build_task(
         raise EnvironmentProblem(missing)
     if spec.foreign:
         task = spec.build(None, form)
-        if num_fewshot is not None:
+        if num_fewshot not in (None, spec.forms[form].num_fewshot):  # a group's may differ
             task.set_config("num_fewshot", num_fewshot)
         return task
     data = load_data(spec, data_dir)
@@ -319,8 +319,15 @@ def read_definition(text: bytes, folder: Path | None = None) -> dict:
 def installed_function(folder: Path, name: str):
     """A function of lm-eval's task definitions, e.g. "utils.process_docs" in their folder."""
     module, _, function = name.rpartition(".")
-    package = ".".join(("lm_eval", "tasks", *folder.relative_to(tasks_dir()).parts, module))
-    return getattr(import_module(package), function)
+    return getattr(_module(folder / f"{module}.py"), function)
+
+
+@cache
+def _module(path: Path):
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def installed_constant(module_path: str, function: str):
@@ -334,6 +341,4 @@ def installed_constant(module_path: str, function: str):
 
 def tasks_dir() -> Path:
     """The folder of lm-eval's installed task definitions."""
-    from importlib.util import find_spec
-
     return Path(find_spec("lm_eval").submodule_search_locations[0]) / "tasks"

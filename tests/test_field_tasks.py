@@ -292,3 +292,22 @@ def test_the_hub_s_subsets_are_read_together(monkeypatch):
     assert load_data(spec, None).splits == {
         "test": [{"input": f"{name}?", "target": "True", "subset": name} for name in spec.subsets]
     }
+
+
+def test_a_group_is_one_run_with_one_result(run, data, tmp_path):
+    arguments = "--model_alias tiny-llada --task bbh --limit 2 --device cpu --batch_size 2"
+    code, out, error = run(f"{arguments} --data_dir {data} --output_dir {tmp_path}")
+    assert code == 0, error
+    [path] = tmp_path.glob("*.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert result["status"] == "complete" and result["n_samples"] == 2
+    prefix = "exact_match/bbh_cot_zeroshot_"
+    counts = {key: e["n"] for key, e in result["metrics"].items() if key.endswith("get-answer")}
+    assert counts == {  # --limit 2: one document of each
+        "exact_match,get-answer": 2,
+        f"{prefix}boolean_expressions,get-answer": 1,
+        f"{prefix}snarks,get-answer": 1,
+    }
+    assert result["headline"]["metric"] == "exact_match,get-answer"
+    assert [row["target"] for row in result["samples"]] == ["False", "(A)"]
+    assert f"{prefix}snarks,get-answer" in out
