@@ -181,6 +181,11 @@ def test_a_task_of_lm_evals_own_keeps_its_number_of_examples():
         )
 
 
+def test_likelihoods_are_compared_without_a_chat_template():
+    for task, spec in TASKS.items():
+        assert cell("uniform", "llada", task).chat_template == (spec.kind != "choice")
+
+
 def test_which_benchmarks_have_documents_for_worked_examples():
     with_examples = "gsm8k mbpp mbpp_plus math500 minerva_math bbh arc_challenge arc_easy"
     with_examples += " hellaswag winogrande piqa mmlu gpqa"
