@@ -237,12 +237,11 @@ def task_class():
         def n_examples(self) -> int:
             """How many worked examples a prompt can have."""
             config = self.config
-            asked = config.test_split or config.validation_split
             if config.fewshot_config and config.fewshot_config.get("samples"):
                 return len(self.fewshot_docs())
-            if (config.fewshot_split or config.training_split or asked) == asked:
-                return len(self.eval_docs) - 1 if config.num_fewshot else 0
-            return len(self.fewshot_docs())
+            split = config.fewshot_split or config.training_split
+            asked = config.test_split or config.validation_split
+            return len(self.fewshot_docs()) - (split == asked) if split else 0
 
         def prefill(self, doc: dict) -> str:
             return apply_template(self.form.prefill, doc) if self.form.prefill else ""

@@ -6,16 +6,17 @@ them by the characters of the option.
 A file below --data_dir has the rows of the hub's data set as JSON lines, as
 `datasets.load_dataset(DATA_SET, CONFIGURATION)[SPLIT].to_json(FILE)` writes them:
 
-    task             data set                       split        file; worked examples (optional)
-    arc_challenge    allenai/ai2_arc ARC-Challenge  test         NAME.jsonl; NAME_train.jsonl
-    arc_easy         allenai/ai2_arc ARC-Easy       test         NAME.jsonl; NAME_train.jsonl
-    hellaswag        Rowan/hellaswag                validation   NAME.jsonl; NAME_train.jsonl
-    winogrande       allenai/winogrande winogrande_xl  validation   NAME.jsonl; NAME_train.jsonl
-    piqa             baber/piqa                     validation   NAME.jsonl; NAME_train.jsonl
-    truthfulqa_mc1, truthfulqa_mc2  truthfulqa/truthful_qa multiple_choice  validation
-                                                                 truthfulqa_mc.jsonl
-    mmlu             cais/mmlu all                  test         mmlu.jsonl; mmlu_dev.jsonl
-    gpqa             Idavidrein/gpqa gpqa_main      train        gpqa_main.csv, the original
+    file                     data set and configuration            split
+    arc_challenge.jsonl      allenai/ai2_arc ARC-Challenge         test
+    arc_easy.jsonl           allenai/ai2_arc ARC-Easy              test
+    hellaswag.jsonl          Rowan/hellaswag                       validation
+    winogrande.jsonl         allenai/winogrande winogrande_xl      validation
+    piqa.jsonl               baber/piqa                            validation
+    truthfulqa_mc.jsonl      truthfulqa/truthful_qa multiple_choice  validation
+    mmlu.jsonl               cais/mmlu all                         test
+    gpqa_main.csv            Idavidrein/gpqa gpqa_main             the original file; access is gated
+Worked examples are optional: NAME_train.jsonl of the split train (the first five), mmlu_dev.jsonl
+of the split dev; those of gpqa are its other questions.
 Where lm-eval 0.4.8 names a data set with a loading script (hellaswag, piqa, winogrande, mmlu), the
 one here has the same rows as plain files.
 
@@ -36,7 +37,6 @@ from tasks.group import by_field, group_task
 
 FORM = "lm_eval"
 ACC, ACC_NORM = "acc,none", "acc_norm,none"
-# options may have one letter, and GPQA's are numbers at times
 ARC = {"question": "text", "answerKey": "text"}
 MMLU_FIELDS = {
     "question": "text",
@@ -51,7 +51,7 @@ def check_arc(doc: dict) -> str | None:
     choices = doc.get("choices")
     try:
         texts, labels = choices["text"], choices["label"]
-        good = len(texts) == len(labels) > 1 and all(isinstance(t, str) and t for t in texts)
+        good = len(texts) == len(labels) > 1 and all(isinstance(t, str) for t in texts)
     except (TypeError, LookupError):
         good = False
     if not good:
@@ -208,7 +208,7 @@ HELLASWAG = spec(
     10042,
     {
         "activity_label": "text",
-        "ctx_a": "text",
+        "ctx_a": "text?",
         "ctx_b": "text?",
         "endings": "texts",
         "label": "text like ^[0-3]$",
@@ -238,7 +238,7 @@ PIQA = spec(
     "piqa/piqa.yaml",
     ("baber/piqa", None),
     1838,
-    {"goal": "text", "sol1": "text", "sol2": "text", "label": "int"},
+    {"goal": "text?", "sol1": "text?", "sol2": "text?", "label": "int"},
     check=check_piqa,
     target=lambda doc: doc[f"sol{doc['label'] + 1}"],
     examples=16113,

@@ -253,6 +253,9 @@ def test_gpqa_s_options_depend_on_the_question_alone(data, tmp_path):
     assert (first[3], last[3]) == (" (A)", " (D)")
     shots = requests(build_task(TASKS["gpqa"], data, "n_shot"), 5)[0][2]
     assert shots.count("\nChoices:\n") == 6 and shots.count("Which 0?") == 1
+    assert requests(build_task(TASKS["gpqa"], data, FORM, 7), 7)[0][2].count("\nChoices:\n") == 8
+    with pytest.raises(DataError, match="num_fewshot is 8, gpqa has 7 examples"):
+        build_task(TASKS["gpqa"], data, FORM, 8)
 
 
 @pytest.mark.parametrize(
