@@ -14,7 +14,7 @@ A file below --data_dir has the rows of the hub's data set as JSON lines, as
     piqa.jsonl               baber/piqa                            validation
     truthfulqa_mc.jsonl      truthfulqa/truthful_qa multiple_choice  validation
     mmlu.jsonl               cais/mmlu all                         test
-    gpqa_main.csv            Idavidrein/gpqa gpqa_main             the original file; access is gated
+    gpqa_main.csv            Idavidrein/gpqa gpqa_main             the original file; gated
 Worked examples are optional: NAME_train.jsonl of the split train (the first five), mmlu_dev.jsonl
 of the split dev; those of gpqa are its other questions.
 Where lm-eval 0.4.8 names a data set with a loading script (hellaswag, piqa, winogrande, mmlu), the
