@@ -64,8 +64,12 @@ def text_of(
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, samples: Iterable[Sample]) -> dict[str, str]:
-    """Token id, as a key of JSON, -> text of the token alone, of all tokens of the samples."""
-    ids = sorted({token for sample in samples for token in sample.completion.token_ids})
+    """Token id, as a key of JSON, -> text of the token alone, of all tokens of the samples.
+
+    A likelihood in place of a completion has no tokens.
+    """
+    found = (getattr(sample.completion, "token_ids", ()) for sample in samples)
+    ids = sorted({token for tokens in found for token in tokens})
     return {str(token): text_of(tokenizer, [token]) for token in ids}
 
 

@@ -1,6 +1,7 @@
 """What the answer should have been: in each sample of a result, in the page, and in JSON lines."""
 
 import json
+from types import SimpleNamespace
 
 import datasets
 import pandas
@@ -9,6 +10,8 @@ from crafted import craft, save
 from mini import LLADA, ROOT, write_lines
 
 import eval as cli
+from experiment.sample import Request, Sample
+from experiment.text import token_texts
 from scripts import report
 
 MINI = ROOT / "assets" / "benchmarks"
@@ -68,6 +71,11 @@ def test_a_result_has_the_texts_of_its_tokens(tmp_path):
     end = texts.index("<|eot_id|>")
     assert "".join(texts[:end]) == sample["text"] != ""
     assert len(result["token_texts"]) == len({*sample["token_ids"]})
+
+
+def test_a_likelihood_has_no_tokens():
+    sample = Sample(Request({}, 0), completion=SimpleNamespace(loglikelihood=-0.5))
+    assert token_texts(None, [sample]) == {}
 
 
 def test_samples_are_written_as_json_lines(tmp_path):
