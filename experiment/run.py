@@ -20,6 +20,7 @@ from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled
 from experiment.status import StatusFile
 from experiment.store import Store
+from experiment.text import token_texts
 from experiment.workers import WorkerInfo, WorkerPool
 from models.files import download
 from tasks import build_task
@@ -93,7 +94,8 @@ def run_job(
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
-    job = replace(job, batch_size=job.batch_size or (CPU_BATCH if device == "cpu" else 1))
+    batch_size = job.config.timed_batch or job.batch_size or (CPU_BATCH if device == "cpu" else 1)
+    job = replace(job, batch_size=batch_size)
     if worker.leads:
         say(describe(job))
         chosen = texts is None and not (job.device or job.devices)
@@ -235,6 +237,7 @@ def _result(
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
         target=spec.target,
+        token_texts=token_texts(lm.tokenizer, lm.samples) if generation else {},
         profile=lm.profile(),
         meta={
             **meta,
