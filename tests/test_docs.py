@@ -368,13 +368,16 @@ def test_a_result_of_programs_matches_the_schema(run, tmp_path, more, code, stat
 def test_published_scores_match_the_schema():
     from eval import MODEL_DEFAULTS
     from experiment.result import reference_of
+    from tasks.protocols import PROTOCOLS
 
     checked = 0
     for entry in MODEL_DEFAULTS.values():
-        for cell in entry.get("official", {}).values():
-            for published in cell.get("references", ()):
-                overrides = {"tokens_per_step": {"run": published["tokens_per_step"]}}
-                reference, _ = reference_of([published], overrides, whole=True, data="hub")
-                assert faults(reference, SCHEMA["properties"]["reference"]) == []
-                checked += 1
-    assert checked > 5
+        cells = [c for name in PROTOCOLS for c in entry.get(name, {}).values()]
+        for published in (r for c in cells for r in c.get("references", ())):
+            overrides = {name: {"run": x} for name, x in published.get("method", {}).items()}
+            overrides["tokens_per_step"] = {"run": published["tokens_per_step"]}
+            reference, _ = reference_of([published] * 2, overrides, whole=True, data="hub")
+            assert reference["also"] == [published]
+            assert faults(reference, SCHEMA["$defs"]["reference"]) == []
+            checked += 1
+    assert checked > 20
