@@ -75,11 +75,9 @@ def _checkpoint(name: str, dtype: str, users: Sequence[Experiment]) -> list[str]
     if Path(name).is_dir() and (problems := check_checkpoint(name)):
         return [f"checkpoint {name}: {problem}" for problem in problems]
     n, itemsize = sum(map(prod, parameter_shapes(config).values())), ITEMSIZE[dtype]
-    decoding = [e.job.config.decode for e in users if e.job.config.decode is not None]
-    canvases = ((d.schedule, d.kv_cache != "none") for d in decoding)
     each = max(
-        (row_bytes(config, s.gen_length, s.block_length, itemsize, kv) for s, kv in canvases),
-        default=0,  # likelihoods have no canvas
+        row_bytes(config, s.gen_length, s.block_length, itemsize, kv != "none")
+        for s, kv in ((e.job.schedule, e.job.config.decode.kv_cache) for e in users)
     )
     return [
         f"checkpoint {name}: {where}; memory (estimated): weights "
