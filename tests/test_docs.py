@@ -26,6 +26,7 @@ NOT_RUN = (
     ("./scripts/test.sh", "runs the tests"),
     ("./scripts/demo.sh", "takes minutes; .ci/run runs it"),
     ("python -m dev.bench", "takes minutes; test_speed.py runs a small one"),
+    ("python dev/train_tiny.py", "takes an hour; test_tiny.py checks its lessons"),
     ("for m in GSAI-ML/", "downloads checkpoints"),
     ("source ", "the environment of the tests is there"),
     ("export ", "the environment of the tests is there"),
