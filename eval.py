@@ -40,7 +40,20 @@ from experiment.sample_cache import SampleCache
 from experiment.signals import Interrupted, Signalled, signals_raise
 from experiment.workers import worker_info
 from models import FAMILIES
-from tasks import PromptForm, TaskSpec, build_task, gsm8k, humaneval, lines, mbpp, truthfulqa
+from tasks import (
+    PromptForm,
+    TaskSpec,
+    bbh,
+    build_task,
+    choice,
+    gsm8k,
+    humaneval,
+    ifeval,
+    lines,
+    mbpp,
+    minerva,
+    truthfulqa,
+)
 from tasks import protocols as cells
 from tasks.installed import spec_of
 from tasks.protocols import protocol
@@ -120,13 +133,28 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 
-# --task NAME: the benchmark, one file in tasks/ each
+# --task NAME: the benchmark, see its file in tasks/
 TASKS: dict[str, TaskSpec] = {
     "humaneval": humaneval.SPEC,
     "mbpp": mbpp.SPEC,
     "gsm8k": gsm8k.SPEC,
     "truthfulqa": truthfulqa.SPEC,
     "lines": lines.SPEC,
+    "humaneval_plus": humaneval.PLUS,
+    "mbpp_plus": mbpp.PLUS,
+    "math500": minerva.MATH500,
+    "minerva_math": minerva.SPEC,
+    "ifeval": ifeval.SPEC,
+    "bbh": bbh.SPEC,
+    "arc_challenge": choice.ARC_CHALLENGE,
+    "arc_easy": choice.ARC_EASY,
+    "hellaswag": choice.HELLASWAG,
+    "winogrande": choice.WINOGRANDE,
+    "piqa": choice.PIQA,
+    "mmlu": choice.MMLU,
+    "gpqa": choice.GPQA,
+    "truthfulqa_mc1": choice.TRUTHFULQA_MC1,
+    "truthfulqa_mc2": choice.TRUTHFULQA_MC2,
 }
 
 

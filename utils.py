@@ -131,6 +131,18 @@ def mbpp_program(
     return extract_code(answer, entry_point, roots=called_names(tests), prefill=prefill)
 
 
+def minerva_answer(answer: str) -> str | None:
+    """What the last closed \\boxed{...} of an answer to MATH holds; None without one."""
+    text = answer_part(answer)[0][-MAX_READ:]
+    for begin in reversed([found.end() for found in re.finditer(r"\\boxed\s*\{", text)]):
+        depth = 1
+        for end in range(begin, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[begin:end]
+    return None
+
+
 def gsm8k_number(answer: str) -> str | None:
     """The number that an answer to GSM8K ends up with, in plain digits; None without one.
 

@@ -183,7 +183,7 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         EVALUATED,
         "task",
         "NAME",
-        f"The benchmark: {', '.join(tasks)}; or lm_eval:NAME, another generation task of the "
+        f"The benchmark: {', '.join(tasks)}; or lm_eval:NAME, another task or group of the "
         "installed lm-eval, with its data from the hub. Required.",
     )
     flags.word(

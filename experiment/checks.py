@@ -22,6 +22,7 @@ from experiment.status import await_leader
 from experiment.store import HOST, Store, folder
 from experiment.workers import WorkerInfo
 from tasks import Data, TaskSpec, check_data, load_data
+from tasks.data import missing_extra
 from utils import (
     BadDataError,
     DllmexpError,
@@ -53,6 +54,8 @@ def check_inputs(
                 "needs; unset it"
             )
         )
+    if missing := missing_extra(spec.extra):
+        errors.append(EnvironmentProblem(missing))
     if problems := check_data(spec, job.data_dir):
         errors.append(BadDataError(problems))
     elif job.data_dir and not spec.foreign:

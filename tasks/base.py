@@ -27,10 +27,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
-from tasks.data import Data, DataError, Rows, Source, load_data
-from utils import UsageError
+from tasks.data import Data, DataError, Rows, Source, load_data, missing_extra
+from utils import DllmexpError, EnvironmentProblem, UsageError
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,11 @@ class TaskSpec:
               eval_split.
     eval_split: the split with the questions.
     headline: lm-eval's key of the metric that stands for the benchmark.
-    kind:     "code" runs the answers as programs; any other word: "math", "qa".
+    kind:     "code" runs the answers as programs; "choice" compares likelihoods; any other word:
+              "math", "qa".
+    extra:    the extra of lm-eval that scoring needs, a name of tasks.data.EXTRAS.
+    subsets:  configurations of the hub's data set that are read together, in place of one; each row
+              has the name of its own as field "subset".
     foreign:  lm-eval reads its data by itself, see tasks/installed.py.
     target:   doc -> the expected answer, ready for JSON; None: lm-eval's doc_to_target.
     note:     where the scoring knowingly departs from lm-eval's; stored with every result.
@@ -86,6 +92,7 @@ class TaskSpec:
     forms: Mapping[str, PromptForm]
     headline: str
     hub: tuple[str, str | None] | None = None
+    subsets: tuple[str, ...] = ()
     splits: Callable[[dict[str, Rows]], dict[str, Rows]] | None = None
     eval_split: str = "test"
     kind: str = "qa"
@@ -93,11 +100,12 @@ class TaskSpec:
     gen_length: int = 256
     target: Callable[[dict], object] | None = None
     note: str | None = None
+    extra: str | None = None
 
     @property
     def scores_alone(self) -> bool:
         """Whether an answer can be scored at once, without the others: no program is run for it."""
-        return self.kind != "code" and not self.foreign
+        return self.kind not in ("code", "choice") and not self.foreign
 
     @property
     def default_form(self) -> str:
@@ -106,9 +114,14 @@ class TaskSpec:
 
     @property
     def has_examples(self) -> bool:
-        """Whether there are documents for worked examples apart from those that are asked."""
-        splits = self.split({path: [] for path in self.files}) if self.files else ()
-        return self.foreign or bool(set(splits) - {self.eval_split})
+        """Whether there are worked examples apart from the document that is asked."""
+        of_forms = any(form.num_fewshot for form in self.forms.values())
+        return self.foreign or of_forms or bool(set(self.split_names) - {self.eval_split})
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that are read, in the hub's naming."""
+        return tuple(self.split({path: [] for path in self.files})) if self.files else ()
 
     def split(self, rows: dict[str, Rows]) -> dict[str, Rows]:
         """Rows by file -> rows by split."""
@@ -133,15 +146,17 @@ def build_task(
         raise ValueError(f"unknown prompt form {form!r}; {spec.name} has: {', '.join(spec.forms)}")
     if num_fewshot is not None and num_fewshot < 0:
         raise ValueError(f"num_fewshot is {num_fewshot}, it must be 0 or more")
+    if missing := missing_extra(spec.extra):
+        raise EnvironmentProblem(missing)
     if spec.foreign:
         task = spec.build(None, form)
-        if num_fewshot is not None:
+        if num_fewshot not in (None, spec.forms[form].num_fewshot):  # a group's may differ
             task.set_config("num_fewshot", num_fewshot)
         return task
     data = load_data(spec, data_dir)
     try:
         task = spec.build(data, form)
-    except DataError:
+    except DllmexpError:
         raise
     except Exception as error:  # of a new benchmark's own code or of lm-eval's checks
         raise UsageError(
@@ -154,15 +169,22 @@ def build_task(
             f"TASKS[{spec.name!r}]: no headline {spec.headline!r}; there are: {', '.join(keys)}"
         )
     if num_fewshot is not None:
-        available = len(list(task.fewshot_docs()))
+        available = task.n_examples()
         if num_fewshot > available:
-            raise DataError([f"num_fewshot is {num_fewshot}, {spec.name} has {available} examples"])
+            absent = [s.path for s in spec.sources if s.optional and data_dir is not None]
+            missing = f"; {data_dir}/{absent[0]} would be more" if absent and not available else ""
+            raise DataError(
+                [f"num_fewshot is {num_fewshot}, {spec.name} has {available} examples{missing}"]
+            )
         task.set_config("num_fewshot", num_fewshot)
     return task
 
 
 def make_task(data: Data, form: PromptForm, config: dict, judging: object = None):
-    """The task object from an lm-eval configuration, the form's texts and the rows of `data`."""
+    """The task object from an lm-eval configuration, the form's texts and the rows of `data`.
+
+    `process_docs` is applied once. Splits that the data lack are left out of the configuration.
+    """
     if isinstance(form.doc_to_text, str):
         config["doc_to_text"] = form.doc_to_text
     elif form.doc_to_text is not None:
@@ -172,20 +194,24 @@ def make_task(data: Data, form: PromptForm, config: dict, judging: object = None
     elif form.doc_to_target is not None:
         config["doc_to_target"] = form.doc_to_target(config["doc_to_target"])
     config["num_fewshot"] = form.num_fewshot
-    # only stop strings are the task's: canvas, temperature and sampler belong to the protocol
-    until = (
-        form.until
-        if form.until is not None
-        else (config.get("generation_kwargs") or {}).get("until", ["\n\n"])
-    )
-    config["generation_kwargs"] = {"until": list(until), "do_sample": False}
-    for key in ("tag", "dataset_path", "dataset_name"):
+    if config["output_type"] == "generate_until":
+        # only stop strings are the task's: canvas, temperature and sampler belong to the protocol
+        until = (
+            form.until
+            if form.until is not None
+            else (config.get("generation_kwargs") or {}).get("until", ["\n\n"])
+        )
+        config["generation_kwargs"] = {"until": list(until), "do_sample": False}
+    for key in ("tag", "dataset_path", "dataset_name", "dataset_kwargs"):
         config.pop(key, None)
-    return _task_class()(data, form, config, judging)
+    for key in ("training_split", "validation_split", "test_split", "fewshot_split"):
+        if not data.splits.get(config.get(key)):
+            config.pop(key, None)
+    return task_class()(data, form, config, judging)
 
 
 @cache
-def _task_class():
+def task_class():
     import datasets
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.utils import apply_template
@@ -196,16 +222,26 @@ def _task_class():
         def __init__(self, data: Data, form: PromptForm, config: dict, judging: object):
             # download() runs inside super()
             self.data, self.form, self.judging = data, form, judging
+            self.process_docs = config.pop("process_docs", None) or (lambda docs: docs)
             super().__init__(config=config)
 
         def download(self, *_args, **_kwargs) -> None:
             self.dataset = datasets.DatasetDict(
                 {
-                    name: datasets.Dataset.from_list(rows)
+                    name: self.process_docs(datasets.Dataset.from_list(rows))
                     for name, rows in self.data.splits.items()
                     if rows
                 }
             )
+
+        def n_examples(self) -> int:
+            """How many worked examples a prompt can have."""
+            config = self.config
+            if config.fewshot_config and config.fewshot_config.get("samples"):
+                return len(self.fewshot_docs())
+            split = config.fewshot_split or config.training_split
+            asked = config.test_split or config.validation_split
+            return len(self.fewshot_docs()) - (split == asked) if split else 0
 
         def prefill(self, doc: dict) -> str:
             return apply_template(self.form.prefill, doc) if self.form.prefill else ""
@@ -242,26 +278,55 @@ def _task_class():
     return LocalTask
 
 
-def installed_config(yaml_path: str) -> dict:
-    """lm-eval's definition, e.g. "gsm8k/gsm8k.yaml", as a dict; see read_definition."""
-    config = read_definition((tasks_dir() / yaml_path).read_bytes())
-    assert "include" not in config, f"{yaml_path} includes another file"
-    return config
+def installed_config(yaml_path: str, functions: bool = False) -> dict:
+    """lm-eval's definition, e.g. "gsm8k/gsm8k.yaml", and what it includes, as a dict.
+
+    functions: see read_definition.
+    """
+    return with_included(tasks_dir() / yaml_path, functions)
 
 
-def read_definition(text: bytes) -> dict:
-    """A definition of lm-eval's as a dict.
+def with_included(path: Path, functions: bool = False) -> dict:
+    """The definition in a file of lm-eval's, together with the files that it includes."""
+    config = read_definition(path.read_bytes(), path.parent if functions else None)
+    names = config.pop("include", ())
+    whole: dict[str, Any] = {}
+    for name in [names] if isinstance(names, str) else names:
+        whole |= with_included(path.parent / name, functions)
+    return whole | config
 
-    `!function utils.f` stays the string "utils.f". Functions are not imported here, because those
-    of humaneval and mbpp ask the hub and run code when imported. Raises yaml.YAMLError.
+
+def read_definition(text: bytes, folder: Path | None = None) -> dict:
+    """A definition of lm-eval's as a dict. Raises yaml.YAMLError.
+
+    folder: of the file; `!function utils.f` is imported from there. None: it stays the string
+            "utils.f", because those of humaneval and mbpp ask the hub and run code when imported.
     """
     import yaml
 
     class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         pass
 
-    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    def function(loader, node):
+        name = loader.construct_scalar(node)
+        return name if folder is None else installed_function(folder, name)
+
+    Loader.add_constructor("!function", function)
     return yaml.load(text, Loader=Loader)
+
+
+def installed_function(folder: Path, name: str):
+    """A function of lm-eval's task definitions, e.g. "utils.process_docs" in their folder."""
+    module, _, function = name.rpartition(".")
+    return getattr(_module(folder / f"{module}.py"), function)
+
+
+@cache
+def _module(path: Path):
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def installed_constant(module_path: str, function: str):
@@ -275,6 +340,4 @@ def installed_constant(module_path: str, function: str):
 
 def tasks_dir() -> Path:
     """The folder of lm-eval's installed task definitions."""
-    from importlib.util import find_spec
-
     return Path(find_spec("lm_eval").submodule_search_locations[0]) / "tasks"

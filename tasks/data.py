@@ -16,6 +16,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 Rows = list[dict]
 OWN = Path(__file__).resolve().parent.parent / "assets" / "benchmarks"
+# extra of lm-eval -> the packages that it installs and a task imports
+EXTRAS = {
+    "math": ("sympy", "antlr4", "math_verify"),
+    "ifeval": ("langdetect", "immutabledict", "nltk"),
+}
 MAX_PROBLEMS = 5  # per file: a file of another format would otherwise give thousands
 
 
@@ -44,6 +50,8 @@ class Source:
     rows: how many it must have. key: a field whose value may not occur twice.
     sha256: of the published file, None where nothing is published.
     columns + convert: for a CSV, the columns it must have and the row -> doc function.
+    check: doc -> what else is wrong with it, or None.
+    optional: the file may be absent; it has worked examples only.
     """
 
     path: str
@@ -53,6 +61,12 @@ class Source:
     key: str | None = None
     columns: tuple[str, ...] = ()
     convert: Callable[[dict], dict] | None = None
+    check: Callable[[dict], str | None] | None = None
+    optional: bool = False
+
+    def problem(self, doc: dict) -> str | None:
+        """Why a row is malformed, or None."""
+        return _field_problem(doc, self.fields) or (self.check(doc) if self.check else None)
 
 
 @dataclass(frozen=True)
@@ -60,12 +74,24 @@ class Data:
     """A benchmark's rows.
 
     name: "original" (the published files, byte for byte), "modified" (as many rows, other bytes),
-        "hub", or the name that a manifest.json gives the set.
+        "local" (as many rows, of a benchmark without published files), "hub", or the name that a
+        manifest.json gives the set.
     """
 
     name: str
     origin: str
     splits: Mapping[str, Rows]
+
+
+def missing_extra(extra: str | None) -> str | None:
+    """A line that names the packages that an extra of lm-eval lacks here, or None."""
+    lacking = [name for name in EXTRAS.get(extra, ()) if find_spec(name) is None]
+    if not lacking:
+        return None
+    return (
+        f"this task needs the packages {', '.join(lacking)}: "
+        f'pip install "lm-eval[{extra}]" -c requirements.txt'
+    )
 
 
 def check_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> list[str]:
@@ -107,15 +133,19 @@ def _unreadable(error: OSError) -> DataError:
 
 
 def _read_local(spec: TaskSpec, data_dir: Path) -> Data:
+    needed = [source.path for source in spec.sources if not source.optional]
     if not data_dir.is_dir():
         raise DataError(
-            [f"data directory {data_dir} does not exist; it must hold {', '.join(spec.files)}"]
+            [f"data directory {data_dir} does not exist; it must hold {', '.join(needed)}"]
         )
     manifest = _read_manifest(data_dir)
     problems: list[str] = []
     rows: dict[str, Rows] = {}
     for source in spec.sources:
         path = data_dir / source.path
+        if source.optional and not path.exists():
+            rows[source.path] = []
+            continue
         if not path.is_file():
             problems.append(f"{path} does not exist{_own_set(spec)}")
             continue
@@ -146,7 +176,10 @@ def name_of_data(spec: TaskSpec, data_dir: str | os.PathLike | None) -> str:
         return "hub"
     if manifest := _read_manifest(Path(data_dir)):
         return manifest["name"]
-    same = all(file_sha256(Path(data_dir) / s.path) == s.sha256 for s in spec.sources if s.sha256)
+    published = [source for source in spec.sources if source.sha256]
+    if not published:
+        return "local"
+    same = all(file_sha256(Path(data_dir) / s.path) == s.sha256 for s in published)
     return "original" if same else "modified"
 
 
@@ -186,7 +219,7 @@ def _read_source(path: Path, source: Source, expected: int | None) -> tuple[Rows
     seen: dict[object, int] = {}
     try:
         for line, doc in (_csv_rows if source.columns else _json_rows)(path, source):
-            bad = doc if isinstance(doc, str) else _field_problem(doc, source.fields)
+            bad = doc if isinstance(doc, str) else source.problem(doc)
             if bad is None and source.key and doc[source.key] in seen:
                 value = doc[source.key]
                 bad = f"field {source.key!r}: {value!r} was already on line {seen[value]}"
@@ -286,12 +319,15 @@ def _read_hub(spec: TaskSpec) -> Data:
             f"{spec.name} has no data set on the hub; --data_dir DIR reads {files}{_own_set(spec)}"
         )
     repo, config = spec.hub
-    splits, origin = _parquet_splits(repo, config) or (_loaded_splits(repo, config), repo)
+    splits: dict[str, Rows] = {}
+    for subset in spec.subsets or (config,):
+        found, origin = _parquet_splits(repo, subset) or (_loaded_splits(repo, subset), repo)
+        own = {"subset": subset} if spec.subsets else {}
+        for name in spec.split_names:
+            splits.setdefault(name, []).extend(row | own for row in found.get(name, ()))
     docs = splits.get(spec.eval_split, [])
     problems = [
-        f"{repo}, row {i}: {bad}"
-        for i, d in enumerate(docs)
-        if (bad := _field_problem(d, spec.sources[0].fields))
+        f"{repo}, row {i}: {bad}" for i, d in enumerate(docs) if (bad := spec.sources[0].problem(d))
     ]
     if len(docs) != spec.n_docs:
         problems.append(

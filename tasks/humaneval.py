@@ -7,11 +7,17 @@ A row: {"task_id": "HumanEval/0", "prompt": "def f(...):\\n    \\"\\"\\"...", "e
 Metric "pass@1,create_test". lm-eval 0.4.8 appends the raw answer to the prompt, which scores every
 chat answer as a syntax error; here the program is taken out of the answer first
 (utils.humaneval_program).
+
+HumanEval+ (humaneval_plus) has the same prompts and EvalPlus' tests, about 80 times as many. Liu et
+al., arXiv:2305.01210. Its rows have the same fields; below --data_dir they are JSON lines, as
+`datasets.load_dataset("evalplus/humanevalplus")["test"].to_json(FILE)` writes them.
 """
 
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
+from functools import partial
 
 from sandbox import Program
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
@@ -21,6 +27,7 @@ from utils import Extracted, humaneval_program
 
 FILE = "HumanEval.jsonl.gz"
 SHA256 = "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef"
+PLUS_FILE = "humaneval_plus.jsonl"
 YAML = "humaneval/humaneval.yaml"
 FIELDS = {
     "task_id": "text",
@@ -75,14 +82,14 @@ def program_of(doc: dict, candidate: str) -> Program:
     return Program(candidate, tests_of(doc), helpers=ast.unparse(prompt))
 
 
-def build(data: Data, form_name: str):
+def build(data: Data, form_name: str, name: str = "humaneval"):
     form = FORMS[form_name]
 
     def extract(doc: dict, answer: str) -> Extracted:
         return humaneval_program(answer, doc, tests=tests_of(doc), prefill=task.prefill(doc))
 
     judging = Judging(extract, program_of)
-    config = installed_config(form.yaml) | {"task": "humaneval"} | scoring(judging)
+    config = installed_config(form.yaml) | {"task": name} | scoring(judging)
     task = make_task(data, form, config, judging)
     return task
 
@@ -100,4 +107,15 @@ SPEC = TaskSpec(
     kind="code",
     target=tests_of,
     gen_length=512,
+)
+
+# what is kept as the target is short: the tests have megabytes, and each program has them
+PLUS = replace(
+    SPEC,
+    name="humaneval_plus",
+    build=partial(build, name="humaneval_plus"),
+    sources=(Source(PLUS_FILE, 164, FIELDS, key="task_id"),),
+    hub=("evalplus/humanevalplus", None),
+    splits=lambda rows: {"test": rows[PLUS_FILE]},
+    target=lambda doc: doc["canonical_solution"],
 )

@@ -8,11 +8,21 @@ The test set is task_id 11 to 510 (500 tasks); the worked examples are 2, 3 and 
 "pass@1,create_test" (the number that lm-eval calls "pass_at_1,none"). `test_setup_code` is run
 between the program and its tests. lm-eval leaves it out, so that its best possible score is 499 of
 500 (task 367).
+
+MBPP+ (mbpp_plus) has 378 of the tasks and EvalPlus' tests, about 35 times as many. Liu et al.,
+arXiv:2305.01210. lm-eval 0.4.8 asks them with the same words, but runs the three asserts only.
+A row: {"task_id": 2, "prompt": "Write a function to ...", "code": "def ...",
+        "test_imports": ["import math"], "test_list": ["assert ...", ...],
+        "test": "import numpy as np ..."}
+Below --data_dir these are JSON lines, as
+`datasets.load_dataset("evalplus/mbppplus")["test"].to_json(FILE)` writes them.
 """
 
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
+from functools import partial
 
 from sandbox import Program
 from sandbox.names import defined_names, free_names
@@ -30,6 +40,14 @@ FIELDS = {
     "code": "text",
     "test_list": "sources",
     "test_setup_code": "source?",
+}
+PLUS_FILE, PLUS_YAML = "mbpp_plus.jsonl", "mbpp/mbpp_plus.yaml"
+PLUS_FIELDS = {
+    "prompt": "text",
+    "code": "text",
+    "test_imports": "sources?",
+    "test_list": "sources",
+    "test": "source",
 }
 SPLITS = {"prompt": (1, 10), "test": (11, 510), "validation": (511, 600), "train": (601, 974)}
 
@@ -88,11 +106,11 @@ def splits(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
 
 
 def tests_of(doc: dict) -> str:
-    return (
-        "\n".join([doc["test_setup_code"] or "", *doc["test_list"]])
-        .replace("\r\n", "\n")
-        .strip("\n")
-    )
+    if "test" in doc:  # MBPP+
+        tests = [*doc["test_imports"], doc["test"]]
+    else:
+        tests = [doc["test_setup_code"] or "", *doc["test_list"]]
+    return "\n".join(tests).replace("\r\n", "\n").strip("\n")
 
 
 def program_of(doc: dict, candidate: str) -> Program:
@@ -105,14 +123,14 @@ def program_of(doc: dict, candidate: str) -> Program:
     return Program(candidate, tests, names=tuple(sorted(own)))
 
 
-def build(data: Data, form_name: str):
-    form = FORMS[form_name]
+def build(data: Data, form_name: str, name: str = "mbpp"):
+    form = (PLUS_FORMS if name == "mbpp_plus" else FORMS)[form_name]
 
     def extract(doc: dict, answer: str) -> Extracted:
         return mbpp_program(answer, doc, tests=tests_of(doc), prefill=task.prefill(doc))
 
     judging = Judging(extract, program_of)
-    config = installed_config(form.yaml) | {"task": "mbpp"} | scoring(judging)
+    config = installed_config(form.yaml) | {"task": name} | scoring(judging)
     config["fewshot_config"] |= {
         "samples": installed_constant("mbpp/utils.py", "list_fewshot_samples")
     }
@@ -134,4 +152,19 @@ SPEC = TaskSpec(
     target=tests_of,
     gen_length=512,
     note="test_setup_code is run before the tests; lm-eval forgets it, which costs it task 367",
+)
+
+PLUS_FORMS = {name: replace(form, yaml=PLUS_YAML) for name, form in FORMS.items()}
+# what is kept as the target is short: the tests have megabytes, and each program has them
+PLUS = replace(
+    SPEC,
+    name="mbpp_plus",
+    build=partial(build, name="mbpp_plus"),
+    n_docs=378,
+    sources=(Source(PLUS_FILE, 378, PLUS_FIELDS, key="task_id"),),
+    hub=("evalplus/mbppplus", None),
+    splits=lambda rows: {"test": rows[PLUS_FILE]},
+    forms=PLUS_FORMS,
+    target=lambda doc: doc["test_list"],
+    note="EvalPlus' tests decide; lm-eval runs the three asserts of the prompt",
 )

@@ -1,6 +1,7 @@
 """Protocols: one rule for comparing models, one table for reproducing their authors' scores.
 
-`uniform`: the same prompt form, canvas, blocks and rule for all models, temperature 0, no examples.
+`uniform`: the same prompt form, canvas, blocks and rule for all models, temperature 0, no examples;
+    the checkpoint's chat template, but none where likelihoods are compared, as in lm-eval.
     The cells under "uniform" in an alias's MODEL_DEFAULTS entry are its exceptions.
 `official`: the settings of the model's authors, task by task: the cells under "official" in its
     entry. An alias without a cell for a task has no official protocol there. Only official results
@@ -82,7 +83,7 @@ def protocol(
         "form": spec.default_form,
         # a task of lm-eval's own keeps its number
         "num_fewshot": spec.forms[spec.default_form].num_fewshot if spec.foreign else 0,
-        "chat_template": True,
+        "chat_template": spec.kind != "choice",
         "system": None,
         "gen_length": spec.gen_length,
         "block_length": family.blocks,

@@ -63,16 +63,15 @@ def convert(row: dict) -> dict:
 
 
 def build(data: Data, form_name: str):
-    from lm_eval.tasks.truthfulqa.utils import preprocess_function
+    from lm_eval.tasks.truthfulqa.utils import process_docs_gen
 
     form = FORMS[form_name]
-    docs = [row | preprocess_function(row) for row in data.splits["validation"]]
     config = installed_config(YAML) | {"task": "truthfulqa", "process_results": process_results}
-    config.pop("process_docs")  # done above, once, instead of at every access
+    config["process_docs"] = process_docs_gen
     if form.clean:
         steps = [{"function": "custom", "filter_fn": clean_filter}, {"function": "take_first"}]
         config["filter_list"] = [{"name": "none", "filter": steps}]
-    return make_task(Data(data.name, data.origin, {"validation": docs}), form, config)
+    return make_task(data, form, config)
 
 
 def clean_filter(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:

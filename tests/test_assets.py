@@ -60,7 +60,8 @@ def test_the_project_s_own_set_is_not_overwritten(options, monkeypatch, tmp_path
 @pytest.mark.parametrize("task", make_benchmarks.TASKS)
 def test_the_files_pass_the_harness_s_own_checks(task):
     assert check_data(TASKS[task], FOLDER) == []
-    assert build_task(TASKS[task], FOLDER, "chat").data.name == "dllmexp-mini"
+    spec = TASKS[task]
+    assert build_task(spec, FOLDER, spec.default_form).data.name == "dllmexp-mini"
 
 
 @pytest.mark.slow

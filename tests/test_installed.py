@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import random
 import re
 import sys
 import time
@@ -15,7 +16,8 @@ from mini import LLADA
 import eval as cli
 from experiment import lmeval
 from experiment.sample import samples_of
-from tasks.installed import definition_of
+from tasks import build_task
+from tasks.installed import members_of, spec_of
 
 ROWS = [{"question": f"What is {i} + 1?", "answer": f"{i + 1}\n#### {i + 1}"} for i in range(3)]
 
@@ -71,10 +73,10 @@ def test_another_generation_task_runs_by_its_name(hub, tmp_path):
         ("gsm8k_cot_zerosho", "no such task; did you mean 'gsm8k_cot_zeroshot'?"),
         ("GSM8K", "no such task; did you mean 'gsm8k'?"),
         ("x" * 3000, "the installed lm-eval has no such task"),
-        ("hellaswag", "asks for multiple_choice; only generation tasks can be run"),
-        ("minerva_math", "a group of 7 of lm-eval's tasks; give one of them: minerva_math_algebra"),
-        ("multimedqa", "a group of"),
-        ("math_word_problems", "a group of"),  # a tag
+        ("wikitext", "asks for loglikelihood_rolling, the likelihood of whole documents"),
+        ("agieval", "agieval_gaokao_biology and agieval_gaokao_mathcloze differ in output_type"),
+        ("math_word_problems", "differ in filter_list"),  # a tag
+        ("glue", "lm-eval's task cola has no score that is a mean over the answers: mcc"),
         ("squadv2", "is a class in Python"),
         ("wmt16-en-ro", "no score that is a mean over the answers: bleu, ter, chrf"),
     ],
@@ -83,7 +85,7 @@ def test_another_generation_task_runs_by_its_name(hub, tmp_path):
 def test_a_task_that_cannot_be_run_is_refused_before_it_is_loaded(
     tmp_path, capsys, monkeypatch, name, message, more
 ):
-    """Multiple choice was found out after a download, and passed --dry_run."""
+    """It was found out after a download, and passed --dry_run."""
     monkeypatch.setattr("tasks.installed._load", None)
     assert run(tmp_path, name, *more) == 2
     error = capsys.readouterr().err
@@ -92,9 +94,39 @@ def test_a_task_that_cannot_be_run_is_refused_before_it_is_loaded(
 
 def test_every_installed_task_is_found_as_lm_eval_finds_it():
     """One in seven has quoted keys, "task": "name", and was said to be missing."""
-    path, config = definition_of("bbh_cot_zeroshot_boolean_expressions")
-    assert path.name == "boolean_expressions.yaml" and config["output_type"] == "generate_until"
-    assert config["dataset_name"] == "boolean_expressions" and config["num_fewshot"] == 0
+    [member] = members_of("bbh_cot_zeroshot_boolean_expressions")
+    config = member.config
+    assert member.path.name == "boolean_expressions.yaml"
+    assert config["output_type"] == "generate_until" and config["num_fewshot"] == 0
+    assert config["dataset_name"] == "boolean_expressions"
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "first", "last"),
+    [
+        (
+            "mmlu",
+            57,
+            ("mmlu_abstract_algebra", "mmlu_stem"),
+            ("mmlu_world_religions", "mmlu_humanities"),
+        ),
+        ("bbh", 27, ("bbh_cot_fewshot_boolean_expressions",), ("bbh_cot_fewshot_word_sorting",)),
+        ("ai2_arc", 2, ("arc_challenge",), ("arc_easy",)),  # a tag
+        ("hendrycks_ethics", 5, ("ethics_cm",), ("ethics_virtue",)),
+    ],
+)
+def test_the_tasks_of_a_group_are_those_of_lm_eval(name, n, first, last):
+    members = members_of(name)
+    assert len(members) == n and not spec_of(f"lm_eval:{name}").n_docs
+    for member, (task, *parts) in ((members[0], first), (members[-1], last)):
+        assert (member.name, [g for g in member.groups if g != name]) == (task, parts)
+
+
+def test_a_group_changes_what_its_definition_says():
+    [member] = [m for m in members_of("mmlu_continuation") if m.name.endswith("_anatomy")]
+    assert member.config["output_type"] == "multiple_choice"
+    changes = {m.name: m.changes for m in members_of("multimedqa")}
+    assert changes["mmlu_anatomy"]["task_alias"] == "anatomy (mmlu)"
 
 
 @pytest.mark.parametrize(
@@ -201,3 +233,67 @@ def test_a_score_that_is_no_mean_is_left_out(hub, tmp_path, monkeypatch):
         "exact_match,strict-match",
         "exact_match,flexible-extract",
     ]
+
+
+def test_a_group_is_one_run_with_the_score_of_each_task(monkeypatch, tmp_path):
+    """It was refused."""
+    rows = datasets.Dataset.from_list(
+        [{"context": f"Unscramble {i}", "completion": "word"} for i in range(3)]
+    )
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(validation=rows)
+    )
+    assert run(tmp_path, "unscramble", "--limit", "6") == 0
+    [path] = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    names = "anagrams1 anagrams2 cycle_letters random_insertion reversed_words".split()
+    counts = {key: e["n"] for key, e in result["metrics"].items()}
+    assert counts == {"exact_match,none": 6, "exact_match/anagrams1,none": 2} | {
+        f"exact_match/{name},none": 1 for name in names[1:]
+    }
+    assert result["headline"]["metric"] == "exact_match,none"
+    assert any("lm-eval has no mean of this group" in note for note in result["notes"])
+
+
+def test_a_group_of_multiple_choice_scores_each_task(monkeypatch):
+    row = {
+        "id": "1",
+        "question": "What is red?",
+        "choices": {"text": ["blood", "snow"], "label": ["A", "B"]},
+        "answerKey": "A",
+    }
+    rows = datasets.Dataset.from_list([row])
+    splits = datasets.DatasetDict(train=rows, validation=rows, test=rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: splits)
+    spec = spec_of("lm_eval:ai2_arc")
+    assert spec.kind == "choice" and spec.foreign
+    task = build_task(spec, None, "lm_eval")
+    task.build_all_requests()
+    assert task.OUTPUT_TYPE == "multiple_choice"
+    assert [one.args for one in task.instances] == [
+        ("Question: What is red?\nAnswer:", " blood"),
+        ("Question: What is red?\nAnswer:", " snow"),
+    ] * 2
+    right, wrong = [(-1.0, False), (-9.0, False)], [(-9.0, False), (-1.0, False)]
+    first, second = task.eval_docs
+    assert task.process_results(first, right)["acc/arc_challenge"] == 1.0
+    assert task.process_results(second, wrong) == {
+        "acc": 0.0,
+        "acc_norm": 0.0,
+        "acc/arc_easy": 0.0,
+        "acc_norm/arc_easy": 0.0,
+    }
+
+
+def test_options_that_lm_eval_shuffles_with_the_global_generator_stay_as_they_are(monkeypatch):
+    """Each look at the documents gave GPQA's options another order."""
+    row = {"Question": "Which?", "Correct Answer": "right"}
+    row |= {f"Incorrect Answer {i}": f"wrong {i}" for i in (1, 2, 3)}
+    rows = datasets.Dataset.from_list([row | {"Question": f"Which {i}?"} for i in range(8)])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(train=rows))
+    spec, state = spec_of("lm_eval:gpqa_main_zeroshot"), random.getstate()
+    task = build_task(spec, None, "lm_eval")
+    docs = [dict(doc) for doc in task.eval_docs]
+    assert docs == [dict(doc) for doc in task.eval_docs]
+    assert docs == [dict(doc) for doc in build_task(spec, None, "lm_eval").eval_docs]
+    assert random.getstate() == state and len({doc["answer"] for doc in docs}) > 1

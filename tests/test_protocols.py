@@ -62,7 +62,8 @@ def test_the_embedded_checkpoints_have_one_small_canvas_and_no_published_score(a
     """They are trained for 24 positions; 512 would be mostly end tokens and minutes of waiting."""
     for task in TASKS:
         p = cell("uniform", alias, task)
-        assert (p.form, p.gen_length, p.block_length, p.references) == ("chat", 24, 8, ())
+        assert (p.gen_length, p.block_length, p.references) == (24, 8, ())
+        assert p.form == TASKS[task].default_form
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,13 @@ def test_a_task_of_lm_evals_own_keeps_its_number_of_examples():
         )
 
 
+def test_likelihoods_are_compared_without_a_chat_template():
+    for task, spec in TASKS.items():
+        assert cell("uniform", "llada", task).chat_template == (spec.kind != "choice")
+
+
 def test_which_benchmarks_have_documents_for_worked_examples():
-    assert {n for n, spec in TASKS.items() if spec.has_examples} == {"gsm8k", "mbpp"}
+    with_examples = "gsm8k mbpp mbpp_plus math500 minerva_math bbh arc_challenge arc_easy"
+    with_examples += " hellaswag winogrande piqa mmlu gpqa"
+    assert {n for n, spec in TASKS.items() if spec.has_examples} == set(with_examples.split())
     assert spec_of("lm_eval:gsm8k").has_examples
