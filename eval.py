@@ -30,6 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from decoding.algorithms import ALGORITHMS
+from decoding.likelihood import ESTIMATORS
 from experiment import plugins
 from experiment.arguments import parse
 from experiment.checks import input_problems, say
@@ -161,7 +162,13 @@ TASKS: dict[str, TaskSpec] = {
 }
 
 
-TABLES = {"model": MODEL_DEFAULTS, "task": TASKS, "algorithm": ALGORITHMS, "family": FAMILIES}
+TABLES = {
+    "model": MODEL_DEFAULTS,
+    "task": TASKS,
+    "algorithm": ALGORITHMS,
+    "family": FAMILIES,
+    "estimator": ESTIMATORS,
+}
 
 
 def get_prompt_template(alias: str, task: str, protocol_name: str = "uniform") -> PromptForm:
@@ -196,6 +203,7 @@ def get_model(
 
     score, ahead: see experiment.generation.Generation.
     """
+    from experiment.lmeval import reads_greedy
     from models import load_tokenizer, read_config
 
     run, entry = job.config, MODEL_DEFAULTS[job.config.model_alias]
@@ -222,6 +230,8 @@ def get_model(
         device=device,
         seed=run.seed,
         prefill=task.prefill,
+        likelihood=run.likelihood,
+        greedy=reads_greedy(task),
         cache=cache,
         batch_size=job.batch_size or 1,
         score=score,
@@ -331,8 +341,19 @@ def shown_prompt(job: Job, doc_id: int) -> str:
             f"--show_prompt {doc_id}: {job.config.task} has documents 0 to {n_docs - 1}"
         )
     lm = get_model(job, "cpu", task, SampleCache(generation_id=""))
-    request = lmeval.request_of(lm, task, job.config, doc_id)
+    requests = lmeval.requests_of(lm, task, job.config, doc_id)
+    request = requests[0]
     form = get_prompt_template(job.config.model_alias, job.config.task, job.config.protocol)
+    if request.continuation is not None:
+        return "\n".join(
+            [
+                *dict.fromkeys(r.prompt for r in requests),
+                "-" * 80,
+                *(f"{len(r.target_ids)} tokens: {r.continuation!r}" for r in requests),
+                f"document {doc_id} of {n_docs}; {len(request.prompt_ids)} tokens before option 0",
+                f"form {job.config.prompt_form}: {form.source}",
+            ]
+        )
     stops = ", ".join(map(repr, request.stops)) or "none; the answer ends at an end token"
     return "\n".join(
         [

@@ -1,13 +1,16 @@
-"""lm-eval's side of a run: its requests in, texts out.
+"""lm-eval's side of a run: its requests in, texts or log-likelihoods out.
 
 lm-eval asks for texts through `generate_until`, which is overridden whole: stock HFLM drops special
-tokens when it decodes ids, and so joins the text behind an end token to the answer.
+tokens when it decodes ids, and so joins the text behind an end token to the answer. `loglikelihood`
+is, too: stock HFLM computes that of a causal model.
 
 A harness of one's own is a subclass of `_ProfilingHarness` that overrides `decode`.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -19,18 +22,51 @@ from tqdm import tqdm
 from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
 from decoding.engine import decode_each
+from decoding.likelihood import (
+    ESTIMATORS,
+    EXACT_LENGTH,
+    Likelihood,
+    LikelihoodConfig,
+    Target,
+    likelihoods_each,
+)
 from decoding.row_state import Completion
 from experiment.generation import Clock, Generation, LoadFailed
 from experiment.lmeval import quiet
 from experiment.sample import Request, Sample
 from experiment.text import read_answer, stops_of, text_is_final, text_of
+from models import FAMILIES
 from models.cost import fitting_rows
-from utils import BadDataError, UsageError, sample_seed
+from utils import BadDataError, UsageError, canonical_json, sample_seed
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from models import ModelConfig, Transformer
+
+
+def encode_pair(
+    tokenizer, context: str, continuation: str, frame: Sequence[str], end_id: int
+) -> tuple[list[int], list[int]]:
+    """(prefix ids, target ids) of a continuation, as the official likelihood code encodes them.
+
+    White space at the end of the context moves to the continuation. Both are tokenised as one text;
+    the target is what follows the tokens of the context alone. It has no token of the continuation
+    where a tokenizer joins that with the context.
+    frame: see models.Family.likelihood_frame.
+    """
+
+    def ids_of(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    prefix = ids_of(context.rstrip())
+    target = (ids_of(context + continuation) + [end_id] * ("end" in frame))[len(prefix) :]
+    return [tokenizer.bos_token_id] * ("bos" in frame) + prefix, target
+
+
+def _tail(request: Request) -> str:
+    """The end of a request's context and its continuation, for an error line."""
+    return f"{request.prompt[-20:]!r} + {request.continuation[:40]!r}"
 
 
 class _ProfilingHarness(HFLM):
@@ -43,6 +79,10 @@ class _ProfilingHarness(HFLM):
     load:    gives the model, and its verifier where the algorithm has one, else None. Called when
              `transformer` is first asked for, so not where all samples are kept.
     prefill: doc -> beginning of the answer, which is appended to the rendered prompt.
+    decode_config: how texts are generated; None: they are not.
+    likelihood: how log-likelihoods are computed; None: they are not.
+    greedy:  whether is_greedy is computed, which takes as many rows more as the target has tokens;
+             otherwise `loglikelihood` answers False.
     options: cache, batch_size, score and ahead, see `Generation`.
     """
 
@@ -52,12 +92,14 @@ class _ProfilingHarness(HFLM):
         self,
         tokenizer,
         config: ModelConfig,
-        decode_config: DecodeConfig,
+        decode_config: DecodeConfig | None,
         *,
         load: Callable[[], tuple[Transformer, Transformer | None]],
         device: str = "cpu",
         seed: int = 0,
         prefill: Callable[[dict], str] = lambda doc: "",
+        likelihood: LikelihoodConfig | None = None,
+        greedy: bool = True,
         **options: Any,
     ):
         if self.family and config.family != self.family:
@@ -78,8 +120,10 @@ class _ProfilingHarness(HFLM):
             )
         self.model_config, self.decode_config = config, decode_config
         self.seed, self.prefill, self._load = seed, prefill, load
+        self.likelihood, self.greedy = likelihood, greedy
+        self.frame = FAMILIES[config.family].likelihood_frame
         self._models: tuple[Transformer, Transformer | None] | None = None
-        self.generation = Generation(self.decode, self._read, Clock(self.device), **options)
+        self.generation = Generation(self._solve, self._read, Clock(self.device), **options)
 
     # -- what a subclass overrides
 
@@ -120,6 +164,17 @@ class _ProfilingHarness(HFLM):
             captured = model.acceleration.seconds
             yield requests[index], completion
 
+    def likelihoods(self, requests: Sequence[Request]) -> Iterable[tuple[Request, Likelihood]]:
+        """As `decode`, for requests with a continuation."""
+        model = self.transformer
+        if self.batch_size == "auto":
+            length = max(len(r.prompt_ids) + len(r.target_ids) for r in requests)
+            hidden = max(len(r.target_ids) for r in requests)
+            self.generation.choose_batch_size(fitting_rows(model, length + 1, hidden, False))
+        targets = (self._target(request) for request in requests)
+        for index, found in likelihoods_each(model, targets, self.batch_size):
+            yield requests[index], found
+
     @property
     def transformer(self) -> Transformer:
         """The model, loaded when first asked for."""
@@ -144,28 +199,54 @@ class _ProfilingHarness(HFLM):
         of the run could answer them. Raises ShareDone in a worker that does not lead, once its
         share is decoded.
         """
+        if self.decode_config is None:
+            raise UsageError("this harness generates no texts: it has no DecodeConfig")
         asked = self.requests_of(requests)
         self._check_lengths(asked)
+        return [sample.text for sample in self._run(asked, "sample", disable_tqdm)]
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """(log-likelihood, is_greedy) of each request's continuation after its context, in order.
+
+        A request that failed has -inf. A context that is too long is cut on the left; an empty one
+        is replaced by the start token, or the end token where there is none.
+        Raises BadDataError where a continuation has no token of its own, and as generate_until.
+        """
+        if self.likelihood is None:
+            raise UsageError("this harness computes no likelihoods: it has no LikelihoodConfig")
+        asked = self.requests_of(requests)
+        self._check_targets(asked)
+        if self.generation.cache.status is not None:
+            self.generation.cache.status.expect(len(asked))
+        return [
+            (-math.inf, False)
+            if sample.error is not None
+            else (sample.completion.loglikelihood, bool(sample.completion.is_greedy))
+            for sample in self._run(asked, "request", disable_tqdm)
+        ]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False):
+        """Raises UsageError."""
+        raise UsageError(
+            "loglikelihood_rolling: the likelihood of a whole document, which perplexity needs, is "
+            "not defined for a masked-diffusion model, and its authors publish none; a task that "
+            "asks for loglikelihood or multiple_choice can be run"
+        )
+
+    def _run(self, asked: list[Request], unit: str, disable_tqdm: bool) -> list[Sample]:
         with tqdm(
             total=len(asked),
-            desc=f"{self.model_config.family} samples",
-            unit="sample",
+            desc=f"{self.model_config.family} {unit}s",
+            unit=unit,
             dynamic_ncols=True,
             disable=disable_tqdm or not self.generation.cache.worker.leads,
         ) as bar:
             try:
-                return [sample.text for sample in self.generation.run(asked, bar)]
+                return self.generation.run(asked, bar)
             except LoadFailed as failed:
                 raise failed.__cause__ from None
-
-    def loglikelihood(self, requests, disable_tqdm: bool = False):
-        """Raises: the stock method would return a number, but a causal likelihood means nothing."""
-        raise NotImplementedError(
-            "a masked-diffusion model has no causal log-likelihood; "
-            "only generation tasks are supported"
-        )
-
-    loglikelihood_rolling = _loglikelihood_tokens = loglikelihood
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -204,9 +285,13 @@ class _ProfilingHarness(HFLM):
 
     def requests_of(self, instances: Sequence[Instance]) -> list[Request]:
         """Our requests, prompts tokenised. The chat template has written the start token."""
-        asked, repeats = [], {}
+        asked, repeats, options = [], {}, Counter()
         for instance in instances:
             context, gen_kwargs = instance.args
+            if isinstance(gen_kwargs, str):
+                asked.append(self._continuation_of(instance, options[instance.doc_id]))
+                options[instance.doc_id] += 1
+                continue
             # lm-eval repeats the same Instance object, once per repeat
             repeat = repeats[id(instance)] = repeats.get(id(instance), -1) + 1
             prompt = context + self.prefill(instance.doc)
@@ -218,6 +303,73 @@ class _ProfilingHarness(HFLM):
                 Request(instance.doc, instance.doc_id, repeat, prompt, stops, seed, key, ids)
             )
         return asked
+
+    def _continuation_of(self, instance: Instance, number: int) -> Request:
+        """number: of the document's option."""
+        context, continuation = instance.args
+        context += self.prefill(instance.doc)
+        end_id, room = self.model_config.eos_id, self.model_config.max_length
+        prefix, target = encode_pair(self.tokenizer, context, continuation, self.frame, end_id)
+        prefix = prefix or [self.prefix_token_id]
+        n_kept = int("bos" in self.frame)
+        n_cut = max(0, len(prefix) + len(target) + ("tail" in self.frame) - room)
+        asked = (continuation, *["is_greedy"] * self.greedy)
+        return Request(
+            instance.doc,
+            instance.doc_id,
+            number,
+            context,
+            seed=sample_seed(self.seed, canonical_json([context, continuation]), 0),
+            key=self.generation.cache.key(context, 0, asked),
+            prompt_ids=tuple(prefix[:n_kept] + prefix[n_kept + n_cut :]),
+            continuation=continuation,
+            target_ids=tuple(target),
+            n_cut=n_cut,
+        )
+
+    def _hideable(self, request: Request) -> int:
+        """Positions of the target that may be hidden; the others are the family's end token."""
+        end = "end" in self.frame and not ESTIMATORS[self.likelihood.estimator].scores_end
+        return len(request.target_ids) - end
+
+    def _target(self, request: Request) -> Target:
+        n = self._hideable(request)
+        return Target(
+            request.prompt_ids,
+            request.target_ids,
+            self.likelihood.masks(n, request.seed),
+            n,
+            (self.model_config.eos_id,) * ("tail" in self.frame),
+            self.greedy,
+            self.likelihood.cfg_scale,
+        )
+
+    def _check_targets(self, requests: Sequence[Request]) -> None:
+        """Raises where a target is empty, does not fit or has too many masks to enumerate."""
+
+        def listed(found: list[Request]) -> str:
+            shown = [f"document {r.doc_id} option {r.repeat} ({_tail(r)})" for r in found[:5]]
+            return f"{len(found)} of {len(requests)} requests: " + ", ".join(shown)
+
+        framing = ("end" in self.frame) + ("tail" in self.frame)
+        if empty := [r for r in requests if len(r.target_ids) <= ("end" in self.frame)]:
+            raise BadDataError(
+                f"no token of the continuation is left to score in {listed(empty)}: it is empty, "
+                "or the tokenizer joins it with the end of the context"
+            )
+        room = self.model_config.max_length
+        if long := [r for r in requests if len(r.target_ids) + framing >= room]:
+            raise BadDataError(
+                f"the continuation alone exceeds the model's {room} positions in {listed(long)}"
+            )
+        if self.likelihood.estimator == "exact" and (
+            many := [r for r in requests if self._hideable(r) > EXACT_LENGTH]
+        ):
+            raise UsageError(
+                f"--likelihood exact enumerates the masks of up to {EXACT_LENGTH} tokens, which "
+                f"are exceeded in {listed(many)}; --likelihood "
+                f"{FAMILIES[self.model_config.family].likelihood} draws some of the masks"
+            )
 
     def _check_lengths(self, requests: Sequence[Request]) -> None:
         canvas, room = self.decode_config.schedule.gen_length, self.model_config.max_length
@@ -232,7 +384,17 @@ class _ProfilingHarness(HFLM):
                 f"{room} positions; documents {shown}; a shorter --gen_length may help"
             )
 
-    def _read(self, request: Request, completion: Completion, cost_seconds: float) -> Sample:
+    def _solve(
+        self, requests: Sequence[Request]
+    ) -> Iterable[tuple[Request, Completion | Likelihood]]:
+        scored = requests[0].continuation is not None
+        return self.likelihoods(requests) if scored else self.decode(requests)
+
+    def _read(
+        self, request: Request, completion: Completion | Likelihood, cost_seconds: float
+    ) -> Sample:
+        if isinstance(completion, Likelihood):
+            return Sample(request, completion, cost_seconds=cost_seconds)
         return read_answer(request, completion, self.tokenizer, self.model_config, cost_seconds)
 
     # -- the model, and what the run cost

@@ -18,6 +18,7 @@ from typing import Any
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.algorithms import FAMILIES as EVERY_FAMILY
 from decoding.config import DecodeConfig
+from decoding.likelihood import LikelihoodConfig
 from decoding.option import Option, options_in
 from decoding.schedule import Schedule
 from decoding.step_view import Algorithm
@@ -152,7 +153,7 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
         f"Autoregressive model that checks the drafts of {checked}: a checkpoint of Qwen2's "
         f"layout with the model's own tokenizer. Default: {own}.",
     )
-    for cls in (RunConfig, Settings):
+    for cls in (LikelihoodConfig, RunConfig, Settings):
         for name, known in options_in(cls).items():
             flags.add(name, known)
     _leaving(flags)

@@ -107,7 +107,7 @@ def _check_checkpoints(
     """Check model and verifier, and hash them."""
     from models import check_checkpoint, fingerprint, read_config
 
-    canvas = config.decode.schedule.gen_length
+    canvas = config.decode.schedule.gen_length if config.decode is not None else 0
     if problems := check_checkpoint(config.checkpoint):
         errors.append(BadDataError(flagged(flag, config.checkpoint, problems)))
     else:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding.config import DecodeConfig, name_parts
+from decoding.likelihood import LikelihoodConfig
 from decoding.option import Option, option, options_in
 from utils import ENGINE_VERSION, SCHEMA_VERSION, SCORING_VERSION, sha256
 
@@ -40,7 +41,8 @@ class RunConfig:
     """Everything that decides the numbers of an experiment, with all defaults resolved.
 
     num_fewshot, chat_template, system: how prompts are made, see tasks.protocols.Protocol.
-    decode:      how answers are generated; None where given answers are scored.
+    decode:      how answers are generated; None where none are.
+    likelihood:  how log-likelihoods are computed; None where answers are generated or given.
     fingerprint: of the checkpoint, see models.fingerprint; None where it is not known or not used.
     data:        sha256 of each benchmark file, or name and sha256 of the rows of the hub's data;
                  None where not known.
@@ -112,13 +114,16 @@ class RunConfig:
     verifier_fingerprint: dict[str, Any] | None = None
     plugins: tuple[dict[str, str], ...] = ()
     harness: dict[str, str] | None = None
+    likelihood: LikelihoodConfig | None = None
     extraction: str | None = field(default=None, metadata=SCORING)
     strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
 
     def as_dict(self) -> dict[str, Any]:
         """The settings, flat, ready for JSON, without those at an empty default."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if not _is_silent(f, self)}
-        decode = values.pop("decode", None)
+        decode, likelihood = values.pop("decode", None), values.pop("likelihood", None)
+        if likelihood is not None:
+            return values | {k: v for k, v in vars(likelihood).items() if v or k == "estimator"}
         if decode is None:
             for name in ("dtype", "seed", "compile", "checkpoint"):  # nothing is generated
                 values.pop(name, None)
@@ -230,7 +235,8 @@ class Settings:
     batch_size: int | str | None = option(
         None,
         "Samples in flight at a time; auto takes as many as fit into free memory and help. At "
-        "float32 it changes no token. Default: 1 on a GPU, 8 on a CPU.",
+        "float32 it changes no token. Default: 1 on a GPU, 8 on a CPU. Of likelihoods the rows in "
+        "one forward pass; default: auto on a GPU, 32 on a CPU.",
         whole=True,
         low=1,
         words=("auto",),
@@ -320,14 +326,19 @@ def result_name(
 
     <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the
     schedule has it, else the realised one. Scored predictions have `predictions` in the place of
-    <alg>, and no part that is about generating.
+    <alg>, and no part that is about generating. Likelihoods have `<estimator>[_mc<N>][_cfg<W>]` in
+    the place of <alg> to <K>.
 
     overrides:       the protocol's settings that the run changed; of these temperature is named.
     dtype, protocol: the defaults, which are not part of a name.
     data:            name of a data set that is not the original one, as its manifest has it.
     """
     parts = [config.model_alias, config.task]
-    if config.decode is None:
+    if config.likelihood is not None:
+        asked = config.likelihood
+        parts += [asked.estimator] + [f"mc{asked.mc_num}"] * (asked.mc_num is not None)
+        parts += [f"cfg{asked.cfg_scale:g}"] * (asked.cfg_scale != 0)
+    elif config.decode is None:
         parts.append("predictions")
     else:
         schedule = config.decode.schedule
@@ -335,6 +346,7 @@ def result_name(
         tps = f"{schedule.gen_length / schedule.num_steps:g}" if k is None else str(k)
         parts += [schedule.algorithm, *name_parts(config.decode), f"tps{tps}"]
         parts += [f"temperature{config.decode.temperature:g}"] * ("temperature" in overrides)
+    if config.likelihood is not None or config.decode is not None:
         parts += [f"seed{config.seed}"] * (config.seed != 0)
         parts += [config.dtype] if config.dtype != dtype else []
     parts += [config.protocol] if config.protocol != protocol else []

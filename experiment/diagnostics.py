@@ -79,6 +79,28 @@ def diagnostics(
     return counts | {"warnings": warnings}
 
 
+def choice_diagnostics(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """As `diagnostics`, for documents that are scored by likelihood: signs of their requests."""
+    options = [(s, o) for s in samples if s["status"] == "ok" for o in s["options"]]
+    signs = {
+        "cut": (
+            "contexts are cut on the left to fit the model",
+            [o["n_cut"] > 0 for _, o in options],
+        ),
+        "no_context": (
+            "contexts are empty: the start token, or the end token, stands there",
+            [not o.get("prompt", s["prompt"]).strip() for s, o in options],
+        ),
+    }
+    counts = {
+        name: {"n": sum(seen), "of": len(seen), "share": sum(seen) / len(seen)}
+        for name, (_, seen) in signs.items()
+        if seen
+    }
+    warnings = [f"{c['n']} of {c['of']} {signs[n][0]}" for n, c in counts.items() if c["n"]]
+    return counts | {"warnings": warnings}
+
+
 def _ends_first(sample: Mapping[str, Any]) -> bool:
     """Whether the first positions that were committed all lie from the answer's end token on.
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from decoding.likelihood import Likelihood
 from decoding.row_state import Completion
 from decoding.sampling import NoFiniteLogits
 from experiment.progress import Progress
@@ -103,8 +104,8 @@ class Generation:
     peak_bytes: of the device, the largest over all sessions and workers; 0 on a CPU.
     """
 
-    decode: Callable[[Sequence[Request]], Iterable[tuple[Request, Completion]]]
-    read: Callable[[Request, Completion, float], Sample]
+    decode: Callable[[Sequence[Request]], Iterable[tuple[Request, Completion | Likelihood]]]
+    read: Callable[[Request, Completion | Likelihood, float], Sample]
     clock: Clock
     cache: SampleCache = field(default_factory=lambda: SampleCache(generation_id=""))
     batch_size: int | str = 1
@@ -122,7 +123,7 @@ class Generation:
         self._progress = Progress(bar)
         missing = [request for request in requests if not self._recall(request)]
         self._progress.start()
-        self._decode_all([request for request in missing if self.cache.mine(request.key)])
+        self._decode_all([request for request in missing if self.cache.mine(request.share)])
         self.cache.share_done()
         self._gather([request for request in missing if request not in self.samples])
         return [self.samples[request] for request in requests]
@@ -246,7 +247,7 @@ class Generation:
             torch.cuda.empty_cache()
         return failure
 
-    def _finish(self, request: Request, completion: Completion) -> None:
+    def _finish(self, request: Request, completion: Completion | Likelihood) -> None:
         """Keep a sample the moment it leaves the engine."""
         sample = self.read(request, completion, self.clock.lap())
         if self.clock.on_cuda:

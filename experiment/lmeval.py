@@ -189,27 +189,40 @@ def _limited() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def reads_greedy(task) -> bool:
+    """Whether a metric of the task reads whether an answer is the greedy one, besides its
+    likelihood.
+
+    In lm-eval these are `acc` of a task that asks for one likelihood per document, and
+    `exact_match` of multiple choice.
+    """
+    kind = task.OUTPUT_TYPE
+    return kind == "loglikelihood" or (
+        kind == "multiple_choice" and "exact_match" in task.aggregation()
+    )
+
+
 class _Asked(Exception):
     """Ends lm-eval's evaluation where it asks for texts; carries what it asks."""
 
 
-def request_of(lm, task, config, doc_id: int) -> Request:
-    """What is asked of a harness for one document, as lm-eval renders it; nothing is decoded.
+def requests_of(lm, task, config, doc_id: int) -> list[Request]:
+    """What is asked of a harness for one document, as lm-eval renders it; nothing is computed.
 
     config: its `chat_template` and `system` are used.
     """
 
     def ask(instances, disable_tqdm=False):
-        raise _Asked(next(i for i in instances if i.doc_id == doc_id))
+        raise _Asked(*(i for i in instances if i.doc_id == doc_id))
 
-    lm.generate_until = ask
+    lm.generate_until = lm.loglikelihood = ask
     try:
         chat = {"chat_template": config.chat_template, "system": config.system}
         evaluate(lm, task, **chat, limit=doc_id + 1)
     except _Asked as asked:
-        return lm.requests_of(asked.args)[0]
+        return lm.requests_of(asked.args)
     finally:
-        del lm.generate_until
+        del lm.generate_until, lm.loglikelihood
 
 
 def scorer(task, headline: str) -> Callable[[dict, str], float | None]:

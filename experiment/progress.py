@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
+from decoding.likelihood import Likelihood
 from experiment.sample import Sample
 
 
@@ -14,7 +15,8 @@ from experiment.sample import Sample
 class Progress:
     """The bar shows how many samples are there and the time left.
 
-    Tokens per second and per forward pass are those of the samples that this process decodes.
+    Tokens per second and per forward pass, or the rows of likelihoods and those per second, are
+    those of the samples that this process decodes.
     """
 
     bar: tqdm
@@ -29,7 +31,11 @@ class Progress:
         self.started = time.perf_counter()
 
     def add(self, sample: Sample, *, decoded_here: bool = True) -> None:
-        if decoded_here:
+        if decoded_here and isinstance(sample.completion, Likelihood):
+            self.forwards += sample.completion.rows_run
+            rate = self.forwards / (time.perf_counter() - self.started)
+            self.bar.set_postfix_str(f"{self.forwards} rows, {rate:.1f} rows/s", refresh=False)
+        elif decoded_here:
             self.tokens += sample.tokens_returned
             self.forwards += sample.completion.nfe
             rate = self.tokens / (time.perf_counter() - self.started)

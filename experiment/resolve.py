@@ -16,6 +16,7 @@ from typing import Any
 
 from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.config import KV_WINDOW, DecodeConfig
+from decoding.likelihood import ESTIMATORS, MC_NUM, LikelihoodConfig
 from decoding.option import options_in
 from decoding.schedule import Schedule, ScheduleError, make_schedule
 from experiment import plugins
@@ -56,7 +57,7 @@ class Job(Settings):
 
     @property
     def schedule(self) -> Schedule | None:
-        """None where given answers are scored."""
+        """None where nothing is generated."""
         return self.config.decode and self.config.decode.schedule
 
     @property
@@ -88,6 +89,9 @@ def resolve(
     if args.show_prompt is not None and args.predictions is not None:
         found.append("--show_prompt and --predictions: given texts have no prompt; leave one out")
     given = _given(args, found)
+    by_likelihood = spec is not None and spec.kind == "choice"
+    if spec is not None:
+        found += _foreign_options(args, given, spec)
     if args.predictions is not None:
         given = dict.fromkeys(given)  # nothing is generated, which a note says
     if alias and given["algorithm"]:
@@ -103,8 +107,13 @@ def resolve(
         proto = protocol(name, alias, models, spec, family)
     except UsageError as error:
         raise UsageError([*found, *error.problems]) from None
-    value, source = _values(given, proto)
-    decode = _decode_config(args, given, value, source, family, found)
+    decode = likelihood = None
+    if by_likelihood:
+        value = {n: getattr(proto, n, None) if v is None else v for n, v in given.items()}
+        likelihood = _likelihood_config(given, value, proto, alias, family, found)
+    else:
+        value, source = _values(given, proto)
+        decode = _decode_config(args, given, value, source, family, found)
     verifier = _verifier(args, decode, entry, found)
     if given["num_fewshot"] and not spec.has_examples:
         found.append(
@@ -116,13 +125,17 @@ def resolve(
         for flag, own in ((entry["flag"], "checkpoint"), ("verifier_ckpt", "verifier"))
         if getattr(args, flag) == "" and own in entry
     ]
-    if found or decode is None:
+    if found or (decode is None and likelihood is None):
         raise UsageError(found)
     checkpoint = getattr(args, entry["flag"]) or entry["checkpoint"]
     predictions = args.predictions is not None
     defaults = {name: known.default for name, known in options_in(RunConfig).items()}
     defaults["dtype"] = entry.get("dtype", defaults["dtype"])
-    used = {"model": alias, "task": spec.name, "algorithm": decode.schedule.algorithm}
+    used = {"model": alias, "task": spec.name}
+    if decode is not None:
+        used["algorithm"] = decode.schedule.algorithm
+    if likelihood is not None:
+        used["estimator"] = likelihood.estimator
     config = RunConfig(
         model_alias=alias,
         family=family.name,
@@ -131,7 +144,8 @@ def resolve(
         protocol=proto.name,
         prompt_form=proto.form,
         extraction=proto.extraction,
-        decode=None if predictions else decode.at_its_temperature(),
+        decode=None if predictions or decode is None else decode.at_its_temperature(),
+        likelihood=likelihood,
         verifier=None if predictions else verifier,
         plugins=plugins.used_by(used | {"family": family.name}),
         harness=None if predictions else harness_identity(entry.get("harness")),
@@ -145,7 +159,9 @@ def resolve(
         config=config,
         spec=spec,
         protocol=proto,
-        overrides={} if predictions else _overrides(config, proto, given, own, defaults["dtype"]),
+        overrides={}
+        if predictions
+        else _overrides(config, proto, given, own, defaults["dtype"], family),
         default_dtype=defaults["dtype"],
         data_name=None if spec.foreign or not args.data_dir else data_name(args.data_dir),
         notes=_notes(args, given, decode, models, alias, spec),
@@ -233,12 +249,13 @@ def _setting_problems(args: Namespace) -> list[str]:
 def _given(args: Namespace, problems: list[str]) -> dict[str, Any]:
     """Option that a protocol may decide -> the value of its flag, None where it is not given.
 
-    These are the options of the schedule, of the loop and of the prompt. Where both flags of an
-    option are given and differ, a problem names both.
+    These are the options of the schedule, of the loop, of likelihoods and of the prompt. Where both
+    flags of an option are given and differ, a problem names both.
     """
     given = {}
     prompt = {name: known for name, known in options_in(RunConfig).items() if known.protocol}
-    for name, known in (options_in(Schedule) | options_in(DecodeConfig) | prompt).items():
+    decoding = options_in(Schedule) | options_in(DecodeConfig)
+    for name, known in (decoding | options_in(LikelihoodConfig) | prompt).items():
         if known.negated:
             given[name] = False if getattr(args, *known.names(name)) else None
             continue
@@ -248,6 +265,45 @@ def _given(args: Namespace, problems: list[str]) -> dict[str, Any]:
             problems.append(f"{both} are two names for one thing; give one, or the same value")
         given[name] = next(iter(values.values()), None)
     return given
+
+
+def _foreign_options(args: Namespace, given: Mapping[str, Any], spec: TaskSpec) -> list[str]:
+    """The problem with options that have no meaning for the benchmark, in one sentence."""
+    own = options_in(LikelihoodConfig)
+    if spec.kind != "choice":
+        flags = [f for n in own if given[n] is not None for f in _flags_of(n)]
+        why = f"{spec.name} is scored by its generated answers, not by likelihood"
+    else:
+        names = [*options_in(Schedule), *options_in(DecodeConfig)]
+        flags = [f for n in names for f in _flags_of(n) if getattr(args, f) not in (None, False)]
+        more = (*algorithm_options(), "verifier_ckpt", "cuda_graphs", "predictions")
+        flags += [f for f in more if getattr(args, f) not in (None, False)]
+        options = ", ".join(f"--{f}" for n in own for f in _flags_of(n))
+        why = f"{spec.name} is scored by likelihood, nothing is generated; its options: {options}"
+    listed = ", ".join(f"--{flag}" for flag in dict.fromkeys(flags))
+    return [f"{listed}: leave out; {why}"] if flags else []
+
+
+def _likelihood_config(
+    given: Mapping[str, Any],
+    value: Mapping[str, Any],
+    proto: Protocol,
+    alias: str,
+    family,
+    problems: list[str],
+) -> LikelihoodConfig | None:
+    """How likelihoods are computed, or None; its problems are added to `problems`."""
+    name = value["estimator"] or family.likelihood
+    if name is None:
+        problems.append(
+            f"--model_alias {alias}: the {family.name} family has no estimator of likelihoods; "
+            f"--likelihood names one: {', '.join(ESTIMATORS)}"
+        )
+        return None
+    drawn = (value["mc_num"] or MC_NUM) if ESTIMATORS[name].draw else given["mc_num"]
+    config = LikelihoodConfig(name, drawn, value["cfg_scale"] or 0.0, proto.name == "official")
+    problems += [f"--{text}" for text in config.problems()]
+    return config
 
 
 def _values(given: Mapping[str, Any], proto: Protocol) -> tuple[dict[str, Any], str]:
@@ -342,7 +398,7 @@ def _verifier(
 def _notes(
     args: Namespace,
     given: Mapping[str, Any],
-    decode: DecodeConfig,
+    decode: DecodeConfig | None,
     models: Models,
     alias: str,
     spec: TaskSpec,
@@ -361,7 +417,7 @@ def _notes(
         if flags:
             listed = ", ".join(f"--{flag}" for flag in flags)
             notes.append(f"texts are scored, not generated: {listed} have no effect")
-    else:
+    elif decode is not None:
         notes += [decode.schedule.note] if decode.schedule.note else []
         if decode.temperature == 0:
             unused = [(n, v) for n in ("top_p", "top_k") if (v := getattr(decode, n)) is not None]
@@ -395,7 +451,8 @@ def _end_first(decode: DecodeConfig, family) -> list[str]:
 
 
 def _flags_of(name: str) -> tuple[str, ...]:
-    known = (options_in(Schedule) | options_in(DecodeConfig) | options_in(RunConfig)).get(name)
+    parts = (Schedule, DecodeConfig, LikelihoodConfig, RunConfig)
+    known = next((o for part in parts if (o := options_in(part).get(name))), None)
     return known.names(name) if known else (name,)
 
 
@@ -405,28 +462,38 @@ def _overrides(
     given: Mapping[str, Any],
     own: tuple[str, str | None],
     dtype: str,
+    family,
 ) -> dict[str, dict[str, Any]]:
     """Flags with an effect and a value other than the protocol's.
 
     own, dtype: the alias's checkpoint and verifier, and its dtype. Every protocol means these, one
-    token per step, float64 scores, no cache.
+    token per step, float64 scores, no cache; of likelihoods the family's own estimator.
     """
-    decode, schedule = config.decode, config.decode.schedule
+    decode, likelihood = config.decode, config.likelihood
+    schedule = decode and decode.schedule
     # at temperature 0 they have no effect
-    inactive = {"top_p", "top_k"} if decode.temperature == 0 else set()
+    inactive = {"top_p", "top_k"} if decode is None or decode.temperature == 0 else set()
+    if likelihood is not None:
+        inactive |= {"estimator", "mc_num", "cfg_scale"}  # below, with their defaults
     pairs: dict[str, tuple[Any, Any]] = {}
     for f in fields(Protocol):
         if given.get(f.name) is not None and f.name not in inactive:
             pairs[f.name] = getattr(proto, f.name), given[f.name]
-    if (schedule.tokens_per_step or schedule.realised_tps) != 1:
+    if likelihood is not None:
+        usual = {"estimator": family.likelihood, "mc_num": MC_NUM, "cfg_scale": 0.0}
+        for name, default in usual.items():
+            meant = getattr(proto, name)
+            pairs[name] = default if meant is None else meant, getattr(likelihood, name)
+    if schedule and (schedule.tokens_per_step or schedule.realised_tps) != 1:
         realised = float(f"{schedule.realised_tps:.4g}")
         pairs["tokens_per_step"] = 1, schedule.tokens_per_step or realised
     pairs["checkpoint"], pairs["verifier"] = (own[0], config.checkpoint), (own[1], config.verifier)
-    for part in (config, decode):
+    for part in filter(None, (config, decode)):
         for name, known in options_in(type(part)).items():
             if name not in pairs and not known.protocol and name not in NO_OVERRIDE:
                 pairs[name] = known.default, getattr(part, name)
     pairs["dtype"] = dtype, config.dtype
-    defaults = ALGORITHMS[schedule.algorithm].options
-    pairs |= {name: (defaults[name].default, value) for name, value in decode.options.items()}
+    if decode is not None:
+        defaults = ALGORITHMS[schedule.algorithm].options
+        pairs |= {name: (defaults[name].default, value) for name, value in decode.options.items()}
     return {name: {"protocol": a, "run": b} for name, (a, b) in pairs.items() if a != b}

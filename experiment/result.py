@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiment.code_scores import code_lines, strict_summary
-from experiment.diagnostics import diagnostics
-from experiment.sample import Sample, samples_of
+from experiment.diagnostics import choice_diagnostics, diagnostics
+from experiment.sample import SCORED, Sample, samples_of
 from experiment.statistics import Estimate, estimate, percentile
 from tasks.code import unjudged
 from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, parse_fault, sha256
@@ -26,7 +26,7 @@ ORIGINALS = ("original", "hub")
 VOLATILE = ("content_sha256", "profile", "meta")  # not covered by content_sha256
 
 
-def profile(samples: Iterable[Sample], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
+def profile(samples: Collection[Sample], *, peak_bytes: Mapping[str, int | None]) -> dict[str, Any]:
     """What a run cost. The one definition of these numbers; failed samples count nowhere.
 
     seconds:           wall time of decoding these samples, device synchronised, summed over
@@ -43,7 +43,11 @@ def profile(samples: Iterable[Sample], *, peak_bytes: Mapping[str, int | None]) 
     tokens_per_second: tokens_returned / seconds.
     latency_s:         time of a sample in flight, median and 95th percentile; the rows of a batch
                        share it.
+    Of likelihoods a sample is one request; `rows` is the number of sequences that ran, equal ones
+    once, `rows_needed` without sharing among requests, and nothing is returned.
     """
+    if any(sample.request.continuation is not None for sample in samples):
+        return _profile_of_likelihoods(samples, peak_bytes)
     done = [sample for sample in samples if sample.error is None]
     completions = [sample.completion for sample in done]
     returned, forwards = sum(s.tokens_returned for s in done), sum(c.nfe for c in completions)
@@ -61,6 +65,30 @@ def profile(samples: Iterable[Sample], *, peak_bytes: Mapping[str, int | None]) 
         "forwards_saved": sum(c.forwards_saved for c in completions),
         "tpf": returned / forwards if forwards else None,
         "tokens_per_second": returned / seconds if seconds else None,
+        "latency_s": {"p50": percentile(latencies, 0.5), "p95": percentile(latencies, 0.95)},
+        "peak_memory_bytes": dict(peak_bytes),
+    }
+
+
+def _profile_of_likelihoods(
+    samples: Collection[Sample], peak_bytes: Mapping[str, int | None]
+) -> dict[str, Any]:
+    done = [sample for sample in samples if sample.error is None]
+    found = [sample.completion for sample in done]
+    rows, seconds = sum(f.rows_run for f in found), sum(s.cost_seconds for s in done)
+    latencies = [f.seconds for f in found]
+    return {
+        "samples": len(done),
+        "seconds": seconds,
+        "rows": rows,
+        "rows_needed": sum(f.rows for f in found),
+        "rows_per_second": rows / seconds if seconds else None,
+        "forward_passes": {"full": rows, "partial": 0},
+        "positions_computed": sum(
+            f.positions_computed * f.rows_run // (f.rows or 1) for f in found
+        ),
+        "tpf": None,
+        "tokens_per_second": None,
         "latency_s": {"p50": percentile(latencies, 0.5), "p95": percentile(latencies, 0.95)},
         "peak_memory_bytes": dict(peak_bytes),
     }
@@ -136,6 +164,76 @@ def sample_rows(
     return rows, times
 
 
+def choice_rows(
+    samples: Sequence[Sample],
+    logged: Sequence[Mapping[str, Any]],
+    target: Callable[[dict], Any] | None = None,
+) -> tuple[list[dict], list[dict]]:
+    """As `sample_rows`, for documents that are scored by likelihood: one row per document.
+
+    `options` of a row has the continuations with their log-likelihoods, `chosen` is the number of
+    the likeliest one (the first of a tie), and `text` is that continuation. An option has its own
+    `prompt` where the document's options have different ones.
+    """
+    scored = {entry["doc_id"]: entry for entry in logged}
+    documents: dict[int, list[Sample]] = {}
+    for sample in sorted(samples, key=lambda s: (s.request.doc_id, s.request.repeat)):
+        documents.setdefault(sample.request.doc_id, []).append(sample)
+    rows, times = [], []
+    for doc_id, asked in documents.items():
+        entry, requests = scored.get(doc_id, {}), [sample.request for sample in asked]
+        error = next((s.error for s in asked if s.error), entry.get("error"))
+        same = len({request.prompt for request in requests}) == 1
+        options = []
+        for sample, request in zip(asked, requests):
+            option = {} if same else {"prompt": request.prompt}
+            option |= {
+                "continuation": request.continuation,
+                "key": request.key,
+                "prompt_tokens": len(request.prompt_ids),
+                "target_tokens": len(request.target_ids),
+                "n_cut": request.n_cut,
+                **{name: getattr(sample.completion, name, None) for name in SCORED},
+            }
+            options.append(option)
+            times.append(
+                {
+                    "doc_id": doc_id,
+                    "repeat": request.repeat,
+                    "seconds": sample.completion.seconds,
+                    "cost_seconds": sample.cost_seconds,
+                    "rows_run": getattr(sample.completion, "rows_run", 0),
+                }
+            )
+        values = [option["loglikelihood"] for option in options]
+        chosen = None if error or None in values else values.index(max(values))
+        row = {
+            "doc_id": doc_id,
+            "repeat": 0,
+            "prompt": requests[0].prompt,
+            "options": options,
+            "chosen": chosen,
+            "text": "" if chosen is None else options[chosen]["continuation"],
+            "status": "ok" if error is None else "error",
+            "error": error,
+            # of a generated answer
+            "raw_text": "",
+            "cut": None,
+            "finish_reason": None,
+            "token_ids": [],
+            "committed_at": [],
+            "tokens_returned": 0,
+            "nfe": sum(option["rows"] or 0 for option in options),
+        }
+        expected = target(requests[0].doc) if target else entry.get("target")
+        row["target"] = json.loads(json.dumps(expected, default=str))
+        if error is None and entry:
+            names = {f"{m},{entry['filter']}": float(entry[m]) for m in entry["metrics"]}
+            row["metrics"] = names
+        rows.append(row)
+    return rows, times
+
+
 def _unscored(logged: Iterable[Mapping[str, Any]]) -> str | None:
     """Why an answer is not scored or a program has no verdict; None where all are."""
     for entry in logged:
@@ -195,7 +293,8 @@ def build_result(
         k: e.as_dict()
         for k, e in metrics_of(s for s in logged if s["doc_id"] not in failed).items()
     }
-    rows, times = sample_rows(samples, logged, target)
+    by_likelihood = any(sample.request.continuation is not None for sample in samples)
+    rows, times = (choice_rows if by_likelihood else sample_rows)(samples, logged, target)
     complete = not failed and headline in estimates
     predicted = config.get("predictions") is not None
     reference, note = reference_of(
@@ -222,7 +321,9 @@ def build_result(
         "score_on_completed": estimates if failed else None,
         "reference": reference,
         "reference_note": note,
-        "diagnostics": diagnostics(rows, code=code, headline=headline),
+        "diagnostics": choice_diagnostics(rows)
+        if by_likelihood
+        else diagnostics(rows, code=code, headline=headline),
         "strict": strict_summary(rows) if rechecked else None,
         "samples": rows,
     }
@@ -379,6 +480,10 @@ def table(result: Mapping[str, Any], path: Path) -> str:
             f"{shown(p['tokens_per_second'], 1)} tokens/s, "
             f"{shown(p['tpf'], 2)} tokens per forward pass, "
             f"{shown(p['forward_passes_per_sample'], 1)} forward passes per sample"
+        )
+    if "rows" in p:
+        lines.append(
+            f"{p['rows']} rows for {p['samples']} requests, {shown(p['rows_per_second'], 1)} rows/s"
         )
     lines += code_lines(result)
     lines += [f"warning: {warning}" for warning in result["diagnostics"]["warnings"]]

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 GetModel = Callable[..., "_ProfilingHarness"]  # eval.get_model
 CPU_BATCH = 8  # samples in flight on a CPU, which one sample does not keep busy
+CPU_ROWS = 32  # rows of likelihoods in one forward pass on a CPU
 MOST_JUDGES = 4  # a GPU does not write more programs than these judge
 
 
@@ -93,7 +94,11 @@ def run_job(
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
-    job = replace(job, batch_size=job.batch_size or (CPU_BATCH if device == "cpu" else 1))
+    if job.config.likelihood is not None:  # a row takes part in one pass, not in hundreds
+        usual = CPU_ROWS if device == "cpu" else "auto"
+    else:
+        usual = CPU_BATCH if device == "cpu" else 1
+    job = replace(job, batch_size=job.batch_size or usual)
     if worker.leads:
         say(describe(job))
         chosen = texts is None and not (job.device or job.devices)
@@ -199,7 +204,8 @@ def _scoring(job: Job, task, n_judges: int, stack: ExitStack) -> dict[str, Any]:
     ahead = None
     if n_judges and job.spec.kind == "code" and sandbox.executes():
         ahead = stack.enter_context(task.judging.beside(n_judges))
-    score = lmeval.scorer(task, job.spec.headline) if job.spec.scores_alone else None
+    alone = job.spec.scores_alone and job.config.likelihood is None
+    score = lmeval.scorer(task, job.spec.headline) if alone else None
     return {"score": score, "ahead": ahead}
 
 

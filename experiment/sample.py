@@ -1,8 +1,8 @@
 """The shapes of a sample: Request (what is asked) and Sample (what is kept, scored and reported).
 
-Between them is `decoding.row_state.Completion`, what the engine returns; a Sample carries it. The
-store keeps `Sample.kept()`, from which the text is cut anew in every run; the result file has
-`Sample.row()`. No torch.
+Between them is `decoding.row_state.Completion`, what the engine returns, or where a likelihood is
+asked for `decoding.likelihood.Likelihood`; a Sample carries it. The store keeps `Sample.kept()`,
+from which the text is cut anew in every run; the result file has `Sample.row()`. No torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from decoding.likelihood import Likelihood
 from decoding.row_state import Completion
+from utils import sha256
 
 # of a sample that failed, and of a text that was made elsewhere
 NO_COMPLETION = Completion(
@@ -20,8 +22,11 @@ NO_COMPLETION = Completion(
 )
 # what a store keeps of a completion; `seconds` is kept with the other times
 DECODED = tuple(f.name for f in fields(Completion) if f.name != "seconds")
+# and of a likelihood, whose cost in rows depends on what it ran with
+SCORED = tuple(f.name for f in fields(Likelihood) if f.name not in ("seconds", "rows_run"))
 # not in a row of the result file: the shapes themselves, what the benchmark has, times
 NOT_IN_ROW = {"request", "completion", "doc", "stops", "prompt_ids", "seconds", "cost_seconds"}
+NOT_IN_ROW |= {"continuation", "target_ids", "n_cut"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +34,16 @@ class Request:
     """What is asked of the model: one document, once per repeat.
 
     doc:        the document, as the benchmark has it.
-    repeat:     0 for the first answer to the document, 1 for the second, and so on.
+    repeat:     0 for the first answer to the document, 1 for the second, and so on; of a
+                likelihood the number of the document's option.
     prompt:     rendered text: chat template, few-shot examples and prefill included.
     stops:      stop strings; the text of the answer ends before the first of them.
     seed:       of the sample's random numbers.
     key:        under which the sample is kept, see `store.sample_key`; "" where nothing is kept.
     prompt_ids: token ids of the prompt; () where nothing is decoded.
+    continuation: the text whose likelihood after the prompt is asked for; None: an answer is.
+    target_ids: token ids of the continuation.
+    n_cut:      tokens of the prompt that are left out on the left, as it is too long.
     """
 
     doc: Mapping[str, Any]
@@ -45,6 +54,14 @@ class Request:
     seed: int = 0
     key: str = ""
     prompt_ids: tuple[int, ...] = ()
+    continuation: str | None = None
+    target_ids: tuple[int, ...] = ()
+    n_cut: int = 0
+
+    @property
+    def share(self) -> str:
+        """Requests with the same one are decoded by the same process."""
+        return self.key if self.continuation is None else sha256(self.prompt)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +81,7 @@ class Sample:
     """
 
     request: Request
-    completion: Completion = NO_COMPLETION
+    completion: Completion | Likelihood = NO_COMPLETION
     text: str = ""
     raw_text: str = ""
     cut: str | None = None
@@ -83,7 +100,8 @@ class Sample:
 
     def kept(self, peak_bytes: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """(result, meta) for the store: what repeats in every run, and what does not."""
-        result = {name: getattr(self.completion, name) for name in DECODED}
+        scored = isinstance(self.completion, Likelihood)
+        result = {name: getattr(self.completion, name) for name in (SCORED if scored else DECODED)}
         meta = {
             "doc_id": self.request.doc_id,
             "repeat": self.request.repeat,
@@ -91,7 +109,7 @@ class Sample:
             "cost_seconds": self.cost_seconds,
             "tokens_returned": self.tokens_returned,
             "peak_bytes": peak_bytes,
-        }
+        } | ({"rows_run": self.completion.rows_run} if scored else {})
         return result | {"prompt_tokens": len(self.request.prompt_ids)}, meta
 
 
@@ -103,10 +121,22 @@ def is_usable(record: Mapping[str, Any]) -> bool:
     result, meta = record["result"], record["meta"]
     if record["status"] == "error":
         return isinstance(meta.get("error"), str)
+    times = [meta.get(name) for name in ("seconds", "cost_seconds")]
+    if "loglikelihood" in result:
+        counts = [result.get("rows"), result.get("positions_computed"), meta.get("rows_run")]
+        return (
+            all(type(n) is int and n >= 0 for n in counts)
+            and all(
+                type(x) in (int, float) and math.isfinite(x)
+                for x in (result["loglikelihood"], *times)
+            )
+            and result.get("is_greedy") in (None, False, True)
+            and isinstance(result.get("order"), list)
+            and isinstance(meta.get("provenance"), dict)
+        )
     ids, steps = result.get("token_ids"), result.get("committed_at")
     counts = [result.get(f.name, f.default) for f in fields(Completion) if f.type == "int"]
     counts += [meta.get("tokens_returned"), meta.get("peak_bytes") or 0]
-    times = [meta.get(name) for name in ("seconds", "cost_seconds")]
     return (
         isinstance(ids, list)
         and isinstance(steps, list)
@@ -127,15 +157,19 @@ def _is_score(score: object) -> bool:
     return type(score.get("value")) in (int, float) and type(score.get("version")) is int
 
 
-def completion_of(kept: Mapping[str, Any]) -> Completion:
+def completion_of(kept: Mapping[str, Any]) -> Completion | Likelihood:
     """The completion of a kept sample, {"result": ..., "meta": ...} as `Sample.kept` gives them."""
+    if "loglikelihood" in kept["result"]:
+        found = {name: kept["result"][name] for name in SCORED}
+        found |= {name: kept["meta"][name] for name in ("rows_run", "seconds")}
+        return Likelihood(**found | {"order": tuple(found["order"])})
     found = {name: kept["result"][name] for name in DECODED if name in kept["result"]}
     found |= {name: tuple(found[name]) for name in ("token_ids", "committed_at")}
     return Completion(**found, seconds=kept["meta"]["seconds"])
 
 
 def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each decoded sample of a result.
+    """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each sample of a result.
 
     For a store that was deleted while the result file stayed: `store.put(key, {"status": "ok",
     **kept})` restores a sample. Where the samples were made in several places, the result does not
@@ -146,16 +180,25 @@ def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     times = {(t["doc_id"], t["repeat"]): t for t in result["profile"]["sample_seconds"]}
     found = {}
     for row in result["samples"]:
-        if not (row.get("key") and row["token_ids"]):  # one that could not be scored is kept
-            continue
-        time = times[row["doc_id"], row["repeat"]]
-        found[row["key"]] = {
-            "result": {name: row[name] for name in (*DECODED, "prompt_tokens")},
-            "meta": {
-                **{name: time[name] for name in ("doc_id", "repeat", "seconds", "cost_seconds")},
-                "tokens_returned": row["tokens_returned"],
-                "peak_bytes": result["profile"]["peak_memory_bytes"]["device"],
-                "provenance": provenance,
-            },
-        }
+        # a row of likelihoods has its options
+        for repeat, part in enumerate(row.get("options", [row]), row["repeat"]):
+            scored = "loglikelihood" in part
+            # one that could not be scored is kept
+            if not part.get("key") or part["loglikelihood" if scored else "token_ids"] in (
+                None,
+                [],
+            ):
+                continue
+            time = times[row["doc_id"], repeat]
+            names = ("doc_id", "repeat", "seconds", "cost_seconds", *["rows_run"] * scored)
+            decided = (*(SCORED if scored else DECODED), "prompt_tokens")
+            found[part["key"]] = {
+                "result": {name: part[name] for name in decided},
+                "meta": {
+                    **{name: time[name] for name in names},
+                    "tokens_returned": part.get("tokens_returned", 0),
+                    "peak_bytes": result["profile"]["peak_memory_bytes"]["device"],
+                    "provenance": provenance,
+                },
+            }
     return found

@@ -54,7 +54,10 @@ class SampleCache:
         return sample_key(self.generation_id, prompt, repeat, stops)
 
     def mine(self, key: str) -> bool:
-        """Whether this process decodes the sample: a function of the key, alike in every worker."""
+        """Whether this process decodes the sample: a function of the key, alike in every worker.
+
+        key: of the sample; of a likelihood that of its context, as its options share rows.
+        """
         return int(key[:15], 16) % self.worker.size == self.worker.rank
 
     def recall(self, key: str) -> dict[str, Any] | None:

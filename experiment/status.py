@@ -42,7 +42,7 @@ class Sums:
     """Totals over samples; they can be added.
 
     n, failed:         samples that are kept, and samples whose last attempt failed.
-    tokens, forwards:  tokens returned and forward passes.
+    tokens, forwards:  tokens returned and forward passes; of likelihoods the rows that ran.
     seconds:           time of decoding.
     scored, score, squares: samples whose headline score is known, the sum of the scores and of
                        their squares. A score of another SCORING_VERSION is not known.
@@ -63,7 +63,7 @@ class Sums:
         sums = cls(
             n=1,
             tokens=meta.get("tokens_returned", 0),
-            forwards=result.get("nfe", 0),
+            forwards=result.get("nfe", meta.get("rows_run", 0)),
             seconds=meta.get("cost_seconds", 0.0),
         )
         score = meta.get("score")

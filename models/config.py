@@ -86,6 +86,10 @@ class Family:
               from, after temperature, top_p and top_k (Dream); otherwise under the plain softmax.
     end_token_flags: options for end tokens that the family's decoding has.
     skip_special_tokens: special tokens inside an answer are removed from its text.
+    likelihood: the default of decoding.likelihood.ESTIMATORS; None: there are no likelihoods.
+    likelihood_frame: what they add to a text: "bos" the start token before the prefix, "end" the
+              end token behind the target, scored but never hidden by draws, "tail" the same,
+              never scored.
     """
 
     name: str
@@ -106,6 +110,8 @@ class Family:
     scores_the_draw: bool = False
     end_token_flags: tuple[str, ...] = ()
     skip_special_tokens: bool = False
+    likelihood: str | None = None
+    likelihood_frame: tuple[str, ...] = ()
 
     @property
     def constants(self) -> dict[str, object]:

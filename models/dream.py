@@ -60,4 +60,6 @@ DREAM = Family(
     blocks=32,
     scores_the_draw=True,
     skip_special_tokens=False,  # as Dream's evaluation does: eval_instruct
+    likelihood="dream_mc",
+    likelihood_frame=("bos", "end"),
 )

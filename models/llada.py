@@ -69,4 +69,5 @@ LLADA = Family(
     blocks=32,
     end_token_flags=("logits_eos_inf", "confidence_eos_eot_inf"),
     skip_special_tokens=True,  # as LLaDA's evaluation does: OpenCompass, models/dllm.py
+    likelihood="llada_mc",
 )

@@ -161,7 +161,12 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def predict(
-        self, tokens: Tensor, spans: Sequence[Span], rows: Tensor, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        spans: Sequence[Span],
+        rows: Tensor,
+        cache: KVCache | None = None,
+        raw: bool = False,
     ) -> Tensor:
         """Logits [R, V] for the columns `rows`, in the model's dtype; the mask token's are -inf.
 
@@ -172,6 +177,7 @@ class Transformer(nn.Module):
         rows:   [R] int64, packed indices. Row i of the result is the distribution FOR that column:
                 a shifted model (Dream, Qwen2) takes it from the hidden state one column to the
                 left, except for column 0.
+        raw:    the mask token keeps its logit, as in likelihoods.
         Tensors on the host save a wait for the device. Raises ValueError where spans, tokens, rows
         and cache do not fit together.
         """
@@ -180,10 +186,10 @@ class Transformer(nn.Module):
         asked = plan(spans, rows.cpu().numpy(), self.config, self.device.type)
         tokens = padded(tokens.cpu().numpy(), len(asked.positions))
         out = None
-        if cache is None and self.acceleration.graphs is not None:
+        if cache is None and self.acceleration.graphs is not None and not raw:
             out = self.acceleration.graphs.logits(tokens, asked)
         if out is None:
-            out = self.answer(self.inputs(tokens, asked), *self.packed(asked), cache)
+            out = self.answer(self.inputs(tokens, asked), *self.packed(asked), cache, raw)
         if cache is not None:
             cache.ends = [cache.after(i, s) for i, s in enumerate(spans)]
         return out[: asked.n_rows]
@@ -201,13 +207,20 @@ class Transformer(nn.Module):
         """
         self.acceleration = Acceleration.of(self, compile, cuda_graphs, tell)
 
-    def answer(self, inputs: Inputs, packed: Packed, last: Packed, cache: KVCache | None) -> Tensor:
+    def answer(
+        self,
+        inputs: Inputs,
+        packed: Packed,
+        last: Packed,
+        cache: KVCache | None,
+        raw: bool = False,
+    ) -> Tensor:
         """Logits [R', V] of the rows inputs.back; all arguments are on the device.
 
         packed: for all layers but the last one. last: for the last one.
         """
         out = self._head(self._trunk(inputs, packed, last, cache))
-        if self.config.mask_id is not None:
+        if self.config.mask_id is not None and not raw:
             out[:, self.config.mask_id] = -torch.inf
         return out
 

@@ -172,9 +172,13 @@ def method_label(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> str
     settings = label_parts(config)
     if "temperature" in overrides:
         settings.append(f"temperature {config['temperature']:g}")
+    if config.get("mc_num"):
+        settings.append(f"{config['mc_num']} draws")
+    if config.get("cfg_scale"):
+        settings.append(f"guidance {config['cfg_scale']:g}")
     if "verifier" in overrides:
         settings.append(f"verifier {Path(str(config.get('verifier'))).name}")
-    name = config.get("algorithm") or "predictions"
+    name = config.get("algorithm") or config.get("estimator") or "predictions"
     return name + (f" ({', '.join(settings)})" if settings else "")
 
 
@@ -235,7 +239,7 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
         # a seed is no method, see pooled()
         settings={n: value for n, value in settings.items() if n not in (*SPEED, "seed")},
         overrides=dict(content["protocol"]["overrides"]),
-        k=None if predictions else _tokens_per_step(config),
+        k=None if predictions or "estimator" in config else _tokens_per_step(config),
         data={"files": None, **content["data"], "name": str(content["data"]["name"])},
         limit=content["limit"],
         metric=metric,

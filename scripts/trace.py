@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Replay decoding cases on a checkpoint and write which token was committed when.
+"""Replay cases on a checkpoint: which token was committed when, or the likelihood of a text.
 
     python scripts/trace.py --checkpoint DIR --cases cases.jsonl --out trace.jsonl
 
@@ -19,6 +19,19 @@ For each case, in the order of the file, one line is written:
 
 `commits` has one entry for each forward pass; positions count from the end of the prompt. Positions
 that early exit left open hold the mask id. Two machines agree if their files are equal.
+
+A likelihood case has recorded draws (batches of rows; none where nothing is drawn):
+
+    {"id": "any name", "estimator": "llada_mc", "prefix_ids": [1, 2], "target_ids": [3, 4],
+     "params": {"cfg_scale": 0.5}, "batches": [[{"masked": [0], "p_mask": 0.5}, ...], ...]}
+
+Its estimator is one of eval.py's --likelihood, illada_mc or illada_confidence; its params may also
+be those of the official code. Its line is
+
+    {"id": "any name", "loglikelihood": -4.2, "rows": 3, "is_greedy": false, "order": null}
+
+with the order in which `confidence` revealed the target. As in Dream's code, is_greedy is false
+for the estimators of Dream.
 """
 
 from __future__ import annotations
@@ -32,6 +45,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from decoding.algorithms import ALGORITHMS, algorithm_options  # noqa: E402
 from decoding.config import DecodeConfig  # noqa: E402
+from decoding.likelihood import (  # noqa: E402
+    ESTIMATORS,
+    LikelihoodConfig,
+    Mask,
+    Target,
+    likelihoods_each,
+    merged,
+)
 from decoding.option import options_in  # noqa: E402
 from decoding.schedule import Schedule, ScheduleError, make_schedule  # noqa: E402
 from models import FAMILIES  # noqa: E402
@@ -39,6 +60,13 @@ from utils import file_bytes  # noqa: E402
 
 SCHEDULE_PARAMS = tuple(name for name in options_in(Schedule) if name != "algorithm")
 DECODE_PARAMS = tuple(name for name in options_in(DecodeConfig) if name != "early_exit")
+# of likelihood cases; all but four describe what the recorded ids and draws already hold
+LIKELIHOOD_PARAMS = (
+    "cfg_scale classifier_free_guidance mask_id padd_eos "
+    "mc_num batch_size eos_id add_bos_token sampling_eps log_type nll_type max_length "
+    "tokenised_apart"
+).split()
+AS_HERE = {"illada_mc": "llada_mc", "illada_confidence": "confidence"}
 
 
 def known_params() -> tuple[str, ...]:
@@ -84,6 +112,52 @@ def case_config(case: dict, family: str, early_exit: bool) -> DecodeConfig:
     return config
 
 
+def likelihood_target(case: dict, model) -> Target:
+    """The target of a likelihood case, with the masks of its recorded draws.
+
+    model: the checkpoint's ModelConfig. Raises ValueError where the case is invalid.
+    """
+    if not {"prefix_ids", "target_ids", "params"} <= case.keys():
+        raise ValueError('a likelihood case needs "prefix_ids", "target_ids" and "params"')
+    name, params = AS_HERE.get(case["estimator"], case["estimator"]), case["params"]
+    if name not in ESTIMATORS:
+        known = ", ".join([*ESTIMATORS, *AS_HERE])
+        raise ValueError(f"unknown estimator {name!r}; there are: {known}")
+    if unknown := sorted(params.keys() - set(LIKELIHOOD_PARAMS)):
+        known = ", ".join(LIKELIHOOD_PARAMS)
+        raise ValueError(f"unknown params {', '.join(unknown)}; known: {known}")
+    if params.get("mask_id", model.mask_id) != model.mask_id:
+        raise ValueError(f"mask_id {params['mask_id']} is not the checkpoint's {model.mask_id}")
+    if params.get("log_type", "ftb") != "ftb":
+        raise ValueError(f"log_type {params['log_type']!r} is not replayed; only ftb is")
+    prefix, target, kind = case["prefix_ids"], case["target_ids"], ESTIMATORS[name]
+    if not target or not all(isinstance(i, int) for i in (*prefix, *target)):
+        raise ValueError("prefix_ids and target_ids must be lists of token ids, targets not empty")
+    if kind.draw is None:
+        masks = LikelihoodConfig(name).masks(len(target), seed=0)
+    else:
+        rows = [row for batch in case.get("batches") or [] for row in batch]
+        if not rows or not all(
+            {"masked", "p_mask"} <= row.keys() and row["p_mask"] for row in rows
+        ):
+            raise ValueError(f"{name} needs the recorded draws: batches of masked and p_mask")
+        masks = merged(
+            Mask(tuple(sorted(row["masked"])), 1 / row["p_mask"] / len(rows)) for row in rows
+        )
+        if any(not 0 <= i < len(target) for mask in masks for i in mask.hidden):
+            raise ValueError(f"masked positions must be within the target of {len(target)} tokens")
+    return Target(
+        tuple(prefix),
+        tuple(target),
+        masks,
+        tail=(model.eos_id,) if params.get("padd_eos") else (),
+        greedy=not name.startswith("dream"),
+        # in Dream's code guidance up to 1 is none
+        cfg_scale=params.get("cfg_scale")
+        or max(0.0, params.get("classifier_free_guidance", 1.0) - 1),
+    )
+
+
 def read_cases(path: Path) -> list[dict]:
     """The cases of a JSON-lines file. Raises ValueError if a line is not JSON or there is none."""
     cases = []
@@ -98,24 +172,44 @@ def read_cases(path: Path) -> list[dict]:
     return cases
 
 
-def drafts(config: DecodeConfig) -> bool:
+def drafts(config: DecodeConfig | Target) -> bool:
     """Whether the algorithm of a configuration needs a verifier."""
-    return ALGORITHMS[config.schedule.algorithm].verification is not None
+    return (
+        isinstance(config, DecodeConfig)
+        and ALGORITHMS[config.schedule.algorithm].verification is not None
+    )
 
 
 def replay(
-    model, cases: list[dict], configs: list[DecodeConfig], batch_size: int = 1, verifier=None
+    model,
+    cases: list[dict],
+    configs: list[DecodeConfig | Target],
+    batch_size: int = 1,
+    verifier=None,
 ) -> list[dict]:
     """Trace rows of the cases, in their order.
 
-    Cases with equal configurations share batches of `batch_size` rows.
+    configs: of a decoding case its configuration, of a likelihood case its target. Cases with equal
+    configurations share batches of `batch_size` rows.
     """
     from decoding.engine import decode
 
     groups: dict[DecodeConfig, list[int]] = {}
-    for i, config in enumerate(configs):
-        groups.setdefault(config, []).append(i)
     rows: list[dict | None] = [None] * len(cases)
+    targets = {i: config for i, config in enumerate(configs) if isinstance(config, Target)}
+    members = list(targets)
+    for n, found in likelihoods_each(model, targets.values(), batch_size):
+        i = members[n]
+        rows[i] = {
+            "id": cases[i].get("id", i),
+            "loglikelihood": found.loglikelihood,
+            "rows": found.rows,
+            "is_greedy": bool(found.is_greedy),
+            "order": list(found.order) or None,
+        }
+    for i, config in enumerate(configs):
+        if i not in targets:
+            groups.setdefault(config, []).append(i)
     for config, members in groups.items():
         prompts = [cases[i]["prompt_ids"] for i in members]
         seeds = [cases[i]["params"].get("seed", 0) for i in members]
@@ -177,17 +271,20 @@ def main(argv: list[str] | None = None) -> int:
         drafting = None if problems else args.checkpoint
         found = verifier_problems(args.verifier_ckpt, drafting)
         problems += flagged("verifier_ckpt", args.verifier_ckpt, found)
-    configs: list[DecodeConfig] = []
+    configs: list[DecodeConfig | Target] = []
     if args.batch_size < 1:
         problems.append(f"--batch_size {args.batch_size} must be at least 1")
     if not args.out.resolve().parent.is_dir():
         problems.append(f"--out {args.out}: the directory {args.out.parent} does not exist")
     try:
         cases = read_cases(args.cases)
-        family = None if problems else read_config(args.checkpoint).family
-        for i, case in enumerate(cases if family else []):
+        known = None if problems else read_config(args.checkpoint)
+        for i, case in enumerate(cases if known else []):
             try:
-                configs.append(case_config(case, family, early_exit=not args.no_early_exit))
+                if isinstance(case, dict) and "estimator" in case:
+                    configs.append(likelihood_target(case, known))
+                    continue
+                configs.append(case_config(case, known.family, early_exit=not args.no_early_exit))
                 if drafts(configs[-1]) and args.verifier_ckpt is None:
                     raise ValueError(
                         f"{case['algorithm']} needs a verifier; give --verifier_ckpt, "
@@ -224,9 +321,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     rows = replay(model, cases, configs, args.batch_size, verifier)
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(
-        f"{len(rows)} cases, {sum(r['forward_passes'] for r in rows)} forward passes -> {args.out}"
-    )
+    passes = sum(row.get("forward_passes", row.get("rows", 0)) for row in rows)
+    print(f"{len(rows)} cases, {passes} forward passes -> {args.out}")
     return 0
 
 

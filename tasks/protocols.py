@@ -48,6 +48,8 @@ class Protocol:
     block_length: for an algorithm that goes in blocks by default; None is the whole canvas.
     extraction: the authors' way to find the program in an answer, a key of tasks.code.EXTRACTIONS;
         None is this project's.
+    estimator, mc_num, cfg_scale: of a benchmark that is scored by likelihood, see
+        decoding.likelihood.LikelihoodConfig; None is the family's own, its default and no guidance.
     references: the published scores of this very protocol, one for each number of tokens per step
         that has one: {"score": percent, "metric", "tokens_per_step", "source", "settings"}.
     """
@@ -68,6 +70,9 @@ class Protocol:
     logits_eos_inf: bool = False
     confidence_eos_eot_inf: bool = False
     extraction: str | None = None
+    estimator: str | None = None
+    mc_num: int | None = None
+    cfg_scale: float | None = None
     references: tuple[dict, ...] = ()
 
 

@@ -22,7 +22,7 @@ import models  # noqa: E402
 from decoding.config import DecodeConfig  # noqa: E402
 from decoding.schedule import make_schedule  # noqa: E402
 from eval import MODEL_DEFAULTS, TASKS  # noqa: E402
-from experiment.lmeval import request_of  # noqa: E402
+from experiment.lmeval import requests_of  # noqa: E402
 from harness import HARNESSES  # noqa: E402
 from models import FAMILIES  # noqa: E402
 from tasks import build_task  # noqa: E402
@@ -119,7 +119,7 @@ def rendered(data: Path, name: str, alias: str, task: str) -> dict:
         device="cpu",
         prefill=asked.prefill,
     )
-    request = request_of(harness, asked, cell, 0)
+    [request] = requests_of(harness, asked, cell, 0)
     return {
         "prompt": request.prompt,
         "stops": list(request.stops),
