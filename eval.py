@@ -120,6 +120,21 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "verifier": QWEN,
         "official": cells.DIFFUCODER_OFFICIAL,
     },
+    "llada-base": {
+        "family": "llada",
+        "checkpoint": "GSAI-ML/LLaDA-8B-Base",
+        "flag": "llada_base_ckpt",
+        "uniform": cells.LLADA_BASE_UNIFORM,
+        "official": cells.LLADA_BASE_OFFICIAL,
+    },
+    "dream-base": {
+        "family": "dream",
+        "checkpoint": "Dream-org/Dream-v0-Base-7B",
+        "flag": "dream_base_ckpt",
+        "verifier": QWEN,
+        "uniform": cells.DREAM_BASE_UNIFORM,
+        "official": cells.DREAM_BASE_OFFICIAL,
+    },
     "tiny-llada": {
         "family": "llada",
         "checkpoint": f"{ASSETS}/tiny-llada",
@@ -217,6 +232,12 @@ def get_model(
             "protocol needs; --no_chat_template asks without one"
         )
 
+    if job.protocol.start_token and tokenizer.bos_token is None:
+        raise BadDataError(
+            f"checkpoint {run.checkpoint} has no start token (bos_token of tokenizer_config.json), "
+            f"with which {run.model_alias} begins its prompts"
+        )
+
     def load_models() -> tuple[Transformer, Transformer | None]:
         model = load(run.checkpoint, device, run.dtype)
         model.accelerate(compile=run.compile, cuda_graphs=job.cuda_graphs, tell=say)
@@ -230,6 +251,7 @@ def get_model(
         device=device,
         seed=run.seed,
         prefill=task.prefill,
+        start=tokenizer.bos_token if job.protocol.start_token else "",
         likelihood=run.likelihood,
         greedy=reads_greedy(task),
         cache=cache,

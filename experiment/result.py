@@ -350,7 +350,7 @@ def reference_of(
     if references and differs:
         return None, DEPARTS + ", ".join(differs)
     k = overrides.get("tokens_per_step", {}).get("run", 1)
-    found = next((dict(r) for r in references if r["tokens_per_step"] == k), None)
+    found = next((dict(r) for r in references if r["tokens_per_step"] in (k, None)), None)
     why = f"no score is published for {k} tokens per step" if references else UNPUBLISHED
     return found, None if found else why
 
@@ -358,10 +358,8 @@ def reference_of(
 def published(reference: Mapping[str, Any]) -> str:
     """A published score in a line."""
     k = reference["tokens_per_step"]
-    return (
-        f"{reference['score']} % at {k} token{'s' * (k > 1)} per step "
-        f"({reference['metric']}, {reference['source']})"
-    )
+    at = "" if k is None else f" at {k} token{'s' * (k > 1)} per step"
+    return f"{reference['score']} %{at} ({reference['metric']}, {reference['source']})"
 
 
 def load_result(path: Path) -> dict[str, Any] | None:

@@ -48,6 +48,11 @@ FORMS = {
         until=(),  # a chat answer may begin with an import, a comment or the function itself
     ),
     "lm_eval": PromptForm(source="lm-eval 0.4.8 humaneval", yaml=YAML),
+    "completion": PromptForm(
+        source="lm-eval 0.4.8 humaneval without stop strings, as Dream-Base reports",
+        yaml=YAML,
+        until=(),
+    ),
     "opencompass": PromptForm(
         source="OpenCompass humaneval_gen_8e312c, as LLaDA reports",
         yaml=YAML,
