@@ -90,7 +90,7 @@ ASSETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets")
 #   verifier    a checkpoint for the algorithms that have one (`apd`); optional
 #   dtype       the default of --dtype; optional, default: bfloat16
 #   harness     a subclass of harness._ProfilingHarness, or "module:Class"; optional
-#   uniform, official   cells by task, see tasks/protocols.py; optional
+#   uniform, official, fast_dllm   cells by task, see tasks/protocols.py; optional
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "llada": {
         "family": "llada",
@@ -98,6 +98,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "flag": "llada_ckpt",
         "uniform": cells.LLADA_UNIFORM,
         "official": cells.LLADA_OFFICIAL,
+        "fast_dllm": cells.LLADA_FAST_DLLM,
     },
     "llada1.5": {
         "family": "llada",
@@ -105,6 +106,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "flag": "llada15_ckpt",
         "uniform": cells.LLADA15_UNIFORM,
         "official": cells.LLADA15_OFFICIAL,
+        "fast_dllm": cells.LLADA15_FAST_DLLM,
     },
     "dream": {
         "family": "dream",
@@ -112,6 +114,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "flag": "dream_ckpt",
         "verifier": QWEN,
         "official": cells.DREAM_OFFICIAL,
+        "fast_dllm": cells.DREAM_FAST_DLLM,
     },
     "diffucoder": {
         "family": "dream",
@@ -256,6 +259,7 @@ def get_model(
         greedy=reads_greedy(task),
         cache=cache,
         batch_size=job.batch_size or 1,
+        halves=run.timed_batch is None,
         score=score,
         ahead=ahead,
     )

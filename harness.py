@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
-from decoding.engine import decode_each
+from decoding.engine import decode_each, probe
 from decoding.likelihood import (
     ESTIMATORS,
     EXACT_LENGTH,
@@ -142,7 +143,12 @@ class _ProfilingHarness(HFLM):
         if self.batch_size == "auto":
             longest = len(requests[0].prompt_ids) + schedule.gen_length
             cached = self.decode_config.kv_cache != "none"
-            n = fitting_rows(model, longest, schedule.block_length, cached)
+            observed = ALGORITHMS[schedule.algorithm].observe is not None
+            ids = requests[0].prompt_ids
+            first_steps = partial(probe, model, ids, self.decode_config, verifier=self.verifier)
+            shape = (longest, schedule.block_length, cached, observed)
+            with self.generation.clock.stopped():
+                n = fitting_rows(model, *shape, probe=first_steps)
             self.generation.choose_batch_size(n)
         stops, skip = requests[0].stops, self.model_config.skip_special_tokens
 

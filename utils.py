@@ -480,6 +480,9 @@ def out_of_memory(error: BaseException) -> bool:
         "CUDA error: out of memory",
         "CUDA driver error: out of memory",
         "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUBLAS_STATUS_NOT_INITIALIZED",
+        "HIP out of memory",
+        "Triton Error [CUDA]: out of memory",
     )
     return (
         isinstance(error, MemoryError)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,9 +29,12 @@ from decoding.sampling import (
     NoFiniteLogits,
     Proposal,
     Rules,
+    all_to_device,
+    joined,
     marked,
     mask_tokens,
     propose,
+    quick_proposal,
     to_device,
     uniforms,
 )
@@ -100,6 +104,42 @@ def decode_each(
     )
 
 
+def probe(
+    model: Model,
+    prompt: Sequence[int],
+    config: DecodeConfig,
+    n: int,
+    *,
+    passes: int = 2,
+    verifier: Model | None = None,
+) -> None:
+    """Decode n copies of a prompt for `passes` forward passes, as `decode_each` would.
+
+    Algorithms that remember a step need the memory of two.
+    """
+    copies = _Passes(model, passes)
+    with suppress(_Passed):
+        decode(copies, [prompt] * n, config, range(n), verifier=verifier)
+
+
+class _Passed(Exception):
+    """All forward passes of a probe are done."""
+
+
+class _Passes:
+    """A Model whose forward passes are limited; the next one raises _Passed."""
+
+    def __init__(self, model: Model, passes: int):
+        self.config, self.device, self.new_cache = model.config, model.device, model.new_cache
+        self._predict, self._left = model.predict, passes
+
+    def predict(self, *arguments: Any) -> Tensor:
+        if not self._left:
+            raise _Passed
+        self._left -= 1
+        return self._predict(*arguments)
+
+
 def rules_of(config: DecodeConfig, model: ModelConfig) -> Rules:
     """The sampling rules of a decoding configuration for a model."""
     algorithm = ALGORITHMS[config.schedule.algorithm]
@@ -148,6 +188,10 @@ class _Decoder:
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], batch_size: int
     ) -> Iterator[tuple[int, Completion]]:
         waiting = iter(range(len(prompts)))
+        for slots in (self.cache, self.verifier):
+            if slots is not None and prompts:
+                longest = max(map(len, prompts)) + self.schedule.gen_length
+                slots.reserve(min(batch_size, len(prompts)), longest)
         while True:
             for _, i in zip(range(batch_size - len(self.rows)), waiting):
                 self._admit(i, prompts[i], seeds[i])
@@ -191,13 +235,24 @@ class _Decoder:
     def _choose_then_predict(self, rows: list[Row]) -> None:
         """For an algorithm that reads no score: the model predicts the chosen positions only."""
         noise = self._noise(rows)
-        chosen = self.algorithm.select(self._view(rows, self._in_sight(rows), noise)).numpy()
+        view = self._view(self._fields(rows, self._in_sight(rows), noise))
+        chosen = self.algorithm.select(view).numpy()
         keep = chosen.any(axis=1)
         rows, chosen = [row for row, kept in zip(rows, keep) if kept], chosen[keep]
         if rows:
-            noise = noise if noise is None else noise[:, torch.from_numpy(keep)]
+            drawn = None
+            if self.config.temperature > 0:
+                drawn = noise[0][torch.from_numpy(keep)][torch.from_numpy(chosen)]
+                drawn = to_device(drawn, self.model.device)
+            proposal, _ = self._propose(rows, chosen, drawn)
+            found = [proposal.tokens]
+            if proposal.sound is not None:
+                found.append(proposal.sound.long())
+            found, *sound = torch.stack(found).cpu().numpy()
+            if sound and not sound[0].all():
+                found = self._settled(proposal, sound[0]).tokens.cpu().numpy()
             tokens = np.zeros(chosen.shape, dtype=np.int64)
-            tokens[chosen] = self._propose(rows, chosen, noise)[0].tokens.cpu().numpy()
+            tokens[chosen] = found
             _check_finite(tokens[chosen])
             self._commit(rows, chosen, tokens)
 
@@ -205,17 +260,15 @@ class _Decoder:
         """For an algorithm that reads scores: propose all open positions, then choose some."""
         noise = self._noise(rows)
         queried = self._in_sight(rows)
-        proposal, observed = self._propose(rows, queried, noise)
-        at = to_device(torch.from_numpy(queried), self.model.device)
-        scores = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
-        scores = {
-            name: at.to(score.dtype).masked_scatter(at, score) for name, score in scores.items()
-        }
-        chosen = self.algorithm.select(self._view(rows, queried, noise, scores))
-        tokens = at.long().masked_scatter(at, proposal.tokens)
-        # one transfer for both; the step waits for the device only here
-        chosen, tokens = torch.stack([chosen.long(), tokens]).cpu().numpy()
-        chosen = chosen.astype(bool)
+        fields = self._fields(rows, queried, noise)
+        if noise is not None and self.config.temperature > 0:
+            fields["drawn"] = noise[0][fields["masked"]]
+        fields = all_to_device(fields, self.model.device)
+        proposal, observed = self._propose(rows, queried, fields.pop("drawn", None))
+        chosen, tokens, sound = self._chosen(fields, proposal, observed)
+        if sound is not None and not sound.all():
+            proposal = self._settled(proposal, sound[queried])
+            chosen, tokens, _ = self._chosen(fields, proposal, observed)
         _check_finite(tokens[queried])
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
@@ -223,6 +276,29 @@ class _Decoder:
                 still_open = np.flatnonzero(~now_committed[was_open])
                 kept = to_device(torch.from_numpy(still_open), self.model.device)
                 row.memory = {name: held[kept] for name, held in row.memory.items()}
+
+    def _settled(self, proposal: Proposal, sound: np.ndarray) -> Proposal:
+        rest = torch.from_numpy(np.flatnonzero(sound == 0))
+        return proposal.settled(to_device(rest, self.model.device))
+
+    def _chosen(
+        self, fields: dict[str, Tensor], proposal: Proposal, observed: dict[str, Tensor]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """[B, T] each: the positions that are chosen, the tokens, and where the proposal is sound.
+
+        One transfer for all; the step waits for the device only here.
+        """
+        at = fields["masked"]
+        scores = {name: getattr(proposal, name) for name in self.algorithm.scores} | observed
+        scores = {
+            name: at.to(score.dtype).masked_scatter(at, score) for name, score in scores.items()
+        }
+        chosen = self.algorithm.select(self._view(fields | scores))
+        planes = [chosen.long(), at.long().masked_scatter(at, proposal.tokens)]
+        if proposal.sound is not None:
+            planes.append((~at).long().masked_scatter(at, proposal.sound.long()))
+        chosen, tokens, *sound = torch.stack(planes).cpu().numpy()
+        return chosen.astype(bool), tokens, sound[0].astype(bool) if sound else None
 
     def _block(self, row: Row) -> slice:
         return self.schedule.span(row.block)
@@ -259,15 +335,10 @@ class _Decoder:
         """Steps of the whole canvas that the row has behind it."""
         return row.block * self.schedule.steps_per_block + row.step
 
-    def _view(
-        self,
-        rows: list[Row],
-        in_sight: np.ndarray,
-        noise: Tensor | None,
-        scores: dict[str, Tensor] | None = None,
-    ) -> StepView:
-        """The step as the algorithm sees it: on the scores' device, without scores on the CPU."""
-        device = next(iter(scores.values())).device if scores else torch.device("cpu")
+    def _fields(
+        self, rows: list[Row], in_sight: np.ndarray, noise: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The fields of the algorithm's view but the scores, on the CPU."""
         quotas = [self.schedule.quotas_of(row.block)[row.step] for row in rows]
         rates = [self.schedule.rates_of(row.block)[row.step] for row in rows]
         fields = {
@@ -282,12 +353,11 @@ class _Decoder:
         if "canvas" in self.algorithm.reads:
             fields["canvas"] = torch.from_numpy(np.stack([row.open for row in rows]))
             fields["start"] = torch.tensor([self._block(row).start for row in rows])
-        return StepView(
-            **{name: to_device(x, device) for name, x in fields.items()},
-            **(scores or {}),
-            alg_temp=self.config.alg_temp or 0.0,
-            options=self.config.options,
-        )
+        return fields
+
+    def _view(self, fields: dict[str, Tensor]) -> StepView:
+        """The step as the algorithm sees it."""
+        return StepView(**fields, alg_temp=self.config.alg_temp or 0.0, options=self.config.options)
 
     def _columns(self, row: Row) -> Columns:
         """The columns that the row's next forward pass computes and attends to."""
@@ -332,34 +402,36 @@ class _Decoder:
         return logits
 
     def _propose(
-        self, rows: list[Row], queried: np.ndarray, noise: Tensor | None
+        self, rows: list[Row], queried: np.ndarray, drawn: Tensor | None
     ) -> tuple[Proposal, dict[str, Tensor]]:
-        """Tokens and scores of the queried positions after one forward pass, and further scores."""
-        logits, observed = self._predict(rows, queried), {}
+        """Tokens and scores of the queried positions after one forward pass, and further scores.
+
+        drawn: noise of the queried positions, on the device; None if no token is drawn.
+        """
+        logits = self._predict(rows, queried)
         if self.verifier is not None:
             return self._verified(rows, queried, logits)
         if self.algorithm.observe is not None:
-            logits, observed = self._observe(rows, logits, queried.sum(axis=1).tolist())
-        drawn = (
-            to_device(noise[0][torch.from_numpy(queried)], logits.device)
-            if self.config.temperature > 0
-            else None
-        )
-        return propose(logits, self.rules, self.algorithm.scores, drawn), observed
+            return self._observed(rows, logits, queried.sum(axis=1).tolist(), drawn)
+        return quick_proposal(logits, self.rules, self.algorithm.scores, drawn), {}
 
-    def _observe(
-        self, rows: list[Row], logits: Tensor, counts: list[int]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits [R, V] and the score "observed", if there is one, of `Algorithm.observe`."""
-        logits = logits.to(self.rules.dtype or logits.dtype)
-        logits, seen = mask_tokens(logits, self.rules.never), []
-        for row, part in zip(rows, logits.split(counts)):
-            seen.append(self.algorithm.observe(part, row.memory, self.config.options))
-            row.memory = seen[-1].memory
-        scores = (
-            {} if seen[0].score is None else {"observed": torch.cat([one.score for one in seen])}
-        )
-        return torch.cat([one.logits for one in seen]), scores
+    def _observed(
+        self, rows: list[Row], logits: Tensor, counts: list[int], noise: Tensor | None
+    ) -> tuple[Proposal, dict[str, Tensor]]:
+        """A proposal from the logits of `Algorithm.observe`, and the score "observed", if any.
+
+        Row by row: in the precision of the scores the logits of a canvas take gigabytes.
+        """
+        proposals, scores, reads = [], [], self.algorithm.scores
+        noises = [None] * len(rows) if noise is None else noise.split(counts)
+        for row, part, drawn in zip(rows, logits.split(counts), noises):
+            part = mask_tokens(part.to(self.rules.dtype or part.dtype), self.rules.never)
+            seen = self.algorithm.observe(part, row.memory, self.config.options)
+            row.memory = seen.memory
+            scores.append(seen.score)
+            proposals.append(propose(seen.logits, self.rules, reads, drawn))
+        observed = {} if scores[0] is None else {"observed": torch.cat(scores)}
+        return joined(proposals, reads), observed
 
     def _verified(
         self, rows: list[Row], queried: np.ndarray, logits: Tensor
@@ -414,6 +486,9 @@ class _Decoder:
         if not self.config.early_exit:
             return False
         prefix = row.prefix
+        if len(prefix) == row.checked:
+            return False
+        row.checked = len(prefix)
         return self._ended(prefix) or bool(
             len(prefix) and self.stop is not None and self.stop(prefix.tolist())
         )

@@ -25,4 +25,7 @@ class Model(Protocol):
         """Logits [R, V] of the columns `rows` of the packed `tokens`; see models.Transformer."""
 
     def new_cache(self) -> Any:
-        """A KV cache without slots; `add(length)` appends a slot and `drop(index)` removes one."""
+        """A KV cache without slots; `add(length)` appends a slot and `drop(index)` removes one.
+
+        `reserve(rows, length)` makes room for the slots of a batch.
+        """

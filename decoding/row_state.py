@@ -55,6 +55,7 @@ class Row:
     passes: forward passes of the active block so far.
     memory: the algorithm's memory of the block's open positions, on the device.
     since:  the first column that was open before the previous forward pass.
+    checked: length of the prefix that was last found not to end the text.
     """
 
     index: int
@@ -68,6 +69,7 @@ class Row:
     passes: int = 0
     memory: dict[str, Tensor] | None = None
     since: int = 0
+    checked: int = 0
     nfe: int = 0
     nfe_partial: int = 0
     nfe_verifier: int = 0

@@ -5,7 +5,8 @@ Shapes: R queried positions, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,18 +67,35 @@ class Proposal:
     """tokens [R] int64; confidence, entropy (nats), margin [R] float64, None if not requested.
 
     A token is -1 where the logits are not finite: see `marked`.
+    sound: [R] bool, where token and scores hold; None if they do everywhere. `settled` takes the
+           indices of the other rows, and gives the proposal that holds everywhere.
     """
 
     tokens: Tensor
     confidence: Tensor | None = None
     entropy: Tensor | None = None
     margin: Tensor | None = None
+    sound: Tensor | None = None
+    settled: Callable[[Tensor], Proposal] | None = None
 
 
 def propose(
     logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None = None
 ) -> Proposal:
-    """Proposed token and scores of each row.
+    """Proposed token and scores of each row. Arguments: see `quick_proposal`."""
+    proposal = quick_proposal(logits, rules, reads, noise)
+    if proposal.sound is None:
+        return proposal
+    # this waits for the device, so it is done once for all chunks
+    return proposal.settled((~proposal.sound).nonzero()[:, 0])
+
+
+def quick_proposal(
+    logits: Tensor, rules: Rules, reads: frozenset[str], noise: Tensor | None = None
+) -> Proposal:
+    """Proposed token and scores of each row, as far as no vocabulary has to be sorted for them.
+
+    It does not wait for the device.
 
     logits: [R, V] any float dtype; -inf excludes a token. Where a row has NaN, +inf or no finite
             number, its token is -1.
@@ -89,16 +107,19 @@ def propose(
         _propose(logits[part], rules, reads, None if noise is None else noise[part])
         for part in groups
     ]
-    proposal = _joined([found for found, _ in parts], reads)
+    proposal = joined([found for found, _ in parts], reads)
     if parts[0][1] is None:
         return proposal
-    # this waits for the device, so it is done once for all groups
-    rest = (~torch.cat([sound for _, sound in parts])).nonzero()[:, 0]
-    for some in rest.split(groups[0].stop) if len(rest) else ():
-        exact = _drawn(mask_tokens(logits[some], rules.never), rules, reads, noise[some])
-        for name in ("tokens", *reads):
-            getattr(proposal, name)[some] = getattr(exact, name)
-    return proposal
+    all_sound = torch.cat([sound for _, sound in parts])
+
+    def settled(rest: Tensor) -> Proposal:
+        for some in rest.split(groups[0].stop) if len(rest) else ():
+            exact = _drawn(mask_tokens(logits[some], rules.never), rules, reads, noise[some])
+            for name in ("tokens", *reads):
+                getattr(proposal, name)[some] = getattr(exact, name)
+        return proposal
+
+    return replace(proposal, sound=all_sound, settled=settled)
 
 
 def marked(tokens: Tensor, best: Tensor) -> Tensor:
@@ -109,7 +130,8 @@ def marked(tokens: Tensor, best: Tensor) -> Tensor:
     return tokens.masked_fill(~best.isfinite(), -1)
 
 
-def _joined(parts: list[Proposal], reads: frozenset[str]) -> Proposal:
+def joined(parts: list[Proposal], reads: frozenset[str]) -> Proposal:
+    """One proposal of several, with the scores `reads`."""
     if len(parts) == 1:
         return parts[0]
     return Proposal(
@@ -275,6 +297,20 @@ def draw(probs: Tensor, noise: Tensor) -> Tensor:
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """A host tensor on the device, by a transfer that does not block."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
+def all_to_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Host tensors of 1 or 8 bytes an element on the device, by one such transfer."""
+    if device.type != "cuda":
+        return dict(tensors)
+    # those of 8 bytes come first, so that they are aligned
+    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    flat = [tensors[name].contiguous().view(-1).view(torch.uint8) for name in names]
+    parts = to_device(torch.cat(flat), device).split([len(part) for part in flat])
+    return {
+        name: part.view(tensors[name].dtype).view(tensors[name].shape)
+        for name, part in zip(names, parts)
+    }
 
 
 def uniforms(seed: int, step: int, n: int) -> Tensor:

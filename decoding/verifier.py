@@ -44,6 +44,10 @@ class Verifier:
         self.verification, self.rules, self.options = verification, rules, options
         self.seen: list[int] = []  # number of columns in the cache, for each row
 
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for `rows` rows of `length` columns."""
+        self.cache.reserve(rows, length)
+
     def add(self, length: int) -> None:
         """Append a row of `length` columns."""
         self.cache.add(length)

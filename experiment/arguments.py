@@ -32,7 +32,7 @@ Models = Mapping[str, Mapping[str, Any]]  # MODEL_DEFAULTS of eval.py
 NEEDED = {"family", "checkpoint", "flag"}
 CELL = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
 # the keys that an entry of MODEL_DEFAULTS may have
-ENTRY = NEEDED | {"verifier", "harness", "dtype", "uniform", "official"}
+ENTRY = NEEDED | {"verifier", "harness", "dtype", *PROTOCOLS}
 BLOCK_LENGTH = 32  # of adaptive algorithms where the protocol has the whole canvas: Fast-dLLM's
 ALGORITHM = "options of single algorithms"
 # groups of --help that come first, and what holds for all of their flags; the other groups follow
@@ -194,7 +194,8 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         "NAME",
         "Where prompts, lengths, algorithm and sampling come from. uniform is the same for all "
         "models, so that they can be compared; official is what the model's authors report with, "
-        "so that a published score can be reproduced. Default: uniform.",
+        "so that a published score can be reproduced; fast_dllm is that of Fast-dLLM's evaluation "
+        "code, with which others have published speeds. Default: uniform.",
         default="uniform",
     )
     for alias, entry in models.items():

@@ -223,7 +223,8 @@ def choose_device(requested: str | None, worker: WorkerInfo) -> str:
     if requested is None and not n:
         return "cpu"
     if worker.size > 1 and requested in (None, "cuda"):
-        requested = f"cuda:{worker.local_rank}"
+        # some launchers show each process one GPU, which then is number 0
+        requested = f"cuda:{worker.local_rank if n != 1 else 0}"
     if requested is None:
         return "cuda"
     if not n:

@@ -107,6 +107,15 @@ class RunConfig:
         switch=True,
         group=PRECISION,
     )
+    timed_batch: int | None = option(
+        None,
+        "Measure the speed with N samples in flight: as --batch_size, but N is part of the "
+        "result's name and id, no sample of another N is reused, and a batch that does not fit "
+        "into memory ends the run instead of being halved.",
+        whole=True,
+        low=1,
+        group=RUNNING,
+    )
     fingerprint: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
     predictions: str | None = None
@@ -125,7 +134,8 @@ class RunConfig:
         if likelihood is not None:
             return values | {k: v for k, v in vars(likelihood).items() if v or k == "estimator"}
         if decode is None:
-            for name in ("dtype", "seed", "compile", "checkpoint"):  # nothing is generated
+            # nothing is generated
+            for name in ("dtype", "seed", "compile", "checkpoint", "timed_batch"):
                 values.pop(name, None)
             return values
         return values | decode_settings(decode)
@@ -329,8 +339,8 @@ def result_name(
 ) -> str:
     """File name of a result, a function of its configuration alone.
 
-    `<alias>_<task>_<alg>[_<method>...]_tps<K>[_temperature<T>][_seed<N>][_<dtype>][_<protocol>]
-    [_<plugin>...][_<data>][_<tag>][_limit<N>].json`
+    `<alias>_<task>_<alg>[_<method>...]_tps<K>[_temperature<T>][_seed<N>][_<dtype>][_batch<N>]
+    [_<protocol>][_<plugin>...][_<data>][_<tag>][_limit<N>].json`
 
     <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the
     schedule has it, else the realised one. Scored predictions have `predictions` in the place of
@@ -357,6 +367,7 @@ def result_name(
     if config.likelihood is not None or config.decode is not None:
         parts += [f"seed{config.seed}"] * (config.seed != 0)
         parts += [config.dtype] if config.dtype != dtype else []
+        parts += [f"batch{config.timed_batch}"] if config.timed_batch else []
     parts += [config.protocol] if config.protocol != protocol else []
     parts += [Path(plugin["path"]).stem for plugin in config.plugins]
     parts += [data] if data else []

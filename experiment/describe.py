@@ -45,7 +45,7 @@ def describe(job: Job) -> str:
         for name, o in job.overrides.items()
     ]
     lines += [f"note: {note}" for note in job.notes]
-    if config.protocol == "official":
+    if config.protocol != "uniform":
         name = None
         with suppress(OSError, BadDataError):
             name = name_of_data(job.spec, job.data_dir)

@@ -25,7 +25,7 @@ from experiment.progress import Progress
 from experiment.result import profile
 from experiment.sample import Request, Sample, completion_of
 from experiment.sample_cache import SampleCache
-from utils import BadDataError, DllmexpError, out_of_memory
+from utils import BadDataError, DllmexpError, EnvironmentProblem, out_of_memory
 
 _log = logging.getLogger("dllmexp")
 
@@ -96,6 +96,7 @@ class Generation:
     read:       (request, completion, cost in seconds) -> sample.
     cache:      knows the kept samples, and which of the others this process decodes.
     batch_size: samples in flight; "auto" until `choose_batch_size`. Halved where memory runs out.
+    halves:     False: a batch that does not fit into memory ends the run.
     score:      (doc, text) -> value in the headline metric, for progress; None where it is not
                 known before the end.
     ahead:      is called with (doc, text) as soon as a sample is there, whoever decoded it.
@@ -109,6 +110,7 @@ class Generation:
     clock: Clock
     cache: SampleCache = field(default_factory=lambda: SampleCache(generation_id=""))
     batch_size: int | str = 1
+    halves: bool = True
     score: Callable[[Mapping[str, Any], str], float] | None = None
     ahead: Callable[[Mapping[str, Any], str], None] | None = None
     samples: dict[Request, Sample] = field(default_factory=dict)
@@ -204,6 +206,10 @@ class Generation:
         while failure := self._attempt(requests):
             requests = [request for request in requests if request not in self.samples]
             n = len(requests) if self.batch_size == "auto" else self.batch_size
+            if failure.out_of_memory and not self.halves:
+                raise EnvironmentProblem(
+                    f"--timed_batch {n}: out of memory; a smaller one or a free device helps"
+                )
             if failure.out_of_memory and n > 1:
                 self.halved.append(n)
                 self.batch_size = n // 2
@@ -244,7 +250,13 @@ class Generation:
         else:
             return None
         if self.clock.on_cuda:
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError:  # a CUDA context does not recover from some errors
+                raise EnvironmentProblem(
+                    f"the GPU takes no more work after {failure.reason}; the finished samples are "
+                    "kept, and the same command goes on with the others"
+                ) from None
         return failure
 
     def _finish(self, request: Request, completion: Completion | Likelihood) -> None:

@@ -31,7 +31,7 @@ from utils import DllmexpError, ManyProblems, UsageError, file_sha256, nearest
 
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
-NO_OVERRIDE = ("early_exit", "seed", "strict_exec")
+NO_OVERRIDE = ("early_exit", "seed", "strict_exec", "timed_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +243,9 @@ def _setting_problems(args: Namespace) -> list[str]:
     ]
     if args.device is not None and args.devices is not None:
         problems.append(f"--device {args.device} and --devices {args.devices}: give one of them")
+    if args.timed_batch is not None and args.batch_size not in (None, args.timed_batch):
+        both = f"--batch_size {args.batch_size} and --timed_batch {args.timed_batch}"
+        problems.append(f"{both}: both are the samples in flight; give one of them")
     return problems
 
 
@@ -413,7 +416,7 @@ def _notes(
     if args.predictions:
         named = [*given, *algorithm_options()]
         flags = [f for n in named for f in _flags_of(n) if getattr(args, f) not in (None, False)]
-        flags += ["verifier_ckpt"] if args.verifier_ckpt is not None else []
+        flags += [n for n in ("verifier_ckpt", "timed_batch") if getattr(args, n) is not None]
         if flags:
             listed = ", ".join(f"--{flag}" for flag in flags)
             notes.append(f"texts are scored, not generated: {listed} have no effect")

@@ -15,7 +15,7 @@ from typing import Any
 from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import choice_diagnostics, diagnostics
 from experiment.sample import SCORED, Sample, samples_of
-from experiment.statistics import Estimate, estimate, percentile
+from experiment.statistics import Estimate, as_read, estimate, percentile
 from tasks.code import unjudged
 from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, parse_fault, sha256
 
@@ -269,6 +269,7 @@ def build_result(
     headline: str,
     code: bool,
     target: Callable[[dict], Any] | None = None,
+    token_texts: Mapping[str, str] | None = None,
     profile: Mapping[str, Any],
     meta: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -278,6 +279,7 @@ def build_result(
     result_id:     of that and of all that scoring reads; `id` in the result.
     logged:        lm-eval's samples.
     target:        doc -> what the answer should have been; None: as lm-eval logs it.
+    token_texts:   token id, as a key of JSON -> its text, for those in the samples' `token_ids`.
 
     `status` in the result is one of
     complete:   every sample was scored; `metrics` has every metric, `headline` that of the task.
@@ -325,6 +327,7 @@ def build_result(
         if by_likelihood
         else diagnostics(rows, code=code, headline=headline),
         "strict": strict_summary(rows) if rechecked else None,
+        "token_texts": dict(token_texts or {}),
         "samples": rows,
     }
     result["protocol"].pop("references", None)
@@ -343,23 +346,31 @@ def reference_of(
 
     whole: every document is generated and scored. data: the name of the data, None: not known.
     There is no published score where the run departs from the protocol in anything else than
-    tokens per step.
+    tokens per step and the score's own method. Of several the first has the others as "also".
     """
-    differs = sorted(set(overrides) - {"tokens_per_step"})
+    departs = {n: o.get("run") for n, o in overrides.items() if n != "tokens_per_step"}
+    alike = [r for r in references if r.get("method", {}) == departs]
+    differs = [] if alike else sorted(departs)
     differs += ["documents"] * (not whole) + ["data"] * (data not in ORIGINALS)
     if references and differs:
         return None, DEPARTS + ", ".join(differs)
     k = overrides.get("tokens_per_step", {}).get("run", 1)
-    found = next((dict(r) for r in references if r["tokens_per_step"] in (k, None)), None)
+    at_k = [dict(r) for r in alike if r["tokens_per_step"] in (k, None)]
+    found = at_k[0] | ({"also": at_k[1:]} if at_k[1:] else {}) if at_k else None
     why = f"no score is published for {k} tokens per step" if references else UNPUBLISHED
     return found, None if found else why
 
 
 def published(reference: Mapping[str, Any]) -> str:
     """A published score in a line."""
-    k = reference["tokens_per_step"]
-    at = "" if k is None else f" at {k} token{'s' * (k > 1)} per step"
-    return f"{reference['score']} %{at} ({reference['metric']}, {reference['source']})"
+    k, of = reference["tokens_per_step"], f"({reference['metric']}, {reference['source']})"
+    if "tokens_per_second" in reference:
+        speed = f"{reference['tokens_per_second']} tok/s on one {reference['device']}"
+        text = f"{reference['score']} %, {speed} {of}"
+    else:
+        at = "" if k is None else f" at {k} token{'s' * (k > 1)} per step"
+        text = f"{reference['score']} %{at} {of}"
+    return "; ".join([text, *map(published, reference.get("also", ()))])
 
 
 def load_result(path: Path) -> dict[str, Any] | None:
@@ -444,22 +455,14 @@ def table(result: Mapping[str, Any], path: Path) -> str:
     def shown(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    rows = PrettyTable(["metric", "value", "95 % interval", "stderr", "n"])
+    rows = PrettyTable(["metric", "value %", "95 % interval", "stderr", "n"])
     rows.align = "r"
     rows.align["metric"] = "l"
     headline = result["headline"]["metric"] if result["headline"] else None
     for key, e in (result["metrics"] or result["score_on_completed"] or {}).items():
         name = f"{key} *" if key == headline else key
-        low, high = e["ci95"]
-        rows.add_row(
-            [
-                name,
-                shown(e["value"], 4),
-                f"{shown(low, 4)} to {shown(high, 4)}",
-                shown(e["stderr"], 4),
-                e["n"],
-            ]
-        )
+        value, low, high, stderr = as_read(e["value"], *e["ci95"], e["stderr"])
+        rows.add_row([name, value, f"{low} to {high}", stderr, e["n"]])
     p, config = result["profile"], result["config"]
     lines = [
         f"{config['model_alias']} {config['task']} ({config['protocol']}): "
@@ -487,6 +490,6 @@ def table(result: Mapping[str, Any], path: Path) -> str:
     lines += [f"warning: {warning}" for warning in result["diagnostics"]["warnings"]]
     if result["reference"]:
         lines.append(f"published: {published(result['reference'])}")
-    elif config["protocol"] == "official":
+    elif config["protocol"] != "uniform":
         lines.append(f"published: {result['reference_note']}")
     return "\n".join([*lines, f"result: {path}"])

@@ -21,6 +21,7 @@ from experiment.sample_cache import SampleCache, ShareDone
 from experiment.signals import Interrupted, Signalled
 from experiment.status import StatusFile
 from experiment.store import Store
+from experiment.text import token_texts
 from experiment.workers import WorkerInfo, WorkerPool
 from models.files import download
 from tasks import build_task
@@ -99,7 +100,7 @@ def run_job(
         usual = CPU_ROWS if device == "cpu" else "auto"
     else:
         usual = CPU_BATCH if device == "cpu" else 1
-    job = replace(job, batch_size=job.batch_size or usual)
+    job = replace(job, batch_size=job.config.timed_batch or job.batch_size or usual)
     if worker.leads:
         say(describe(job))
         chosen = texts is None and not (job.device or job.devices)
@@ -249,6 +250,7 @@ def _result(
         headline=spec.headline or headline_of(task),
         code=spec.kind == "code",
         target=spec.target,
+        token_texts=token_texts(lm.tokenizer, lm.samples) if generation else {},
         profile=lm.profile(),
         meta={
             **meta,

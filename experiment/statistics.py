@@ -32,6 +32,16 @@ class Estimate:
         }
 
 
+def as_read(mean: float, *others: float | None) -> list[str]:
+    """A mean, and bounds of its interval or the like, as people read them.
+
+    In percent with one decimal; a mean that is no share, such as a perplexity, as it is and marked.
+    """
+    share = abs(mean) <= 1
+    texts = ["-" if x is None else f"{100 * x:.1f}" if share else f"{x:.3f}" for x in others]
+    return [f"{100 * mean:.1f}" if share else f"{mean:.3f} (no %)", *texts]
+
+
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson score interval of a proportion, within [0, 1]. Source: Wilson 1927, JASA 22.
 

@@ -6,7 +6,7 @@ No torch.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiment.sample import Request, Sample
@@ -61,6 +61,16 @@ def text_of(
         clean_up_tokenization_spaces=False,
         spaces_between_special_tokens=False,
     )
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, samples: Iterable[Sample]) -> dict[str, str]:
+    """Token id, as a key of JSON, -> text of the token alone, of all tokens of the samples.
+
+    A likelihood in place of a completion has no tokens.
+    """
+    found = (getattr(sample.completion, "token_ids", ()) for sample in samples)
+    ids = sorted({token for tokens in found for token in tokens})
+    return {str(token): text_of(tokenizer, [token]) for token in ids}
 
 
 def read_answer(

@@ -6,19 +6,19 @@ Neither has been measured on a GPU. Where one does not work, a note says so and 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.attention import Packed
+from models.attention import Packed, Sizes
 from models.config import ModelConfig
 from models.layers import Parts, parts_of
-from models.packing import COLUMNS, Inputs, Plan, Range, to_device, up_to
+from models.packing import COLUMNS, Inputs, Plan, to_device, up_to
 
 # Above this many columns a forward pass takes longer than its launches, and a graph gains nothing.
 MOST_COLUMNS = 1024
@@ -39,11 +39,11 @@ class Model(Protocol):
 
     def predict(self, tokens: Tensor, spans: Any, rows: Tensor) -> Tensor: ...
 
-    def answer(self, inputs: Inputs, packed: Packed, last: Packed, cache: None) -> Tensor: ...
+    def answer(self, inputs: Inputs, packed: Packed, last: Packed, cache: Any) -> Tensor: ...
 
-    def inputs(self, tokens: np.ndarray, plan: Plan) -> Inputs: ...
-
-    def packed(self, plan: Plan) -> tuple[Packed, Packed]: ...
+    def prepared(
+        self, tokens: np.ndarray, plan: Plan, cache: Any
+    ) -> tuple[Inputs, Packed, Packed]: ...
 
     def rope_table(self, end: int) -> tuple[Tensor, Tensor]: ...
 
@@ -104,8 +104,12 @@ def _use(model: Model, parts: Parts) -> None:
 
 @torch.inference_mode()
 def _warm_up(model: Model) -> None:
-    """Compile for any number of columns and rows: two shapes, one of them with two sequences."""
-    for lengths in ((24,), (40, 9)):
+    """Compile for any number of columns and rows.
+
+    The columns are two multiples of 128 apart from a head's width: where a number of columns equals
+    another size, the compiler takes both for one and compiles again for the next number.
+    """
+    for lengths in ((128,) * 3, (128,) * 5):
         tokens = torch.zeros(sum(lengths), dtype=torch.int64)
         model.predict(tokens, [(0, n, n) for n in lengths], torch.arange(5, 5 + 10 * len(lengths)))
 
@@ -134,80 +138,73 @@ def capturing(device: torch.device) -> Capture:
     return captured
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """The sizes that a graph is captured for: padded columns, asked rows, returned rows, sequences.
-
-    longest: an upper bound of the columns of one sequence.
-    """
-
-    columns: int
-    asked: int
-    back: int
-    sequences: int
-    longest: int
-
-    @classmethod
-    def of(cls, plan: Plan) -> Bucket:
-        sequences = 1 << (len(plan.spans) - 1).bit_length()
-        longest = up_to(max(s.hi for s in plan.spans), COLUMNS["cuda"])
-        return cls(len(plan.positions), len(plan.asked), len(plan.back), sequences, longest)
-
-    def arrays(self, tokens: np.ndarray, plan: Plan) -> list[np.ndarray]:
-        """tokens, positions, asked, back, and running sums of columns and asked rows.
-
-        The bucket fixes all lengths. The padding behind the last sequence is one more sequence: it
-        attends to itself, and its output is not used.
-        """
-
-        def sums(ranges: Sequence[Range], end: int) -> np.ndarray:
-            ends = [b for _, b in ranges]
-            return np.array([0, *ends, *[end] * (self.sequences + 1 - len(ends))])
-
-        running = sums(plan.columns, self.columns), sums(plan.queries, self.asked)
-        return [tokens, plan.positions, plan.asked, plan.back, *running]
+def bucket_of(plan: Plan, cached: bool) -> Sizes:
+    """The sizes that a graph is captured for; many passes share them."""
+    exact = Sizes.of(plan, cached, causal=False)
+    return replace(
+        exact,
+        sequences=(1 << (len(plan.spans) - 1).bit_length()) + 1,
+        most_q=up_to(exact.most_q, COLUMNS["cuda"]),
+        most_k=up_to(exact.most_k, COLUMNS["cuda"]),
+    )
 
 
 class Graphs:
-    """CUDA graphs of a model's forward pass without a cache, one for each Bucket.
+    """CUDA graphs of a model's forward pass, one for each `bucket_of` it.
 
-    Beyond MOST_GRAPHS the least recently used one is dropped. Each graph is compared with the plain
+    With a cache they belong to its tensor, and passes over whole canvases have none.
+    Beyond MOST_GRAPHS all are dropped: to drop one frees memory that the others share
+    (pytorch/pytorch#193402). Their results share one tensor. Each graph is compared with the plain
     path when it is captured, bit for bit. If one differs or cannot be captured, all are given up,
     and a note says so.
     """
 
     def __init__(self, model: Model, capture: Capture, tell: Callable[[str], None]):
         self.model, self.capture, self.tell = model, capture, tell
-        # inputs, replay, result, and the graph's rotary table, which the model may replace
-        self.kept: OrderedDict[
-            Bucket, tuple[Tensor, Callable[[], None], Tensor, tuple[Tensor, Tensor]]
-        ] = OrderedDict()
+        # inputs, replay, and the graph's rotary table, which the model may replace
+        self.kept: dict[Sizes, tuple[Tensor, Callable[[], None], tuple[Tensor, Tensor]]] = {}
+        self.out: Tensor | None = None
+        self.slab: weakref.ref[Tensor] | None = None  # of the cache that the graphs write
         self.seconds, self.works, self.note = 0.0, True, "CUDA graphs"
         if model.varlen is None:
             self._give_up("need the varlen attention kernel, which does not run here")
 
-    def logits(self, tokens: np.ndarray, plan: Plan) -> Tensor | None:
+    def logits(self, tokens: np.ndarray, plan: Plan, cache: Any) -> Tensor | None:
         """Logits [R', V] for tokens [T'] int64; None if the plain path must run."""
         if not self.works or not plan.n_rows or len(plan.positions) > MOST_COLUMNS:
             return None
-        bucket = Bucket.of(plan)
-        [filled] = to_device(self.model.device, np.concatenate(bucket.arrays(tokens, plan)))
+        # a pass with whole canvases among its blocks is as rare as its sizes
+        if cache is not None and any(s.hi > s.lo == 0 and s.hi == s.kv_end for s in plan.spans):
+            return None
+        if cache is not None and (self.slab is None or self.slab() is not cache.slab):
+            self._drop()
+            self.slab = weakref.ref(cache.slab)
+        bucket = bucket_of(plan, cache is not None)
+        arrays = bucket.arrays(tokens, plan, () if cache is None else cache.starts)
+        [filled] = to_device(self.model.device, np.concatenate(arrays))
         if bucket not in self.kept:
-            self._capture(bucket, filled, tokens, plan)
+            self._capture(bucket, filled, tokens, plan, cache)
             if not self.works:
                 return None
-        self.kept.move_to_end(bucket)
-        inputs, replay, out, _ = self.kept[bucket]
+        inputs, replay, _ = self.kept[bucket]
         inputs.copy_(filled)
         replay()
-        return out.clone()
+        return self.out[: bucket.back].clone()
 
-    def _capture(self, bucket: Bucket, filled: Tensor, tokens: np.ndarray, plan: Plan) -> None:
+    def _capture(
+        self, bucket: Sizes, filled: Tensor, tokens: np.ndarray, plan: Plan, cache: Any
+    ) -> None:
         started, model = time.perf_counter(), self.model
-        plain = model.answer(model.inputs(tokens, plan), *model.packed(plan), None)
-        inputs = filled.clone()
+        # with a cache both write what is already there, or will be
+        plain = model.answer(*model.prepared(tokens, plan, cache), cache)
+        if len(self.kept) == MOST_GRAPHS or self.out is None or bucket.back > len(self.out):
+            self._drop()
+            self.out = plain.new_empty((max(bucket.back, len(plain)), plain.shape[1]))
+        inputs, out = filled.clone(), self.out[: bucket.back]
         try:
-            replay, out = self.capture(lambda: self._run(bucket, inputs))
+            replay, _ = self.capture(
+                lambda: out.copy_(model.answer(*bucket.split(inputs, model.varlen), cache))
+            )
             # a graph that does nothing must not pass with the result of its capture
             out.fill_(torch.nan)
             replay()
@@ -217,25 +214,18 @@ class Graphs:
         else:
             reason = "do not keep the bits of the plain path here"
         if same:
-            self.kept[bucket] = inputs, replay, out, model.rope_table(0)
-            if len(self.kept) > MOST_GRAPHS:
-                self.kept.popitem(last=False)
+            self.kept[bucket] = inputs, replay, model.rope_table(0)
         else:
             self._give_up(reason)
         self.seconds += time.perf_counter() - started
 
     def _give_up(self, reason: str) -> None:
         self.works, self.note = False, f"CUDA graphs {reason}; the plain path runs"
-        self.kept.clear()
+        self._drop()
+        self.out = None
         self.tell(f"note: {self.note}")
 
-    def _run(self, bucket: Bucket, inputs: Tensor) -> Tensor:
-        """The forward pass on the bucket's tensor of integers, without reading its values."""
-        b, sums, varlen = bucket, bucket.sequences + 2, self.model.varlen
-        sizes = [b.columns, b.columns, b.asked, b.back, sums, sums]
-        *parts, cu_columns, cu_asked = inputs.split(sizes)
-        cu_columns, cu_asked = cu_columns.int(), cu_asked.int()
-        columns, asked, most = ((0, b.columns),), ((0, b.asked),), b.longest
-        packed = Packed(columns, columns, (), varlen, cu_columns, cu_columns, most, most)
-        last = Packed(asked, columns, (), varlen, cu_asked, cu_columns, most, most)
-        return self.model.answer(Inputs(*parts), packed, last, None)
+    def _drop(self) -> None:
+        if self.kept and self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        self.kept.clear()

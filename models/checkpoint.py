@@ -17,9 +17,9 @@ def load_model(path_or_repo: str | Path, *, device: str | torch.device, dtype: s
 
     path_or_repo: a directory, or owner/name or owner/name@REVISION on the hub. dtype: float32,
     float16 or bfloat16. Raises CheckpointError with every problem found; a missing, unexpected or
-    wrongly shaped tensor is one, and so is a damaged file of the hub's cache. Host memory holds at
-    most one tensor besides a model on the CPU,
-    and none for a model on another device.
+    wrongly shaped tensor is one, and so is a damaged file of the hub's cache. The files are
+    mapped into memory, so the processes of a machine share the system's cache of them, and none has
+    a buffer of its own.
     """
     dtype = _dtype(dtype)
     folder = download(path_or_repo)
@@ -35,6 +35,8 @@ def load_weights(
     from safetensors import SafetensorError, safe_open
 
     plan = tensor_plan(read_headers(shard_paths(folder)), config)
+    if device.type == "cuda" and device.index is not None:  # or cuda:0 gets a context too
+        torch.cuda.set_device(device)
     with torch.device("meta"):
         model = Transformer(config)
     model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
@@ -42,7 +44,8 @@ def load_weights(
     assert set(parameters) == {name for names in plan.values() for name in names.values()}
     for path, names in plan.items():
         try:
-            with safe_open(path, framework="pt", device=str(device)) as shard:
+            # for a GPU it would keep 1 to 2 GiB of pinned memory in each process
+            with safe_open(path, framework="pt", device="cpu") as shard:
                 for key, name in names.items():
                     parameters[name].copy_(shard.get_tensor(key))
         except SafetensorError as error:

@@ -35,8 +35,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.dtype == torch.float32 and x.device.type == "cpu":  # one call, the same bits (tested)
         return F.rms_norm(x, weight.shape, weight, eps)
     wide = x.float()
-    wide = wide * wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-    return wide.to(x.dtype).mul_(weight)
+    scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return torch.mul(wide, scale, out=torch.empty_like(x)).mul_(weight)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -44,8 +44,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The first half of sin is negated: (a, b) becomes (a cos - b sin, b cos + a sin).
     """
-    wide = x.to(cos.dtype)
-    return (wide * cos).add_(wide.roll(x.shape[-1] // 2, -1).mul_(sin)).to(x.dtype)
+    other = x.roll(x.shape[-1] // 2, -1)
+    if x.dtype == cos.dtype:
+        return (x * cos).add_(other.mul_(sin))
+    # products of two dtypes are computed in the wider one
+    return torch.add(x * cos, other * sin, out=torch.empty_like(x))
 
 
 def parts_of(config: ModelConfig) -> Parts:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.acceleration import Acceleration
-from models.attention import Packed, attend, varlen_options
+from models.attention import Packed, Sizes, attend, varlen_options
 from models.config import ModelConfig, Span
 from models.layers import Parts, parts_of, rms_norm
 from models.packing import Inputs, Plan, Range, padded, plan, to_device
@@ -35,28 +35,56 @@ class RMSNorm(nn.Module):
 
 
 class KVCache:
-    """Keys (after rotation) and values, one tensor for each sequence.
+    """Keys (after rotation) and values of all sequences, in one tensor.
 
-    slots[i]: [n_layers, 2, lengths[i], K, E], used by sequence i of a call to `predict`.
+    slab:     [n_layers, 2, N, K, E]. The last of its N columns is for padding.
+    slots[i]: first and end column of sequence i of a call to `predict`.
     ends[i]:  how many of its columns have been written, from the left.
     `add` and `drop` follow the sequences that join and leave the batch.
     """
 
     def __init__(self, config: ModelConfig, lengths: Sequence[int], *, device, dtype: torch.dtype):
-        self._make = lambda length: torch.zeros(
-            (config.n_layers, 2, length, config.n_kv_heads, config.head_dim),
+        self._make = lambda columns: torch.zeros(
+            (config.n_layers, 2, columns, config.n_kv_heads, config.head_dim),
             device=device,
             dtype=dtype,
         )
-        self.slots: list[Tensor] = []
+        self.slab = self._make(1)
+        self.slots: list[Range] = []
         self.ends: list[int] = []
+        self._free: list[int] = []  # first columns
+        self._width = 0
+        if lengths:
+            self.reserve(len(lengths), max(lengths))
         for length in lengths:
             self.add(length)
 
+    def reserve(self, rows: int, length: int) -> None:
+        """Make room for `rows` slots, those in use included, of `length` columns each.
+
+        It moves all of them, and for a moment both tensors are there.
+        """
+        old, used = self.slab, self.slots
+        self._width = max(length, self._width)
+        starts = [i * self._width for i in range(max(rows, len(used)))]
+        self.slab = self._make(len(starts) * self._width + 1)
+        self.slots = [(at, at + b - a) for at, (a, b) in zip(starts, used)]
+        self._free = starts[len(used) :][::-1]
+        for (a, b), (c, d) in zip(self.slots, used):
+            self.slab[:, :, a:b] = old[:, :, c:d]
+
     def add(self, length: int) -> None:
         """Append an empty slot for a sequence of `length` columns."""
-        self.slots.append(self._make(length))
+        if length > self._width or not self._free:
+            self.reserve(len(self.slots) + 1, length)
+        at = self._free.pop()
+        self.slots.append((at, at + length))
         self.ends.append(0)
+
+    @property
+    def starts(self) -> list[int]:
+        """The first columns of the sequences, and behind them the column for padding."""
+        return [*(first for first, _ in self.slots), self.slab.shape[2] - 1]
 
     def after(self, index: int, span: Span) -> int:
         """`ends[index]` once the columns of `span` are written."""
@@ -65,7 +93,8 @@ class KVCache:
 
     def drop(self, index: int) -> None:
         """Forget slot `index`; later slots move up by one."""
-        del self.slots[index], self.ends[index]
+        self._free.append(self.slots.pop(index)[0])
+        del self.ends[index]
 
 
 class Layer(nn.Module):
@@ -88,12 +117,12 @@ class Layer(nn.Module):
         cos: Tensor,
         sin: Tensor,
         packed: Packed,
-        kv: list[Tensor] | None,
+        kv: Tensor | None,
         asked: Tensor | None,
     ) -> Tensor:
         """x [T, D] -> [T, D], or [A, D] for the rows `asked` [A] int64.
 
-        kv: for each sequence this layer's part [2, length, K, E] of its cache, or None.
+        kv: this layer's part [2, N, K, E] of the cache, or None.
         """
         inputs = (x, cos, sin, self.attn_norm.weight, self.qkv.weight, self.qkv.bias)
         if asked is None:
@@ -156,7 +185,8 @@ class Transformer(nn.Module):
         self._check(input_ids.reshape(-1), spans, None)
         whole = plan(spans, np.zeros(0, dtype=np.int64), self.config, self.device.type)
         tokens = padded(input_ids.reshape(-1).cpu().numpy(), len(whole.positions))
-        x = self._trunk(self.inputs(tokens, whole), self.packed(whole)[0], None, None)[: B * L]
+        inputs, packed, _ = self.prepared(tokens, whole, None)
+        x = self._trunk(inputs, packed, None, None)[: B * L]
         return self._head(x).view(B, L, -1)
 
     @torch.no_grad()
@@ -186,10 +216,10 @@ class Transformer(nn.Module):
         asked = plan(spans, rows.cpu().numpy(), self.config, self.device.type)
         tokens = padded(tokens.cpu().numpy(), len(asked.positions))
         out = None
-        if cache is None and self.acceleration.graphs is not None and not raw:
-            out = self.acceleration.graphs.logits(tokens, asked)
+        if self.acceleration.graphs is not None and not raw:
+            out = self.acceleration.graphs.logits(tokens, asked, cache)
         if out is None:
-            out = self.answer(self.inputs(tokens, asked), *self.packed(asked), cache, raw)
+            out = self.answer(*self.prepared(tokens, asked, cache), cache, raw)
         if cache is not None:
             cache.ends = [cache.after(i, s) for i, s in enumerate(spans)]
         return out[: asked.n_rows]
@@ -224,29 +254,34 @@ class Transformer(nn.Module):
             out[:, self.config.mask_id] = -torch.inf
         return out
 
-    def inputs(self, tokens: np.ndarray, plan: Plan) -> Inputs:
-        """tokens [T'] int64 and the plan's arrays on the device."""
-        return Inputs(*to_device(self.device, tokens, plan.positions, plan.asked, plan.back))
-
-    def packed(self, plan: Plan) -> tuple[Packed, Packed]:
-        """The attention's layout for all layers but the last one, and for the last one."""
+    def prepared(
+        self, tokens: np.ndarray, plan: Plan, cache: KVCache | None
+    ) -> tuple[Inputs, Packed, Packed]:
+        """The inputs on the device for tokens [T'] int64 and their plan, and attention's layout:
+        for all layers but the last one, and for the last one."""
         self.rope_table(max(s.hi for s in plan.spans))
+        if (varlen := self.varlen) is not None:
+            sizes = Sizes.of(plan, cache is not None, self.config.causal)
+            arrays = sizes.arrays(tokens, plan, () if cache is None else cache.starts)
+            [whole] = to_device(self.device, np.concatenate(arrays))
+            return sizes.split(whole, varlen)
+
+        slots = () if cache is None else cache.starts
 
         def layout(queries: Sequence[Range], at: np.ndarray) -> Packed:
             [at] = to_device(self.device, at) if self.config.causal else [None]
-            return Packed.of(plan.spans, plan.columns, queries, self.device, self.varlen, at)
+            return Packed.of(plan.spans, plan.columns, queries, slots, at)
 
-        whole = layout(plan.columns, plan.positions)
-        return whole, layout(plan.queries, plan.positions[plan.asked])
+        inputs = to_device(self.device, tokens, plan.positions, plan.asked, plan.back)
+        last = layout(plan.queries, plan.positions[plan.asked])
+        return Inputs(*inputs), layout(plan.columns, plan.positions), last
 
     @property
     def varlen(self) -> dict[str, int] | None:
         """Options of the varlen kernel; None where attention works sequence by sequence."""
         c = self.config
-        # the kernel's causal mask needs consecutive queries; the asked rows may be any columns
-        if c.causal:
-            return None
-        return varlen_options(self.device, self.dtype, c.n_heads, c.n_kv_heads, c.head_dim)
+        heads = (c.n_heads, c.n_kv_heads, c.head_dim)
+        return varlen_options(self.device, self.dtype, *heads, c.causal)
 
     def _head(self, x: Tensor) -> Tensor:
         """Logits [R, V] of hidden states [R, D]."""
@@ -263,9 +298,12 @@ class Transformer(nn.Module):
         cos, sin = (t[inputs.positions] for t in self._rope)
         x = self.embed(inputs.tokens)
         for i, layer in enumerate(self.layers):
-            kv = None if cache is None else [slot[i] for slot in cache.slots]
+            kv = None if cache is None else cache.slab[i]
             if last is None or i < len(self.layers) - 1:
                 x = layer(x, cos, sin, packed, kv, None)
+            elif last.causal:
+                # the kernel's causal mask needs consecutive queries; the asked rows may be any
+                x = layer(x, cos, sin, packed, kv, None)[inputs.asked[inputs.back]]
             else:
                 x = layer(x, cos, sin, last, kv, inputs.asked)[inputs.back]
         return x
@@ -316,7 +354,7 @@ class Transformer(nn.Module):
                         f"predict: {s} needs a cache; without one lo = 0 and kv_end = hi"
                     )
                 continue
-            length = cache.slots[i].shape[2]
+            length = cache.slots[i][1] - cache.slots[i][0]
             if s.kv_end > length:
                 raise ValueError(f"predict: {s} does not fit slot {i} of {length} columns")
             if s.kv_end > cache.after(i, s):

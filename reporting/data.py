@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from math import fsum, isfinite
@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from decoding.config import label_parts
-from experiment.config import identity_of
+from decoding.config import DecodeConfig, label_parts
+from decoding.option import options_in, written
+from experiment.config import RunConfig, identity_of
 from experiment.result import ORIGINALS, is_intact
 from experiment.statistics import estimate
 from experiment.status import listed
@@ -50,14 +51,27 @@ class Skipped:
 
 
 class Published(NamedTuple):
-    """A published score in percent, our value minus it, and whether it lies in our interval."""
+    """A published score in percent.
+
+    ours:         our value of its metric, with its interval, in percent.
+    difference:   our value minus the score.
+    within_noise: whether the score lies in our interval.
+    """
 
     score: float
     metric: str
     source: str
     settings: str
-    difference: float
-    within_noise: bool
+    ours: Interval
+
+    @property
+    def difference(self) -> float:
+        return self.ours[0] - self.score
+
+    @property
+    def within_noise(self) -> bool:
+        _, low, high = self.ours
+        return low is not None and low <= self.score <= high
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +83,13 @@ class Result:
     k:         tokens per step as requested, else as realised; None for predictions.
     accuracy:  whether the metric is 0 or 1 for every sample: its mean is shown in percent.
     value, low, high: headline metric and its 95 % interval; in percent if it is an accuracy.
+    speeds:    published references that have a speed.
     strict:    (value, low, high) of the headline metric under the strict re-check; None without
                --strict_exec.
     scores:    doc_id -> value of the headline metric, mean over repeats (an accuracy: 0 to 1).
     tpf, tok_s: tokens per forward pass and per second; None for predictions.
     packed:    the samples, compressed for the HTML page.
+    batches:   samples in flight -> tokens per second, of all files that hold this experiment.
     members:   of results that `pooled` put together, each of them; else ().
     spread:    standard deviation of the members' values; None without members.
     """
@@ -97,10 +113,12 @@ class Result:
     tok_s: float | None
     published: Published | None
     reference_note: str | None
+    speeds: tuple[dict[str, Any], ...]
     warnings: tuple[str, ...]
     machine: str
     started: str
     packed: str
+    batches: dict[int, float] = field(default_factory=dict)
     members: tuple[Result, ...] = ()
     spread: float | None = None
 
@@ -172,6 +190,8 @@ def method_label(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> str
     settings = label_parts(config)
     if "temperature" in overrides:
         settings.append(f"temperature {config['temperature']:g}")
+    if batch := config.get("timed_batch"):
+        settings.append(f"batch {batch}")
     if config.get("mc_num"):
         settings.append(f"{config['mc_num']} draws")
     if config.get("cfg_scale"):
@@ -253,10 +273,12 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
         tok_s=_finite_or_none(profile["tokens_per_second"]),
         published=_published(content),
         reference_note=content.get("reference_note"),
+        speeds=_speeds(content["reference"]),
         warnings=tuple(content["diagnostics"]["warnings"]),
         machine=_machine(meta),
         started=str(meta.get("started", "")),
         packed=pack(content, metric),
+        batches=_batches(meta, profile),
     )
 
 
@@ -290,11 +312,22 @@ def _published(content: Mapping[str, Any]) -> Published | None:
     original = content["data"]["name"] in ORIGINALS
     if cited is None or not original or cited["metric"] not in metrics:
         return None
-    value, low, high = _interval(metrics[cited["metric"]], 100)
-    score = _finite(cited["score"])
-    within = low is not None and low <= score <= high
     names = ("metric", "source", "settings")
-    return Published(score, *(str(cited[n]) for n in names), value - score, within)
+    ours = _interval(metrics[cited["metric"]], 100)
+    return Published(_finite(cited["score"]), *(str(cited[n]) for n in names), ours)
+
+
+def _batches(meta: dict[str, Any], profile: dict[str, Any]) -> dict[int, float]:
+    """Samples in flight -> tokens per second, if all samples were made with as many."""
+    made = {at.get("batch_size") for at in meta.get("samples_made") or []}
+    size, speed = made.pop() if len(made) == 1 else None, profile["tokens_per_second"]
+    return {size: _finite(speed)} if isinstance(size, int) and speed is not None else {}
+
+
+def _speeds(cited: Mapping[str, Any] | None) -> tuple[dict[str, Any], ...]:
+    """The references with a speed, each with its score, tok/s and device."""
+    cited = [cited, *cited.get("also", ())] if cited else []
+    return tuple(dict(one) for one in cited if _finite_or_none(one.get("tokens_per_second")))
 
 
 def _machine(meta: dict[str, Any]) -> str:
@@ -333,6 +366,9 @@ def read_all(places: Sequence[Path]) -> tuple[list[Result], list[Skipped]]:
     for result in sorted(results, key=lambda r: (r.started, r.path)):
         if old := newest.get((result.id, result.limit)):
             reason = f"the same experiment as {result.path.name}, which is newer"
+            if old.machine == result.machine and old.batches.keys() - result.batches.keys():
+                reason += "; its tokens per second are kept, with their samples in flight"
+                result = replace(result, batches=old.batches | result.batches)
             skipped.append(Skipped(old.path, reason))
         newest[result.id, result.limit] = result
     return sorted(newest.values(), key=_order), sorted(skipped, key=lambda s: str(s.path))
@@ -408,8 +444,7 @@ def _pool(members: Sequence[Result]) -> Result:
         low, high = max(low, 0.0), min(high, 100.0)
     published = first.published
     if published:
-        within = low is not None and low <= published.score <= high
-        published = published._replace(difference=value - published.score, within_noise=within)
+        published = published._replace(ours=(value, low, high))
     stricts = [r.strict[0] for r in members if r.strict]
     return replace(
         first,
@@ -425,6 +460,26 @@ def _pool(members: Sequence[Result]) -> Result:
         members=tuple(members),
         spread=stdev(values),
     )
+
+
+def each_once(results: Iterable[Result]) -> list[Result]:
+    """One Result for each setting and seed, for figures.
+
+    Results that differ in --timed_batch or --strict_exec alone are one: that of the fewest samples
+    in flight, or without --timed_batch, with the tokens per second of all on its machine.
+    """
+    groups: dict[str, list[Result]] = {}
+    for r in results:
+        settings = {name: value for name, value in r.settings.items() if name != "timed_batch"}
+        r = replace(r, settings=settings)
+        groups.setdefault(canonical_json([r.setting, r.seed]), []).append(r)
+    found = []
+    for group in groups.values():
+        first, *others = sorted(group, key=lambda r: r.config.get("timed_batch", 0))
+        batches = [r.batches for r in others if r.machine == first.machine]
+        merged = {n: speed for speeds in batches for n, speed in speeds.items()} | first.batches
+        found.append(replace(first, batches=merged))
+    return found
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -443,33 +498,54 @@ def curves(results: Iterable[Result]) -> list[list[Result]]:
     ]
 
 
-def curve_labels(group: Sequence[Sequence[Result]]) -> list[str]:
-    """A label for each curve: the model, and the settings in which its curves on a task differ."""
+# settings in the order in which labels name them; the others follow by name
+NAMED_FIRST = ("algorithm", "kv_cache", "kv_window")
+DEFAULTS = {n: o.default for kind in (DecodeConfig, RunConfig) for n, o in options_in(kind).items()}
+
+
+def curve_parts(group: Sequence[Sequence[Result]]) -> list[dict[str, str]]:
+    """For each curve {"model": ..., setting: text}, with the settings that tell it from others.
+
+    A setting is named if two curves on one task, equal in what is named so far, differ in it, and
+    only where it is not the default.
+    """
     firsts = [curve[0] for curve in group]
-    differing: dict[str, set[str]] = {result.model: set() for result in firsts}
-    for a, b in combinations(firsts, 2):
-        if (a.model, a.task) == (b.model, b.task):
-            differing[a.model] |= _differing(a.settings, b.settings)
-    labels = []
-    for result in firsts:
-        names = sorted(differing[result.model] & result.settings.keys())
-        shown = [f"{name} {_short(result.settings[name])}" for name in names if name != "algorithm"]
-        if "algorithm" in names:
-            shown.insert(0, result.settings["algorithm"])
-        labels.append(", ".join([result.model, *shown]))
-    return labels
+    parts = [{"model": result.model} for result in firsts]
+    first = {name: i for i, name in enumerate(NAMED_FIRST)}
+    every = {name for result in firsts for name in result.settings}
+    for name in sorted(every, key=lambda name: (first.get(name, len(first)), name)):
+        alike: dict[tuple, list[int]] = {}
+        for i, part in enumerate(parts):
+            alike.setdefault(tuple(part.items()), []).append(i)
+        for members in alike.values():
+            pairs = combinations([firsts[i] for i in members], 2)
+            if any(a.task == b.task and _differ(a.settings, b.settings, name) for a, b in pairs):
+                for i in members:
+                    if (value := firsts[i].settings.get(name)) not in (None, DEFAULTS.get(name)):
+                        parts[i][name] = _part(name, value)
+    return parts
 
 
-def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
-    """Names of the settings in which two curves differ."""
-    names = {name for name in {*a, *b} if a.get(name) != b.get(name)}
-    if a.get("verifier_fingerprint") is None or b.get("verifier_fingerprint") is None:
-        names.discard("verifier_fingerprint")  # the name of the algorithm implies a verifier
-    if a.get("protocol") != b.get("protocol"):
-        names.discard("revision")  # revisions of different protocols do not compare
-    return names
+def curve_labels(group: Sequence[Sequence[Result]]) -> list[str]:
+    """A label for each curve: the model, and the settings that tell its curves apart."""
+    return [", ".join(part.values()) for part in curve_parts(group)]
 
 
-def _short(value: Any) -> str:
+def _differ(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
+    """Whether two curves differ in a setting that says something of its own."""
+    if name == "verifier_fingerprint" and None in (a.get(name), b.get(name)):
+        return False  # the name of the algorithm implies a verifier
+    if name == "revision" and a.get("protocol") != b.get("protocol"):
+        return False  # revisions of different protocols do not compare
+    return a.get(name) != b.get(name)
+
+
+def _part(name: str, value: Any) -> str:
+    if name == "algorithm":
+        return str(value)
+    if name == "kv_cache":
+        return f"{value} cache"
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 24 else sha256(value)[:8]
+    if isinstance(value, int | float):
+        text = written(value)
+    return f"{name} {text if len(text) <= 24 else sha256(value)[:8]}"

@@ -13,12 +13,13 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from experiment.arguments import Parser  # noqa: E402
 from experiment.signals import Signalled, leave, signals_raise  # noqa: E402
-from reporting import tables  # noqa: E402
+from reporting import paper, tables  # noqa: E402
 from reporting.data import read_all, remarks, result_at  # noqa: E402
 from reporting.page import page  # noqa: E402
 from reporting.plots import Picture, draw  # noqa: E402
@@ -39,6 +40,7 @@ EPILOG = """\
 examples:
   python scripts/report.py results                          # writes report/, prints the tables
   python scripts/report.py results --compare A.json B.json  # do these two differ?
+  python scripts/report.py results --suite                  # of its running and last suites alone
   python scripts/report.py results --samples samples.jsonl  # all samples, for pandas
 
 exit codes: 0 done, 2 usage error, 4 no complete result, 74 output not writable
@@ -54,6 +56,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("results", nargs="+", type=_path, help="result files, or directories of result files")
     add("--out", type=_path, default=Path("report"), help="output directory (default: report)")
+    text = "only results of the suites that are running or ran last in these directories"
+    add("--suite", action="store_true", help=text)
     add(
         "--compare",
         nargs=2,
@@ -100,6 +104,28 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def of_suites(places: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """(the results of the running and the last suites, names of experiments without one).
+
+    Raises UsageError if no directory has the record of a suite.
+    """
+    from suite.lease import read_records
+
+    found = {
+        place / planned.path.name: planned.name
+        for place in places
+        for record in (read_records(place) if place.is_dir() else ())
+        for planned in record.experiments
+    }
+    if not found:
+        raise UsageError(
+            f"--suite: no suite has run in {', '.join(map(str, places))}; without --suite every "
+            "result there is shown"
+        )
+    there = [path for path in found if path.exists()]
+    return there, [name for path, name in found.items() if path not in there]
+
+
 def write(path: Path, pieces: Iterable[str]) -> None:
     if path.exists() and not path.is_file():  # to open a pipe would wait for its reader
         raise OSError(errno.EINVAL, "not a regular file")
@@ -124,7 +150,10 @@ def markdown(
 
 def report(args: argparse.Namespace) -> None:
     """Read the results, print the tables, write the files."""
-    results, skipped = read_all(args.results)
+    places, absent = of_suites(args.results) if args.suite else (args.results, [])
+    results, skipped = read_all(places)
+    if absent:
+        print(f"no result yet: {numbered(len(absent), 'experiment')} of the suite", file=sys.stderr)
     for s in skipped:
         print(f"left out: {s.path}: {s.reason}", file=sys.stderr)
     if not results:
@@ -136,23 +165,31 @@ def report(args: argparse.Namespace) -> None:
         raise UsageError(f"--compare: {error}") from error
     by_name = {
         "results": tables.result_table(results),
+        **({"speed": speed} if (speed := tables.speed_table(results)).rows else {}),
         "comparisons": comparisons,
         "aup": tables.aup_table(results, args.aup_alpha, args.aup_drop),
     }
     notes = remarks(results, skipped)
+    if absent:
+        notes["Experiments of the suite without a result"] = absent
     shown = [table for table in by_name.values() if table.rows]
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, table in by_name.items():
             write(args.out / f"{name}.csv", [tables.to_csv(table)])
+        write(args.out / "columns.md", [tables.to_meanings(by_name)])
+        for_paper = paper.paper_tables(results)
+        write(args.out / "accuracy.tex", ["\n".join(map(paper.to_latex, for_paper))])
+        write(args.out / "accuracy.md", ["\n".join(map(paper.to_markdown, for_paper))])
         try:
             pictures = draw(results, args.out)
         except Exception as error:  # a broken installation of matplotlib, say
             reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             print(f"no figures: {reason}", file=sys.stderr)
             pictures, notes = [], notes | {"No figures": [reason]}
-        write(args.out / "report.md", [markdown(len(results), shown, pictures, notes)])
-        html = page(results, shown, pictures, notes, not args.no_samples)
+        whole = [picture for picture in pictures if not picture.part]
+        write(args.out / "report.md", [markdown(len(results), shown, whole, notes)])
+        html = page(results, shown, whole, notes, not args.no_samples)
         write(args.out / "report.html", html)
     except OSError as error:
         message = f"cannot write {args.out}: {error.strerror}; give another --out"
@@ -167,8 +204,10 @@ def report(args: argparse.Namespace) -> None:
     print("\n\n".join(tables.to_text(table, columns) for table in shown))
     if args.samples:
         print(f"samples: {args.samples}")
-    figures = f"{len(pictures)} figures (PNG, SVG)"
-    print(f"\nreport: {args.out / 'report.html'}, report.md, {figures}, {len(by_name)} CSV files")
+    figures = f"{len(pictures)} figures (PNG, SVG, PDF)"
+    others = f"accuracy.tex, accuracy.md, {figures}, {len(by_name)} CSV files, columns.md"
+    text = f"report: {args.out / 'report.html'}, report.md, {others}"
+    print("\n" + (fill(text, columns, break_long_words=False) if columns else text))
     sys.stdout.flush()
 
 

@@ -6,6 +6,7 @@
     python scripts/sweep.py run --models llada --tps 1 2 4 8 --extra "--batch_size 8 --limit 100"
     python scripts/sweep.py run --file my.yaml --workers 2         any experiments
     python scripts/sweep.py run --suite parallel                   algorithms and caches, on a CPU
+    python scripts/sweep.py run --suite anchors                    beside published speeds
     python scripts/sweep.py run --engine slurm --partition gpu     an array job of a SLURM cluster
     python scripts/sweep.py progress --watch                       samples, tok/s, score, time left
 
@@ -109,7 +110,8 @@ def selecting_parser() -> argparse.ArgumentParser:
         choices=list(SUITES),
         default="main",
         help="main: the matrix (default); parallel: adaptive algorithms and KV caches on the tiny "
-        "checkpoints; filters apply",
+        "checkpoints; anchors: methods with a published speed, one sample at a time; batches: the "
+        "same with 1, 4, 16 and 64 samples in flight; filters apply",
     )
     text = "these argument sets instead of the matrix; filters apply"
     group.add_argument("--file", metavar="YAML", type=Path, help=text)
@@ -214,17 +216,20 @@ def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
 
 def show_progress(args: argparse.Namespace) -> int:
     watchers, workers = watched(args)
+    terminal = args.watch is not None and sys.stdout.isatty()
     while True:
-        rows = statuses(watchers)
+        living = [r for r in read_records(Path(args.output_dir)) if r.alive]
+        taken = {planned.path for record in living for planned in record.experiments}
+        rows = [(e, replace(s, queued=e.path.resolve() in taken)) for e, s in statuses(watchers)]
         states = {status.state for _, status in rows}
-        living = any(record.alive for record in read_records(Path(args.output_dir)))
+        columns, lines = shutil.get_terminal_size()
+        size = (columns, lines - 2) if terminal else None
         if args.watch is None or not living and states <= {"done", "failed"}:
-            print(progress_table(rows, workers))
+            print(progress_table(rows, workers, size))
             return EXIT_COMPLETE
         # the screen is cleared together with the new text, so that it does not flicker
         title = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  every {args.watch:g} s, Ctrl-C leaves"
-        columns, lines = shutil.get_terminal_size() if sys.stdout.isatty() else (0, 2)
-        text = progress_table(rows, workers, (columns, lines - 2))
+        text = progress_table(rows, workers, size)
         print(f"\033[2J\033[H{title}\n{text}", flush=True)
         time.sleep(max(0.2, args.watch))
         forget()

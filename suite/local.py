@@ -28,6 +28,7 @@ from utils import (
     EXIT_INCOMPLETE,
     EXIT_OUTPUT,
     EXIT_USAGE,
+    EnvironmentProblem,
     available_cores,
 )
 
@@ -37,6 +38,7 @@ FINAL = (EXIT_USAGE, EXIT_DATA, EXIT_OUTPUT)  # another attempt would end in the
 CLEAN = (EXIT_COMPLETE, EXIT_INCOMPLETE, EXIT_BUSY, *FINAL)
 BUSY_WAITS_S = (3.0, 15.0, 60.0)  # an orphan of a killed suite needs a moment to end
 STOP_S = 20.0
+DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, ROCm and WSL2
 COMMAND = Path(__file__).resolve().parent.parent / "scripts" / "sweep.py"
 
 
@@ -139,7 +141,11 @@ class Worker:
 
 
 def visible_gpus() -> list[str]:
-    """A value of CUDA_VISIBLE_DEVICES for each GPU that this process may use, without torch."""
+    """A value of CUDA_VISIBLE_DEVICES for each GPU that this process may use.
+
+    Where nvidia-smi finds none but a driver is there (ROCm, slim containers), torch is asked in a
+    process of its own. Raises EnvironmentProblem where torch finds none either.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name.strip() for name in visible.split(",")]
@@ -147,9 +153,21 @@ def visible_gpus() -> list[str]:
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        if run.returncode == 0 and run.stdout.split():
+            return run.stdout.split()
     except (OSError, subprocess.SubprocessError):
+        pass
+    drivers = [driver for driver in DRIVERS if os.path.exists(driver)]
+    if not drivers:
         return []
-    return run.stdout.split() if run.returncode == 0 else []
+    count = "import torch; print(torch.cuda.device_count())"
+    run = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True)
+    if not (n := int(run.stdout or 0)):
+        raise EnvironmentProblem(
+            f"{drivers[0]} is there, but neither nvidia-smi nor torch finds a GPU; "
+            "CUDA_VISIBLE_DEVICES= in front of the command runs on the CPU"
+        )
+    return [str(i) for i in range(n)]
 
 
 def make_workers(n: int | None) -> list[Worker]:

@@ -63,7 +63,30 @@ PARALLEL: list[dict[str, Any]] = [
     DRAFTS | APD | {"kv_window": 8},
     DRAFTS | {"alg": ["apd", "apd_released"], "temperature": 0.2},
 ]
-SUITES: dict[str, list[dict[str, Any]]] = {"main": [MATRIX], "parallel": PARALLEL}
+
+
+def _anchors(**flags: Any) -> list[dict[str, Any]]:
+    """One entry for each method whose speed is published under --protocol fast_dllm."""
+    found = []
+    for alias, entry in MODEL_DEFAULTS.items():
+        for task, cell in entry.get("fast_dllm", {}).items():
+            for reference in cell["references"]:
+                one = {"model_alias": alias, "task": task, "protocol": "fast_dllm"}
+                one |= {"tokens_per_step": reference["tokens_per_step"], **reference["method"]}
+                if "algorithm" in one:
+                    one["alg"] = one.pop("algorithm")
+                one |= flags
+                found += [one] if one not in found else []
+    return found
+
+
+SUITES: dict[str, list[dict[str, Any]]] = {
+    "main": [MATRIX],
+    "parallel": PARALLEL,
+    # published speeds, measured one sample at a time; and what becomes of them in a batch
+    "anchors": _anchors(timed_batch=1),
+    "batches": _anchors(timed_batch=[1, 4, 16, 64]),
+}
 
 # flags of eval.py that an experiment of a suite cannot have, and the way out
 REFUSED = {

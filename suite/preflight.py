@@ -42,7 +42,7 @@ def preflight(rows: Rows, out: Path) -> list[str]:
     return [*lines, _disk(rows, out), _time(rows)]
 
 
-def _short(n: float, units: Sequence[str]) -> str:
+def short(n: float, units: Sequence[str]) -> str:
     """`16.1 GB`."""
     power = next((i for i in (3, 2) if n >= 1000**i), 1)
     return f"{n / 1000**power:.3g} {units[power - 1]}"
@@ -50,12 +50,13 @@ def _short(n: float, units: Sequence[str]) -> str:
 
 def _checkpoint(name: str, dtype: str, users: Sequence[Experiment]) -> list[str]:
     """Where a checkpoint is, and the memory that it takes; or the reason why it cannot run."""
+    from decoding.algorithms import ALGORITHMS
     from models import CheckpointError, check_checkpoint
     from models.cost import row_bytes
     from models.files import config_in, parameter_shapes, shard_paths
     from models.hub import hub_id, offline
 
-    folder = _folder(name)
+    folder = folder_of(name)
     if folder is None and (hub_id(name) is None or offline()):
         why = "not here, and HF_HUB_OFFLINE=1" if hub_id(name) else "does not exist"
         return [f"checkpoint {name}: ABSENT, {why}"]
@@ -63,7 +64,7 @@ def _checkpoint(name: str, dtype: str, users: Sequence[Experiment]) -> list[str]
         return [f"checkpoint {name}: not here; the first run downloads it. Its size is unknown yet"]
     try:
         size = sum(path.stat().st_size for path in shard_paths(folder))
-        where = f"here, {_short(size, BYTES)}"
+        where = f"here, {short(size, BYTES)}"
     except CheckpointError as error:
         if Path(name).is_dir() or offline():
             return [f"checkpoint {name}: INCOMPLETE, {error}"]
@@ -76,17 +77,24 @@ def _checkpoint(name: str, dtype: str, users: Sequence[Experiment]) -> list[str]
         return [f"checkpoint {name}: {problem}" for problem in problems]
     n, itemsize = sum(map(prod, parameter_shapes(config).values())), ITEMSIZE[dtype]
     each = max(
-        row_bytes(config, s.gen_length, s.block_length, itemsize, kv != "none")
+        row_bytes(
+            config,
+            s.gen_length,
+            s.block_length,
+            itemsize,
+            kv != "none",
+            ALGORITHMS[s.algorithm].observe is not None,
+        )
         for s, kv in ((e.job.schedule, e.job.config.decode.kv_cache) for e in users)
     )
     return [
         f"checkpoint {name}: {where}; memory (estimated): weights "
-        f"{_short(n * itemsize, BYTES)} in {dtype}, plus {_short(each, BYTES)} per sample, plus "
+        f"{short(n * itemsize, BYTES)} in {dtype}, plus {short(each, BYTES)} per sample, plus "
         "its prompt"
     ]
 
 
-def _folder(name: str) -> Path | None:
+def folder_of(name: str) -> Path | None:
     """The directory of a checkpoint: itself, or its snapshot in the hub's cache."""
     from huggingface_hub import constants
 
@@ -118,10 +126,10 @@ def _disk(rows: Rows, out: Path) -> str:
     existing = next(p for p in [out.resolve(), *out.resolve().parents] if p.exists())
     if problem := output_problem(existing):
         return f"disk: {problem}"
-    free = f"{_short(shutil.disk_usage(existing).free, BYTES)} free in {out}"
+    free = f"{short(shutil.disk_usage(existing).free, BYTES)} free in {out}"
     if not positions:
         return f"disk: {free}; the size of the samples is known after the first ones"
-    more = _short(left * size / positions, BYTES)
+    more = short(left * size / positions, BYTES)
     return f"disk: samples and results take about {more} more; {free}"
 
 

@@ -139,12 +139,12 @@ def progress_command(out: Path) -> str:
 
 def report_command(out: Path) -> str:
     folder = shlex.quote(str(out / "report"))
-    return f"python scripts/report.py {shlex.quote(str(out))} --out {folder}"
+    return f"python scripts/report.py {shlex.quote(str(out))} --suite --out {folder}"
 
 
 def report(out: Path, say: SuiteLog) -> None:
-    """Tables and figures of all results. A failure is only a message."""
-    command = [sys.executable, str(REPORT), str(out), "--out", str(out / "report")]
+    """Tables and figures of the suite's results. A failure is only a message."""
+    command = [sys.executable, str(REPORT), str(out), "--suite", "--out", str(out / "report")]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     run = subprocess.run(command, **quiet, text=True, errors="replace")
     if run.returncode:

@@ -41,6 +41,7 @@ class Status:
     sums:  totals over the n finished samples.
     score: value, low, high of the headline metric and the number of samples; None if unknown.
     note:  why it failed, or which process runs it; "" otherwise.
+    queued: a suite that is running has it among its experiments.
     """
 
     state: str
@@ -48,6 +49,7 @@ class Status:
     sums: Sums = Sums()
     score: Score | None = None
     note: str = ""
+    queued: bool = False
 
     @property
     def n(self) -> int:
@@ -55,10 +57,29 @@ class Status:
 
     @property
     def shown(self) -> str:
-        """The state as tables name it: with all answers there is nothing to generate."""
-        if self.n != self.of or self.state not in ("partial", "running"):
+        """The state as tables name it, a key of STATES: it says what an experiment waits for."""
+        if self.state in ("done", "failed"):
             return self.state
-        return "scoring" if self.note.startswith("scoring") else "unscored"
+        if self.note.startswith("scoring"):
+            return "scoring"
+        if self.n and self.n == self.of:
+            return "to score"
+        if self.state == "running":
+            return "running"
+        return "queued" if self.queued else "begun" if self.state == "partial" else "not begun"
+
+
+# as tables name them, in the order of their counts; what those that stand still wait for
+STATES = {
+    "done": "",
+    "running": "",
+    "scoring": "",
+    "to score": "has every answer and waits to be scored",
+    "queued": "waits for a worker of its suite",
+    "begun": "has samples and waits for a suite that goes on",
+    "not begun": "waits for a suite",
+    "failed": "",
+}
 
 
 # ---------------------------------------------------------------- failures that the suite notes

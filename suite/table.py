@@ -6,12 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from textwrap import fill, wrap
 
+from experiment.statistics import as_read
 from suite.matrix import Planned
-from suite.state import Status
+from suite.state import STATES, Status
 from utils import numbered, terminal_columns
 
 Rows = Sequence[tuple[Planned, Status]]
-STATES = ("done", "running", "scoring", "unscored", "partial", "waiting", "failed")
+NARROWEST = 16  # width to which names wrap
+# what a narrow table leaves out, the first one first
+FOLDS = ("TPF", "interval", "border", "tok/s")
 
 
 class Estimator:
@@ -66,14 +69,15 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
-def _score(status: Status, narrow: bool) -> str:
+def _score(status: Status, interval: bool) -> str:
     if status.score is None:
         return "-"
-    value, low, high, n = status.score
-    interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    if narrow:
-        return f"{value:.3f}" + ("" if status.state == "done" else "*")
-    return f"{value:.3f}{interval}" + ("" if status.state == "done" else f" of {n}")
+    *values, n = status.score
+    text, low, high = as_read(*values)
+    if not interval:
+        return text + ("" if status.state == "done" else "*")
+    bounds = "" if None in values else f" [{low}, {high}]"
+    return text + bounds + ("" if status.state == "done" else f" of {n}")
 
 
 def _count(status: Status) -> str:
@@ -83,25 +87,33 @@ def _count(status: Status) -> str:
 def progress_table(rows: Rows, workers: int, size: tuple[int, int] | None = None) -> str:
     """The table and a summary line. workers: processes that share what is left.
 
-    size: columns and lines to fit into, 0 for any; None: those of the terminal, any lines. A
-    narrow table has no interval and no TPF; a low one has the rows in which something happens.
+    size: columns and lines to fit into, 0 for any; None: those of the terminal, any lines. FOLDS
+    fold away until the table fits; a low one has the rows in which something happens.
     """
     columns, lines = size or (terminal_columns(), 0)
     notes = [f"{e.name}: {s.note}" for e, s in rows if s.state == "failed" and s.note]
+    seen = {status.shown for _, status in rows}
+    waits = [f"{state}: {text}" for state, text in STATES.items() if text and state in seen]
+    notes += ["; ".join(waits)] if waits else []
     estimator, summary = Estimator(rows), summary_line(rows, workers)
-    text = _table(rows, estimator, narrow=False)
-    narrow = bool(columns) and len(text.partition("\n")[0]) > columns
-    if narrow:
-        text = _table(rows, estimator, narrow=True, columns=columns)
-        if any(s.score and s.state != "done" for _, s in rows):
-            notes.insert(0, "* of the answers so far")
+    for n in range(len(FOLDS) + 1):
+        folded = FOLDS[:n]
+        text = _table(rows, estimator, folded, columns)
+        wraps = text.count("\n") > len(rows) + (0 if "border" in folded else 3)
+        if not columns or len(text.partition("\n")[0]) <= columns and not wraps:
+            break
+    if "interval" in folded and any(s.score and s.state != "done" for _, s in rows):
+        notes.insert(0, "* of the answers so far")
     foot = [fill(note, columns) for note in [*notes, summary]] if columns else [*notes, summary]
     room = lines - len("\n".join(foot).split("\n"))
     if lines and text.count("\n") + 1 > room:
         foot = [fill(summary, columns)] if columns else [summary]
-        room = lines - len(foot[0].split("\n")) - (2 if narrow else 5)
-        kept = _first(rows, max(1, room))
-        text = _table(kept, estimator, narrow, columns)
+        room = lines - len(foot[0].split("\n")) - 1
+        for n in range(max(1, room), 0, -1):
+            kept = _first(rows, n)
+            text = _table(kept, estimator, folded, columns)
+            if text.count("\n") < room:
+                break
         hidden = Counter(s.shown for e, s in rows if all(e is not k for k, _ in kept))
         foot.insert(0, f"not shown: {counts({state: hidden[state] for state in STATES})}")
     return "\n".join([text, *foot])
@@ -109,14 +121,15 @@ def progress_table(rows: Rows, workers: int, size: tuple[int, int] | None = None
 
 def _first(rows: Rows, n: int) -> Rows:
     """The n rows that say most, in their order: those at work, then failed, waiting, done ones."""
-    order = ("running", "scoring", "failed", "unscored", "partial", "waiting", "done")
+    order = ["running", "scoring", "failed", "to score", "begun", "queued", "not begun", "done"]
     chosen = sorted(range(len(rows)), key=lambda i: order.index(rows[i][1].shown))[:n]
     return [rows[i] for i in sorted(chosen)]
 
 
-def _table(rows: Rows, estimator: Estimator, narrow: bool, columns: int = 0) -> str:
+def _table(rows: Rows, estimator: Estimator, folded: Sequence[str], columns: int) -> str:
     from prettytable import PrettyTable
 
+    narrow = "border" in folded
     names = [experiment.name for experiment, _ in rows]
     title = "experiment"
     if narrow and len(rows) > 1:  # say once how all names end
@@ -127,7 +140,7 @@ def _table(rows: Rows, estimator: Estimator, narrow: bool, columns: int = 0) -> 
         if same:
             title = "experiment ..._" + "_".join(reverse[0][:same][::-1])
             names = ["_".join(r[same:][::-1]) for r in reverse]
-    heads = [title, "state", "samples", "tok/s", *([] if narrow else ["TPF"]), "ETA", "score"]
+    heads = [title, "state", "samples", "tok/s", "TPF", "ETA", "score %"]
     table = PrettyTable(heads)
     table.align = "r"
     table.align[title] = table.align["state"] = "l"
@@ -135,15 +148,17 @@ def _table(rows: Rows, estimator: Estimator, narrow: bool, columns: int = 0) -> 
         sums, shown = status.sums, status.shown
         rate = f"{sums.tokens / sums.seconds:.1f}" if sums.seconds else "-"
         tpf = f"{sums.tokens / sums.forwards:.2f}" if sums.forwards else "-"
-        over = shown in ("done", "scoring", "unscored")
+        over = shown in ("done", "scoring", "to score")
         left = "" if over else duration(estimator.left_s(experiment, status))
         left = "-" if shown == "failed" else left
-        cells = [name, shown, _count(status), rate, *([] if narrow else [tpf]), left]
-        table.add_row([*cells, _score(status, narrow)])
+        score = _score(status, "interval" not in folded)
+        table.add_row([name, shown, _count(status), rate, tpf, left, score])
+    for head in {"TPF", "tok/s"} & {*folded}:
+        table.del_column(head)
     if narrow:
         table.border, table.left_padding_width, table.right_padding_width = False, 0, 1
-        others = [max(len(str(row[i])) for row in [heads, *table.rows]) for i in range(1, 6)]
-        table.max_width[title] = max(16, columns - sum(others) - 6)
+        others = [max(map(len, map(str, column))) for column in zip(table.field_names, *table.rows)]
+        table.max_width[title] = max(NARROWEST, columns - sum(others[1:]) - len(others))
     return "\n".join(line.rstrip() for line in table.get_string().splitlines())
 
 
@@ -175,9 +190,9 @@ def plan(rows: Rows, needs: Sequence[str] = ()) -> str:
     """Name, state and command of each experiment; needs: further lines."""
     columns, lines = terminal_columns(), []
     for experiment, s in rows:
-        state = f"partial {_count(s)}" if s.shown == "partial" else s.shown
+        state = f"begun {_count(s)}" if s.shown == "begun" else s.shown
         note = f"  ({s.note})" if s.note else ""
-        lines += [_wrapped(f"{state:8} {experiment.name}{note}", columns, "")]
+        lines += [_wrapped(f"{state:9} {experiment.name}{note}", columns, "")]
         lines += [_wrapped(f"  {experiment.command}", columns, " \\")]
     summary = summary_line(rows, 1).partition("; about")[0]
     return "\n".join([*lines, *(_wrapped(line, columns, "") for line in [summary, *needs])])

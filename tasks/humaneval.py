@@ -48,10 +48,11 @@ FORMS = {
         until=(),  # a chat answer may begin with an import, a comment or the function itself
     ),
     "lm_eval": PromptForm(source="lm-eval 0.4.8 humaneval", yaml=YAML),
-    "completion": PromptForm(
-        source="lm-eval 0.4.8 humaneval without stop strings, as Dream-Base reports",
+    "whole": PromptForm(
+        source="lm-eval 0.4.8 humaneval without its stop strings, as Fast-dLLM asks LLaDA and "
+        "Dream-Base's authors ask it",
         yaml=YAML,
-        until=(),
+        until=(),  # a chat answer writes the function anew
     ),
     "opencompass": PromptForm(
         source="OpenCompass humaneval_gen_8e312c, as LLaDA reports",

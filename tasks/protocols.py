@@ -6,16 +6,19 @@
     is asked without a chat template, in lm-eval's own words, examples and stop strings: it cannot
     be asked to reply, only shown how.
 `official`: the settings of the model's authors, task by task: the cells under "official" in its
-    entry. An alias without a cell for a task has no official protocol there. Only official results
-    are comparable with a published score. Where the worked examples of an official prompt are not
+    entry. An alias without a cell for a task has no official protocol there. Official results are
+    comparable with the authors' scores. Where the worked examples of an official prompt are not
     part of lm-eval, lm-eval's own replace them, and the references' "settings" say so. Nothing
     official exists for TruthfulQA in generation, nor for DiffuCoder on GSM8K and on MBPP's 500
     tasks: those cells are this project's choice and have no references.
+`fast_dllm`: the settings of Fast-dLLM's evaluation code, with which others measured speeds: the
+    cells under "fast_dllm". Their references have a speed, and the method that it is of.
 
 A cell is a dict of fields of Protocol. The cells below are those of the models in MODEL_DEFAULTS
 (eval.py). Sources: LLaDA EVAL.md, its OpenCompass configurations and eval_llada_lm_eval.sh; Dream
 eval_instruct/eval.sh, eval/eval_dream_gen.sh and eval_dream_mc.sh; the DiffuCoder paper, README and
-issue 10; Fast-dLLM Table 1 and Figure 5. Only the standard library is imported.
+issue 10; Fast-dLLM Table 1 and Figure 5; the evaluation scripts of DSB and DAWN. Only the standard
+library is imported.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 # name -> revision. It rises where the meaning of a protocol changes; results of two revisions share
 # no curve. Revision 2 of uniform: Dream's family decodes in blocks too, and adaptive rules read the
 # model's own probability. Revision 2 of official: programs are found by the authors' extraction.
-PROTOCOLS = {"uniform": 2, "official": 2}
+PROTOCOLS = {"uniform": 2, "official": 2, "fast_dllm": 1}
 PREFIX = "lm_eval:"  # any other task that lm-eval has installed
 ANY = "*"  # a cell for every task that has none of its own
 Cells = Mapping[str, Mapping[str, Any]]
@@ -54,8 +57,10 @@ class Protocol:
     estimator, mc_num, cfg_scale: of a benchmark that is scored by likelihood, see
         decoding.likelihood.LikelihoodConfig; None is the family's own, its default and no guidance.
     references: the published scores of this very protocol, one for each number of tokens per step
-        that has one: {"score": percent, "metric", "tokens_per_step", "source", "settings"}. Of a
-        benchmark that is scored by likelihood tokens_per_step is None.
+        that has one: {"score": percent, "metric", "tokens_per_step", "source", "settings"}. Those
+        of a speed have also "tokens_per_second", "device" and "method": name -> value of the
+        settings that depart from the protocol.
+        Of a benchmark that is scored by likelihood tokens_per_step is None.
     """
 
     name: str
@@ -87,7 +92,7 @@ def protocol(
     """The protocol of this name for an alias of `models` and a benchmark.
 
     family: the model family's defaults, models.Family: `.algorithm` and `.blocks`.
-    Raises UsageError for `official` where the alias has no cell for the benchmark.
+    Raises UsageError for any but `uniform` where the alias has no cell for the benchmark.
     """
     uniform: dict[str, Any] = {
         "form": spec.default_form,
@@ -102,17 +107,17 @@ def protocol(
     }
     cells = models[alias].get(name, {})
     cell = cells.get(spec.name, cells.get(ANY))
-    if name == "official" and cell is None:
-        raise UsageError(_no_official(alias, spec.name, models))
+    if name != "uniform" and cell is None:
+        raise UsageError(_no_cell(name, alias, spec.name, models))
     return Protocol(name=name, revision=PROTOCOLS[name], **uniform | dict(cell or {}))
 
 
-def _no_official(alias: str, task: str, models: Mapping[str, Mapping]) -> str:
-    having = [a for a, entry in models.items() if {task, ANY} & entry.get("official", {}).keys()]
-    own = list(models[alias].get("official", {}))
+def _no_cell(name: str, alias: str, task: str, models: Mapping[str, Mapping]) -> str:
+    having = [a for a, entry in models.items() if {task, ANY} & entry.get(name, {}).keys()]
+    own = list(models[alias].get(name, {}))
     has = f"aliases with one for {task}: {', '.join(having) or 'none'}"
     has += f"; {alias} has one for: {', '.join(own)}" if own else ""
-    return f"--protocol official: {alias} has no official protocol for {task}; {has}"
+    return f"--protocol {name}: {alias} has no {name} protocol for {task}; {has}"
 
 
 # ---------------------------------------------------------------- the cells of MODEL_DEFAULTS
@@ -326,11 +331,10 @@ DIFFUCODER_OFFICIAL: Cells = {
     "truthfulqa": _cell("chat", 128, None, _DIFFUCODER),
 }
 
-
 # ---------------------------------------------------------------- base models
 
-_PLAIN = {"chat_template": False}
-_STARTED = _PLAIN | {"start_token": True}  # add_bos_token=true in all of Dream's scripts
+_NO_CHAT = {"chat_template": False}
+_STARTED = _NO_CHAT | {"start_token": True}  # add_bos_token=true in all of Dream's scripts
 _DREAM_BASE = _STARTED | {"algorithm": "entropy", "alg_temp": 0.0, "temperature": 0.0}
 _EXAMPLES = {
     "gsm8k": 5,
@@ -367,14 +371,14 @@ def _likelihood(
 
 ACC, ACC_NORM = "acc,none", "acc_norm,none"
 _METRIC = "which of lm-eval's metrics is not said"
-LLADA_BASE_UNIFORM, DREAM_BASE_UNIFORM = _base_uniform(_PLAIN), _base_uniform(_STARTED)
+LLADA_BASE_UNIFORM, DREAM_BASE_UNIFORM = _base_uniform(_NO_CHAT), _base_uniform(_STARTED)
 LLADA_BASE_OFFICIAL: Cells = {
     task: _cell(
         "lm_eval",
         1024,
         1024,
         _GREEDY,
-        _PLAIN,
+        _NO_CHAT,
         _published(score, metric, _LLADA_BASE_EVAL, f"lm-eval {name}, canvas and block 1024{more}"),
         num_fewshot=_EXAMPLES[task],
         **fields,
@@ -427,7 +431,7 @@ DREAM_BASE_OFFICIAL: Cells = {
         num_fewshot=8,
     ),
     "humaneval": _cell(
-        "completion",
+        "whole",
         512,
         None,
         _DREAM_BASE,
@@ -494,4 +498,116 @@ DREAM_BASE_OFFICIAL: Cells = {
         ("gpqa", 36.6, ACC, "gpqa_main_n_shot, 5 examples; dllm: 34.6", 5, "n_shot"),
         ("winogrande", 74.8, ACC, "5 examples; dllm: 72.5", 5),
     )
+}
+
+# ---------------------------------------------------------------- published speeds
+
+# method -> what it changes; the plain one commits one token per step
+_THRESHOLD, _DREAM_THRESHOLD = {"algorithm": "threshold"}, {"algorithm": "confidence_threshold"}
+_DUAL = {"kv_cache": "dual"}
+# the defaults of generate_klass in DAWN's llada/generate.py
+_KLASS = {"algorithm": "klass", "threshold": 0.6, "kl_threshold": 0.015}
+_ONE = "one sample at a time, canvas 256, blocks of 32, thresholds of 0.9"
+_TEXT = f"{_ONE}; tok/s counts the tokens of the answer's text"
+_CANVAS = f"{_ONE}; tok/s counts all tokens of the canvas that are no <|endoftext|>"
+
+
+def _speeds(
+    source: str, device: str, metric: str, settings: str, *rows: tuple[dict, float, float]
+) -> tuple[dict, ...]:
+    """References with a speed. rows: method, score in percent and tok/s, at 1 token per step."""
+    common = {"tokens_per_step": 1, "metric": metric, "source": source}
+    common |= {"settings": settings, "device": device}
+    return tuple(
+        {"score": score, "method": method, "tokens_per_second": speed} | common
+        for method, score, speed in rows
+    )
+
+
+def _fast_dllm(task: str, *references: tuple[dict, ...], **fields: Any) -> dict[str, Any]:
+    """A cell of Fast-dLLM's evaluation: lm-eval's own prompts, 5 examples for GSM8K."""
+    cell = {"num_fewshot": 5 if task == "gsm8k" else 0, "form": "lm_eval"} | fields
+    return _cell(cell.pop("form"), 256, 32, references=sum(references, ()), **cell)
+
+
+# their code asks LLaDA-1.5 without the chat template, for its path has no "instruct"
+_PLAIN = f"{_TEXT}; no chat template"
+_DREAM_PLAIN = f"{_CANVAS}; no chat template, a start token first, which is left out here"
+_DSB, _DAWN = ("DSB (lizhuo008/DSB)", "H200"), ("DAWN (lizhuo-luo/DAWN)", "H100-80G")
+LLADA_FAST_DLLM: Cells = {
+    "gsm8k": _fast_dllm(
+        "gsm8k",
+        _speeds(
+            *_DSB,
+            FLEXIBLE,
+            _TEXT,
+            ({}, 77.79, 14.9),
+            (_THRESHOLD, 77.26, 48.7),
+            (_THRESHOLD | _DUAL, 77.40, 92.3),
+        ),
+        _speeds(
+            *_DAWN,
+            FLEXIBLE,
+            _TEXT,
+            ({}, 77.94, 10.3),
+            (_THRESHOLD, 78.39, 33.4),
+            (_KLASS, 76.12, 23.2),
+        ),
+    ),
+    "humaneval": _fast_dllm(
+        "humaneval",
+        _speeds(
+            *_DSB,
+            PASS,
+            _CANVAS,
+            ({}, 40.24, 36.2),
+            (_THRESHOLD, 40.85, 119.1),
+            (_THRESHOLD | _DUAL, 37.80, 100.6),
+        ),
+        form="whole",
+        extraction="evalplus",
+    ),
+}
+LLADA15_FAST_DLLM: Cells = {
+    "gsm8k": _fast_dllm(
+        "gsm8k",
+        _speeds(
+            *_DSB,
+            FLEXIBLE,
+            _PLAIN,
+            ({}, 80.52, 14.1),
+            (_THRESHOLD, 80.14, 49.6),
+            (_THRESHOLD | _DUAL, 80.82, 86.4),
+        ),
+        chat_template=False,
+    ),
+}
+DREAM_FAST_DLLM: Cells = {
+    "gsm8k": _fast_dllm(
+        "gsm8k",
+        _speeds(
+            *_DSB,
+            FLEXIBLE,
+            _DREAM_PLAIN,
+            ({}, 77.03, 11.4),
+            (_DREAM_THRESHOLD, 75.51, 45.8),
+            (_DREAM_THRESHOLD | _DUAL, 67.32, 72.2),
+        ),
+        _speeds(*_DAWN, FLEXIBLE, _DREAM_PLAIN, ({}, 76.35, 7.3), (_DREAM_THRESHOLD, 75.20, 28.8)),
+        chat_template=False,
+        algorithm="entropy",
+    ),
+    "humaneval": _fast_dllm(
+        "humaneval",
+        _speeds(
+            *_DSB,
+            PASS,
+            _DREAM_PLAIN,
+            ({}, 53.05, 33.5),
+            (_DREAM_THRESHOLD, 57.32, 77.6),
+            (_DREAM_THRESHOLD | _DUAL, 48.78, 65.9),
+        ),
+        chat_template=False,
+        algorithm="entropy",
+    ),
 }

@@ -144,9 +144,11 @@ def craft(
         logged=logged,
         headline=f"{metric},{chain}",
         code=False,
+        token_texts={str(token): f"t{token} " for token in range(1000)},
         profile=profile(samples, peak_bytes={}),
         meta={
             "started": "2026-01-01T00:00:00+00:00",
+            "environment": {"git_commit": "c0ffee" + 34 * "0", "git_dirty": False},
             "samples_made": [{"device_name": machine, "cpu": "x"}],
         },
     )

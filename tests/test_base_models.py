@@ -43,7 +43,7 @@ def asked(tmp_path):
         ("llada-base", "minerva_math", "lm_eval", 4, 1024, ("low_confidence", 0.0, None), 31.4),
         ("llada-base", "bbh", "lm_eval", 3, 1024, ("low_confidence", 0.0, None), 49.7),
         ("dream-base", "gsm8k", "lm_eval_cot", 8, 256, ("entropy", 0.0, None), 77.2),
-        ("dream-base", "humaneval", "completion", 0, 512, ("entropy", 0.2, 0.95), 57.9),
+        ("dream-base", "humaneval", "whole", 0, 512, ("entropy", 0.2, 0.95), 57.9),
         ("dream-base", "mbpp", "lm_eval", 3, 512, ("entropy", 0.2, 0.9), 56.2),
         ("dream-base", "minerva_math", "lm_eval", 4, 512, ("entropy", 0.0, None), 39.6),
         ("dream-base", "bbh", "lm_eval", 3, 512, ("entropy", 0.0, None), 57.9),

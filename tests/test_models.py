@@ -357,21 +357,36 @@ def test_slots_follow_rows_that_leave_and_join(model):
 
 
 def plain_varlen(
-    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, enable_gqa=False, num_splits=None
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    window_size=(-1, -1),
+    enable_gqa=False,
+    seqused_k=None,
+    num_splits=None,
 ):
     """The definition of torch.nn.attention.varlen.varlen_attn."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
-    assert query.is_contiguous() and key.is_contiguous() and value.is_contiguous()
-    assert max_q >= cu_seq_q.diff().max() and max_k >= cu_seq_k.diff().max()
-    assert len(query) == cu_seq_q[-1] and len(key) == len(value) == cu_seq_k[-1]
+    starts, counts = cu_seq_k[:-1], cu_seq_k.diff() if seqused_k is None else seqused_k
+    assert max_q >= cu_seq_q.diff().max() and max_k >= counts.max()
+    assert len(query) == cu_seq_q[-1] and (starts + counts).max() <= len(key) == len(value)
     assert enable_gqa or query.shape[1] == key.shape[1]
     out = torch.empty_like(query)
-    for (a, b), (c, d) in zip(
-        *(torch.stack([cu[:-1], cu[1:]], 1).tolist() for cu in (cu_seq_q, cu_seq_k))
-    ):
-        k, v = (t[c:d].repeat_interleave(query.shape[1] // key.shape[1], 1) for t in (key, value))
-        weights = (torch.einsum("qhe,khe->hqk", query[a:b], k) / query.shape[-1] ** 0.5).softmax(-1)
-        out[a:b] = torch.einsum("hqk,khe->qhe", weights, v)
+    for i, (c, n) in enumerate(zip(starts.tolist(), counts.tolist())):
+        a, b = cu_seq_q[i : i + 2].tolist()
+        k, v = (
+            t[c : c + n].repeat_interleave(query.shape[1] // key.shape[1], 1) for t in (key, value)
+        )
+        weights = torch.einsum("qhe,khe->hqk", query[a:b], k) / query.shape[-1] ** 0.5
+        if window_size == (-1, 0):
+            ahead = torch.ones(b - a, n, dtype=torch.bool).triu(n - (b - a) + 1)
+            weights = weights.masked_fill(ahead, -torch.inf)
+        out[a:b] = torch.einsum("hqk,khe->qhe", weights.softmax(-1).nan_to_num(0.0), v)
     return out
 
 
@@ -383,7 +398,7 @@ def test_the_varlen_call_gives_the_same_as_the_loop(model, monkeypatch):
 
     real = inspect.signature(varlen.varlen_attn).parameters
     ours = inspect.signature(plain_varlen).parameters
-    assert list(real)[:7] == list(ours)[:7] and {"enable_gqa", "num_splits"} <= real.keys()
+    assert list(real)[:7] == list(ours)[:7] and ours.keys() <= real.keys()
     lengths = [7, 20, 3]
     full, windows = [(0, n, n) for n in lengths], [(2, 5, 7), (4, 20, 20), (1, 3, 3)]
     tokens = torch.cat([random_tokens(n, n) for n in lengths])

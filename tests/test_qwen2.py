@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.attention.varlen as varlen
 from checkpoint_files import edit, edit_tensors, refused
 from safetensors.torch import load_file
+from test_models import plain_varlen
 
 from models import (
     FAMILIES,
@@ -246,10 +248,30 @@ def test_the_first_column_of_a_cut_span_is_refused(model):
         model.predict(random_tokens(4, 1), [(4, 8, 8)], torch.tensor([0]), cache)
 
 
-def test_no_varlen_kernel_and_no_graph_for_a_causal_model(model, monkeypatch):
-    """Either would let a column see those to its right."""
+def test_the_varlen_call_gives_the_same_as_the_loop(model, monkeypatch):
+    """Without a cache, with one, and with the draft of one row only; any rows are asked for."""
+    lengths = [7, 20, 3]
+    tokens = torch.cat([random_tokens(n, n) for n in lengths])
+    full, rows = [(0, n, n) for n in lengths], torch.tensor([0, 5, 26, 12, 29])
+
+    def run() -> list[torch.Tensor]:
+        cache = cache_for(model, *lengths)
+        more = [(5, 7, 7), (0, 0, 0), (1, 3, 3)], torch.tensor([1, 3]), cache
+        return [
+            model.logits(tokens[None, :9]),
+            model.predict(tokens, full, rows),
+            model.predict(tokens, full, rows, cache),
+            model.predict(random_tokens(4, 5), *more),
+        ]
+
+    expected = run()
+    monkeypatch.setattr(varlen, "varlen_attn", plain_varlen)
     monkeypatch.setattr("models.transformer.varlen_options", lambda *_: {"num_splits": 1})
-    assert model.varlen is None
+    for got, wanted in zip(run(), expected):
+        torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)
+
+
+def test_no_graph_for_a_causal_model(model, monkeypatch):
     monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("cuda")))
     notes = []
     model.accelerate(cuda_graphs=True, tell=notes.append)

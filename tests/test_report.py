@@ -1,13 +1,13 @@
-"""scripts/report.py: tables, figures, files that are left out, and the page in a browser."""
+"""scripts/report.py: tables, files that are left out, the command, and the page in a browser."""
 
 import csv
 import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from mini import ROOT
 
 from experiment.result import VOLATILE
 from reporting.data import curve_labels, curves, read_all
-from reporting.plots import Line, caption, make_figure, overlaps
 from reporting.stats import aup_interval, compare_results
 from reporting.tables import (
     aup_table,
@@ -25,11 +24,11 @@ from reporting.tables import (
     interval,
     result_table,
     to_csv,
-    to_html,
     to_markdown,
     to_text,
 )
 from scripts import report
+from suite.matrix import Planned
 from utils import UsageError, atomic_write_json, sha256
 
 # ---------------------------------------------------------------- tables
@@ -73,7 +72,7 @@ def test_results_show_what_was_measured(tmp_path):
     assert row["tok/s"] == f"{result['profile']['tokens_per_second']:.1f}"
     (record,) = csv.DictReader(to_csv(table).splitlines())
     assert (
-        float(record["value"]) == 75.0
+        float(record["value"]) == 0.75
         and record["published"] == ""
         and record["machine"] == "NVIDIA H200"
     )
@@ -87,7 +86,7 @@ def test_results_show_what_was_measured(tmp_path):
 def test_the_strict_re_check_has_a_column_only_if_a_result_has_it(tmp_path):
     save(tmp_path, k=1, task="humaneval", scores=[1.0] * 30 + [0.0] * 10)
     table = result_table(read_all([tmp_path])[0])
-    for text in (to_text(table), to_markdown(table), to_csv(table), to_html(table)):
+    for text in (to_text(table), to_markdown(table), to_csv(table)):
         assert "strict" not in text
     result, _ = craft(k=2, task="humaneval", scores=[1.0] * 30 + [0.0] * 10)
     strict = {"value": 0.5, "stderr": 0.08, "ci95": [0.35, 0.65], "n": 40}
@@ -100,8 +99,8 @@ def test_the_strict_re_check_has_a_column_only_if_a_result_has_it(tmp_path):
         ("75.0 [59.8, 85.8]", "50.0 [35.0, 65.0]"),
     ]
     records = list(csv.DictReader(to_csv(table).splitlines()))
-    assert [r["strict"] for r in records] == ["", "50.0"]
-    assert [r["strict_ci95_high"] for r in records] == ["", "65.0"]
+    assert [r["strict"] for r in records] == ["", "0.5"]
+    assert [r["strict_ci95_high"] for r in records] == ["", "0.65"]
 
 
 def test_an_empty_table_still_has_a_csv_header():
@@ -203,14 +202,16 @@ def test_settings_of_one_model_are_compared_by_themselves(tmp_path):
     results, _ = read_all([tmp_path])
     shown = [(row[0][-5:], row[1], row[-1]) for row in comparison_table(results).rows]
     assert shown == [
-        ("K = 1", "K = 2", "not distinguishable"),
         ("K = 1", "K = 3", "A higher"),
         ("K = 2", "K = 3", "A higher"),
+        ("K = 1", "K = 2", "not distinguishable"),
     ]
     llada = [result for result in results if result.model == "llada"]
     (dream,) = [result for result in results if result.model == "dream"]
     rows = comparison_table(results, [(llada[0], dream), (llada[0], llada[1])]).rows
-    assert len(rows) == 4 and rows[0][1] == dream.name  # requested pairs come first, and once
+    assert (
+        len(rows) == 4 and rows[0][1] == "dream gsm8k, maskgit_plus, K = 1"
+    )  # requested pairs come first, and once
 
 
 def test_results_that_never_differ_have_no_interval(tmp_path):
@@ -234,19 +235,9 @@ def test_aup_shows_y_max_and_the_comparison_set(tmp_path):
         ("llada", "1", "90.0"),
     ]
     # once: in each row it made tables of 2,000 columns
-    assert aup_table(results).notes[-1].endswith("uniform: y_max 90.0: the best of dream; llada.")
+    assert aup_table(results).notes[-1] == "Comparison set of gsm8k: dream; llada."
     assert rows[1]["dropped"].startswith("25.0 % at TPF ")
     assert aup_table(results, 3, 100).rows[1][4] == "2"
-
-
-def test_tables_fit_a_wide_terminal_and_are_not_cut_in_a_file(tmp_path):
-    for value in (0.9, 0.7):
-        options = {"algorithm": "threshold", "options": {"threshold": value}}
-        save(tmp_path, **options, kv_cache="dual", cache_refresh=4)
-    table = comparison_table(read_all([tmp_path])[0])
-    whole, text = to_text(table), to_text(table, 120)
-    assert max(map(len, text.splitlines())) <= 120 < max(map(len, whole.splitlines()))
-    assert table.rows[0][0] in whole and "0.000" not in text.replace(table.rows[0][5], "")
 
 
 def test_figures_that_fail_do_not_take_the_tables_along(tmp_path, monkeypatch, capsys):
@@ -292,42 +283,6 @@ def test_the_checksum_is_of_the_content_not_of_its_layout(tmp_path):
     path = save(tmp_path, k=1)
     path.write_text(json.dumps(json.loads(path.read_text()), indent=7, sort_keys=True))
     assert len(read_all([tmp_path])[0]) == 1
-
-
-def test_points_in_one_place_become_rings(tmp_path):
-    """Otherwise the curve that is drawn last hides the others."""
-    for alias in ("dream", "llada", "llada1.5"):
-        save(tmp_path, alias, k=1, scores=[1.0] * 30 + [0.0] * 10)
-        save(tmp_path, alias, k=2, scores=[1.0] * 20 + [0.0] * 20)
-    results, _ = read_all([tmp_path])
-    for result in results:
-        tpf = {1: 1.0, 2: {"dream": 1.9, "llada": 2.0, "llada1.5": 2.01}[result.model]}[result.k]
-        object.__setattr__(result, "tpf", tpf)
-    lines = [
-        Line(curve[0].model, curve, {"color": "k", "marker": "o", "linestyle": "-"})
-        for curve in curves(results)
-    ]
-    assert overlaps(lines, "tpf") == [[0, 0], [1, 0], [2, 1]]
-    figure = make_figure(lines, "tpf")
-    rings = [
-        line.get_markersize()
-        for line in figure.axes[0].lines
-        if line.get_linestyle() == "None" and len(line.get_xdata()) == 1
-    ]
-    assert [size for size in rings if size > 5] == [9, 13, 9] and "Rings" in caption(lines, "tpf")
-    assert "Rings" not in caption(lines[:1], "tpf")
-    drawn = figure.axes[0].lines
-    lines_at = [
-        line.get_zorder()
-        for line in drawn
-        if line.get_linestyle() == "-" and line.get_marker() == "o"
-    ]
-    points_at = [
-        line.get_zorder()
-        for line in drawn
-        if line.get_linestyle() == "None" and line.get_marker() == "o"
-    ]
-    assert max(lines_at) < min(points_at)  # no point is crossed by the line of a later curve
 
 
 def test_the_interval_of_aup_resamples_documents(tmp_path):
@@ -485,12 +440,17 @@ def suite(tmp_path_factory):
 
 def test_the_command_writes_everything(suite):
     _, out = suite
-    assert sorted(p.name for p in out.iterdir()) == [
-        "accuracy_tok_s_uniform.png",
-        "accuracy_tok_s_uniform.svg",
-        "accuracy_tpf_uniform.png",
-        "accuracy_tpf_uniform.svg",
+    tasks = ["", "_gsm8k", "_gsm8k_on_mini_first_230", "_humaneval"]
+    figures = {f"accuracy_{axis}_uniform{t}" for axis in ("k", "tpf", "tok_s") for t in tasks}
+    files = {path.name for path in out.iterdir()}
+    assert {n for n in files if n.startswith("accuracy_")} == {
+        f"{name}.{kind}" for name in figures for kind in ("png", "svg", "pdf")
+    }
+    assert sorted(name for name in files if not name.startswith("accuracy_")) == [
+        "accuracy.md",
+        "accuracy.tex",
         "aup.csv",
+        "columns.md",
         "comparisons.csv",
         "report.html",
         "report.md",
@@ -502,6 +462,7 @@ def test_the_command_writes_everything(suite):
     assert (out / "accuracy_tpf_uniform.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_the_same_results_make_the_same_report(suite, tmp_path):
     folder, out = suite
     assert report.main([str(folder), "--out", str(tmp_path)]) == 0
@@ -533,7 +494,7 @@ def test_two_named_results_are_compared(suite, tmp_path, capsys):
     assert report.main([str(a), "--out", str(tmp_path), "--compare", str(a), str(b)]) == 0
     shown = capsys.readouterr().out
     assert re.search(
-        r"llada gsm8k, uniform.*\| dream gsm8k.*\| 12 \|.*(not distinguishable|higher)", shown
+        r"llada gsm8k, low_conf.*\| dream gsm8k.*\| 12 \|.*(not distinguishable|higher)", shown
     )
 
 
@@ -564,7 +525,10 @@ def test_two_named_results_are_compared(suite, tmp_path, capsys):
         ([], 2, "error: the following arguments are required: results"),
     ],
 )
-def test_errors_are_lines_and_exit_codes(suite, tmp_path, capsys, arguments, code, message):
+def test_errors_are_lines_and_exit_codes(
+    suite, tmp_path, monkeypatch, capsys, arguments, code, message
+):
+    monkeypatch.setattr(report, "draw", lambda results, folder: [])
     words = [a.format(out=tmp_path, results=suite[0]) for a in arguments]
     out = [] if "--out" in words else ["--out", str(tmp_path / "report")]
     os.mkfifo(tmp_path / "fifo")
@@ -589,6 +553,26 @@ def test_the_home_directory_has_a_short_name(suite, monkeypatch):
     assert (args.results, args.out, args.samples) == ([home / "a"], home / "x", home / "y")
 
 
+def test_the_report_of_a_suite_has_its_results_alone(tmp_path, monkeypatch, capsys):
+    """It took in every unrelated file of the folder as further panels."""
+    monkeypatch.setattr(report, "draw", lambda results, folder: [])
+    one, _ = save(tmp_path, k=1, n=5), save(tmp_path, "dream", n=5)
+    assert report.main([str(tmp_path), "--suite", "--out", str(tmp_path / "report")]) == 2
+    assert "error: --suite: no suite has run in " in capsys.readouterr().err
+    entry = dict.fromkeys(field.name for field in fields(Planned))
+    experiments = [
+        entry | {"name": path.stem, "path": str(path), "log": str(path)}
+        for path in (one, tmp_path / "llada_gsm8k_low_confidence_tps2.json")
+    ]
+    record = {"pid": 1, "host": "h", "since": 0.0, "workers": 1, "ended": 1.0}
+    (tmp_path / "logs").mkdir()
+    atomic_write_json(tmp_path / "logs" / "sweep-h-1.json", record | {"experiments": experiments})
+    assert report.main([str(tmp_path), "--suite", "--out", str(tmp_path / "report")]) == 0
+    out, err = capsys.readouterr()
+    assert "dream" not in out and err == "no result yet: 1 experiment of the suite\n"
+    assert "- llada_gsm8k_low_confidence_tps2\n" in (tmp_path / "report/report.md").read_text()
+
+
 def test_a_suite_of_zeros_and_predictions_has_a_report(tmp_path):
     save(tmp_path, k=1, scores=[0.0] * 5, n=5)
     save(tmp_path, k=2, scores=[0.0] * 5, n=5)
@@ -596,7 +580,7 @@ def test_a_suite_of_zeros_and_predictions_has_a_report(tmp_path):
     assert report.main([str(tmp_path), "--out", str(tmp_path / "report")]) == 0
     assert report.main([str(texts), "--out", str(tmp_path / "alone")]) == 0
     (row,) = csv.DictReader((tmp_path / "alone" / "results.csv").open())
-    assert (row["algorithm"], row["value"], row["tpf"]) == ("predictions", "100.0", "")
+    assert (row["algorithm"], row["value"], row["tpf"]) == ("predictions", "1.0", "")
     assert not list((tmp_path / "alone").glob("*.png"))  # no speed to plot against
 
 
@@ -621,62 +605,7 @@ def test_the_page_loads_nothing_from_elsewhere(suite):
     page = Links()
     page.feed(text)
     assert page.loaded == [] and not {"link", "iframe", "img", "object", "embed"} & set(page.tags)
-    assert page.tags.count("svg") == 2 and "@import" not in text and "default-src 'none'" in text
+    assert page.tags.count("svg") == 3 and "@import" not in text and "default-src 'none'" in text
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids)), "two figures share an id"
     assert "Answer to 3" not in text  # samples are packed, not in the page's text
-
-
-def chromium(tmp_path, *arguments):
-    browser = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    if browser is None:
-        pytest.skip("no chromium on this machine; apt-get install chromium")
-    return subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--no-first-run",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=20000",
-            "--window-size=1280,1600",
-            *arguments,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
-
-
-@pytest.mark.slow
-def test_a_click_opens_a_sample(suite, tmp_path):
-    """The fragment of the address opens a sample that is not among those listed at first."""
-    url = (suite[1] / "report.html").as_uri()
-    folded = chromium(tmp_path, "--dump-dom", url)
-    assert folded.count('class="result"') == 9 and 'class="sample"' not in folded
-    index = [result.task for result in read_all([suite[0]])[0]].index("gsm8k (on mini, first 230)")
-    dom = chromium(tmp_path, "--dump-dom", f"{url}#result={index}&doc=205")
-    assert dom.count('class="sample"') == 206  # of 230: those in front of it, and no more
-    assert re.findall(r'<details class="sample" data-doc="(\d+)" open', dom) == ["205"]
-    # text of a sample is text, not HTML
-    assert "&lt;|user|&gt;Question 205?\n&lt;/script&gt;" in dom
-    assert "Answer to 205: &lt;b&gt;" in dom and "flexible-extract: 205" in dom
-    assert 'passed: true\nstrict: {"passed":false}' in dom
-    assert (
-        len(re.findall(r'title="position \d+, token id \d+: forward pass \d+ of 86"', dom)) == 256
-    )
-
-
-@pytest.mark.slow
-def test_the_page_is_drawn(suite, tmp_path):
-    """A picture that is blank compresses to a few kB."""
-    picture = tmp_path / "page.png"
-    chromium(tmp_path, f"--screenshot={picture}", (suite[1] / "report.html").as_uri())
-    assert picture.stat().st_size > 50_000

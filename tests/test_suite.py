@@ -521,7 +521,7 @@ def test_time_left_goes_by_the_nearest_relative(tmp_path):
     text = progress_table([(one, begun), (two, fresh)], workers=2)
     assert "about 7 s left with 2 workers" in text
     assert (
-        "2 experiments: 1 partial, 1 waiting; 2 of 12 samples; about 7 s left with 2 workers"
+        "2 experiments: 1 begun, 1 not begun; 2 of 12 samples; about 7 s left with 2 workers"
         in text
     )
     assert [duration(s) for s in (None, 40, 600, 7500, 200000)] == [
@@ -543,21 +543,90 @@ def test_tables_fit_a_terminal_of_80_columns(monkeypatch, capsys):
     text = progress_table(rows, 2, (80, 22))
     lines = text.splitlines()
     assert len(lines) <= 22 and max(map(len, lines)) <= 80 and lines[0].startswith("experiment ")
-    assert f"{found[30].name} " in text and "0.500*" in text and f"{found[31].name} " in text
-    assert "not shown: 30 waiting" in text and "48 experiments: 1 running, 46 waiting, 1" in text
+    assert f"{found[30].name} " in text and "50.0*" in text and f"{found[31].name} " in text
+    assert "not shown: 30 not begun" in text
+    assert "48 experiments: 1 running, 46 not begun, 1 failed" in text
     text = progress_table(rows, 2, (80, 0))
     assert max(map(len, text.splitlines())) <= 80
-    assert sum(f"{e.name} " in text for e in found) > 40, "few names wrap"
-    assert "[0.400, 0.600] of 1200" in progress_table(rows, 2)  # of a file, as wide as it gets
+    assert all(f"{e.name} " in text for e in found), "no name wraps"
+    assert "50.0 [40.0, 60.0] of 1200" in progress_table(rows, 2)  # of a file, as wide as it gets
     long = select(Selection(suite="parallel"))
     text = progress_table([(e, Status("waiting", e.n)) for e in long], 2, (80, 0))
     assert max(map(len, text.splitlines())) <= 80 and text.count("_dllmexp-mini") == 1
+    lines = progress_table(long_rows := [(e, Status("waiting", e.n)) for e in long], 2, (80, 22))
+    assert len(lines.splitlines()) <= 22 and len(long_rows) == 72, "names that wrap take room"
     monkeypatch.setattr("suite.table.terminal_columns", lambda: 80)
     assert main(["plan", "--suite", "parallel"]) == 0
     plan = capsys.readouterr().out
     assert all(len(line) <= 80 or " " not in line[4:-2] for line in plan.splitlines())
     commands = [shlex.split(c.replace("\\\n", " ")) for c in plan.split("python ")[1:]]
     assert commands[0][: 1 + len(long[0].argv)] == ["eval.py", *long[0].argv], "still to be copied"
+
+
+def test_columns_of_progress_fold_in_a_stated_order():
+    """TPF, the interval, the border, tok/s."""
+    found = select(Selection())
+    score = (0.5, 0.4, 0.6, 1200)
+    rows = [(e, Status("waiting", e.n)) for e in found]
+    rows[30] = found[30], Status("running", 1319, Sums(1200, 0, 9, 9, 9.0), score)
+    for columns, has in (
+        (140, {"TPF", "[40.0, 60.0]", "---+", "tok/s"}),
+        (115, {"[40.0, 60.0]", "---+", "tok/s"}),
+        (100, {"---+", "tok/s"}),
+        (86, {"tok/s"}),
+        (76, set()),
+    ):
+        text = progress_table(rows, 2, (columns, 0))
+        assert max(map(len, text.splitlines())) <= columns
+        assert {name for name in ("TPF", "[40.0, 60.0]", "---+", "tok/s") if name in text} == has
+        assert "50.0" in text and "score %" in text
+
+
+def test_a_state_says_what_is_waited_for(tmp_path):
+    """ "waiting" and "partial" did not."""
+    [one] = chosen(tmp_path)
+    some, full = Sums(2, 0, 40, 64, 4.0), Sums(6, 0, 40, 64, 4.0)
+    for found, word, wait in [
+        (Status("waiting", 6), "not begun", "waits for a suite"),
+        (Status("waiting", 6, queued=True), "queued", "waits for a worker of its suite"),
+        (Status("partial", 6, some), "begun", "has samples and waits for a suite that goes on"),
+        (Status("partial", 6, some, queued=True), "queued", "waits for a worker of its suite"),
+        (Status("running", 6, full), "to score", "has every answer and waits to be scored"),
+    ]:
+        text = progress_table([(one, found)], 1)
+        assert f"\n{word}: {wait}\n" in text and f"1 experiment: 1 {word};" in text
+
+
+def test_a_mean_that_is_no_share_is_not_in_percent(tmp_path):
+    [one] = chosen(tmp_path)
+    text = progress_table([(one, Status("done", 6, Sums(6), (37.25, None, None, 6)))], 1)
+    assert "| 37.250 (no %) |" in text
+
+
+def test_watch_keeps_header_and_totals_in_view_to_its_end(monkeypatch):
+    """Its last table had every row and scrolled the header away."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    found, screen, slept = select(Selection()), Terminal(), []
+    states = iter(["running", "done"])
+
+    def statuses(watchers):
+        state = next(states)
+        return [(e, Status(state, 9, Sums(9 if state == "done" else 3))) for e in found]
+
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((80, 24)))
+    monkeypatch.setattr("scripts.sweep.watched", lambda args: ([], 1))
+    monkeypatch.setattr("scripts.sweep.read_records", lambda folder: [])
+    monkeypatch.setattr("scripts.sweep.statuses", statuses)
+    monkeypatch.setattr("time.sleep", slept.append)
+    assert main(["progress", "--watch"]) == 0
+    first, last = screen.getvalue().split("score %")[1:]
+    assert "48 experiments: 48 running" in first and "48 experiments: 48 done" in last
+    assert len(last.splitlines()) < 24 and "not shown: " in last and slept == [5.0]
 
 
 def test_a_plan_says_what_its_suite_needs(tmp_path, capsys, monkeypatch):
@@ -625,8 +694,8 @@ def test_all_answers_without_a_score_are_no_running_experiment(tmp_path):
     full = Sums(6, 0, 40, 64, 4.0)
     for found, word in [
         (Status("running", 6, full, note="scoring by pid 1 on here"), "scoring"),
-        (Status("running", 6, full, note="generating by pid 1 on here"), "unscored"),
-        (Status("partial", 6, full), "unscored"),
+        (Status("running", 6, full, note="generating by pid 1 on here"), "to score"),
+        (Status("partial", 6, full), "to score"),
     ]:
         text = progress_table([(one, found)], 1)
         assert f"1 experiment: 1 {word}; 6 of 6 samples" in text and " 0 s" not in text
@@ -808,9 +877,9 @@ def test_progress_over_stores_of_1319_samples_is_quick(tmp_path, n, files, limit
     took = (
         after.children_user + after.children_system - before.children_user - before.children_system
     )
-    line = f"{n} experiments: {n} unscored; {n * 1319} of {n * 1319} samples"
+    line = f"{n} experiments: {n} to score; {n * 1319} of {n * 1319} samples"
     assert line in run.stdout, run.stdout
-    assert "0.500 [0.473, 0.527] of 1319" in run.stdout
+    assert "50.0 [47.3, 52.7] of 1319" in run.stdout
     print(f"{n * shard.stat().st_size / 1e6:.0f} MB in {took:.2f} s of a core")
     assert took < limit_s
 
@@ -856,7 +925,8 @@ def test_the_record_of_a_suite_is_enough_for_progress(tmp_path, capsys, monkeypa
     monkeypatch.setattr("suite.matrix.experiments", lambda sets: pytest.fail("parsed"))
     assert main(["progress", "--output_dir", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
-    assert "2 experiments: 1 done, 1 waiting; 6 of 12 samples; about" in text
+    assert "2 experiments: 1 done, 1 queued; 6 of 12 samples; about" in text
+    assert "queued: waits for a worker of its suite\n" in text
     assert "left with 2 workers" in text
     [record] = read_records(tmp_path / "out")
     planned = record.experiments[1]
@@ -1242,9 +1312,9 @@ def test_killed_workers_killed_suites_and_second_starts_lose_and_repeat_nothing(
     assert suite.wait(120) == 130
     text = suite.communicate()[0]
     assert "Traceback" not in text, text
-    assert "| running |" not in text and "| partial |" in text, "the table of what is kept"
+    assert "| running |" not in text and "| begun |" in text, "the table of what is kept"
     log = (tmp_path / "out" / "logs" / "sweep.log").read_text()
-    assert "stopped: 1 partial; the same command resumes\n" in log
+    assert "stopped: 1 begun; the same command resumes\n" in log
     assert "a report of" not in log, "nothing is done"
     assert log[-300:] in text, "and on the terminal"
     assert watcher.status().state == "partial"

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
 from decoding.schedule import make_schedule
 from models.config import ModelConfig
+from models.cost import fitting_rows
 from models.transformer import Transformer
 
 
@@ -174,6 +176,14 @@ PRESETS = {
         sampler=0.0,
     ),
 }
+
+
+def rows_in_flight(preset: Preset, regime: Regime, model: Transformer, wanted: int) -> int:
+    """`wanted` rows, or as many as fit into the memory of a GPU."""
+    length, cached = preset.prompt + preset.gen_length, regime.kv_cache != "none"
+    observed = ALGORITHMS[regime.algorithm].observe is not None
+    block = regime.block or preset.gen_length
+    return fitting_rows(model, length, block, cached, observed, wanted)
 
 
 def random_model(config: ModelConfig, device: str, dtype: str, seed: int = 0) -> Transformer:

@@ -17,7 +17,7 @@ import torch
 from decoding.engine import decode
 from decoding.row_state import Completion
 from decoding.sampling import Rules, _drawn, propose, uniforms
-from dev.bench.presets import Preset, Regime
+from dev.bench.presets import Preset, Regime, rows_in_flight
 from dev.bench.reference import Plain, official_sampler, reference
 from models.config import ModelConfig, Span, parameter_shapes
 from models.transformer import KVCache, Transformer
@@ -253,7 +253,7 @@ def run_round(
     """Run each reference once and the engine in each regime; at the end, the first reference again.
 
     prompts:    different prompts; the engine repeats them until the regime's batch is full
-    batch_size: rows in flight; None: all of them
+    batch_size: rows in flight, as far as they fit; None: all of them
     step:       called with the name of each run before it starts
     """
     on_gpu, device = model.device.type == "cuda", model.device
@@ -287,7 +287,8 @@ def run_round(
         step(regime.name)
         before = model.acceleration.seconds
         asked, drawn = [prompts[i] for i in many], [seeds[i] for i in many]
-        ours = partial(decode, counted, asked, config, drawn, batch_size=batch_size)
+        most = rows_in_flight(preset, regime, model, batch_size or n)
+        ours = partial(decode, counted, asked, config, drawn, batch_size=most)
         done, quick = timed(ours, device)
         # the time of capturing CUDA graphs does not count
         quick.wall -= model.acceleration.seconds - before
