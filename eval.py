@@ -234,7 +234,6 @@ def get_model(
             f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} "
             "protocol needs; --no_chat_template asks without one"
         )
-
     if job.protocol.start_token and tokenizer.bos_token is None:
         raise BadDataError(
             f"checkpoint {run.checkpoint} has no start token (bos_token of tokenizer_config.json), "
