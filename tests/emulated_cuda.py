@@ -187,7 +187,7 @@ class Gpu(TorchDispatchMode):
             return out if not self.shapes or name in READS else torch.zeros_like(out, device="cpu")
         if name not in VIEWS | EMPTY:
             self.kernels[name] += 1
-            self.bytes += sum(nbytes(x) for x in (*tree_leaves((a, k)), *tree_leaves(out)))
+            self.bytes += moved(name, a, k, out)
         if self.capture is not None:
             self.capture.append((func, name, a, k, out))
         known = {id(x.held): x for x in ours}
@@ -269,6 +269,15 @@ class Gpu(TorchDispatchMode):
 
 def nbytes(x: Any) -> int:
     return x.numel() * x.element_size() if isinstance(x, Tensor) else 0
+
+
+def moved(name: str, a: tuple, k: dict, out: Any) -> int:
+    """Bytes that a kernel reads and writes; of a table only the rows that it takes."""
+    if name in ("index", "embedding", "gather"):
+        return 2 * nbytes(out)
+    if name == "index_copy_":
+        return 2 * nbytes(a[3])
+    return sum(nbytes(x) for x in (*tree_leaves((a, k)), *tree_leaves(out)))
 
 
 def line_of_the_project() -> str:

@@ -118,10 +118,10 @@ def test_a_probe_runs_two_passes_of_all_its_samples(algorithm, monkeypatch):
 @pytest.mark.parametrize(
     ("preset", "alias", "free", "text"),
     [
-        ("llada-8b", "llada", 80, "weights 16 GB in bfloat16; auto on cuda: 6 samples, 16 with a"),
-        ("llada-8b", "llada1.5", 20, "weights 16 GB in bfloat16; auto on cuda: 6 samples"),
-        ("llada-8b", "llada", 18, "auto on cuda: 4 samples, 1 with a cache"),
-        ("dream-7b", "dream", 80, "weights 15.2 GB in bfloat16; auto on cuda: 6 samples, 16 with"),
+        ("llada-8b", "llada", 80, "weights 16 GB in bfloat16; auto on cuda: 3 samples, 16 with a"),
+        ("llada-8b", "llada1.5", 20, "weights 16 GB in bfloat16; auto on cuda: 3 samples"),
+        ("llada-8b", "llada", 18, "auto on cuda: 2 samples, 1 with a cache"),
+        ("dream-7b", "dream", 80, "weights 15.2 GB in bfloat16; auto on cuda: 3 samples, 16 with"),
         ("llada-8b", "llada", 12, "weights 16 GB in bfloat16, 12 GB are free: does not fit"),
     ],
 )

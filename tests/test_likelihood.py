@@ -32,6 +32,7 @@ from decoding.likelihood import (
 )
 from decoding.sampling import NoFiniteLogits
 from decoding.schedule import make_schedule
+from dev.bench import __main__ as bench
 from experiment.result import VOLATILE
 from experiment.sample import is_usable, samples_of
 from experiment.store import Store, folder
@@ -552,3 +553,16 @@ def test_out_of_memory_halves_the_rows(monkeypatch):
 def test_a_rolling_likelihood_is_refused_in_a_line():
     with pytest.raises(UsageError, match="^loglikelihood_rolling: the likelihood of a whole docum"):
         harness_of("llada-tiny").loglikelihood_rolling(asked(("a", "b")))
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_equal_draws(tmp_path, capsys):
+    """Rows are saved, and the numbers are those of the official estimator."""
+    out = tmp_path / "bench.json"
+    arguments = ["--preset", "likelihood", "--prompts", "1", "--rounds", "1", "--out", str(out)]
+    assert bench.main(arguments) == 0
+    found = json.loads(out.read_text())
+    plain, same, _ = found["rounds"][0]["rows"]
+    assert (plain, found["requests"]) == (4 * 128, 4) and same < plain / 2
+    assert found["rounds"][0]["largest_difference"] < 1e-4
+    assert "official estimator, written plainly" in capsys.readouterr().out

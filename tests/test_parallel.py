@@ -440,11 +440,10 @@ def test_a_field_that_was_not_asked_for_is_named(models):
         del ALGORITHMS["bad"]
 
 
-def test_the_readme_example_is_an_algorithm(models):
+def test_the_example_of_the_docs_is_an_algorithm(models):
     """The code runs as it stands there: an import, one function and one entry, nothing else."""
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
-    )
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     [code] = [block for block in blocks if "best_share" in block]
     kinds = [type(statement) for statement in ast.parse(code).body]
     assert kinds == [ast.ImportFrom, ast.FunctionDef, ast.Assign]

@@ -1,4 +1,4 @@
-"""The README's recipes work as written, as a plugin and as an entry of a checkout."""
+"""The recipes of docs/extending.md work as written, as a plugin and as an entry of a checkout."""
 
 import json
 import re
@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "extending.md"
 TINY = ["--data_dir", "assets/benchmarks", "--dtype", "float32", "--device", "cpu", "--limit", "3"]
 RIDDLES = [{"question": f"What is {i} and {i}?", "answer": str(2 * i)} for i in range(3)]
 
 
 def recipes() -> dict[str, list[tuple[str, str]]]:
-    """Kind -> (file named in the first line, block) of each of its blocks in the README."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Extending\n")[2]
-    section = section.partition("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    """Kind -> (file named in the first line, block) of each of its blocks."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     named = [(re.match(r"# ([\w/.]+)", block)[1], block) for block in blocks]
     model, *benchmark, algorithm = named[:4]
     return {
@@ -76,7 +75,7 @@ def checkout(tmp_path_factory) -> Path:
                 path.write_text(f"{source[:at]}\n{block}\n{source[at:]}")
             else:
                 path.write_text(f"{source}\n\n{block}")
-    text = (ROOT / "README.md").read_text()
+    text = PAGE.read_text(encoding="utf-8")
     assert "`from tasks import riddles`" in text and '`"riddles": riddles.SPEC,`' in text
     source = (root / "eval.py").read_text()
     at = source.index("from tasks import ")

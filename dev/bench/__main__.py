@@ -3,6 +3,7 @@
 
     python -m dev.bench --preset cpu-small
     python -m dev.bench --preset llada-8b --device cuda
+    python -m dev.bench --preset likelihood --rounds 1      see dev/bench/likelihood.py
 
 Weights are random. Each round runs the reference (the official algorithm: all logits, float64
 confidence, no early exit, batch 1), then the engine in every regime, then the reference again,
@@ -35,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    names = "cpu-small, cpu-vocab, cpu-dream, llada-8b, dream-7b, tiny, tiny-dream"
+    names = "cpu-small, cpu-vocab, cpu-dream, llada-8b, dream-7b, tiny, tiny-dream, likelihood"
     add("--preset", required=True, help=names)
     add("--device", help="cpu or cuda (default: the preset's)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the preset's")
@@ -95,6 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     from dev.bench.reference import Plain
     from dev.bench.rounds import Line, run_round, sampler_round
 
+    if args.preset == "likelihood":
+        return likelihood(args)
     if problems := problems_of(args, PRESETS):
         print("\n".join(f"error: {p}" for p in problems), file=sys.stderr)
         return 2
@@ -173,6 +176,34 @@ def main(argv: list[str] | None = None) -> int:
     print(f"-> {args.out}")
     exact = device.type == "cpu" or preset.dtype == "float32"
     return int(not args.compile and any(line.differ for line in (lines if exact else []) + sampler))
+
+
+def likelihood(args: argparse.Namespace) -> int:
+    """100 questions (--prompts) of four options; exit code 1 where log-likelihoods differ."""
+    import torch
+
+    from dev.bench.likelihood import BATCH, QUESTIONS, compare, report
+
+    unused = ("only", "answer_fraction", "gen_length", "tokens_per_step", "compile", "cuda_graphs")
+    problems = [f"--{n} has no meaning for likelihood" for n in unused if getattr(args, n)]
+    counts = {n: getattr(args, n) for n in ("rounds", "prompts", "batch_size", "threads")}
+    problems += [
+        f"--{n} {v} must be at least 1" for n, v in counts.items() if v is not None and v < 1
+    ]
+    out = args.out or Path("results") / "bench" / "likelihood.json"
+    if problem := output_problem(out.parent):
+        problems.append(problem.replace("--output_dir", "--out"))
+    if problems:
+        print("\n".join(f"error: {p}" for p in problems), file=sys.stderr)
+        return 2
+    torch.set_num_threads(args.threads)
+    n, rows = args.prompts or QUESTIONS, args.batch_size or BATCH
+    dtype = args.dtype or "float32"
+    found = compare(n, args.rounds, args.device or "cpu", dtype, rows, args.seed)
+    print(report(found))
+    atomic_write_json(out, found | {"environment": environment()})
+    print(f"-> {out}")
+    return int(not found["equal"])
 
 
 def _warm_up(preset, model, plain, random_prompts) -> None:
