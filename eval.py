@@ -1,4 +1,4 @@
-"""Evaluate a masked-diffusion language model on one benchmark: arguments in, one result file out.
+"""Evaluate a masked-diffusion language model: arguments in, one result file a benchmark out.
 
     python eval.py --model_alias llada --task gsm8k --tokens_per_step 2
 
@@ -22,7 +22,8 @@ if __name__ == "__main__":  # PYTHONSAFEPATH=1 leaves it out
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import traceback
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -35,6 +36,7 @@ from experiment.arguments import parse
 from experiment.checks import input_problems, say
 from experiment.describe import describe
 from experiment.identity import forget, identified
+from experiment.kept_model import KeptModel, free_memory
 from experiment.resolve import Job, resolve
 from experiment.run import Host, load_weights, run_job
 from experiment.sample_cache import SampleCache
@@ -66,6 +68,7 @@ from utils import (
     DllmexpError,
     ManyProblems,
     UsageError,
+    nearest,
     out_of_memory,
     safe_streams,
 )
@@ -119,6 +122,21 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "flag": "diffucoder_ckpt",
         "verifier": QWEN,
         "official": cells.DIFFUCODER_OFFICIAL,
+    },
+    "llada-base": {
+        "family": "llada",
+        "checkpoint": "GSAI-ML/LLaDA-8B-Base",
+        "flag": "llada_base_ckpt",
+        "uniform": cells.LLADA_BASE_UNIFORM,
+        "official": cells.LLADA_BASE_OFFICIAL,
+    },
+    "dream-base": {
+        "family": "dream",
+        "checkpoint": "Dream-org/Dream-v0-Base-7B",
+        "flag": "dream_base_ckpt",
+        "verifier": QWEN,
+        "uniform": cells.DREAM_BASE_UNIFORM,
+        "official": cells.DREAM_BASE_OFFICIAL,
     },
     "tiny-llada": {
         "family": "llada",
@@ -216,6 +234,11 @@ def get_model(
             f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} "
             "protocol needs; --no_chat_template asks without one"
         )
+    if job.protocol.start_token and tokenizer.bos_token is None:
+        raise BadDataError(
+            f"checkpoint {run.checkpoint} has no start token (bos_token of tokenizer_config.json), "
+            f"with which {run.model_alias} begins its prompts"
+        )
 
     def load_models() -> tuple[Transformer, Transformer | None]:
         model = load(run.checkpoint, device, run.dtype)
@@ -230,6 +253,7 @@ def get_model(
         device=device,
         seed=run.seed,
         prefill=task.prefill,
+        start=tokenizer.bos_token if job.protocol.start_token else "",
         likelihood=run.likelihood,
         greedy=reads_greedy(task),
         cache=cache,
@@ -244,31 +268,87 @@ def run(argv: list[str], host: Host | None = None) -> int:
     """Everything between the command line and the exit code."""
     plugins.load(argv, TABLES)
     args, problems = parse(argv, MODEL_DEFAULTS, TASKS)
-    try:
-        job = resolve(args, problems, MODEL_DEFAULTS, TASKS)
-    except UsageError as error:
-        raise ManyProblems([error, *input_problems(args, MODEL_DEFAULTS, TASKS)]) from None
+    jobs = jobs_of(args, problems)
     worker = worker_info(os.environ)
-    if worker.size > 1 and job.devices:
+    if worker.size > 1 and jobs[0].devices:
         raise UsageError(
-            f"--devices {job.devices}: a launcher has started {worker.size} processes already; "
+            f"--devices {jobs[0].devices}: a launcher has started {worker.size} processes already; "
             "leave it out"
         )
-    entry = MODEL_DEFAULTS[job.config.model_alias]
+    if worker.size > 1 and len(jobs) > 1:
+        raise UsageError(
+            f"--task {args.task}: a launcher has started {worker.size} processes, which run one "
+            "task; give one, or let --devices start the processes"
+        )
+    entry = MODEL_DEFAULTS[jobs[0].config.model_alias]
     if entry.get("harness"):
-        harness_of(entry, job.config.family)  # a bad one is refused before anything is read
+        harness_of(entry, jobs[0].config.family)  # a bad one is refused before anything is read
     if args.print_output_path:
-        print(job.path)
+        print(*(job.path for job in jobs), sep="\n")
     elif args.dry_run:
         forget()
-        print(describe(identified(job)))
+        print(*(describe(identified(job)) for job in jobs), sep="\n\n")
     elif args.show_prompt is not None:
-        print(shown_prompt(job, args.show_prompt))
+        print(*(shown_prompt(job, args.show_prompt) for job in jobs), sep="\n\n")
+    elif len(jobs) > 1:
+        return run_several(jobs, argv, host or Host())
     else:
         host = host or Host()
         ask = partial(get_model, load=host.load)
-        return run_job(job, worker, argv, host, MODEL_DEFAULTS, ask)
+        return run_job(jobs[0], worker, argv, host, MODEL_DEFAULTS, ask)
     return EXIT_COMPLETE
+
+
+def jobs_of(args: Namespace, problems: list[str]) -> list[Job]:
+    """The job of each name in --task. Raises DllmexpError with the problems of all of them."""
+    names = list(dict.fromkeys(args.task.split(","))) if args.task else [args.task]
+    jobs: list[Job] = []
+    errors: list[DllmexpError] = [UsageError(problems)] if problems else []
+    if len(names) > 1:
+        if args.predictions is not None:
+            errors.append(
+                UsageError("--predictions: its texts answer one benchmark; give one --task")
+            )
+        if unknown := [n for n in names if n not in TASKS and not n.startswith(cells.PREFIX)]:
+            known = [*TASKS, f"{cells.PREFIX}NAME"]
+            text = f"--task {', '.join(map(repr, unknown))}: not known{nearest(unknown[0], known)}"
+            errors.append(UsageError(f"{text}; there are: {', '.join(known)}"))
+            names = [name for name in names if name not in unknown]
+    for name in names:
+        one = Namespace(**vars(args) | {"task": name})
+        try:
+            jobs.append(resolve(one, problems, MODEL_DEFAULTS, TASKS))
+        except UsageError as error:
+            errors += [error, *input_problems(one, MODEL_DEFAULTS, TASKS)]
+        except ManyProblems as error:
+            errors.append(error)
+    if errors:
+        raise ManyProblems(errors)
+    return jobs
+
+
+def run_several(jobs: Sequence[Job], argv: list[str], host: Host) -> int:
+    """Run one job after the other with the model loaded once. Returns the greatest exit code.
+
+    A job that fails does not stop the others; a signal stops all.
+    """
+    host = replace(host, load=KeptModel(host.load).load)
+    codes = {}
+    for number, job in enumerate(jobs, 1):
+        name = job.config.task
+        say(f"task {number} of {len(jobs)}: {name}")
+        own, ask = [*argv, "--task", name], partial(get_model, load=host.load)
+        try:
+            codes[name] = run_job(job, worker_info(os.environ), own, host, MODEL_DEFAULTS, ask)
+            sys.stdout.flush()
+        except Interrupted:
+            raise
+        except Exception as error:
+            codes[name] = report_failure(error, argv, f"{name}: ")
+        free_memory()
+    if failed := [name for name, code in codes.items() if code]:
+        say(f"{len(failed)} of {len(jobs)} tasks without a complete result: {', '.join(failed)}")
+    return max(codes.values())
 
 
 def shown_prompt(job: Job, doc_id: int) -> str:
@@ -350,11 +430,16 @@ def main(argv: list[str] | None = None, host: Host | None = None) -> int:
             sys.stdout.flush()
             return code
     except (Exception, KeyboardInterrupt, Signalled) as error:
-        problems, code = _verdict(error)
-        if "--debug" in argv:
-            traceback.print_exception(error)
+        return report_failure(error, argv)
+
+
+def report_failure(error: BaseException, argv: list[str], where: str = "") -> int:
+    """Print one line for each problem of a failure, behind `where`. Returns its exit code."""
+    problems, code = _verdict(error)
+    if "--debug" in argv:
+        traceback.print_exception(error)
     for problem in problems:
-        say(f"error: {problem}")
+        say(f"error: {where}{problem}")
     return code
 
 

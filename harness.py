@@ -80,6 +80,7 @@ class _ProfilingHarness(HFLM):
     load:    gives the model, and its verifier where the algorithm has one, else None. Called when
              `transformer` is first asked for, so not where all samples are kept.
     prefill: doc -> beginning of the answer, which is appended to the rendered prompt.
+    start:   text in front of every prompt that is answered.
     decode_config: how texts are generated; None: they are not.
     likelihood: how log-likelihoods are computed; None: they are not.
     greedy:  whether is_greedy is computed, which takes as many rows more as the target has tokens;
@@ -99,6 +100,7 @@ class _ProfilingHarness(HFLM):
         device: str = "cpu",
         seed: int = 0,
         prefill: Callable[[dict], str] = lambda doc: "",
+        start: str = "",
         likelihood: LikelihoodConfig | None = None,
         greedy: bool = True,
         **options: Any,
@@ -120,7 +122,7 @@ class _ProfilingHarness(HFLM):
                 add_bos_token=False,
             )
         self.model_config, self.decode_config = config, decode_config
-        self.seed, self.prefill, self._load = seed, prefill, load
+        self.seed, self.prefill, self.start, self._load = seed, prefill, start, load
         self.likelihood, self.greedy = likelihood, greedy
         self.frame = FAMILIES[config.family].likelihood_frame
         self._models: tuple[Transformer, Transformer | None] | None = None
@@ -300,7 +302,7 @@ class _ProfilingHarness(HFLM):
                 continue
             # lm-eval repeats the same Instance object, once per repeat
             repeat = repeats[id(instance)] = repeats.get(id(instance), -1) + 1
-            prompt = context + self.prefill(instance.doc)
+            prompt = self.start + context + self.prefill(instance.doc)
             stops = stops_of(gen_kwargs)
             key = self.generation.cache.key(prompt, repeat, stops)
             seed = sample_seed(self.seed, prompt, repeat)

@@ -433,10 +433,13 @@ class BusyError(DllmexpError):
 
 
 class ManyProblems(DllmexpError):
-    """Problems of several kinds found in one go; ends with the lowest of their exit codes."""
+    """Problems of several kinds found in one go; ends with the lowest of their exit codes.
+
+    One that is found twice is said once.
+    """
 
     def __init__(self, errors: Sequence[DllmexpError]):
-        super().__init__(p for e in errors for p in e.problems)
+        super().__init__(dict.fromkeys(p for e in errors for p in e.problems))
         self.exit_code = min(e.exit_code for e in errors)
 
 

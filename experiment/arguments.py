@@ -185,7 +185,8 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         "task",
         "NAME",
         f"The benchmark: {', '.join(tasks)}; or lm_eval:NAME, another task or group of the "
-        "installed lm-eval, with its data from the hub. Required.",
+        "installed lm-eval, with its data from the hub. a,b,c: one after the other with the model "
+        "loaded once, one result each. Required.",
     )
     flags.word(
         EVALUATED,

@@ -309,6 +309,14 @@ class Settings:
         metavar="NAME",
         group=OUTPUT,
     )
+    export: str | None = option(
+        None,
+        "Write lm-eval's own files, too: results_DATE.json and samples_TASK_DATE.jsonl, in a "
+        "folder with the result's name. A finished result is scored again for them from its kept "
+        "samples.",
+        choices=("lm_eval",),
+        group=OUTPUT,
+    )
     overwrite: bool = option(
         False,
         "Run again although a finished result is there, and replace it. Without it a finished "

@@ -65,9 +65,17 @@ def quiet() -> Iterator[None]:
 
 
 def evaluate(
-    lm: LM, task, *, chat_template: bool, system: str | None, limit: int | None
+    lm: LM,
+    task,
+    *,
+    chat_template: bool,
+    system: str | None,
+    limit: int | None,
+    keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> list[dict[str, Any]]:
     """lm-eval's logged samples for one task: one per document and filter.
+
+    keep: is called with all that lm-eval returns.
 
     A sample that could not be scored has no metrics, and the reason as "error". Few-shot examples
     and metrics are lm-eval's. Means and intervals are computed from the samples
@@ -91,6 +99,7 @@ def evaluate(
             confirm_run_unsafe_code=True,
             log_samples=True,
         )
+    keep(found)
     (name,) = found["samples"]
     samples = found["samples"][name]
     _check_means(

@@ -355,7 +355,7 @@ def reference_of(
     if references and differs:
         return None, DEPARTS + ", ".join(differs)
     k = overrides.get("tokens_per_step", {}).get("run", 1)
-    at_k = [dict(r) for r in alike if r["tokens_per_step"] == k]
+    at_k = [dict(r) for r in alike if r["tokens_per_step"] in (k, None)]
     found = at_k[0] | ({"also": at_k[1:]} if at_k[1:] else {}) if at_k else None
     why = f"no score is published for {k} tokens per step" if references else UNPUBLISHED
     return found, None if found else why
@@ -368,7 +368,8 @@ def published(reference: Mapping[str, Any]) -> str:
         speed = f"{reference['tokens_per_second']} tok/s on one {reference['device']}"
         text = f"{reference['score']} %, {speed} {of}"
     else:
-        text = f"{reference['score']} % at {k} token{'s' * (k > 1)} per step {of}"
+        at = "" if k is None else f" at {k} token{'s' * (k > 1)} per step"
+        text = f"{reference['score']} %{at} {of}"
     return "; ".join([text, *map(published, reference.get("also", ()))])
 
 

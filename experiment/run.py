@@ -13,6 +13,7 @@ import sandbox
 from experiment.arguments import Models
 from experiment.checks import check_inputs, choose_device, finished_result, open_store, say
 from experiment.describe import describe
+from experiment.export import export
 from experiment.identity import agree_ranks, rows_identity
 from experiment.resolve import Job
 from experiment.result import build_result, table
@@ -80,7 +81,7 @@ def run_job(
         done = finished_result(job) if not errors else None
     except DllmexpError as error:
         errors.append(error)
-    if done is not None:
+    if done is not None and not job.export:
         if worker.leads:
             say(f"finished already (id {job.config.result_id[:12]}); --overwrite runs it again")
             print(table(done, job.path))
@@ -160,9 +161,14 @@ def execute(
             else:
                 n_judges = idle_cores(device, worker.size) if host.judges and worker.leads else 0
                 lm = get_model(job, device, task, cache, **_scoring(job, task, n_judges, stack))
-            config = job.config
+            config, found = job.config, []
             logged = lmeval.evaluate(
-                lm, task, chat_template=config.chat_template, system=config.system, limit=job.limit
+                lm,
+                task,
+                chat_template=config.chat_template,
+                system=config.system,
+                limit=job.limit,
+                keep=found.append,
             )
             times = {
                 "started": started.isoformat(timespec="seconds"),
@@ -170,6 +176,8 @@ def execute(
             }
             result = _result(job, task, lm, logged, cache, times | machine)
             atomic_write_json(job.path, result)
+            if job.export:
+                say(export(job, result, found[0], lm, task))
             if status is not None:
                 status.done(result)
             return result

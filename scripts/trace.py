@@ -41,7 +41,8 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(HERE.parent), *(p for p in sys.path if p != str(HERE))]  # without lm_eval.py
 
 from decoding.algorithms import ALGORITHMS, algorithm_options  # noqa: E402
 from decoding.config import DecodeConfig  # noqa: E402

@@ -12,7 +12,6 @@ result. The worker ends with stdin, with its parent, or on a signal.
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import os
 import signal
@@ -23,8 +22,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import eval as cli
+from experiment.kept_model import KeptModel, free_memory
 from experiment.sample_cache import SampleCache
-from utils import DllmexpError, canonical_json
+from utils import DllmexpError
 
 if TYPE_CHECKING:
     from models import Transformer
@@ -48,42 +48,11 @@ class Generating(SampleCache):
             self.leave()
 
 
-class KeptModel:
-    """The last model and the last verifier that were loaded. A new one replaces its kind."""
-
-    def __init__(self) -> None:
-        self.loads = 0
-        # is it causal? -> (identity of its checkpoint, device, dtype), model
-        self._kept: dict[bool, tuple[tuple[str, str, str], Transformer]] = {}
-
-    def load(self, checkpoint: str, device: str, dtype: str) -> Transformer:
-        from models import fingerprint, read_config
-
-        key = (canonical_json(fingerprint(checkpoint)), device, dtype)
-        causal = read_config(checkpoint).causal
-        if causal not in self._kept or self._kept[causal][0] != key:
-            self._kept.pop(causal, None)
-            free_memory()
-            self._kept[causal] = key, cli.Host().load(checkpoint, device, dtype)
-            self.loads += 1
-        return self._kept[causal][1]
-
-
 def refuse(checkpoint: str, device: str, dtype: str) -> Transformer:
     """Stands in for loading in a worker that only scores. Raises DllmexpError."""
     raise DllmexpError(
         "samples are missing from the store although all were generated; they are generated again"
     )
-
-
-def free_memory() -> None:
-    """Collect cycles - a harness is in one and holds its model - and free their device memory."""
-    gc.collect()
-    if "torch" in sys.modules:
-        import torch
-
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -248,11 +248,17 @@ def _opencompass_marks() -> Iterator[tuple[str, str]]:
     yield from ((r"\[BEGIN\]\s*'", ""), (r"\[BEGIN\]", ""), ("'", r"'\s*\[DONE\]"))
 
 
+def lm_eval(doc: dict, answer: str) -> str:
+    """The whole answer, behind HumanEval's prompt: lm-eval 0.4.8 extracts nothing."""
+    return doc["prompt"] + answer if "entry_point" in doc else answer
+
+
 # name in a protocol's cell -> (doc, answer) -> candidate
 EXTRACTIONS: dict[str, Callable[[dict, str], str]] = {
     "opencompass": opencompass,
     "evalplus": evalplus,
     "verbatim": verbatim,
+    "lm_eval": lm_eval,
 }
 
 

@@ -32,6 +32,9 @@ FORMS = {
         source="lm-eval 0.4.8 gsm8k_cot, without examples, as Dream reports",
         yaml="gsm8k/gsm8k-cot.yaml",
     ),
+    "lm_eval_cot": PromptForm(
+        source="lm-eval 0.4.8 gsm8k_cot", yaml="gsm8k/gsm8k-cot.yaml", num_fewshot=8
+    ),
 }
 
 

@@ -49,7 +49,8 @@ FORMS = {
     ),
     "lm_eval": PromptForm(source="lm-eval 0.4.8 humaneval", yaml=YAML),
     "whole": PromptForm(
-        source="lm-eval 0.4.8 humaneval without its stop strings, as Fast-dLLM asks LLaDA",
+        source="lm-eval 0.4.8 humaneval without its stop strings, as Fast-dLLM asks LLaDA and "
+        "Dream-Base's authors ask it",
         yaml=YAML,
         until=(),  # a chat answer writes the function anew
     ),

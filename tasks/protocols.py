@@ -2,7 +2,9 @@
 
 `uniform`: the same prompt form, canvas, blocks and rule for all models, temperature 0, no examples;
     the checkpoint's chat template, but none where likelihoods are compared, as in lm-eval.
-    The cells under "uniform" in an alias's MODEL_DEFAULTS entry are its exceptions.
+    The cells under "uniform" in an alias's MODEL_DEFAULTS entry are its exceptions. A base model
+    is asked without a chat template, in lm-eval's own words, examples and stop strings: it cannot
+    be asked to reply, only shown how.
 `official`: the settings of the model's authors, task by task: the cells under "official" in its
     entry. An alias without a cell for a task has no official protocol there. Official results are
     comparable with the authors' scores. Where the worked examples of an official prompt are not
@@ -13,9 +15,10 @@
     cells under "fast_dllm". Their references have a speed, and the method that it is of.
 
 A cell is a dict of fields of Protocol. The cells below are those of the models in MODEL_DEFAULTS
-(eval.py). Sources: LLaDA EVAL.md and its OpenCompass configurations; Dream eval_instruct/eval.sh;
-the DiffuCoder paper, README and issue 10; Fast-dLLM Table 1 and Figure 5; the evaluation scripts of
-DSB and DAWN. Only the standard library is imported.
+(eval.py). Sources: LLaDA EVAL.md, its OpenCompass configurations and eval_llada_lm_eval.sh; Dream
+eval_instruct/eval.sh, eval/eval_dream_gen.sh and eval_dream_mc.sh; the DiffuCoder paper, README and
+issue 10; Fast-dLLM Table 1 and Figure 5; the evaluation scripts of DSB and DAWN. Only the standard
+library is imported.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class Protocol:
     form: key of the task's prompt forms.
     system: a system prompt; None leaves it to the checkpoint's template (Dream's and DiffuCoder's
         insert "You are a helpful assistant.", LLaDA's nothing).
+    start_token: the prompt begins with the tokenizer's start token. A chat template writes its own.
     gen_length: the canvas, in tokens.
     block_length: for an algorithm that goes in blocks by default; None is the whole canvas.
     extraction: the authors' way to find the program in an answer, a key of tasks.code.EXTRACTIONS;
@@ -56,6 +60,7 @@ class Protocol:
         that has one: {"score": percent, "metric", "tokens_per_step", "source", "settings"}. Those
         of a speed have also "tokens_per_second", "device" and "method": name -> value of the
         settings that depart from the protocol.
+        Of a benchmark that is scored by likelihood tokens_per_step is None.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Protocol:
     estimator: str | None = None
     mc_num: int | None = None
     cfg_scale: float | None = None
+    start_token: bool = False
     references: tuple[dict, ...] = ()
 
 
@@ -121,6 +127,8 @@ NO_EOS: dict[str, Any] = {"logits_eos_inf": True}
 END_LAST: dict[str, Any] = {"confidence_eos_eot_inf": True}
 _LLADA_EVAL = "ML-GSAI/LLaDA EVAL.md (OpenCompass)"
 _DREAM_EVAL = "Dream paper; DreamLM/Dream eval_instruct/eval.sh"
+_LLADA_BASE_EVAL = "ML-GSAI/LLaDA EVAL.md (lm-eval)"
+_DREAM_BASE_EVAL = "Dream paper (arXiv:2508.15487); DreamLM/Dream eval/eval.py"
 _GREEDY = {"algorithm": "low_confidence", "temperature": 0.0}
 _DREAM = {"algorithm": "entropy", "temperature": 0.1, "top_p": 0.9, "alg_temp": 0.0}
 # the authors' examples use temperatures of 0.2 to 0.4; the paper does not give that of its table,
@@ -150,7 +158,7 @@ def _cell(
 
 
 def _published(
-    scores: float | dict[int, float], metric: str, source: str, settings: str
+    scores: float | dict[int | None, float], metric: str, source: str, settings: str
 ) -> dict[str, Any]:
     """The field `references` of a cell.
 
@@ -321,6 +329,175 @@ DIFFUCODER_OFFICIAL: Cells = {
     ),
     "mbpp": _cell("instruct", 512, None, _DIFFUCODER),
     "truthfulqa": _cell("chat", 128, None, _DIFFUCODER),
+}
+
+# ---------------------------------------------------------------- base models
+
+_NO_CHAT = {"chat_template": False}
+_STARTED = _NO_CHAT | {"start_token": True}  # add_bos_token=true in all of Dream's scripts
+_DREAM_BASE = _STARTED | {"algorithm": "entropy", "alg_temp": 0.0, "temperature": 0.0}
+_EXAMPLES = {
+    "gsm8k": 5,
+    "humaneval": 0,
+    "humaneval_plus": 0,
+    "mbpp": 3,
+    "mbpp_plus": 3,
+    "math500": 4,
+    "minerva_math": 4,
+    "bbh": 3,
+    "truthfulqa": 0,  # its prompt has six
+}
+
+
+def _base_uniform(settings: dict) -> Cells:
+    """lm-eval's own prompt and number of examples for each benchmark that has the form."""
+    few = {t: {"form": "lm_eval", "num_fewshot": n} | settings for t, n in _EXAMPLES.items()}
+    return few | {ANY: settings}
+
+
+def _likelihood(
+    score: float,
+    metric: str,
+    source: str,
+    settings: str,
+    num_fewshot: int = 0,
+    form: str = "lm_eval",
+    **fields: Any,
+) -> dict:
+    """A cell of a benchmark that is scored by likelihood."""
+    reference = _published({None: score}, metric, source, settings)
+    return {"form": form, "num_fewshot": num_fewshot, "mc_num": 128} | reference | fields
+
+
+ACC, ACC_NORM = "acc,none", "acc_norm,none"
+_METRIC = "which of lm-eval's metrics is not said"
+LLADA_BASE_UNIFORM, DREAM_BASE_UNIFORM = _base_uniform(_NO_CHAT), _base_uniform(_STARTED)
+LLADA_BASE_OFFICIAL: Cells = {
+    task: _cell(
+        "lm_eval",
+        1024,
+        1024,
+        _GREEDY,
+        _NO_CHAT,
+        _published(score, metric, _LLADA_BASE_EVAL, f"lm-eval {name}, canvas and block 1024{more}"),
+        num_fewshot=_EXAMPLES[task],
+        **fields,
+    )
+    for task, score, metric, name, more, fields in (
+        ("gsm8k", 70.3, FLEXIBLE, "gsm8k, 5 examples", "; which filter is not said", {}),
+        ("humaneval", 35.4, PASS, "humaneval", "", {"extraction": "lm_eval"}),
+        ("mbpp", 40.0, PASS, "mbpp, 3 examples", "", {"extraction": "lm_eval"}),
+        ("minerva_math", 31.4, "exact_match,none", "minerva_math, 4 examples", "", {}),
+        ("bbh", 49.7, "exact_match,get-answer", "bbh, 3 examples", "", {}),
+    )
+} | {
+    "arc_challenge": _likelihood(
+        47.9, ACC_NORM, _LLADA_BASE_EVAL, f"without guidance 45.9; {_METRIC}", cfg_scale=0.5
+    ),
+    "hellaswag": _likelihood(
+        72.5, ACC_NORM, _LLADA_BASE_EVAL, f"without guidance 70.5; {_METRIC}", cfg_scale=0.5
+    ),
+    "truthfulqa_mc2": _likelihood(
+        46.4, ACC, _LLADA_BASE_EVAL, "without guidance 46.1", cfg_scale=2.0
+    ),
+    "winogrande": _likelihood(74.8, ACC, _LLADA_BASE_EVAL, "5 examples", 5),
+    "gpqa": _likelihood(
+        26.1,
+        ACC,
+        _LLADA_BASE_EVAL,
+        "gpqa_main_n_shot, 5 examples; without guidance 25.2",
+        5,
+        "n_shot",
+        cfg_scale=0.5,
+    ),
+    "piqa": _likelihood(
+        74.4, ACC_NORM, _LLADA_BASE_EVAL, f"without guidance 73.6; {_METRIC}", cfg_scale=0.5
+    ),
+    "mmlu": _likelihood(65.9, ACC, _LLADA_BASE_EVAL, "5 examples, 1 draw", 5, mc_num=1),
+}
+_DREAM_CODE = {"temperature": 0.2}
+DREAM_BASE_OFFICIAL: Cells = {
+    "gsm8k": _cell(
+        "lm_eval_cot",
+        256,
+        None,
+        _DREAM_BASE,
+        _published(
+            77.2,
+            FLEXIBLE,
+            _DREAM_BASE_EVAL,
+            "gsm8k_cot, 8 examples, canvas 256; which filter is not said; dllm: 77.0",
+        ),
+        num_fewshot=8,
+    ),
+    "humaneval": _cell(
+        "whole",
+        512,
+        None,
+        _DREAM_BASE,
+        _DREAM_CODE,
+        _published(
+            57.9,
+            PASS,
+            _DREAM_BASE_EVAL,
+            "humaneval without stop strings, canvas 512, temperature 0.2, top_p 0.95; dllm: 56.7",
+        ),
+        top_p=0.95,
+        extraction="evalplus",
+    ),
+    "mbpp": _cell(
+        "lm_eval",
+        512,
+        None,
+        _DREAM_BASE,
+        _DREAM_CODE,
+        _published(
+            56.2,
+            PASS,
+            _DREAM_BASE_EVAL,
+            "mbpp, 3 examples, canvas 512, temperature 0.2, top_p 0.9; dllm: 56.0",
+        ),
+        num_fewshot=3,
+        top_p=0.9,
+        extraction="lm_eval",
+    ),
+    "minerva_math": _cell(
+        "lm_eval",
+        512,
+        None,
+        _DREAM_BASE,
+        _published(
+            39.6,
+            "exact_match,none",
+            _DREAM_BASE_EVAL,
+            "minerva_math, 4 examples, canvas 512; dllm: 42.4",
+        ),
+        num_fewshot=4,
+    ),
+    "bbh": _cell(
+        "lm_eval",
+        512,
+        None,
+        _DREAM_BASE,
+        _published(
+            57.9,
+            "exact_match,get-answer",
+            _DREAM_BASE_EVAL,
+            "bbh, 3 examples, canvas 512; dllm: 63.7",
+        ),
+        num_fewshot=3,
+    ),
+} | {
+    task: _likelihood(score, metric, _DREAM_BASE_EVAL, settings, *more)
+    for task, score, metric, settings, *more in (
+        ("mmlu", 69.5, ACC, "5 examples; dllm: 70.0", 5),
+        ("arc_easy", 83.9, ACC, f"{_METRIC}; dllm: 83.8"),
+        ("arc_challenge", 59.9, ACC_NORM, f"{_METRIC}; dllm: 59.0"),
+        ("hellaswag", 73.3, ACC_NORM, f"{_METRIC}; dllm: 73.5"),
+        ("piqa", 75.8, ACC_NORM, f"{_METRIC}; dllm: 76.4"),
+        ("gpqa", 36.6, ACC, "gpqa_main_n_shot, 5 examples; dllm: 34.6", 5, "n_shot"),
+        ("winogrande", 74.8, ACC, "5 examples; dllm: 72.5", 5),
+    )
 }
 
 # ---------------------------------------------------------------- published speeds

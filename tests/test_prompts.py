@@ -34,7 +34,7 @@ CELLS = [
     for name in PROTOCOLS
     for alias, entry in MODEL_DEFAULTS.items()
     for task in ("humaneval", "mbpp", "gsm8k", "truthfulqa", "lines")
-    if name == "uniform" or task in entry.get(name, ())
+    if (name == "uniform" or task in entry.get(name, ())) and not alias.endswith("-base")
 ]
 
 HUMANEVAL = {
