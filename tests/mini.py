@@ -34,6 +34,24 @@ def gsm8k_dir(folder: Path, n: int = 3) -> Path:
     return folder
 
 
+def arc_dir(folder: Path, n: int = 2) -> Path:
+    """A data directory with n questions of its own in ARC's format."""
+    rows = [
+        {
+            "id": str(i),
+            "question": f"What is {i} + 2?",
+            "choices": {"text": [str(i + 2), "many apples"], "label": ["A", "B"]},
+            "answerKey": "A",
+        }
+        for i in range(n)
+    ]
+    folder.mkdir(parents=True)
+    write_lines(folder / "arc_easy.jsonl", rows)
+    manifest = json.dumps({"name": "mini", "counts": {"arc_easy.jsonl": n}})
+    (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+    return folder
+
+
 def write_lines(path: Path, rows: list) -> Path:
     """Write one row per line. A row that is a string is written as it is, others as JSON."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
