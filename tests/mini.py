@@ -34,20 +34,20 @@ def gsm8k_dir(folder: Path, n: int = 3) -> Path:
     return folder
 
 
-def arc_dir(folder: Path, n: int = 2) -> Path:
-    """A data directory with n questions of its own in ARC's format."""
+def winogrande_dir(folder: Path, n: int = 2) -> Path:
+    """A data directory with n sentences of its own in WinoGrande's format."""
     rows = [
         {
-            "id": str(i),
-            "question": f"What is {i} + 2?",
-            "choices": {"text": [str(i + 2), "many apples"], "label": ["A", "B"]},
-            "answerKey": "A",
+            "sentence": f"Ann gave Bea {i + 2} apples because _ was hungry.",
+            "option1": "Ann",
+            "option2": "Bea",
+            "answer": "2",
         }
         for i in range(n)
     ]
     folder.mkdir(parents=True)
-    write_lines(folder / "arc_easy.jsonl", rows)
-    manifest = json.dumps({"name": "mini", "counts": {"arc_easy.jsonl": n}})
+    write_lines(folder / "winogrande.jsonl", rows)
+    manifest = json.dumps({"name": "mini", "counts": {"winogrande.jsonl": n}})
     (folder / "manifest.json").write_text(manifest, encoding="utf-8")
     return folder
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_files import edit
-from mini import DREAM, LLADA, ROOT, arc_dir, gsm8k_dir, write_lines
+from mini import DREAM, LLADA, ROOT, gsm8k_dir, winogrande_dir, write_lines
 
 import eval as cli
 from experiment.result import DEPARTS, VOLATILE, load_result
@@ -631,14 +631,14 @@ def test_the_lines_before_the_bar_are_at_most_ten(run, mini):
 
 def test_a_run_by_likelihood_names_its_estimator(run, mini, tmp_path):
     words = mini.partition("--gen_length")[0]
-    more = ["--task", "arc_easy", "--data_dir", arc_dir(tmp_path / "arc"), "--mc_num", "4"]
-    code, _, err = run(words, *more, "--cfg_scale", "0.5", "--limit", "1")
+    more = ["--task", "winogrande", "--data_dir", winogrande_dir(tmp_path / "sentences")]
+    code, _, err = run(words, *more, *"--mc_num 4 --cfg_scale 0.5 --limit 1".split())
     assert code == 0, err
     result = result_in(tmp_path / "out")
     [path] = (tmp_path / "out").glob("*.json")
     assert before_the_bar(err) == [
         f"model: llada ({LLADA}, float32) on cpu",
-        "task: arc_easy (uniform protocol, lm_eval form, 0-shot), limit 1",
+        "task: winogrande (uniform protocol, lm_eval form, 0-shot), limit 1",
         f"override: mc_num 4 (protocol: 128), cfg_scale 0.5 (protocol: 0), {TINY_OVERRIDES}",
         "likelihood: llada_mc, mc_num 4, cfg_scale 0.5",
         f"output: {path} (id {result['id'][:16]})",
@@ -1070,7 +1070,7 @@ def test_a_closed_stdout_costs_no_result(mini, tmp_path):
     closed = subprocess.run([*"bash -c".split(), '"$@" >&- 2>&-', "bash", *words], cwd=ROOT)
     assert closed.returncode == 0 and result_in(tmp_path / "out")["status"] == "complete"
     for path in (tmp_path / "out").glob("cache/*/*"):
-        assert b"metric" not in path.read_bytes() and b"config:" not in path.read_bytes()
+        assert b"metric" not in path.read_bytes() and b"model: " not in path.read_bytes()
 
 
 @pytest.mark.parametrize(
