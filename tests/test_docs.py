@@ -135,6 +135,17 @@ def test_the_readme_lists_every_model_benchmark_and_algorithm():
     assert {*MODEL_DEFAULTS, *TASKS, *ALGORITHMS} - listed == set()
 
 
+def test_the_readme_counts_what_was_recorded():
+    recorded = ROOT / "tests" / "conformance"
+    words = " ".join(README.read_text(encoding="utf-8").split())
+    for name, what in (
+        ("golden/decoding.jsonl", "recorded decodings"),
+        ("likelihood/likelihood.jsonl", "recorded lines of likelihoods"),
+    ):
+        lines = (recorded / name).read_text(encoding="utf-8").splitlines()
+        assert f" {len(lines)} {what}" in words
+
+
 # ---------------------------------------------------------------- commands
 
 
