@@ -49,7 +49,7 @@ def describe(job: Job) -> str:
 
 
 def summary(job: Job, device: str) -> str:
-    """The lines that a run prints first: at most eight, and no setting at its protocol's value."""
+    """The lines that a run prints first: at most seven, and no setting at its protocol's value."""
     config, schedule = job.config, job.schedule
     model = f"{config.model_alias} ({config.checkpoint}, {config.dtype}) on {device}"
     if job.predictions is not None:
