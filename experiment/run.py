@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sandbox
 from experiment.arguments import Models
 from experiment.checks import check_inputs, choose_device, finished_result, open_store, say
-from experiment.describe import describe
+from experiment.describe import summary
 from experiment.export import export
 from experiment.identity import agree_ranks, rows_identity
 from experiment.resolve import Job
@@ -102,9 +102,7 @@ def run_job(
         usual = CPU_BATCH if device == "cpu" else 1
     job = replace(job, batch_size=job.config.timed_batch or job.batch_size or usual)
     if worker.leads:
-        say(describe(job))
-        chosen = texts is None and not (job.device or job.devices)
-        say(f"device: {device}{' (chosen; --device decides)' if chosen else ''}")
+        say(summary(job, device))
     result = execute(job, texts, device, worker, _worker_argv(argv), host, get_model)
     if result is None:
         return EXIT_COMPLETE

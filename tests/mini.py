@@ -34,6 +34,24 @@ def gsm8k_dir(folder: Path, n: int = 3) -> Path:
     return folder
 
 
+def winogrande_dir(folder: Path, n: int = 2) -> Path:
+    """A data directory with n sentences of its own in WinoGrande's format."""
+    rows = [
+        {
+            "sentence": f"Ann gave Bea {i + 2} apples because _ was hungry.",
+            "option1": "Ann",
+            "option2": "Bea",
+            "answer": "2",
+        }
+        for i in range(n)
+    ]
+    folder.mkdir(parents=True)
+    write_lines(folder / "winogrande.jsonl", rows)
+    manifest = json.dumps({"name": "mini", "counts": {"winogrande.jsonl": n}})
+    (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+    return folder
+
+
 def write_lines(path: Path, rows: list) -> Path:
     """Write one row per line. A row that is a string is written as it is, others as JSON."""
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_files import edit
-from mini import DREAM, LLADA, ROOT, gsm8k_dir, write_lines
+from mini import DREAM, LLADA, ROOT, gsm8k_dir, winogrande_dir, write_lines
 
 import eval as cli
 from experiment.result import DEPARTS, VOLATILE, load_result
@@ -572,10 +572,84 @@ def test_cuda_without_cuda_names_the_way_out(run, mini):
 
 def test_device_is_chosen_and_printed(run, mini):
     _, _, err = run(mini.replace("--device cpu", ""), "--limit", "1")
-    assert (
-        f"device: {'cuda' if torch.cuda.is_available() else 'cpu'} (chosen; --device decides)"
-        in err
-    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert f"{LLADA}, float32) on {device} (chosen; --device decides)\n" in err
+
+
+# ---------------------------------------------------------------- the lines before the bar
+
+
+TINY_OVERRIDES = (
+    f"checkpoint {LLADA} (protocol: GSAI-ML/LLaDA-8B-Instruct), dtype float32 (protocol: bfloat16)"
+)
+
+
+def before_the_bar(err: str) -> list[str]:
+    return err.partition("\r")[0].splitlines()
+
+
+def test_a_run_says_in_a_few_lines_what_it_does(run, mini, tmp_path):
+    """No setting at its protocol's value; --dry_run has those, and nothing that is empty."""
+    words = ["--tokens_per_step", "2", "--seed", "3"]
+    code, _, err = run(mini, *words)
+    assert code == 0, err
+    [path] = (tmp_path / "out").glob("*.json")
+    result = json.loads(path.read_text())
+    assert before_the_bar(err) == [
+        f"model: llada ({LLADA}, float32) on cpu",
+        "task: gsm8k (uniform protocol, chat form, 0-shot)",
+        "override: gen_length 8 (protocol: 256), block_length 8 (protocol: 32), "
+        f"tokens_per_step 2 (protocol: 1), {TINY_OVERRIDES}",
+        "schedule: low_confidence, 4 steps in 1 block of 8, 2 tokens per step realised, "
+        "at most 4 forward passes",
+        f"output: {path} (id {result['id'][:16]})",
+    ]
+    shown = run(mini, *words, "--dry_run")[1]
+    whole = dict(line.split(maxsplit=1) for line in shown.splitlines() if line[:2] == "  ")
+    settings = result["config"] | {n: result[n][:16] for n in ("id", "generation_id")}
+    for name in ("fingerprint", "data"):
+        settings.pop(name)
+    assert whole == {name: str(value) for name, value in settings.items() if value is not None}
+
+
+def test_the_lines_before_the_bar_are_at_most_ten(run, mini):
+    """Programs, many notes and kept samples together; no note is left out."""
+    data = ROOT / "assets" / "benchmarks"
+    words = ["--task", "humaneval", "--data_dir", data, "--limit", "1"]
+    assert run(mini, *words)[0] == 0
+    more = ["--limit", "2", "--top_p", "0.9", "--dream_ckpt", "a/b", "--strict_exec", "--no_exec"]
+    code, _, err = run(mini, *words, *more)
+    lines = before_the_bar(err)
+    assert code == 5 and len(lines) <= 10, err
+    assert [line.partition(":")[0] for line in lines] == [
+        *("code sandbox", "model", "task", "override", "schedule"),
+        *("note", "note", "output", "resuming"),
+    ]
+    notes = run(mini, *words, *more, "--dry_run")[1].split("\nnote: ")[1:]
+    assert len(notes) > 2 and all(note.splitlines()[0] in err for note in notes)
+
+
+def test_a_run_by_likelihood_names_its_estimator(run, mini, tmp_path):
+    words = mini.partition("--gen_length")[0]
+    more = ["--task", "winogrande", "--data_dir", winogrande_dir(tmp_path / "sentences")]
+    code, _, err = run(words, *more, *"--mc_num 4 --cfg_scale 0.5 --limit 1".split())
+    assert code == 0, err
+    result = result_in(tmp_path / "out")
+    [path] = (tmp_path / "out").glob("*.json")
+    assert before_the_bar(err) == [
+        f"model: llada ({LLADA}, float32) on cpu",
+        "task: winogrande (uniform protocol, lm_eval form, 0-shot), limit 1",
+        f"override: mc_num 4 (protocol: 128), cfg_scale 0.5 (protocol: 0), {TINY_OVERRIDES}",
+        "likelihood: llada_mc, mc_num 4, cfg_scale 0.5",
+        f"output: {path} (id {result['id'][:16]})",
+    ]
+
+
+def test_a_run_of_given_texts_names_no_checkpoint(run, mini, tmp_path):
+    texts = write_lines(tmp_path / "p.jsonl", [{"doc_id": 0, "text": "2"}])
+    lines = before_the_bar(run(mini, "--predictions", texts, "--limit", "1")[2])
+    assert lines[0] == f"model: llada, its texts are those of {texts}"
+    assert not any(line.startswith("schedule") for line in lines)
 
 
 def test_output_directory_that_cannot_be_written(run, mini, tmp_path):
@@ -996,7 +1070,7 @@ def test_a_closed_stdout_costs_no_result(mini, tmp_path):
     closed = subprocess.run([*"bash -c".split(), '"$@" >&- 2>&-', "bash", *words], cwd=ROOT)
     assert closed.returncode == 0 and result_in(tmp_path / "out")["status"] == "complete"
     for path in (tmp_path / "out").glob("cache/*/*"):
-        assert b"metric" not in path.read_bytes() and b"config:" not in path.read_bytes()
+        assert b"metric" not in path.read_bytes() and b"model: " not in path.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import pytest
-from mini import LLADA, ROOT, gsm8k_dir, write_lines
+from mini import LLADA, ROOT, gsm8k_dir, winogrande_dir, write_lines
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
@@ -133,6 +133,17 @@ def test_the_readme_lists_every_model_benchmark_and_algorithm():
     lines = [line for line in README.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     listed = set(re.findall(r"`([\w.-]+)`", "\n".join(lines)))
     assert {*MODEL_DEFAULTS, *TASKS, *ALGORITHMS} - listed == set()
+
+
+def test_the_readme_counts_what_was_recorded():
+    recorded = ROOT / "tests" / "conformance"
+    words = " ".join(README.read_text(encoding="utf-8").split())
+    for name, what in (
+        ("golden/decoding.jsonl", "recorded decodings"),
+        ("likelihood/likelihood.jsonl", "recorded lines of likelihoods"),
+    ):
+        lines = (recorded / name).read_text(encoding="utf-8").splitlines()
+        assert f" {len(lines)} {what}" in words
 
 
 # ---------------------------------------------------------------- commands
@@ -347,23 +358,97 @@ def test_a_result_with_a_failed_sample_matches_the_schema(run, tmp_path, monkeyp
     assert result["status"] == "incomplete" and faults(result, SCHEMA) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "more, code, status", [("--strict_exec", 0, "complete"), ("--no_exec", 5, "unscored")]
-)
-def test_a_result_of_programs_matches_the_schema(run, tmp_path, more, code, status):
-    """One right program, one wrong."""
+def programs_run(tmp_path: Path) -> str:
+    """Arguments that score one right program and one wrong one."""
     data = ROOT / "assets" / "benchmarks"
     with gzip.open(data / "HumanEval.jsonl.gz", "rt") as file:
         row = json.loads(file.readline())
     texts = [row["prompt"] + row["canonical_solution"], "def f(): pass"]
     answers = [{"doc_id": i, "text": text} for i, text in enumerate(texts)]
     path = write_lines(tmp_path / "texts.jsonl", answers)
-    words = f"--model_alias tiny-llada --task humaneval --data_dir {data} --limit 2 {more}"
-    assert run(f"{words} --predictions {path} --output_dir {tmp_path / 'out'}")[0] == code
-    result = result_in(tmp_path / "out")
+    words = f"--model_alias tiny-llada --task humaneval --data_dir {data} --limit 2"
+    return f"{words} --predictions {path} --output_dir {tmp_path / 'programs'}"
+
+
+def likelihood_run(tmp_path: Path) -> str:
+    """Arguments of a run over two sentences, each with two options."""
+    return (
+        f"--model_alias tiny-llada --task winogrande --mc_num 4 --device cpu "
+        f"--data_dir {winogrande_dir(tmp_path / 'sentences')} --output_dir {tmp_path / 'likely'}"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more, code, status", [("--strict_exec", 0, "complete"), ("--no_exec", 5, "unscored")]
+)
+def test_a_result_of_programs_matches_the_schema(run, tmp_path, more, code, status):
+    assert run(f"{programs_run(tmp_path)} {more}")[0] == code
+    result = result_in(tmp_path / "programs")
     assert result["status"] == status and faults(result, SCHEMA) == []
     assert all("program" in sample for sample in result["samples"])
+
+
+def test_a_result_of_likelihoods_matches_the_schema(run, tmp_path):
+    """And one that is wrong in four places does not."""
+    code, _, err = run(likelihood_run(tmp_path))
+    assert code == 0, err
+    result = result_in(tmp_path / "likely")
+    assert faults(result, SCHEMA) == []
+    assert [len(row["options"]) for row in result["samples"]] == [2, 2]
+    wrong = json.loads(json.dumps(result))
+    wrong["config"]["mc_num"] = 0
+    del wrong["samples"][0]["chosen"], wrong["profile"]["rows_needed"]
+    wrong["samples"][1]["options"][1]["loglikelihood"] = "-3"
+    assert sorted(faults(wrong, SCHEMA)) == [
+        "result.config.mc_num: 0 is below 1",
+        "result.profile: lacks rows_needed",
+        "result.samples[0]: lacks chosen",
+        "result.samples[1].options[1].loglikelihood: '-3' is no number or null",
+    ]
+
+
+def test_a_result_with_a_failed_option_matches_the_schema(run, tmp_path, monkeypatch):
+    import harness
+
+    def failing(*_, **__):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(harness, "likelihoods_each", failing)
+    assert run(likelihood_run(tmp_path))[0] == 5
+    result = result_in(tmp_path / "likely")
+    assert result["status"] == "incomplete" and faults(result, SCHEMA) == []
+    assert result["samples"][0]["options"][0]["loglikelihood"] is None
+
+
+def documented() -> dict[str, set[str]]:
+    """Head of a table's first column in docs/results.md -> the names in that column."""
+    found: dict[str, set[str]] = {}
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for head, rows in re.findall(r"^\| (\w+) \|.*\n\|---.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        names = (
+            name for row in rows.splitlines() for name in re.findall("`(.+?)`", row.split("|")[1])
+        )
+        found.setdefault(head, set()).update(names)
+    return found
+
+
+def test_results_have_the_fields_that_the_page_lists(run, tmp_path):
+    """All of them and no other, over one result of each kind."""
+    for words in (tiny_run(tmp_path), programs_run(tmp_path), likelihood_run(tmp_path)):
+        code, _, err = run(words)
+        assert code == 0, err
+    results = [result_in(tmp_path / name) for name in ("out", "programs", "likely")]
+    rows = [row for result in results for row in result["samples"]]
+    parts = {
+        "field": results,
+        "row": rows,
+        "option": [option for row in rows for option in row.get("options", ())],
+        "profile": [result["profile"] for result in results],
+    }
+    pages = documented()
+    for head, found in parts.items():
+        assert set().union(*found) == pages[head], head
 
 
 def test_published_scores_match_the_schema():
