@@ -66,9 +66,11 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
             f"(lm-eval's limit): doc_id {_listed(slow)}"
         )
     if result["status"] == "unscored":
+        ways = "--predictions with this file on another machine, or "
+        if result["config"].get("repeats"):
+            ways = ""  # predictions are one text a document
         lines.append(
-            "no program was run (--no_exec). To score: --predictions with this file on another "
-            "machine, or the same command without --no_exec"
+            f"no program was run (--no_exec). To score: {ways}the same command without --no_exec"
         )
     return lines
 

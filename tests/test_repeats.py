@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
 
@@ -9,6 +10,7 @@ import pytest
 from mini import ROOT
 from test_docs import SCHEMA, faults
 
+import harness
 import models
 from experiment.result import load_result
 from experiment.sample import answers_of, samples_of
@@ -17,6 +19,9 @@ from experiment.statistics import estimate
 from experiment.status import counted, read_status
 from experiment.store import Store
 from reporting.data import read_result
+from suite.matrix import Selection, select
+from suite.state import Watcher
+from tasks import build_task
 from tasks.code import over_repeats, pass_at_k, reported_k
 
 TINY = f"--model_alias tiny-llada --device cpu --data_dir {ROOT / 'assets' / 'benchmarks'}"
@@ -144,8 +149,15 @@ def test_a_larger_n_decodes_only_the_new_samples_and_means_are_over_documents(
     [status] = read_status(next(tmp_path.glob("cache/*")))
     assert (status.of, status.sums.n, status.sums.scored) == (9, 9, 3)
     assert (status.summary.of, status.summary.sums.n) == (9, 9)
-    with Store.read(status_store(tmp_path), three["generation_id"]) as store:
+    [folder] = tmp_path.glob("cache/*")
+    with Store.read(folder, three["generation_id"]) as store:
         assert [counted(store, 2, n).n for n in (1, 2, 3)] == [2, 4, 6]
+    for n in (2, 4):  # a suite that asks for two, and for four of three
+        words = f"{TINY} {HOT} --limit 3 --repeats {n}".partition("--device cpu")[2].split()
+        [planned] = select(Selection(("tiny-llada",), ("gsm8k",), (1,), extra=tuple(words)))
+        planned = replace(planned, store=folder, path=tmp_path / "absent.json")
+        found = Watcher(planned).status()
+        assert (found.of, found.n, found.state) == (3 * n, 3 * min(n, 3), "partial")
     # a run after the store is lost decodes nothing
     shutil.rmtree(tmp_path / "cache")
     assert len(samples_of(load_result(path))) == 9
@@ -157,10 +169,6 @@ def test_a_larger_n_decodes_only_the_new_samples_and_means_are_over_documents(
     found = read_result(path)
     assert found.accuracy and found.scores == dict(enumerate(means))
     assert found.settings["repeats"] == 3
-
-
-def status_store(folder):
-    return next(folder.glob("cache/*"))
 
 
 @pytest.mark.slow
@@ -176,7 +184,15 @@ def test_code_has_pass_at_k_and_a_cut_run_goes_on(sampled, monkeypatch, tmp_path
         patch.setattr(SampleCache, "remember", cut)
         with pytest.raises(AssertionError):
             sampled("humaneval", 3, 2, "--strict_exec", "--batch_size", "1")
-    result, path, kept = sampled("humaneval", 3, 2, "--strict_exec")
+    read, wrong = harness.read_answer, {(0, 1), (1, 0), (1, 2)}
+
+    def read_answer(request, *more):
+        sample = read(request, *more)
+        bad = (request.doc_id, request.repeat) in wrong
+        return replace(sample, text="    return None\n") if bad else sample
+
+    monkeypatch.setattr(harness, "read_answer", read_answer)
+    result, _, kept = sampled("humaneval", 3, 2, "--strict_exec")
     assert kept == 6 and not faults(result, SCHEMA)
     assert sorted(m.partition(",")[0] for m in result["metrics"]) == [
         "pass@1",
@@ -184,22 +200,41 @@ def test_code_has_pass_at_k_and_a_cut_run_goes_on(sampled, monkeypatch, tmp_path
         "pass@2",
         "pass@3",
     ]
-    assert result["headline"]["metric"] == "pass@1,create_test"
     passed = [[a["verdict"]["passed"] for a in row["repeats"]] for row in result["samples"]]
-    for k in (1, 2, 3):
-        each = [fmean(any(draw) for draw in combinations(p, k)) for p in passed]
-        found = [row["metrics"][f"pass@{k},create_test"] for row in result["samples"]]
+    assert passed == [[True, False, True], [False, True, False]]
+    shares = {"pass@1": [2 / 3, 1 / 3], "pass@1_strict": [2 / 3, 1 / 3]}
+    shares |= {"pass@2": [1, 2 / 3], "pass@3": [1, 1]}
+    for metric, each in shares.items():
+        found = [row["metrics"][f"{metric},create_test"] for row in result["samples"]]
         assert found == pytest.approx(each)
-        assert result["metrics"][f"pass@{k},create_test"]["value"] == pytest.approx(fmean(each))
-        assert result["metrics"][f"pass@{k},create_test"]["n"] == 2
-    programs = [a["program"] for a in answers_of(result["samples"])]
-    assert len(programs) == 6 and all(programs)
+        mean = result["metrics"][f"{metric},create_test"]
+        assert (mean["value"], mean["n"]) == (pytest.approx(fmean(each)), 2)
+    assert result["headline"] == {
+        "metric": "pass@1,create_test",
+        **result["metrics"]["pass@1,create_test"],
+    }
+    assert result["strict"] == {"suspects": [], "unverifiable": []}
+    assert "return None" in result["samples"][0]["repeats"][1]["program"]
+
+
+@pytest.mark.slow
+def test_a_task_that_takes_several_samples_itself_is_refused(run, monkeypatch, tmp_path):
+    real = build_task
+
+    def build(*asked):
+        task = real(*asked)
+        task.set_config("repeats", 64)
+        return task
+
+    monkeypatch.setattr("experiment.run.build_task", build)
+    code, _, error = run(f"{TINY} {HOT} --task gsm8k --repeats 2 --output_dir {tmp_path}")
+    assert code == 2 and error.splitlines()[-1] == (
+        "error: --repeats 2: gsm8k takes 64 samples a document itself; leave it out"
+    )
 
 
 @pytest.mark.slow
 def test_a_document_with_an_answer_that_failed_has_no_metrics(run, monkeypatch, tmp_path):
-    import harness
-
     real = harness.decode_each
 
     def failing(model, prompts, config, seeds, **more):
