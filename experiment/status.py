@@ -44,8 +44,8 @@ class Sums:
     n, failed:         samples that are kept, and samples whose last attempt failed.
     tokens, forwards:  tokens returned and forward passes; of likelihoods the rows that ran.
     seconds:           time of decoding.
-    scored, score, squares: samples whose headline score is known, the sum of the scores and of
-                       their squares. A score of another SCORING_VERSION is not known.
+    scored, score, squares: first answers whose headline score is known, the sum of the scores and
+                       of their squares. A score of another SCORING_VERSION is not known.
     """
 
     n: int = 0
@@ -67,9 +67,8 @@ class Sums:
             seconds=meta.get("cost_seconds", 0.0),
         )
         score = meta.get("score")
-        if meta.get("repeat"):  # the interval is one over documents
-            return sums
-        if not score or score["version"] != SCORING_VERSION:
+        # the interval is one over documents: of several answers the first counts
+        if meta.get("repeat") or not score or score["version"] != SCORING_VERSION:
             return sums
         value = score["value"]
         return sums + cls(scored=1, score=value, squares=value * value)
