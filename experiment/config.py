@@ -31,6 +31,17 @@ STRICT = Option(
     group=RUNNING,
 )
 
+REPEATS = Option(
+    1,
+    "Samples a document, for a temperature above 0; each has random numbers of its own. Metrics "
+    "are means over the samples, and code has pass@k for k = 2, 4, ... and N. Samples of a "
+    "smaller N are reused.",
+    whole=True,
+    low=1,
+    high=10**4,
+    group=RUNNING,
+)
+
 # what a field of RunConfig is for; a field without a role is part of both ids
 NAME = {"role": "name"}  # a name for what other fields state exactly: part of no id
 SCORING = {"role": "scoring"}  # part of the result id alone
@@ -126,6 +137,7 @@ class RunConfig:
     likelihood: LikelihoodConfig | None = None
     extraction: str | None = field(default=None, metadata=SCORING)
     strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
+    repeats: int = field(default=1, metadata=SCORING | {"option": REPEATS})
 
     def as_dict(self) -> dict[str, Any]:
         """The settings, flat, ready for JSON, without those at an empty default."""
@@ -157,6 +169,8 @@ class RunConfig:
             for f in fields(self)
             if f.metadata.get("role") == "scoring"
         }
+        if self.repeats == 1:  # a result without the flag has the id that it always had
+            del scoring["repeats"]
         if "rows" in (self.data or {}):
             scoring["rows"] = self.data["rows"]
         versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
@@ -164,7 +178,8 @@ class RunConfig:
 
 
 def _is_silent(setting, config: RunConfig) -> bool:
-    return _is_empty(setting.default) and getattr(config, setting.name) == setting.default
+    empty = _is_empty(setting.default) or setting.metadata.get("role") == "scoring"
+    return empty and getattr(config, setting.name) == setting.default
 
 
 def _is_empty(default: Any) -> bool:
@@ -340,7 +355,7 @@ def result_name(
     """File name of a result, a function of its configuration alone.
 
     `<alias>_<task>_<alg>[_<method>...]_tps<K>[_temperature<T>][_seed<N>][_<dtype>][_batch<N>]
-    [_<protocol>][_<plugin>...][_<data>][_<tag>][_limit<N>].json`
+    [_repeats<N>][_<protocol>][_<plugin>...][_<data>][_<tag>][_limit<N>].json`
 
     <method> is what decoding.config.name_parts gives. K is the requested tokens per step where the
     schedule has it, else the realised one. Scored predictions have `predictions` in the place of
@@ -368,6 +383,7 @@ def result_name(
         parts += [f"seed{config.seed}"] * (config.seed != 0)
         parts += [config.dtype] if config.dtype != dtype else []
         parts += [f"batch{config.timed_batch}"] if config.timed_batch else []
+        parts += [f"repeats{config.repeats}"] * (config.repeats > 1)
     parts += [config.protocol] if config.protocol != protocol else []
     parts += [Path(plugin["path"]).stem for plugin in config.plugins]
     parts += [data] if data else []

@@ -11,13 +11,15 @@ import re
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from experiment.result import metrics_of
+from tasks.code import over_repeats
 from tasks.installed import is_mean
 
 if TYPE_CHECKING:
@@ -71,10 +73,13 @@ def evaluate(
     chat_template: bool,
     system: str | None,
     limit: int | None,
+    repeats: int = 1,
     keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> list[dict[str, Any]]:
     """lm-eval's logged samples for one task: one per document and filter.
 
+    repeats: of --repeats; above 1 a sample's metrics are those of the document, and it has the
+             metrics of each answer as "repeats".
     keep: is called with all that lm-eval returns.
 
     A sample that could not be scored has no metrics, and the reason as "error". Few-shot examples
@@ -85,6 +90,8 @@ def evaluate(
     from lm_eval.tasks import TaskManager
 
     failures = _score_one_by_one(task)
+    if repeats > 1:
+        _score_each_repeat(task)
     with quiet():
         found = simple_evaluate(
             model=lm,
@@ -106,7 +113,47 @@ def evaluate(
         samples,
         {k: v for k, v in found["results"][name].items() if "," in k and "_stderr," not in k},
     )
+    if repeats > 1:
+        samples = [s | {"repeats": getattr(s["filtered_resps"][0], "scores", [])} for s in samples]
     return [s | {"error": failures[s["doc_id"]]} if s["doc_id"] in failures else s for s in samples]
+
+
+class _Answers(list):
+    """What a filter has found in each answer to a document; `scores`: the metrics of each."""
+
+    scores: Sequence[Mapping[str, float]] = ()
+
+
+class _EachRepeat:
+    """A filter chain that takes each answer to a document as an instance of its own."""
+
+    def __init__(self, chain):
+        self.name, self._chain = chain.name, chain
+
+    def apply(self, instances: Iterable) -> None:
+        asked = [
+            (instance, [replace(instance, resps=[t], filtered_resps={}) for t in instance.resps])
+            for instance in instances
+        ]
+        self._chain.apply([one for _, alone in asked for one in alone])
+        for instance, alone in asked:
+            found = _Answers(one.filtered_resps[self.name] for one in alone)
+            instance.filtered_resps[self.name] = found
+
+
+def _score_each_repeat(task) -> None:
+    """Make a task extract and score each answer to a document; its metrics are over them."""
+    score, code = task.process_results, getattr(task, "judging", None) is not None
+
+    def process_results(doc: dict, results: list) -> Mapping[str, float]:
+        (answers,) = results
+        if not isinstance(answers, _Answers):  # one answer, for progress, or one without a score
+            return score(doc, results)
+        answers.scores = [score(doc, [answer]) for answer in answers]
+        return over_repeats(answers.scores, code=code)
+
+    task.process_results = process_results
+    task._filters = [_EachRepeat(chain) for chain in task._filters]
 
 
 SCORING_S = 60.0  # for one answer: filters and metrics of lm-eval's tasks are code of many hands

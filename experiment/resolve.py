@@ -31,7 +31,7 @@ from utils import DllmexpError, ManyProblems, UsageError, file_sha256, nearest
 
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
-NO_OVERRIDE = ("early_exit", "seed", "strict_exec", "timed_batch")
+NO_OVERRIDE = ("early_exit", "seed", "strict_exec", "timed_batch", "repeats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,7 @@ def resolve(
     else:
         value, source = _values(given, proto)
         decode = _decode_config(args, given, value, source, family, found)
+    found += _repeats_problems(args, decode, spec)
     verifier = _verifier(args, decode, entry, found)
     if given["num_fewshot"] and not spec.has_examples:
         found.append(
@@ -247,6 +248,19 @@ def _setting_problems(args: Namespace) -> list[str]:
         both = f"--batch_size {args.batch_size} and --timed_batch {args.timed_batch}"
         problems.append(f"{both}: both are the samples in flight; give one of them")
     return problems
+
+
+def _repeats_problems(args: Namespace, decode: DecodeConfig | None, spec: TaskSpec) -> list[str]:
+    """The problem with several samples a document where there is only one, in one sentence."""
+    why = None
+    if (args.repeats or 1) > 1:
+        if spec.kind == "choice":
+            why = f"{spec.name} is scored by likelihood, nothing is sampled; leave it out"
+        elif args.predictions is not None:
+            why = "--predictions has one text a document; leave one of them out"
+        elif decode is not None and decode.temperature == 0:
+            why = "all samples of a document are the same at temperature 0; --temperature 0.2 draws"
+    return [f"--repeats {args.repeats}: {why}"] if why else []
 
 
 def _given(args: Namespace, problems: list[str]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
 from experiment.code_scores import code_lines, strict_summary
 from experiment.diagnostics import choice_diagnostics, diagnostics
-from experiment.sample import SCORED, Sample, samples_of
+from experiment.sample import SCORED, Sample, answers_of, samples_of
 from experiment.statistics import Estimate, as_read, estimate, percentile
 from tasks.code import unjudged
 from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, parse_fault, sha256
@@ -118,6 +119,8 @@ def sample_rows(
 
     logged: lm-eval's samples. A row gets from them `extracted` (filter -> answer that the scorer
     found in the text), `metrics`, and for code `verdict` (how the program fared) and `program`.
+    With --repeats a row is a document: its first answer, the metrics of the document, and all its
+    answers with their own metrics as `repeats`.
     target: see TaskSpec.target. A row has the document's as `target`.
     """
     scored: dict[int, list[Mapping[str, Any]]] = {}
@@ -156,12 +159,33 @@ def sample_rows(
                     row.setdefault("program", answer.get("program"))
                     answer = answer.get("candidate")
                 row.setdefault("extracted", {})[entry["filter"]] = answer
-                numbers = {f"{m},{entry['filter']}": float(entry[m]) for m in entry["metrics"]}
                 if error is None:
-                    row.setdefault("metrics", {}).update(numbers)
+                    own = entry["repeats"][repeat] if "repeats" in entry else entry
+                    row.setdefault("metrics", {}).update(_numbers(entry, own))
         rows.append(row)
         times.append(time)
+    if any("repeats" in entry for entry in logged):
+        rows = [_document(list(own), scored) for _, own in groupby(rows, lambda r: r["doc_id"])]
     return rows, times
+
+
+def _numbers(entry: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, float]:
+    """ "metric,filter" -> score, of what lm-eval has logged."""
+    names = (m for m in entry["metrics"] if m in scores)
+    return {f"{m},{entry['filter']}": float(scores[m]) for m in names}
+
+
+def _document(
+    answers: Sequence[Mapping[str, Any]], scored: Mapping[int, Iterable[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """The row of a document, from those of its answers."""
+    error = next((answer["error"] for answer in answers if answer["error"]), None)
+    row = {**answers[0], "status": "ok" if error is None else "error", "error": error}
+    row.pop("metrics", None)
+    if error is None:
+        entries = scored.get(row["doc_id"], ())
+        row["metrics"] = {k: v for e in entries for k, v in _numbers(e, e).items()}
+    return row | {"repeats": answers}
 
 
 def choice_rows(
@@ -228,8 +252,7 @@ def choice_rows(
         expected = target(requests[0].doc) if target else entry.get("target")
         row["target"] = json.loads(json.dumps(expected, default=str))
         if error is None and entry:
-            names = {f"{m},{entry['filter']}": float(entry[m]) for m in entry["metrics"]}
-            row["metrics"] = names
+            row["metrics"] = _numbers(entry, entry)
         rows.append(row)
     return rows, times
 
@@ -239,7 +262,8 @@ def _unscored(logged: Iterable[Mapping[str, Any]]) -> str | None:
     for entry in logged:
         if "error" in entry:
             return entry["error"]
-        for answer in entry["filtered_resps"]:
+        resps = (r if isinstance(r, list) else [r] for r in entry["filtered_resps"])
+        for answer in chain.from_iterable(resps):
             if isinstance(answer, dict) and (why := unjudged(answer)):
                 return why
     return None
@@ -297,6 +321,7 @@ def build_result(
     }
     by_likelihood = any(sample.request.continuation is not None for sample in samples)
     rows, times = (choice_rows if by_likelihood else sample_rows)(samples, logged, target)
+    answers = answers_of(rows)
     complete = not failed and headline in estimates
     predicted = config.get("predictions") is not None
     reference, note = reference_of(
@@ -325,8 +350,8 @@ def build_result(
         "reference_note": note,
         "diagnostics": choice_diagnostics(rows)
         if by_likelihood
-        else diagnostics(rows, code=code, headline=headline),
-        "strict": strict_summary(rows) if rechecked else None,
+        else diagnostics(answers, code=code, headline=headline),
+        "strict": strict_summary(answers) if rechecked else None,
         "token_texts": dict(token_texts or {}),
         "samples": rows,
     }
@@ -466,7 +491,8 @@ def table(result: Mapping[str, Any], path: Path) -> str:
     p, config = result["profile"], result["config"]
     lines = [
         f"{config['model_alias']} {config['task']} ({config['protocol']}): "
-        f"{result['status']}, {result['n_samples']} samples",
+        f"{result['status']}, {result['n_samples']} "
+        + (f"documents, {n} samples each" if (n := config.get("repeats")) else "samples"),
         rows.get_string(),
     ]
     if result["n_failed"]:

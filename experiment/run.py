@@ -33,6 +33,7 @@ from utils import (
     DllmexpError,
     ManyProblems,
     OutputError,
+    UsageError,
     atomic_write_json,
     available_cores,
     environment,
@@ -132,7 +133,9 @@ def execute(
             if texts is None:
                 store, worker = open_store(job, worker)
                 stack.enter_context(store)
-                status = StatusFile(store, worker, job.path, job.limit, job.spec.headline)
+                status = StatusFile(
+                    store, worker, job.path, job.limit, job.spec.headline, job.config.repeats
+                )
                 stack.enter_context(status)
             alive = []
             if len(job.worker_devices) > 1:
@@ -149,9 +152,9 @@ def execute(
             if status is not None:
                 cache.status = status
                 n_docs = len(task.eval_docs)
-                n_docs = min(n_docs, job.limit or n_docs)
-                status.expect(n_docs)
-                if len(store) < n_docs:  # before the bar over the samples
+                n_samples = min(n_docs, job.limit or n_docs) * task.config.repeats
+                status.expect(n_samples)
+                if len(store) < n_samples:  # before the bar over the samples
                     for name in filter(None, (job.config.checkpoint, job.config.verifier)):
                         download(name)
             if texts is not None:
@@ -166,6 +169,7 @@ def execute(
                 chat_template=config.chat_template,
                 system=config.system,
                 limit=job.limit,
+                repeats=config.repeats,
                 keep=found.append,
             )
             times = {
@@ -189,7 +193,7 @@ def execute(
 def _task(job: Job):
     """The lm-eval task of a job: its documents, its prompts and its scoring."""
     from experiment import lmeval
-    from tasks.code import add_strict, use_extraction
+    from tasks.code import add_repeats, add_strict, use_extraction
 
     spec, config = job.spec, job.config
     with lmeval.quiet():
@@ -201,6 +205,13 @@ def _task(job: Job):
     use_extraction(task, config.extraction)
     if config.strict_exec and spec.kind == "code":
         add_strict(task)
+    if (n := config.repeats) > 1:
+        if (own := task.config.repeats) > 1:
+            why = f"{spec.name} takes {own} samples a document itself; leave it out"
+            raise UsageError(f"--repeats {n}: {why}")
+        task.set_config("repeats", n)
+        if spec.kind == "code":
+            add_repeats(task, n)
     return task
 
 

@@ -8,7 +8,7 @@ from which the text is cut anew in every run; the result file has `Sample.row()`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -168,6 +168,14 @@ def completion_of(kept: Mapping[str, Any]) -> Completion | Likelihood:
     return Completion(**found, seconds=kept["meta"]["seconds"])
 
 
+def answers_of(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A row for each answer, from the rows of a result.
+
+    With --repeats a row is a document and has them as `repeats`; without it is one already.
+    """
+    return [answer for row in rows for answer in row.get("repeats", [row])]
+
+
 def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Key -> {"result": ..., "meta": ...}, as a store keeps it, of each sample of a result.
 
@@ -179,7 +187,7 @@ def samples_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     provenance = {k: v for k, v in made[0].items() if k != "samples"} if len(made) == 1 else {}
     times = {(t["doc_id"], t["repeat"]): t for t in result["profile"]["sample_seconds"]}
     found = {}
-    for row in result["samples"]:
+    for row in answers_of(result["samples"]):
         # a row of likelihoods has its options
         for repeat, part in enumerate(row.get("options", [row]), row["repeat"]):
             scored = "loglikelihood" in part

@@ -44,8 +44,8 @@ class Sums:
     n, failed:         samples that are kept, and samples whose last attempt failed.
     tokens, forwards:  tokens returned and forward passes; of likelihoods the rows that ran.
     seconds:           time of decoding.
-    scored, score, squares: samples whose headline score is known, the sum of the scores and of
-                       their squares. A score of another SCORING_VERSION is not known.
+    scored, score, squares: first answers whose headline score is known, the sum of the scores and
+                       of their squares. A score of another SCORING_VERSION is not known.
     """
 
     n: int = 0
@@ -67,7 +67,8 @@ class Sums:
             seconds=meta.get("cost_seconds", 0.0),
         )
         score = meta.get("score")
-        if not score or score["version"] != SCORING_VERSION:
+        # the interval is one over documents: of several answers the first counts
+        if meta.get("repeat") or not score or score["version"] != SCORING_VERSION:
             return sums
         value = score["value"]
         return sums + cls(scored=1, score=value, squares=value * value)
@@ -92,12 +93,17 @@ class Sums:
         return mean, mean - half, mean + half, n
 
 
-def counted(store: Store, limit: int | None) -> Sums:
-    """Sums over the samples of a store; only of documents below `limit`, if there is one."""
+def counted(store: Store, limit: int | None, repeats: int = 1) -> Sums:
+    """Sums over the samples of a store: the first `repeats` of each document.
+
+    limit: only of documents below it, if there is one.
+    """
     sums = Sums()
     for key in store:
         record = store.get(key)
-        if limit is None or record["meta"].get("doc_id", -1) < limit:
+        meta, scored = record["meta"], "loglikelihood" in record["result"]
+        asked = scored or meta.get("repeat", 0) < repeats
+        if asked and (limit is None or meta.get("doc_id", -1) < limit):
             sums += Sums.of_sample(record["result"], record["meta"])
     return sums
 
@@ -127,17 +133,17 @@ class Summary:
 
         Raises KeyError, TypeError, ValueError or AttributeError if this is no result.
         """
-        profile = result["profile"]
+        profile, repeats = result["profile"], int(result["config"].get("repeats", 1))
+        of, failed = (int(result[name]) * repeats for name in ("n_samples", "n_failed"))
         sums = Sums(
-            n=int(result["n_samples"]) - int(result["n_failed"]),
-            failed=int(result["n_failed"]),
+            n=of - failed,
+            failed=failed,
             tokens=profile.get("tokens_returned") or 0,
             forwards=sum((profile.get("forward_passes") or {}).values()),
             seconds=profile.get("seconds") or 0.0,
         )
         found = result["headline"] or (result["score_on_completed"] or {}).get(metric)
         score = [found["value"], *found["ci95"], found["n"]] if found else None
-        of = int(result["n_samples"])
         ids = result["generation_id"], result["id"]
         return cls(stamp_of(path), result["status"], *ids, of, sums, score)
 
@@ -196,8 +202,9 @@ class StatusFile(AbstractContextManager):
         result: Path,
         limit: int | None = None,
         metric: str = "",
+        repeats: int = 1,
     ):
-        """result: path of the result. limit: see counted. metric: see Summary.of_result."""
+        """result: path of the result. metric: see Summary.of_result; the others: see counted."""
         self.path = store.directory / f"status-{worker.rank}.json"
         self.worker, self.metric, self._result = worker, metric, result
         self._began, self._ended, self._gone = time.monotonic(), threading.Event(), set[int]()
@@ -210,7 +217,7 @@ class StatusFile(AbstractContextManager):
         )
         self.record.launch = worker.launch
         if worker.leads:
-            self.record.sums = counted(store, limit)
+            self.record.sums = counted(store, limit, repeats)
             for rank, path in _files(store.directory):
                 if rank >= worker.size:
                     path.unlink(missing_ok=True)

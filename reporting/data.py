@@ -17,6 +17,7 @@ from decoding.config import DecodeConfig, label_parts
 from decoding.option import options_in, written
 from experiment.config import RunConfig, identity_of
 from experiment.result import ORIGINALS, is_intact
+from experiment.sample import answers_of
 from experiment.statistics import estimate
 from experiment.status import listed
 from reporting.samples import pack
@@ -192,6 +193,8 @@ def method_label(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> str
         settings.append(f"temperature {config['temperature']:g}")
     if batch := config.get("timed_batch"):
         settings.append(f"batch {batch}")
+    if repeats := config.get("repeats"):
+        settings.append(f"{repeats} samples")
     if config.get("mc_num"):
         settings.append(f"{config['mc_num']} draws")
     if config.get("cfg_scale"):
@@ -239,7 +242,7 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
     config, headline, profile = content["config"], content["headline"], content["profile"]
     metric, meta = headline["metric"], content.get("meta") or {}
     values: dict[int, list[float]] = {}
-    for sample in content["samples"]:
+    for sample in answers_of(content["samples"]):
         values.setdefault(int(sample["doc_id"]), []).append(_finite(sample["metrics"][metric]))
     accuracy = {v for repeats in values.values() for v in repeats} <= {0, 1}
     scale = 100.0 if accuracy else 1.0
@@ -250,6 +253,8 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
             raise ValueError(f"config: {name} is {config[name]!r:.40}, expected a string")
     predictions = config.get("predictions") is not None
     settings = {"id": content["id"]} if predictions else identity_of(config)
+    if "repeats" in config:
+        settings["repeats"] = config["repeats"]
     if revision := content["protocol"].get("revision"):
         settings["revision"] = revision
     return Result(

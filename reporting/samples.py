@@ -14,6 +14,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from experiment.sample import answers_of
+
 # fields of a sample that page.js shows by name, if a sample has them
 FIELDS = ("doc_id", "repeat", "prompt", "nfe", "tokens_returned", "extracted", "verdict", "target")
 # fields that are packed in another form, or that say nothing to a reader
@@ -98,7 +100,7 @@ def _samples(result: Mapping[str, Any], metric: str) -> dict[str, Any]:
     more:   what a sample of generated text does not have, such as options and likelihoods.
     """
     texts = result.get("token_texts") or {}
-    samples = result["samples"]
+    samples = answers_of(result["samples"])
     counts = Counter(token for s in samples for token in s.get("token_ids") or ())
     rank = {token: i for i, (token, _) in enumerate(counts.most_common())}
     packed = []
@@ -154,5 +156,5 @@ def json_lines(path: Path) -> Iterator[str]:
     """
     result = json.loads(path.read_text(encoding="utf-8"))
     about = {"result": path.stem} | {name: result["config"].get(name) for name in CONFIG}
-    for sample in result["samples"]:
+    for sample in answers_of(result["samples"]):
         yield json.dumps(about | {name: sample.get(name) for name in SAMPLE}) + "\n"

@@ -59,6 +59,9 @@ def words_of(arguments: str) -> dict[str, str]:
         if not equals:
             raise UsageError(f"--model_args {part!r}: expected NAME=VALUE, such as alias=llada")
         words[name.strip()] = value.strip()
+    if "repeats" in words:
+        text = "lm-eval's task decides how many samples a document has; leave it out"
+        raise UsageError(f"--model_args repeats={words['repeats']}: {text}")
     if "alias" not in words:
         raise UsageError(f"--model_args: alias is required: {', '.join(cli.MODEL_DEFAULTS)}")
     words["model_alias"] = words.pop("alias")

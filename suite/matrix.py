@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -112,6 +112,7 @@ class Planned:
     id, store:      generation id and directory of its samples; None while an input is missing.
     result_id:      of a result that is scored as it would be now; None as above.
     n:              number of samples, None if only lm-eval knows.
+    repeats:        samples a document.
     model:          checkpoint and dtype, None for predictions: nothing is generated.
     forward_passes: of the schedule, per sample.
     metric:         headline metric.
@@ -129,6 +130,7 @@ class Planned:
     task: str
     forward_passes: int
     metric: str
+    repeats: int = field(default=1, kw_only=True)
 
     def identified(self) -> Planned:
         """The same with its id, if that can be found now."""
@@ -420,13 +422,15 @@ def _experiment(argv: tuple[str, ...]) -> Experiment:
     job = _job(argv)
     config, spec = job.config, job.spec
     n = _n_docs(spec.name, job.data_dir)
+    n = min(n, job.limit or n) if n else job.limit
     found = Experiment(
         name=job.path.stem,
         path=job.path,
         id=None,
         result_id=None,
         store=None,
-        n=min(n, job.limit or n) if n else job.limit,
+        n=n and n * config.repeats,
+        repeats=config.repeats,
         command=shlex.join(["python", "eval.py", *argv]),
         log=job.output_dir / "logs" / f"{job.path.stem}.log",
         model=None if job.predictions else f"{config.checkpoint} in {config.dtype}",

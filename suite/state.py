@@ -173,13 +173,14 @@ class Watcher:
 
     def _counted(self) -> Sums:
         """Sums over the store, for a run that has left no status file. The slow way."""
+        n, repeats = self.experiment.n, self.experiment.repeats
         shards = listed(self.experiment.store, "shard-") if self.experiment.store else []
         with suppress(OSError, DllmexpError):
             stamp = [(path.name, path.stat().st_size) for path in shards]
             if stamp and (self._sums is None or self._sums[0] != stamp):
                 store = Store.read(self.experiment.store, self.experiment.id, is_usable)
                 failed = Sums(failed=len(store.errors()))
-                self._sums = stamp, counted(store, self.experiment.n) + failed
+                self._sums = stamp, counted(store, n and n // repeats, repeats) + failed
             return self._sums[1] if stamp else Sums()
         return Sums()
 

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from math import comb, fsum
 
 import sandbox
 from sandbox import Program, judge_many
@@ -195,6 +196,43 @@ def add_strict(task):
     """
     task.judging.strict = True
     return _report_too(task, STRICT)
+
+
+# ---------------------------------------------------------------- several answers a document
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that k of n answers, drawn without replacement, have one of the c that pass.
+
+    The unbiased estimator of Chen et al. 2021 (arXiv:2107.03374), exact in whole numbers.
+    """
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def reported_k(n: int) -> list[int]:
+    """The k of the pass@k of n answers: the powers of two below n, and n."""
+    return [2**i for i in range((n - 1).bit_length())] + [n]
+
+
+def over_repeats(scores: Sequence[Mapping[str, float]], *, code: bool) -> dict[str, float]:
+    """A document's metrics from those of its answers: means, and pass@k for programs.
+
+    {} where an answer has none.
+    """
+    n = len(scores)
+    names = [name for name in scores[0] if all(name in one for one in scores)]
+    found = {name: fsum(float(one[name]) for one in scores) / n for name in names}
+    if code and METRIC in found:
+        passed = sum(one[METRIC] == 1 for one in scores)
+        found |= {f"pass@{k}": pass_at_k(n, passed, k) for k in reported_k(n)[1:]}
+    return found
+
+
+def add_repeats(task, n: int):
+    """Make a code task report pass@k of n answers a document. Returns the task."""
+    for k in reported_k(n)[1:]:
+        _report_too(task, f"pass@{k}")
+    return task
 
 
 def _report_too(task, metric: str):

@@ -311,3 +311,19 @@ def test_a_group_is_one_run_with_one_result(run, data, tmp_path):
     assert result["headline"]["metric"] == "exact_match,get-answer"
     assert [row["target"] for row in result["samples"]] == ["False", "(A)"]
     assert f"{prefix}snarks,get-answer" in out
+
+
+@pytest.mark.slow
+def test_a_group_with_repeats_has_means_over_the_samples_of_a_document(run, data, tmp_path):
+    arguments = "--model_alias tiny-llada --task bbh --limit 3 --device cpu --temperature 0.5"
+    code, _, error = run(arguments, "--repeats", "2", "--data_dir", data, "--output_dir", tmp_path)
+    assert code == 0, error
+    [path] = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert [len(row["repeats"]) for row in result["samples"]] == [2, 2, 2]
+    for row in result["samples"]:
+        first, second = (answer["metrics"] for answer in row["repeats"])
+        assert row["metrics"] == {name: (first[name] + second[name]) / 2 for name in first}
+    assert result["headline"]["n"] == 3
+    counts = {name: e["n"] for name, e in result["metrics"].items()}
+    assert counts["exact_match/bbh_cot_zeroshot_snarks,get-answer"] == 1

@@ -123,6 +123,7 @@ def test_likelihoods_are_those_of_eval_py(run, lm_eval_run, tmp_path):
         ("task=gsm8k", "--model_args: alias is required: llada, llada1.5, dream"),
         ("alias=llada,fast", "--model_args 'fast': expected NAME=VALUE, such as alias=llada"),
         ("alias=tiny-llada,task=what", "--model_args task=what: there are: humaneval, mbpp"),
+        ("alias=tiny-llada,repeats=3", "--model_args repeats=3: lm-eval's task decides how many"),
         ("alias=tiny-llada,bach_size=2", "unknown argument '--bach_size'"),
     ],
 )
