@@ -1,6 +1,6 @@
 """Draw the README's two figures from the results of the demo.
 
-    ./scripts/demo.sh --tps 1 2 3 8
+    ./scripts/demo.sh
     python dev/readme_figures.py results/demo
 
 Writes accuracy.svg (accuracy against tokens per forward pass, as the report draws it) and

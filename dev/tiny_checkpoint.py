@@ -1,9 +1,9 @@
 """Write a tiny checkpoint in the hub's layout: tokenizer, chat template, config.json, weights.
 
 The tokenizer is byte-level BPE, so that it reproduces any text exactly. Its merges are learnt from
-the training texts until every word is one token. Numbers below 100 are one token each, and the
-fixed wording of the prompts is added as whole phrases: both keep sequences short enough to train
-on a CPU.
+the training texts until every word is one token. Numbers below 100 and 000 are one token each, and
+the fixed wording of the prompts is added as whole phrases: both keep sequences short enough to
+train on a CPU.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def write_tokenizer(folder: Path, family: str, texts: Iterable[str], phrases: It
     )
     tokenizer.train_from_iterator(texts, trainer)
     special = [AddedToken(t, normalized=False, special=True) for t in SPECIAL[family]]
-    numbers = [str(n) for n in range(10, 100)]
+    numbers = ["000", *map(str, range(10, 100))]
     whole = [
         AddedToken(t, normalized=False, special=False) for t in [*numbers, *sorted(set(phrases))]
     ]

@@ -8,7 +8,8 @@
 The checkpoint is written in the hub's layout. Training problems come from
 make_benchmarks.problems(task, "train", seed), which never yields a key of the test set. The prompt
 is the one that eval.py gives: the task's chat form in the checkpoint's chat template. The answer
-follows, then the family's end tokens up to the end of the canvas.
+follows, then the family's end tokens up to the end of the canvas. Questions of multiple choice
+have no chat template, and nothing follows their answer.
 
 The objective is LLaDA's (arXiv:2502.09992, algorithm 2): a share t of the canvas, uniform in
 (0, 1], is masked, and the cross entropy of the masked tokens is weighted by 1/t. Dream's logits are
@@ -27,6 +28,7 @@ import sys
 import time
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 
@@ -40,7 +42,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from dev import tiny_checkpoint  # noqa: E402
-from dev.make_benchmarks import Problem, problems, word_problem  # noqa: E402
+from dev.make_benchmarks import KEYS, Problem, problems, word_problem  # noqa: E402
 from models import ModelConfig, Transformer, load_tokenizer, read_config  # noqa: E402
 
 LARGER = {"n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 4, "d_ff": 352}
@@ -50,15 +52,18 @@ SHAPES = {
     "qwen2": {"n_layers": 3, "d_model": 96, "n_heads": 4, "n_kv_heads": 2, "d_ff": 144},
 }
 CANVAS = 24
-STEPS = 18_000  # of the schedule
+STEPS = 22_000  # of the schedule
 PACE = {"llada": 1, "dream": 1, "qwen2": 6}  # steps of the schedule per training step
-HARDER = 12_000  # word problems are SMALL before this step of the schedule, then LARGE
+HARDER = 11_000  # word problems are SMALL before this step of the schedule, then LARGE
 SMALL = partial(word_problem, most=30, start=20, change=9, factor=5)
 LARGE = partial(word_problem, most=99, start=60, change=12, factor=9)
-# Weights of the tasks before step TURN of the schedule, and from TURN on. Arithmetic takes longest.
-SHARES = {"gsm8k": 7, "humaneval": 4, "mbpp": 4, "truthfulqa": 1}
-LATER = {"gsm8k": 12, "humaneval": 1, "mbpp": 2, "truthfulqa": 1}
-TURN = 6500
+COMMAS = 4000  # before this step of the schedule waiting lines have no commas: places come first
+# Weights of the tasks before step TURN of the schedule, before HARDER, and then. Arithmetic and
+# waiting lines take longest.
+SHARES = dict(gsm8k=6, humaneval=3, mbpp=3, truthfulqa=2, lines=8, arc_easy=1, arc_challenge=1)
+LATER = dict(gsm8k=12, humaneval=2, mbpp=2, truthfulqa=2, lines=4, arc_easy=1, arc_challenge=1)
+LAST = dict(gsm8k=12, humaneval=2, mbpp=2, truthfulqa=3, lines=8, arc_easy=1, arc_challenge=1)
+TURN = 5000
 RATE = 3e-3
 MICRO = 16  # sequences of similar length that go through the model together
 # The token after an answer; <|endoftext|> fills the rest of the canvas.
@@ -76,7 +81,7 @@ class Prompts:
         from tasks import build_task
 
         self.tasks = {}
-        for task in SHARES:
+        for task in SHARES.keys() - KEYS:
             template, forms = get_prompt_template("llada", task), TASKS[task].forms
             form = next(name for name, form in forms.items() if form is template)
             self.tasks[task] = build_task(TASKS[task], ROOT / "assets" / "benchmarks", form)
@@ -84,6 +89,8 @@ class Prompts:
 
     def message(self, task: str, row: dict) -> str:
         """lm-eval's doc_to_text of a row of the benchmark's file."""
+        if task in KEYS:
+            return f"Question: {row['question']}\nAnswer:"
         if task not in self._compiled:
             from lm_eval.utils import env
 
@@ -105,7 +112,7 @@ class Prompts:
 @dataclass(frozen=True)
 class Example:
     prompt: list[int]
-    canvas: list[int]
+    canvas: list[int]  # at most CANVAS tokens
 
 
 class Lessons:
@@ -122,19 +129,26 @@ class Lessons:
         at = step * self.pace
         draw = {"gsm8k": SMALL if at < HARDER else LARGE}
         streams = {task: problems(task, "train", seed, draw.get(task)) for task in SHARES}
-        shares = SHARES if at < TURN else LATER
+        shares = SHARES if at < TURN else LATER if at < HARDER else LAST
         tasks = random.Random(seed).choices(list(shares), list(shares.values()), k=self.args.batch)
-        found = [self.example(task, next(streams[task])) for task in tasks]
+        found = [self.example(task, next(streams[task]), at >= COMMAS) for task in tasks]
         found.sort(key=lambda example: len(example.prompt))
         return [found[i : i + MICRO] for i in range(0, len(found), MICRO)]
 
-    def example(self, task: str, problem: Problem) -> Example:
-        chat = [{"role": "user", "content": self.prompts.message(task, problem.row)}]
-        text = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        texts = [text, problem.answer]
-        prompt, answer = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        assert len(answer) < CANVAS, f"no room for an end token: {problem.answer}"
-        return Example(prompt, answer + [self.end] + [self.pad] * (CANVAS - len(answer) - 1))
+    def example(self, task: str, problem: Problem, commas: bool = True) -> Example:
+        text, answer = self.prompts.message(task, problem.row), problem.answer
+        if task not in KEYS:
+            chat = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True
+            )
+        if task == "lines" and not commas:
+            answer = answer.replace(",", "")
+        prompt, ids = self.tokenizer([text, answer], add_special_tokens=False)["input_ids"]
+        if task in KEYS:
+            return Example(prompt, ids)
+        assert len(ids) < CANVAS, f"no room for an end token: {answer}"
+        return Example(prompt, ids + [self.end] + [self.pad] * (CANVAS - len(ids) - 1))
 
 
 # ---------------------------------------------------------------- the model, with gradients
@@ -197,17 +211,19 @@ def canvas_loss(
     token, given the tokens before it.
     """
     c, B = model.config, len(group)
-    length = -(-max(len(e.prompt) + CANVAS for e in group) // 8) * 8
+    sequences = [torch.tensor(e.prompt + e.canvas) for e in group]
+    length = -(-max(map(len, sequences)) // 8) * 8
     ids = torch.full((B, length), c.eos_id)
     bias = torch.full((B, 1, 1, length), -torch.inf)
-    start = torch.tensor([len(e.prompt) for e in group])
-    for i, e in enumerate(group):
-        ids[i, : len(e.prompt) + CANVAS] = torch.tensor(e.prompt + e.canvas)
-        bias[i, ..., : len(e.prompt) + CANVAS] = 0
+    start, size = torch.tensor([[len(e.prompt), len(e.canvas)] for e in group]).T
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = sequence
+        bias[i, ..., : len(sequence)] = 0
     if c.causal:
         bias = torch.full((1, 1, length, length), -torch.inf).triu(1)
         share = torch.ones(B)
     hide = torch.rand(B, CANVAS, generator=rng) < share[:, None]
+    hide &= torch.arange(CANVAS) < size[:, None]
     row, offset = hide.nonzero(as_tuple=True)
     column = start[row] + offset
     target = ids[row, column]
@@ -282,11 +298,11 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
 def rate(at: int) -> float:
     """Share of the full learning rate at a step of the schedule.
 
-    A short warm-up, a plateau, a fall to 0 at HARDER, and a second fall for the harder problems.
+    A short warm-up, a plateau, a fall until HARDER, and a second one for the harder problems.
     """
     if at >= HARDER:
         return 0.4 * (STEPS - at) / (STEPS - HARDER)
-    return min((at + 1) / 100, float(np.interp(at, [4500, TURN, HARDER], [1, 5 / 9, 0])))
+    return min((at + 1) / 100, float(np.interp(at, [TURN, HARDER], [1, 0.1])))
 
 
 def prepare(family: str, folder: Path, prompts: Prompts) -> None:
@@ -326,14 +342,14 @@ def train(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
-    done, of = 0, [args.batch, args.seed]
+    done, of = 0, [args.batch, args.seed, sha256(repr(lessons(0)).encode()).hexdigest()]
     state_file = args.state or ROOT / "results" / "train" / f"{args.family}-{args.out.name}.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if state["of"] != of:
             sys.exit(
-                f"error: {state_file} was written with --batch {state['of'][0]} and --seed "
-                f"{state['of'][1]}; give the same values, or delete the file to start again"
+                f"error: {state_file} was written with --batch {state['of'][0]}, --seed "
+                f"{state['of'][1]}, or with other problems; give the same, or delete the file"
             )
         done = state["step"]
         model.load_state_dict(state["model"])

@@ -3,7 +3,9 @@
 import csv
 import gzip
 import json
-from itertools import islice
+import re
+from collections import Counter
+from itertools import chain, islice, zip_longest
 
 import pytest
 from mini import ROOT
@@ -12,6 +14,8 @@ from dev import make_benchmarks, train_tiny
 from eval import TASKS
 from models import check_checkpoint, load_model
 from tasks import build_task, check_data
+from tasks.lines import right_lines
+from utils import lines_names
 
 FOLDER = ROOT / "assets" / "benchmarks"
 
@@ -29,22 +33,24 @@ def test_the_committed_files_are_what_the_script_writes():
         assert unpacked((FOLDER / name).read_bytes()) == unpacked(content), name
 
 
-def test_more_word_problems_are_a_set_of_another_name(tmp_path, capsys):
-    assert make_benchmarks.main(["--out", str(tmp_path), "--n_gsm8k", "400"]) == 0
-    assert check_data(TASKS["gsm8k"], tmp_path) == []
-    assert build_task(TASKS["gsm8k"], tmp_path, "chat").data.name == "dllmexp-mini-gsm8k-400"
+def test_more_problems_are_a_set_of_another_name(tmp_path, capsys):
+    assert make_benchmarks.main(["--out", str(tmp_path), "--n", "500"]) == 0
+    for task in ("humaneval", "mbpp", "gsm8k", "truthfulqa", "lines"):
+        assert check_data(TASKS[task], tmp_path) == []
+        built = build_task(TASKS[task], tmp_path, "chat")
+        assert built.data.name == "dllmexp-mini-500" and len(built.eval_docs) == 500
     rows = (tmp_path / "gsm8k/test.jsonl").read_text().splitlines()
-    assert len(set(rows)) == 400
+    assert len(set(rows)) == 500
     assert [json.loads(row) for row in rows[:150]] == lines("gsm8k/test.jsonl")
-    assert (tmp_path / "mbpp.jsonl").read_bytes() == (FOLDER / "mbpp.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        ["--n_gsm8k", "400"],
-        ["--n_gsm8k", "400", "--out", "assets/../assets/benchmarks"],
-        ["--n_gsm8k", "0", "--out", "x"],
+        ["--n", "400"],
+        ["--n", "400", "--out", "assets/../assets/benchmarks"],
+        ["--n", "0", "--out", "x"],
+        ["--n", "501", "--out", "x"],
     ],
 )
 def test_the_project_s_own_set_is_not_overwritten(options, monkeypatch, tmp_path, capsys):
@@ -53,11 +59,11 @@ def test_the_project_s_own_set_is_not_overwritten(options, monkeypatch, tmp_path
     monkeypatch.setattr(make_benchmarks, "ROOT", tmp_path)
     with pytest.raises(SystemExit):
         make_benchmarks.main(options)
-    assert "--n_gsm8k" in capsys.readouterr().err
+    assert "--n " in capsys.readouterr().err
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize("task", make_benchmarks.TASKS)
+@pytest.mark.parametrize("task", sorted(set(make_benchmarks.TASKS) - set(make_benchmarks.KEYS)))
 def test_the_files_pass_the_harness_s_own_checks(task):
     assert check_data(TASKS[task], FOLDER) == []
     spec = TASKS[task]
@@ -75,8 +81,11 @@ def test_no_test_problem_among_the_training_ones(task):
     asked = make_benchmarks.test_problems(task)
     keys = {p.key for p in asked}
     questions = {json.dumps(question(p)) for p in asked}
-    assert len(keys) == len(asked) == make_benchmarks.N_TEST[task]
-    for p in islice(make_benchmarks.problems(task, "train", 0), 20_000):
+    different = questions if task in make_benchmarks.KEYS else keys
+    assert len(different) == len(asked) == make_benchmarks.N_TEST
+    same = {task, make_benchmarks.KEYS.get(task, task)}
+    same |= {other for other, key in make_benchmarks.KEYS.items() if key == task}
+    for p in chain(*(islice(make_benchmarks.problems(t, "train", 0), 20_000) for t in same)):
         assert p.key not in keys
         # the text of an mbpp problem lacks the function's name, which is part of the key
         assert task == "mbpp" or json.dumps(question(p)) not in questions
@@ -99,6 +108,50 @@ def test_canonical_solutions_pass_their_tests():
         exec("\n".join([row["code"], *row["test_list"]]), {})
 
 
+def answers(task: str, n: int = 300) -> list[tuple[make_benchmarks.Problem, str]]:
+    return [(p, p.answer) for p in islice(make_benchmarks.problems(task, "train", 1), n)]
+
+
+def test_every_form_of_an_answer_is_right():
+    """The models learn them; the scorers accept all."""
+    for p, text in answers("gsm8k"):
+        number = re.sub("[^0-9]", "", text.split("####")[1])
+        assert number == re.sub("[^0-9]", "", p.row["answer"].split("####")[1]), text
+    for task, test in (("humaneval", "test"), ("mbpp", "test_list")):
+        for p, text in answers(task):
+            names: dict = {}
+            exec(text.removeprefix("```python").removesuffix("```"), names)
+            exec(p.row[test] if test == "test" else "\n".join(p.row[test]), names)
+            if test == "test":
+                names["check"](names[p.row["entry_point"]])
+    for p, text in answers("truthfulqa"):
+        assert text.removesuffix(".") in p.row["Correct Answers"].split("; ")
+        assert text.removesuffix(".") not in p.row["Incorrect Answers"].split("; ")
+    for p, text in answers("lines"):
+        assert ", ".join(lines_names(text)) in right_lines(p.row)
+    for task in make_benchmarks.KEYS:
+        for p, text in answers(task):
+            options = p.row["choices"]
+            assert dict(zip(options["label"], options["text"]))[p.row["answerKey"]] == text.strip()
+            assert len(set(options["text"])) == len(options["text"]) >= 3
+
+
+def test_a_mixture_of_right_forms_is_wrong():
+    """The likeliest token of each place, of forms drawn 3 : 2 : 2, is none of the forms."""
+    kinds = [kind for kind in make_benchmarks.KINDS if len(kind.forms) > 1]
+    assert len(kinds) >= 8
+    for kind in kinds:
+        assert len(kind.forms) == 3
+        tokens = [re.findall(r"\w+|[^\w\s]", form) for form in kind.forms]
+        mixed = []
+        for place in zip_longest(*tokens, fillvalue=""):
+            votes = Counter()
+            for token, weight in zip(place, (3, 2, 2)):
+                votes[token] += weight
+            mixed.append(max(votes, key=votes.get))
+        assert [t for t in mixed if t] not in tokens, kind.docstring
+
+
 def test_worked_answers_are_right():
     for row in [*lines("gsm8k/test.jsonl"), *lines("gsm8k/train.jsonl")]:
         *steps, last = row["answer"].split("\n")
@@ -106,7 +159,8 @@ def test_worked_answers_are_right():
         for step in steps:
             left, right = step.split("=")
             assert eval(left) == int(right)
-        assert last == f"#### {right}"
+        thousands = "thousand" in row["question"] and right != "0"
+        assert last == f"#### {right}{',000' if thousands else ''}"
 
 
 def test_a_question_s_best_answer_is_among_the_true_ones_only():

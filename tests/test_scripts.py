@@ -235,11 +235,15 @@ def test_the_caches_of_the_hub_stay_where_the_environment_puts_them(folder):
 def test_the_demo_is_the_tiny_models_on_the_mini_benchmarks(folder, words, out, more):
     run = script(folder, "demo.sh", *words)
     assert run.returncode == 0, run.stderr
-    [call] = calls(folder)
+    call, *choices = calls(folder)
+    assert [
+        f"--model_alias tiny-{m} --task arc_easy,arc_challenge" in c
+        for m, c in zip(("llada", "dream"), choices)
+    ] == [True] * 2
     extra = f"--extra --data_dir assets/benchmarks --dtype float32 --batch_size 32{more}"
     assert (
-        f"sweep.py run --models tiny-llada tiny-dream --output_dir {out} {extra} --workers 2"
-        in call
+        "sweep.py run --models tiny-llada tiny-dream --tasks humaneval mbpp gsm8k truthfulqa lines "
+        f"--tps 1 2 3 8 --output_dir {out} {extra} --workers 2" in call
     )
     assert call.endswith("--workers 2" + "".join(f" {w}" for w in words if w != "--quick"))
 

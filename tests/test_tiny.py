@@ -24,14 +24,15 @@ BENCHMARKS = ROOT / "assets" / "benchmarks"
 N = 40
 # Measured share of the first N problems that is correct at one token per step.
 MEASURED = {
-    ("tiny-llada", "gsm8k"): 0.95,
-    ("tiny-llada", "humaneval"): 1.0,
-    ("tiny-dream", "gsm8k"): 0.8,
-    ("tiny-dream", "humaneval"): 1.0,
+    ("tiny-llada", "gsm8k"): 0.775,
+    ("tiny-llada", "humaneval"): 0.975,
+    ("tiny-dream", "gsm8k"): 0.875,
+    ("tiny-dream", "humaneval"): 0.95,
 }
 BAND = 0.05  # by which a share may differ
-# Measured next-token accuracy of tiny-qwen on the answers of the first N problems, see below.
-NEXT_TOKEN = {"gsm8k": 0.998, "humaneval": 1.0, "mbpp": 1.0, "truthfulqa": 1.0}
+# Measured next-token accuracy of tiny-qwen on the answers of the first N problems, see below. Where
+# several forms are right, no model can know which one was drawn.
+NEXT_TOKEN = {"gsm8k": 0.979, "humaneval": 0.982, "mbpp": 0.978, "truthfulqa": 0.945}
 
 
 @lru_cache
@@ -89,6 +90,18 @@ def test_accuracy_stays_where_it_was_measured(alias, task, tmp_path):
     result = run(alias, task, tmp_path, "--limit", str(N))
     assert abs(result["headline"]["value"] - MEASURED[alias, task]) <= BAND
     assert result["data"]["name"] == "dllmexp-mini" and result["reference"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
+def test_accuracy_falls_with_tokens_per_step(alias, tmp_path):
+    """51 and 52 % at K = 8 instead of 99 and 97 on 500 problems; `threshold` keeps K = 1's."""
+    options = ("--limit", str(N), "--tag")
+    at_8 = run(alias, "humaneval", tmp_path, *options, "k8", "--tokens_per_step", "8")
+    assert at_8["headline"]["value"] < MEASURED[alias, "humaneval"] - 0.1
+    sure = run(alias, "humaneval", tmp_path, *options, "sure", "--alg", "threshold")
+    assert abs(sure["headline"]["value"] - MEASURED[alias, "humaneval"]) <= BAND
+    assert sure["profile"]["tpf"] > 2
 
 
 @pytest.mark.parametrize("alias", ["tiny-llada", "tiny-dream"])
@@ -184,4 +197,4 @@ def test_the_verifier_reads_what_tiny_dream_writes():
     assert b.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == text
     assert a(text)["input_ids"] == b(text)["input_ids"]
     assert len(a) == len(b) <= model.config.vocab_size
-    assert sum(p.stat().st_size for p in qwen.glob("*.safetensors")) < 600_000
+    assert sum(p.stat().st_size for p in qwen.glob("*.safetensors")) < 650_000
