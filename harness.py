@@ -178,7 +178,10 @@ class _ProfilingHarness(HFLM):
         if self.batch_size == "auto":
             length = max(len(r.prompt_ids) + len(r.target_ids) for r in requests)
             hidden = max(len(r.target_ids) for r in requests)
-            self.generation.choose_batch_size(fitting_rows(model, length + 1, hidden, False))
+            copies = 1 + 3 * 4 // model.dtype.itemsize  # of logits: float32, a temporary, a clone
+            twice = 2 if self.likelihood.cfg_scale else 1  # guidance
+            shape = (twice * (length + 1), twice * copies * hidden)
+            self.generation.choose_batch_size(fitting_rows(model, *shape, False))
         targets = (self._target(request) for request in requests)
         for index, found in likelihoods_each(model, targets, self.batch_size):
             yield requests[index], found

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MC_NUM = 128  # of both families' authors
 DREAM_EPS = 1e-3  # Dream hides a position with a chance from here to 1
 GROUP = "likelihood"  # in --help
+TOGETHER = 1024  # targets of one prefix whose equal rows run once
 EXACT_LENGTH = 14  # `exact` enumerates 2^n - 1 masks
 Numbers = Callable[..., np.ndarray]  # shape -> uniform numbers in [0, 1), float64
 
@@ -419,7 +420,8 @@ def likelihoods_each(
     Raises NoFiniteLogits.
     """
     queue = _Queue()
-    groups = groupby(enumerate(targets), key=lambda pair: pair[1].prefix)
+    # a task without contexts has one prefix: not all of its rows at once
+    groups = groupby(enumerate(targets), key=lambda pair: (pair[1].prefix, pair[0] // TOGETHER))
     while True:
         while len(queue.rows) < batch_size and (group := next(groups, None)) is not None:
             for index, target in group[1]:

@@ -291,12 +291,13 @@ def scorer(task, headline: str) -> Callable[[dict, str], float | None]:
 
     metric, _, chain = headline.partition(",")
     (filters,) = [f for f in task._filters if f.name == chain]
+    judge = task.process_results  # `evaluate` wraps it, and its document is then another one
 
     def score(doc: dict, text: str) -> float:
         request = Instance("generate_until", doc, ("", {}), 0)
         request.resps = [text]
         filters.apply([request])
-        return float(task.process_results(doc, [request.filtered_resps[chain]])[metric])
+        return float(judge(doc, [request.filtered_resps[chain]])[metric])
 
     return lambda doc, text: _within_limit(score, doc, text)[0]
 

@@ -82,7 +82,14 @@ def run_job(
         done = finished_result(job) if not errors else None
     except DllmexpError as error:
         errors.append(error)
-    if done is not None and not job.export:
+    if done is not None and job.export:  # scored again as it was, for lm-eval's files
+        if job.no_exec and job.spec.kind == "code":
+            errors.append(
+                UsageError("--export with --no_exec would replace a complete result; leave one out")
+            )
+        if done["id"] != job.config.result_id:
+            job = replace(job, config=replace(job.config, strict_exec=True))
+    elif done is not None:
         if worker.leads:
             say(f"finished already (id {job.config.result_id[:12]}); --overwrite runs it again")
             print(table(done, job.path))

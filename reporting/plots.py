@@ -120,7 +120,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Picture]:
     by_protocol: dict[str, list[list[Result]]] = {}
     for (protocol, _), curves in panels(results).items():
         by_protocol.setdefault(protocol, []).extend(curves)
-    models = sorted({curve[0].model for curves in by_protocol.values() for curve in curves})
+    models = sorted({r.model for r in results if r.tpf or r.published})
     pictures = []
     with _matplotlib():
         for protocol, curves in by_protocol.items():

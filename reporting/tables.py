@@ -290,9 +290,13 @@ def _result_notes(results: Sequence[Result]) -> Iterable[str]:
         warning = f" Compare tok/s on one machine only. {OTHER_MACHINE}"
         warning = warning if len(machines) > 1 else ""
         yield f"Decoded on: {'; '.join(machines)}.{warning}"
-    # the published scores of one model and task differ only in tokens per step and score
-    cited = {(r.model, r.task): r.published for r in results if r.published}
-    for (model, task), p in cited.items():
+    # those of one model, task and source differ only in tokens per step and score
+    cited = {
+        (r.model, r.task, r.published.source, r.published.settings): r.published
+        for r in results
+        if r.published
+    }
+    for (model, task, *_), p in cited.items():
         yield f"Published, {model} {task}: {p.source}; {p.metric}; {p.settings}."
     missing: dict[tuple[str, str, str], list[str]] = {}
     for r in results:

@@ -51,6 +51,21 @@ ANY = TaskSpec(
 )
 
 
+# flags of eval.py that lm-eval has under another name, and those that mean nothing to it
+ELSEWHERE = {
+    "system": "--system_instruction",
+    "num_fewshot": "--num_fewshot",
+    "limit": "--limit",
+    "batch_size": "--batch_size",
+    "device": "--device",
+    "output_dir": "--output_path",
+}
+NO_EFFECT = frozenset(
+    "data_dir plugin devices strict_exec no_exec unsafe_exec predictions export tag overwrite "
+    "timed_batch".split()
+)
+
+
 def words_of(arguments: str) -> dict[str, str]:
     """--model_args as flag -> value. Raises UsageError."""
     words = {}
@@ -62,6 +77,9 @@ def words_of(arguments: str) -> dict[str, str]:
     if "repeats" in words:
         text = "lm-eval's task decides how many samples a document has; leave it out"
         raise UsageError(f"--model_args repeats={words['repeats']}: {text}")
+    for name in words.keys() & (ELSEWHERE.keys() | NO_EFFECT):
+        why = f"lm-eval has {ELSEWHERE[name]}" if name in ELSEWHERE else "it has no effect here"
+        raise UsageError(f"--model_args {name}={words[name]}: {why}; leave it out")
     if "alias" not in words:
         raise UsageError(f"--model_args: alias is required: {', '.join(cli.MODEL_DEFAULTS)}")
     words["model_alias"] = words.pop("alias")

@@ -126,9 +126,9 @@ def device(machine: Machine) -> Iterator[Finding]:
     if chosen == "cpu":
         if machine.asked is None and (gpus := visible_gpus()):
             raise EnvironmentProblem(
-                f"nvidia-smi lists {numbered(len(gpus), 'GPU')}, torch {torch.__version__} sees "
-                "none: install a CUDA build of torch that the driver supports, or give "
-                "--device cpu"
+                f"{numbered(len(gpus), 'GPU')} by CUDA_VISIBLE_DEVICES or nvidia-smi, torch "
+                f"{torch.__version__} sees none: install a CUDA build of torch that the driver "
+                "supports, or give --device cpu"
             )
         state = "note" if machine.asked is None else "ok"
         text = f"cpu, {numbered(available_cores(), 'core')}; a model of 8B takes minutes an answer"
@@ -192,12 +192,14 @@ def host_memory() -> int | None:
     with suppress(OSError, ValueError, TypeError):
         text = Path("/proc/meminfo").read_text(encoding="ascii")
         found.append(1024 * int(re.search(r"MemAvailable:\s+(\d+)", text)[1]))
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         limit, used = (
             int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii"))
             for name in ("memory.max", "memory.current")
         )
-        found.append(max(0, limit - used))
+        stat = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="ascii")
+        cached = int(re.search(r"^inactive_file (\d+)", stat, re.M)[1])  # given back on demand
+        found.append(max(0, limit - used + cached))
     return min(found, default=None)
 
 
@@ -234,7 +236,7 @@ def hub(machine: Machine) -> Iterator[Finding]:
         yield Finding("hub", "note", f"{why}: checkpoints and data must be here already")
         return
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_S)
+        get_session().head(constants.ENDPOINT, timeout=HUB_S).raise_for_status()
     except Exception as error:  # of the hub's own client, which has changed its library
         machine.online = False
         text = f"{constants.ENDPOINT} does not answer ({type(error).__name__}); "

@@ -88,9 +88,9 @@ def _group_class():
             task, own = self._asked(doc)
             return task.prefill(own)
 
-        def fewshot_context(self, doc, *args, **options):
-            task, own = self._asked(doc)
-            return task.fewshot_context(own, *args, **options)
+        def fewshot_context(self, doc, num_fewshot, *args, **options):
+            task, own = self._asked(doc)  # lm-eval passes the group's number, its first task's
+            return task.fewshot_context(own, task.config.num_fewshot or 0, *args, **options)
 
         def construct_requests(self, doc, ctx, **options):
             task, own = self._asked(doc)

@@ -36,6 +36,8 @@ def build(data: Data, form_name: str):
     with redirect_stdout(sys.stderr):  # lm-eval says there what it downloads
         config = installed_config(YAML, functions=True)
         import nltk
+        from langdetect import DetectorFactory
+    DetectorFactory.seed = 0  # otherwise two verdicts on one answer may differ
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:

@@ -55,6 +55,7 @@ def in_minerva_s_words(resps: list[list[str]], docs: list[dict]) -> list[list[st
         found = minerva_answer(text)
         if found is None:
             return text
+        found = " ".join(found.split())  # lm-eval's pattern reads one line
         return f"{text}\nFinal Answer: The final answer is ${found}$. I hope it is correct."
 
     return [[read(r) for r in rs] for rs in resps]

@@ -327,3 +327,13 @@ def test_a_group_with_repeats_has_means_over_the_samples_of_a_document(run, data
     assert result["headline"]["n"] == 3
     counts = {name: e["n"] for name, e in result["metrics"].items()}
     assert counts["exact_match/bbh_cot_zeroshot_snarks,get-answer"] == 1
+
+
+def test_a_boxed_answer_of_several_lines_is_read():
+    """lm-eval's pattern reads one line: a matrix was [invalidanswer]."""
+    from tasks.minerva import in_minerva_s_words
+
+    [[text]] = in_minerva_s_words(
+        [["So \\boxed{\n\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}\n}."]], [{}]
+    )
+    assert "The final answer is $\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}$. I hope" in text

@@ -740,3 +740,32 @@ def test_result_of_another_schema_is_named(tmp_path):
     ):
         load_result(tmp_path / "r.json")
     assert load_result(tmp_path / "none.json") is None
+
+
+def test_a_score_on_the_way_marks_no_other_document(monkeypatch):
+    """lm-eval has gone through all documents by then: the last one was marked as failed."""
+    from types import SimpleNamespace
+
+    from experiment import lmeval
+
+    def process_results(doc, results):
+        if doc["i"] == 1:
+            raise ValueError("boom")
+        return {"acc": 1.0}
+
+    filters = SimpleNamespace(
+        name="none", apply=lambda requests: requests[0].filtered_resps.update(none="a")
+    )
+    docs = [{"i": i} for i in range(3)]
+    task = SimpleNamespace(
+        _filters=[filters],
+        instances=[],
+        process_results=process_results,
+        aggregation=lambda: {"acc": "mean"},
+        doc_iterator=lambda *args, **options: iter(enumerate(docs)),
+    )
+    score = lmeval.scorer(task, "acc,none")
+    monkeypatch.setattr(lmeval, "is_mean", lambda aggregation, name: True)
+    failures = lmeval._score_one_by_one(task)
+    assert [doc_id for doc_id, _ in task.doc_iterator()] == [0, 1, 2]
+    assert [score(doc, "a") for doc in docs] == [1.0, None, 1.0] and failures == {}

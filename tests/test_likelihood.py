@@ -33,6 +33,7 @@ from decoding.likelihood import (
 from decoding.sampling import NoFiniteLogits
 from decoding.schedule import make_schedule
 from dev.bench import __main__ as bench
+from eval import TASKS
 from experiment.result import VOLATILE
 from experiment.sample import is_usable, samples_of
 from experiment.store import Store, folder
@@ -380,7 +381,8 @@ def mini(tmp_path_factory):
         for i, (question, texts, key) in enumerate(QUESTIONS)
     ]
     write_lines(folder / "mini.jsonl", rows)
-    return f"--plugin {folder / 'likely.py'} --task mini --data_dir {folder} --mc_num 16"
+    yield f"--plugin {folder / 'likely.py'} --task mini --data_dir {folder} --mc_num 16"
+    TASKS.pop("mini", None)
 
 
 def content(path):

@@ -407,6 +407,7 @@ def halving(device: torch.device) -> Found:
 
     generation = Generation(answers, read, Clock(device), batch_size=16)
     torch.cuda.empty_cache()
+    device = model.device  # with its number, which the fraction needs
     total = torch.cuda.mem_get_info(device)[1]
     each = row_bytes(model.config, 2000 + BLOCK, BLOCK, model.dtype.itemsize)
     room = torch.cuda.memory_reserved(device) + 6 * each
