@@ -124,7 +124,8 @@ class _ProfilingHarness(HFLM):
         self.model_config, self.decode_config = config, decode_config
         self.seed, self.prefill, self.start, self._load = seed, prefill, start, load
         self.likelihood, self.greedy = likelihood, greedy
-        self.frame = FAMILIES[config.family].likelihood_frame
+        family = FAMILIES.get(config.family)  # None: a harness of one's own, without a torch model
+        self.frame = family.likelihood_frame if family else ()
         self._models: tuple[Transformer, Transformer | None] | None = None
         self.generation = Generation(self._solve, self._read, Clock(self.device), **options)
 

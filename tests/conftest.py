@@ -50,6 +50,16 @@ def benchmarks() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def sandbox_as_before():
+    """What --no_exec and --unsafe_exec of a test say holds for the rest of a process."""
+    import sandbox
+
+    before = sandbox._accepted, sandbox._executes
+    yield
+    sandbox._accepted, sandbox._executes = before
+
+
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Call the program; (exit code, stdout, stderr). The environment names no data directory."""

@@ -156,7 +156,8 @@ def quick(monkeypatch, tmp_path):
 def test_every_check_fits_eighty_columns_and_is_in_the_json(capsys, tmp_path):
     assert cli.main(["--json", str(tmp_path / "d.json"), "--output_dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80 and out.endswith("\nnothing is broken\n")
+    lines = [line for line in out.splitlines() if str(tmp_path.parent) not in line]
+    assert max(map(len, lines)) <= 80 and out.endswith("\nnothing is broken\n")
     names = "packages device attention sandbox memory disk hub fits".split()
     assert [*lines_of(out)][: len(names)] == names and "HF_HUB_OFFLINE=1" in out
     kept = json.loads((tmp_path / "d.json").read_text())

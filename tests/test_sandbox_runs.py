@@ -590,8 +590,13 @@ def test_a_pass_that_was_judged_early_is_rechecked_too():
 
 def test_passes_beyond_the_usual_limit_are_named():
     """With lm-eval's time limit they would fail."""
-    rows = [{"doc_id": i, "verdict": {"passed": i != 2, "strict": None}} for i in range(3)]
-    times = [{"doc_id": i, "judged_cpu_s": seconds} for i, seconds in enumerate((2.9, 3.1, 9.0))]
+    rows = [
+        {"doc_id": i, "repeat": 0, "verdict": {"passed": i != 2, "strict": None}} for i in range(3)
+    ]
+    times = [
+        {"doc_id": i, "repeat": 0, "judged_cpu_s": seconds}
+        for i, seconds in enumerate((2.9, 3.1, 9.0))
+    ]
     lines = code_lines(
         {"samples": rows, "profile": {"sample_seconds": times}, "status": "complete"}
     )
