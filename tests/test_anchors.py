@@ -126,6 +126,7 @@ def test_a_timed_batch_that_does_not_fit_ends_the_run(run, mini, monkeypatch):
 # ---- the report
 
 
+@pytest.mark.slow
 def test_the_report_shows_speed_over_samples_in_flight_beside_published_speeds(tmp_path, capsys):
     for batch in (1, 4):
         save(tmp_path, timed_batch=batch, protocol="fast_dllm")

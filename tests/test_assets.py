@@ -33,6 +33,7 @@ def test_the_committed_files_are_what_the_script_writes():
         assert unpacked((FOLDER / name).read_bytes()) == unpacked(content), name
 
 
+@pytest.mark.slow
 def test_more_problems_are_a_set_of_another_name(tmp_path, capsys):
     assert make_benchmarks.main(["--out", str(tmp_path), "--n", "500"]) == 0
     for task in ("humaneval", "mbpp", "gsm8k", "truthfulqa", "lines"):
