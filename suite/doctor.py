@@ -236,7 +236,9 @@ def hub(machine: Machine) -> Iterator[Finding]:
         yield Finding("hub", "note", f"{why}: checkpoints and data must be here already")
         return
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_S).raise_for_status()
+        response = get_session().head(constants.ENDPOINT, timeout=HUB_S)
+        if response.status_code in (403, 407, 502, 503, 504):  # a proxy's; a mirror may know no root
+            response.raise_for_status()
     except Exception as error:  # of the hub's own client, which has changed its library
         machine.online = False
         text = f"{constants.ENDPOINT} does not answer ({type(error).__name__}); "
