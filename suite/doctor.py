@@ -237,7 +237,7 @@ def hub(machine: Machine) -> Iterator[Finding]:
         return
     try:
         response = get_session().head(constants.ENDPOINT, timeout=HUB_S)
-        if response.status_code in (403, 407, 502, 503, 504):  # a proxy's; a mirror may know no root
+        if response.status_code in (403, 407, 502, 503, 504):  # a proxy's, no mirror's
             response.raise_for_status()
     except Exception as error:  # of the hub's own client, which has changed its library
         machine.online = False
