@@ -16,6 +16,8 @@ Scoring needs lm-eval's extra "math".
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tasks.base import PromptForm, TaskSpec, installed_config, make_task
 from tasks.data import Data, DataError, Source
 from tasks.group import by_field, group_task
@@ -104,16 +106,12 @@ SPEC = TaskSpec(
     gen_length=512,
     extra="math",
 )
-MATH500 = TaskSpec(
+MATH500 = replace(
+    SPEC,
     name="math500",
     build=build_500,
     n_docs=500,
     sources=(Source(FILE_500, 500, FIELDS | {"answer": "text"}),),
     hub=("HuggingFaceH4/MATH-500", None),
-    forms=FORMS,
-    headline="exact_match,none",
-    kind="math",
-    target=lambda doc: doc["answer"],
-    gen_length=512,
-    extra="math",
+    subsets=(),
 )

@@ -42,10 +42,10 @@ ASKED = (
     "What do farmers use to keep the soil from drying out?",
 )
 OPTIONS = (
-    "iron", "water", "the moon", "a green leaf", "warm air", "a wet stone", "sunlight",
-    "a tree", "salt", "a lake", "sand and clay", "a small bird", "ice",
-    "wood", "a copper wire", "dry grass", "heat", "a falling star", "wind", "sugar",
-)  # fmt: skip
+    "iron, water, the moon, a green leaf, warm air, a wet stone, sunlight, a tree, salt, a lake, "
+    "sand and clay, a small bird, ice, wood, a copper wire, dry grass, heat, a falling star, wind, "
+    "sugar"
+).split(", ")
 
 
 def questions(n: int, seed: int) -> list[tuple[str, list[str]]]:
