@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from utils import EXIT_OUTPUT, DllmexpError
+from utils import EXIT_OUTPUT, DllmexpError, safe_streams
 
 # those that a scheduler or a user ends a run with; USR1, USR2 and XCPU announce the end of a job
 ENDING = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM")
@@ -62,6 +62,18 @@ class Interrupted(DllmexpError):
         ended = cls(f"ended by {name}{kept}; run the same command again to go on")
         ended.exit_code = 128 + number
         return ended
+
+
+def exit_code_of(program: Callable[[], int]) -> int:
+    """The exit code of a program whose errors and signals are lines and codes; see `leave`."""
+    safe_streams()
+    try:
+        with signals_raise():
+            code = program()
+            sys.stdout.flush()
+            return code
+    except (DllmexpError, OSError, KeyboardInterrupt, Signalled) as error:
+        return leave(error)
 
 
 def leave(error: DllmexpError | OSError | KeyboardInterrupt | Signalled) -> int:

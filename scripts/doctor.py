@@ -26,17 +26,15 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(p for p in sys.path if p != str(HERE))]  # without lm_eval.py
 
 from experiment.arguments import Parser  # noqa: E402
-from experiment.signals import Signalled, leave, signals_raise  # noqa: E402
+from experiment.signals import exit_code_of  # noqa: E402
 from suite.doctor import Finding, Machine, checkpoint, examine, guarded  # noqa: E402
 from utils import (  # noqa: E402
     EXIT_COMPLETE,
     EXIT_ENVIRONMENT,
-    DllmexpError,
     UsageError,
     atomic_write_json,
     environment,
     nearest,
-    safe_streams,
 )
 
 SMOKE_JSON = Path("results", "bench", "smoke.json")
@@ -120,14 +118,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    safe_streams()
-    try:
-        with signals_raise():
-            code = doctor(parse(argv))
-            sys.stdout.flush()
-            return code
-    except (DllmexpError, OSError, KeyboardInterrupt, Signalled) as error:
-        return leave(error)
+    return exit_code_of(lambda: doctor(parse(argv)))
 
 
 if __name__ == "__main__":

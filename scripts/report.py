@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(p for p in sys.path if p != str(HERE))]  # without lm_eval.py
 
 from experiment.arguments import Parser  # noqa: E402
-from experiment.signals import Signalled, leave, signals_raise  # noqa: E402
+from experiment.signals import exit_code_of  # noqa: E402
 from reporting import paper, tables  # noqa: E402
 from reporting.data import read_all, remarks, result_at  # noqa: E402
 from reporting.page import page  # noqa: E402
@@ -28,12 +28,10 @@ from reporting.samples import json_lines  # noqa: E402
 from utils import (  # noqa: E402
     EXIT_COMPLETE,
     BadDataError,
-    DllmexpError,
     OutputError,
     UsageError,
     nearest,
     numbered,
-    safe_streams,
     terminal_columns,
 )
 
@@ -149,7 +147,7 @@ def markdown(
     return "\n\n".join(sections) + "\n"
 
 
-def report(args: argparse.Namespace) -> None:
+def report(args: argparse.Namespace) -> int:
     """Read the results, print the tables, write the files."""
     places, absent = of_suites(args.results) if args.suite else (args.results, [])
     results, skipped = read_all(places)
@@ -209,17 +207,11 @@ def report(args: argparse.Namespace) -> None:
     others = f"accuracy.tex, accuracy.md, {figures}, {len(by_name)} CSV files, columns.md"
     text = f"report: {args.out / 'report.html'}, report.md, {others}"
     print("\n" + (fill(text, columns, break_long_words=False) if columns else text))
-    sys.stdout.flush()
+    return EXIT_COMPLETE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    safe_streams()
-    try:
-        with signals_raise():
-            report(parse(argv))
-    except (DllmexpError, OSError, KeyboardInterrupt, Signalled) as error:
-        return leave(error)
-    return EXIT_COMPLETE
+    return exit_code_of(lambda: report(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -36,19 +36,17 @@ from experiment import plugins  # noqa: E402
 from experiment.arguments import Parser  # noqa: E402
 from experiment.arguments import build_parser as flags_parser  # noqa: E402
 from experiment.identity import forget  # noqa: E402
-from experiment.signals import Signalled, leave, signals_raise  # noqa: E402
+from experiment.signals import exit_code_of  # noqa: E402
 from suite.lease import read_records  # noqa: E402
 from suite.matrix import REFUSED, SUITES, Selection, argument_sets, select  # noqa: E402
 from suite.state import Watcher, statuses  # noqa: E402
 from suite.table import plan, progress_table  # noqa: E402
 from utils import (  # noqa: E402
     EXIT_COMPLETE,
-    DllmexpError,
     OutputError,
     UsageError,
     nearest,
     output_problem,
-    safe_streams,
 )
 
 if TYPE_CHECKING:
@@ -329,14 +327,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    safe_streams()
-    try:
-        with signals_raise():
-            code = command(parse(argv))
-            sys.stdout.flush()
-            return code
-    except (DllmexpError, OSError, KeyboardInterrupt, Signalled) as error:
-        return leave(error)
+    return exit_code_of(lambda: command(parse(argv)))
 
 
 if __name__ == "__main__":
