@@ -52,17 +52,19 @@ SHAPES = {
     "qwen2": {"n_layers": 3, "d_model": 96, "n_heads": 4, "n_kv_heads": 2, "d_ff": 144},
 }
 CANVAS = 24
-STEPS = 22_000  # of the schedule
+STEPS = 40_000  # of the schedule
 PACE = {"llada": 1, "dream": 1, "qwen2": 6}  # steps of the schedule per training step
 HARDER = 11_000  # word problems are SMALL before this step of the schedule, then LARGE
 SMALL = partial(word_problem, most=30, start=20, change=9, factor=5)
 LARGE = partial(word_problem, most=99, start=60, change=12, factor=9)
 COMMAS = 4000  # before this step of the schedule waiting lines have no commas: places come first
-# Weights of the tasks before step TURN of the schedule, before HARDER, and then. Arithmetic and
+AGAIN = 22_000  # a second round begins: a new optimizer, a high learning rate, more waiting lines
+# Weights of the tasks before steps TURN, HARDER and AGAIN of the schedule, and then. Arithmetic and
 # waiting lines take longest.
 SHARES = dict(gsm8k=6, humaneval=3, mbpp=3, truthfulqa=2, lines=8, arc_easy=1, arc_challenge=1)
 LATER = dict(gsm8k=12, humaneval=2, mbpp=2, truthfulqa=2, lines=4, arc_easy=1, arc_challenge=1)
 LAST = dict(gsm8k=12, humaneval=2, mbpp=2, truthfulqa=3, lines=8, arc_easy=1, arc_challenge=1)
+ROUND = dict(gsm8k=10, humaneval=1, mbpp=1, truthfulqa=2, lines=18, arc_easy=0.4, arc_challenge=0.4)
 TURN = 5000
 RATE = 3e-3
 MICRO = 16  # sequences of similar length that go through the model together
@@ -129,7 +131,8 @@ class Lessons:
         at = step * self.pace
         draw = {"gsm8k": SMALL if at < HARDER else LARGE}
         streams = {task: problems(task, "train", seed, draw.get(task)) for task in SHARES}
-        shares = SHARES if at < TURN else LATER if at < HARDER else LAST
+        ends = {TURN: SHARES, HARDER: LATER, AGAIN: LAST, STEPS: ROUND}
+        shares = next(shares for end, shares in ends.items() if at < end)
         tasks = random.Random(seed).choices(list(shares), list(shares.values()), k=self.args.batch)
         found = [self.example(task, next(streams[task]), at >= COMMAS) for task in tasks]
         found.sort(key=lambda example: len(example.prompt))
@@ -298,10 +301,13 @@ def new_model(config: ModelConfig, seed: int) -> Transformer:
 def rate(at: int) -> float:
     """Share of the full learning rate at a step of the schedule.
 
-    A short warm-up, a plateau, a fall until HARDER, and a second one for the harder problems.
+    A short warm-up, a plateau, a fall until HARDER, and one for the harder problems. From AGAIN a
+    warm-up, a plateau and a fall.
     """
+    if at >= AGAIN:
+        return min((at - AGAIN + 1) / 200, 0.6, 1.2 * (STEPS - at) / (STEPS - AGAIN))
     if at >= HARDER:
-        return 0.4 * (STEPS - at) / (STEPS - HARDER)
+        return 0.4 * (AGAIN - at) / (AGAIN - HARDER)
     return min((at + 1) / 100, float(np.interp(at, [TURN, HARDER], [1, 0.1])))
 
 
@@ -339,9 +345,10 @@ def train(args: argparse.Namespace) -> None:
     config, tokenizer = read_config(args.out), load_tokenizer(args.out)
     lessons = Lessons(args.family, tokenizer, prompts, args)
     model = new_model(config, args.seed).to(args.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    new_optimizer = partial(
+        torch.optim.AdamW, [*model.parameters()], betas=(0.9, 0.98), weight_decay=0.01, fused=True
     )
+    optimizer = new_optimizer()
     done, of = 0, [args.batch, args.seed, sha256(repr(lessons(0)).encode()).hexdigest()]
     state_file = args.state or ROOT / "results" / "train" / f"{args.family}-{args.out.name}.pt"
     if state_file.exists():
@@ -362,6 +369,8 @@ def train(args: argparse.Namespace) -> None:
     pace = PACE[args.family]
     args.steps = min(args.steps, STEPS // pace)
     for step in range(done, args.steps):
+        if step == AGAIN // pace:
+            optimizer = new_optimizer()
         rng = torch.Generator().manual_seed(args.seed * STEPS + step)
         # A step's t are spread evenly over (0, 1], which lowers the variance of the loss.
         order, offset = torch.randperm(args.batch, generator=rng), torch.rand(1, generator=rng)
