@@ -414,7 +414,7 @@ def test_degenerate_text_is_given_up_quickly(text):
     assert time.process_time() - start < 5
 
 
-N = 5_000_000
+N = 2_000_000
 LONG = {
     "spaces": "a" + " " * N,
     "digits": "1" * N,
@@ -439,7 +439,7 @@ LONG = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
-def test_an_answer_of_five_megabytes_takes_linear_time(name):
+def test_an_answer_of_two_megabytes_takes_linear_time(name):
     start = time.process_time()
     extract_code(LONG[name], "f", PROMPT)
     assert time.process_time() - start < QUADRATIC_S
@@ -589,7 +589,7 @@ def test_a_number_is_read_as_a_careful_reader_does(text, number):
     ["1", "1 ", "1,", "-", "####", "answer ", "Q:\n", "\\boxed{", "{}", "answer: 1.", " "]
     + ["not ", "not 1", "total is ", "total is 1", "'", '\\"', " </think>", "# ", "'<|im_end|>'"],
 )
-def test_the_number_of_five_megabytes_is_read_in_linear_time(piece):
+def test_the_number_of_two_megabytes_is_read_in_linear_time(piece):
     start = time.process_time()
     gsm8k_number("answer is \\boxed{" + piece * (N // len(piece)))
     assert time.process_time() - start < QUADRATIC_S

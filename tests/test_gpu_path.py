@@ -31,6 +31,11 @@ PROMPTS = [[7, 8, 9], [4, 5, 6, 7, 8, 9, 10, 11], [30] * 5]
 FOLDERS = {"llada": LLADA, "dream": DREAM}
 
 
+# One algorithm of each family and of each kind: fixed schedule, threshold, observer, verifier. The
+# others differ from these in their choice alone, so they have no case for each cache and filter.
+EVERY = ("low_confidence", "maskgit_plus", "threshold", "klass", "apd")
+
+
 def cases() -> dict[str, tuple[str, DecodeConfig]]:
     """name -> (family, configuration), which together take every branch of the loop."""
     found = {}
@@ -45,11 +50,13 @@ def cases() -> dict[str, tuple[str, DecodeConfig]]:
     for name, a in ALGORITHMS.items():
         block = 8 if a.blocks or "llada" not in a.families and a.schedule == "adaptive" else None
         add("", name, block)
-        add("prefix", name, 8, kv_cache="prefix")
-        add("dual", name, 8, kv_cache="dual")
+        add("T", name, block, temperature=0.7)
         if a.left_to_right:
             add("window", name, 8, kv_cache="window", kv_window=4)
-        add("T", name, block, temperature=0.7)
+        if name not in EVERY:
+            continue
+        add("prefix", name, 8, kv_cache="prefix")
+        add("dual", name, 8, kv_cache="dual")
         add("T top_p", name, block, temperature=0.7, top_p=0.9)
         add("T top_k", name, block, temperature=0.7, top_k=20)
     for name in ("entropy", "maskgit_plus", "topk_margin"):
