@@ -313,9 +313,9 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path, number, capfd):
 
     def send(pid: int) -> None:
         end = time.monotonic() + 300  # a busy machine takes its time to start
-        while time.monotonic() < end and not any(
-            p.stat().st_size > 3000 for p in shards(tmp_path / "a")
-        ):
+        while not any(p.stat().st_size > 3000 for p in shards(tmp_path / "a")):
+            if time.monotonic() > end:
+                return
             time.sleep(0.05)
         os.kill(pid, number)
 
@@ -412,13 +412,13 @@ def test_a_place_that_cannot_be_is_named(environ, monkeypatch, data, tmp_path, c
 @pytest.mark.slow
 def test_two_nodes_share_one_experiment(data, tmp_path):
     """Two agents of torchrun, as on two nodes: rank 1 found no leader and said nothing."""
-    warm = ("--device", "cpu", "--temperature", "0.7")
-    whole = run(data, tmp_path / "a", *warm[2:])[1]
+    _, whole = run(data, tmp_path / "a", "--temperature", "0.7")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     agent = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "a"]
     agent += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]
-    nodes = [start(data, tmp_path / "b", *warm, module=("-m", *agent)) for _ in range(2)]
+    more = ("--device", "cpu", "--temperature", "0.7")
+    nodes = [start(data, tmp_path / "b", *more, module=("-m", *agent)) for _ in range(2)]
     errors = [node.communicate(timeout=240)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], errors
     assert sorted(f"rank {i} of 2 on" in error for i in (0, 1) for error in errors) == [0, 0, 1, 1]
