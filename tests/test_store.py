@@ -351,12 +351,12 @@ def test_two_values_for_a_sample_are_a_failure_of_determinism_and_the_older_one_
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path):
-    """30 kills, while it starts and while it writes.
+    """15 kills, while it starts and while it writes.
 
     The kernel can stop within the lines of 100 kB.
     """
-    rng, n, size, acknowledged = random.Random(7), 4000, 100_000, set()
-    for kill in range(1, 31):
+    rng, n, size, acknowledged = random.Random(7), 2000, 100_000, set()
+    for kill in range(1, 16):
         child = worker(tmp_path, 0, n, size=size)
         if kill % 4:
             assert child.stdout.readline() == b"open\n"
