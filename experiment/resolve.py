@@ -94,7 +94,7 @@ def resolve(
         found += _foreign_options(args, given, spec)
     if args.predictions is not None:
         given = dict.fromkeys(given)  # nothing is generated, which a note says
-    if alias and given["algorithm"]:
+    if alias and given["algorithm"] is not None:
         own = algorithms_of(models[alias]["family"])
         flag = "alg" if args.alg is not None else "remasking"
         of = (f"an algorithm of {alias}", f"{alias} has")

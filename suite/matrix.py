@@ -304,13 +304,15 @@ def _wrong(entry: Any) -> str | None:
             shlex.split(entry)
         except ValueError as error:
             return f": {entry!r:.60}: {error}"
-        return None
+        return f": {entry!r:.60} has a null character" if "\0" in entry else None
     if not isinstance(entry, list | dict):
         return f": {entry!r:.60} is no argument set; give text, a list of words or flag: value"
     if odd := [key for key in _listed(entry) if not isinstance(key, str)]:
         return f": {odd[0]!r:.60} is no flag"
     for key, values in (_listed(entry) or {"a word": entry}).items():
         for value in values:
+            if isinstance(value, str) and "\0" in value:
+                return f": {key} has a null character"
             if isinstance(value, Collection) and not isinstance(value, str):
                 kind = "mapping" if isinstance(value, dict) else type(value).__name__
                 return f": {key} must be a text or a number, not a {kind}"

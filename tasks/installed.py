@@ -56,7 +56,9 @@ def definitions(word: str = "") -> Iterator[tuple[Path, dict]]:
     for folder, _, files in os.walk(tasks_dir()):
         for file in files:
             path = Path(folder, file)
-            if path.suffix != ".yaml" or word.encode() not in (text := path.read_bytes()):
+            if path.suffix != ".yaml" or word.encode(errors="replace") not in (
+                text := path.read_bytes()
+            ):
                 continue
             try:
                 config = read_definition(text)

@@ -527,6 +527,14 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
             [f"--limit {'9' * 60}...: must be a whole number of at least 1 and at most"],
         ),
         ("--model_alias llada --task gsm8k --system \udcff", ["'\\udcff' is not UTF-8"]),
+        ("--model_alias llada --task \udcff", ["--task '\\udcff' is not known; there are"]),
+        *(
+            (
+                f"--model_alias llada --task gsm8k --{flag} ''",
+                [f"--{flag} '' is not an algorithm of llada; llada has: low_confidence"],
+            )
+            for flag in ("alg", "remasking")
+        ),
     ],
 )
 def test_bad_arguments_are_one_clear_line(run, arguments, fragments):

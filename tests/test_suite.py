@@ -166,6 +166,8 @@ def test_a_yaml_file_of_any_argument_sets(tmp_path):
             "entry 1: model_alias must be a text or a number, not a mapping$",
         ),
         ("- {1: llada}", "1 is no flag"),
+        ('- "--task a\\0b"', "entry 1: .* has a null character$"),
+        ('- {task: "a\\0b"}', "entry 1: task has a null character$"),
         ("- {model_alias: llada, limit: 2024-13-45}", "is not YAML: month"),
     ],
 )
