@@ -152,6 +152,12 @@ def test_prompt_flags_have_no_effect_on_given_texts_and_say_so(run, mini, tmp_pa
     assert code == 0 and "--num_fewshot, --no_chat_template have no effect" in err
 
 
+def test_a_checkpoint_of_another_model_is_noted(run, mini):
+    """It was ignored without a word."""
+    code, out, err = run(mini, "--dream_ckpt", "/nowhere", "--dry_run")
+    assert code == 0 and "note: --dream_ckpt: no effect, the model is llada" in out + err
+
+
 def test_a_checkpoint_without_a_chat_template_runs_with_no_chat_template(run, mini, tmp_path):
     folder = tmp_path / "base"
     shutil.copytree(LLADA, folder)

@@ -31,7 +31,7 @@ from suite.cluster import shares
 from suite.lease import Lease, read_records
 from suite.local import LocalEngine, QueuedExperiment, Worker, make_workers
 from suite.matrix import Experiment, Selection, arguments, experiments, select
-from suite.preflight import _time, preflight
+from suite.preflight import _disk, _time, preflight
 from suite.run import Bar, SuiteLog, progress_command
 from suite.state import Status, Watcher, write_failure
 from suite.table import Estimator, duration, progress_table, summary_line
@@ -681,6 +681,17 @@ def test_an_unknown_number_of_samples_is_not_zero(tmp_path):
     text = progress_table([(two, failed)], 1)
     assert text.endswith("2 of 6 samples"), "an ended suite has no time left"
     assert " 0 s" not in text and " 8 s" not in text
+
+
+def test_a_plan_reckons_hours_and_disk_from_the_samples_so_far(tmp_path):
+    """4 samples of 2,000 s each, and 6 of half the forward passes: 8,000 s and 6,000 s."""
+    one, two = chosen(tmp_path, tps=(1, 2))
+    rows = [(one, Status("partial", 2, Sums(2, 0, 40, 64, 4000.0))), (two, Status("waiting", 0))]
+    rows = [(e, replace(status, of=6)) for e, status in rows]
+    assert "at most 224 forward passes; about 3 h 53 m of one device, by 2 samples" in _time(rows)
+    one.store.mkdir(parents=True)
+    (one.store / "shard-0").write_bytes(b"x" * 30_000)
+    assert "samples and results take about 150 KB more; " in _disk(rows, tmp_path / "out")
 
 
 def test_a_plan_names_an_output_directory_that_cannot_be_written(tmp_path, monkeypatch):
