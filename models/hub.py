@@ -54,6 +54,7 @@ NOT_WRITABLE = {
 
 T = TypeVar("T")
 _settled: dict[tuple[str, str | None], Path] = {}  # (name, revision) -> its snapshot, checked
+_silent = threading.Event()  # a look-up has had no answer in its time
 
 
 class HubId(NamedTuple):
@@ -228,7 +229,7 @@ def _snapshot(repo: Repo, choose: Callable[[Iterable[str]], list[str]]) -> Path:
     """The directory of a snapshot with the files that `choose` takes of the repository's.
 
     Where the commit is known and its files are cached, nothing is asked. A hub that does not
-    answer costs WARM_S, once, where the cache has a commit.
+    answer costs WARM_S, once for all that is cached.
     """
     key = repo.name, repo.revision
     if key not in _settled:
@@ -282,6 +283,8 @@ def _looked_up(
     quiet()
     try:
         if cached:
+            if _silent.is_set():
+                raise TimeoutError
             [info] = beside([ask], WARM_S)
         else:
             [info] = beside([lambda: _persistent(ask, repo)], COLD_S)
@@ -295,6 +298,8 @@ def _looked_up(
             if _may_pass(error) or isinstance(error, TimeoutError):
                 reason += "; try again later, or give a local directory"
             raise CheckpointError(f"{repo.name}: {reason}") from error
+        if isinstance(error, TimeoutError):
+            _silent.set()
         _tell(f"{repo.name}: {reason}; using the cached commit {cached.name}")
         return cached
     folder = repo.folder / "snapshots" / info.sha

@@ -372,15 +372,21 @@ def test_a_signal_ends_a_download(hub, tmp_path, number):
 # ---- data sets
 
 
-@pytest.mark.slow
-def test_rows_of_the_hub(hub, tmp_path):
-    """Only the configuration is downloaded; a hub that hangs, offline, a damaged file."""
+def serve_rows(hub, tmp_path) -> list[dict]:
+    """Put the data set of gsm8k on the hub; its rows, which all splits have."""
     rows = [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(1319)]
     for name in ("main/test", "main/train", "socratic/test"):
         path = tmp_path / "rows" / f"{name}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     hub.add("datasets/openai/gsm8k", OLD, tmp_path / "rows")
+    return rows
+
+
+@pytest.mark.slow
+def test_rows_of_the_hub(hub, tmp_path):
+    """Only the configuration is downloaded; a hub that hangs, offline, a damaged file."""
+    rows = serve_rows(hub, tmp_path)
     expected = f"openai/gsm8k@{OLD} 1319 {rows[5]}"
     assert ok(fetched(hub, tmp_path, ROWS)).strip() == expected
     assert not any("socratic" in path for _, path, _ in hub.asked)
@@ -393,6 +399,21 @@ def test_rows_of_the_hub(hub, tmp_path):
     path.resolve().write_bytes(b"PAR1")
     error = refused(fetched(hub, tmp_path, ROWS, HF_HUB_OFFLINE="1"))
     assert error.startswith(f"{path.resolve()} (test-00000-of-00001.parquet) is damaged")
+
+
+@pytest.mark.slow
+def test_a_silent_hub_is_waited_for_once(hub, llada, tmp_path):
+    """Model, verifier and data set took the time of three look-ups, and nothing started."""
+    serve_rows(hub, tmp_path)
+    hub.add("owner/verifier", OLD, llada)
+    call = f"{MODEL}\n    {MODEL.replace('tiny', 'verifier')}\n    {ROWS}"
+    found = ok(fetched(hub, tmp_path, call)).splitlines()
+    hub.fail("", "hang")
+    began = time.monotonic()
+    told = ok(fetched(hub, tmp_path, call)).splitlines()
+    assert time.monotonic() - began < 10
+    assert [line for line in told if "the hub does not answer" not in line] == found
+    assert len(told) == 6 and len([path for _, path, _ in hub.asked if INFO in path]) == 4
 
 
 # ---- one commit for many processes
