@@ -416,7 +416,7 @@ def likelihoods_each(
 
     targets:    drawn from as they are needed. Those with the same prefix should follow each other:
                 equal rows of theirs run once.
-    batch_size: rows of one forward pass, of any targets. At float32 it changes no number.
+    batch_size: rows of one forward pass, of any targets. At float32 it changes rounding alone.
     Raises NoFiniteLogits.
     """
     queue = _Queue()

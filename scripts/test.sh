@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install into .venv if that has not been done yet, then run the tests, two at a time.
+# Install into .venv if that has not been done yet, then run the tests, three at a time.
 #   ./scripts/test.sh                            the full suite
 #   ./scripts/test.sh --quick                    without the tests marked slow: under two minutes on two idle cores
 #   ./scripts/test.sh tests/test_store.py        one file, or several
@@ -9,11 +9,11 @@
 # Delete .venv-latest to get newer packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-options=()
+options=() workers=3 # on two cores: some tests wait
 for word in "$@"; do
   case "$word" in
     -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' scripts/test.sh && exit 0 ;;
-    --quick) options+=(-m "not slow") ;;
+    --quick) options+=(-m "not slow") workers=2 ;;
     --latest) venv=.venv-latest requirements=requirements-latest.txt ;;
     *) options+=("$word") ;;
   esac
@@ -21,4 +21,4 @@ done
 source scripts/setup.sh
 # A second thread speeds up nothing in models this small, and slows down tests that start two processes.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$venv/bin/python" -m pytest -q -rs -n 2 --dist worksteal ${options[@]+"${options[@]}"}
+exec "$venv/bin/python" -m pytest -q -rs -n $workers --dist worksteal ${options[@]+"${options[@]}"}

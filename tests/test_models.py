@@ -66,12 +66,12 @@ def test_bfloat16_logits_are_the_official_ones(name, conformance_dir, golden):
     """Far closer to the official bfloat16 than that is to float32: the casts have the same order.
 
     Measured where this was written: mean difference 0.0 (bit-identical), against 0.081 to 0.104
-    between the official bfloat16 and float32. The factor of 20 leaves room for other CPUs' kernels.
+    between the official bfloat16 and float32. On a CPU with AMX, whose kernels round elsewhere: 0.013.
     """
     model, _ = load_model(conformance_dir / name, device="cpu", dtype="bfloat16")
     for ids, exact, official in golden:
         ours = model.logits(ids[None])[0].float()
-        assert (ours - official).abs().mean() * 20 < (official - exact).abs().mean()
+        assert (ours - official).abs().mean() * 5 < (official - exact).abs().mean()
 
 
 def test_the_bfloat16_comparison_sees_a_rotation_in_the_wrong_precision(
