@@ -147,10 +147,11 @@ def gsm8k_number(answer: str) -> str | None:
     """The number that an answer to GSM8K ends up with, in plain digits; None without one.
 
     The first of these that is there: the last \\boxed{...}, the last "#### ...", what follows the
-    last "the answer is" (or "Answer:" where a single sentence follows), a bold number of the last
-    line with a number, what its last sentence says that a total, cost, price, sum, amount, result
-    or profit is, the last number. Other sentences in which the answer is not the last number are
-    not told apart. A number after "not" is none, nor are thoughts and a next question.
+    last "the answer is" (or "Answer:" where a single sentence or a line with a number alone
+    follows), a bold number of the last line with a number, what its last sentence says that a
+    total, cost, price, sum, amount, result or profit is, the last number. Other sentences in which
+    the answer is not the last number are not told apart. A number after "not" is none, nor are
+    thoughts and a next question.
     """
     text, _ = answer_part(answer)
     for old, new in (("{,}", ","), ("\\,", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
