@@ -59,6 +59,7 @@ NUMBER = re.compile(
     r"(?:(?<![\w)\]])[-\u2212])?(?:[$\u00a3\u20ac]-?)?"
     r"((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 )
+NUMBER_ALONE = re.compile(rf"{NUMBER.pattern}%?\.?[ \t]*(?:\n|\Z)")  # on its line
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 HASHES = re.compile(rf"####[ \t]*({NUMBER.pattern})(?![.:)][ \t]*\w)")  # not "#### 1. Add them"
 ANSWER_IS = re.compile(r"\banswer(?:[ \t]+\w+){0,5}[ \t]+is\b:?\s*", re.IGNORECASE)
@@ -165,7 +166,7 @@ def gsm8k_number(answer: str) -> str | None:
     kept = RULED_OUT.sub(" ", text)
     text = kept if NUMBER.search(kept) else text
     for boxed in reversed(BOXED.findall(text)):
-        if found := NUMBER.search(boxed):
+        if found := _result(boxed):
             return _plain(found)
     plain = text.replace("**", "").replace("\\boxed", "")
     *_, last = [None, *HASHES.finditer(plain)]
@@ -175,10 +176,11 @@ def gsm8k_number(answer: str) -> str | None:
     sentence = SENTENCE_END.split(plain[last.end() :], 1)[0] if last else ""
     if not NUMBER.search(sentence):
         *_, last = [None, *ANSWER.finditer(plain)]
-        sentence, *more = SENTENCE_END.split(plain[last.end() :].strip(), 1) if last else [""]
-        sentence = "" if any(part.strip() for part in more) else sentence
-    # "9 * 2 = 18 dollars": the number behind the last sign of equality
-    if found := NUMBER.search(sentence.rpartition("=")[2]) or NUMBER.search(sentence):
+        rest = plain[last.end() :].strip() if last else ""
+        sentence, *more = SENTENCE_END.split(rest, 1)
+        if any(part.strip() for part in more) and not NUMBER_ALONE.match(rest):
+            sentence = ""
+    if found := _result(sentence):
         return _plain(found)
     for line in reversed(text.split("\n")):
         if numbers := list(NUMBER.finditer(line)):
@@ -190,6 +192,11 @@ def gsm8k_number(answer: str) -> str | None:
                 return _plain(NUMBER.search(total.group(1)))
             return _plain(numbers[-1])
     return None
+
+
+def _result(text: str) -> re.Match | None:
+    """The first number behind the last sign of equality: 18 in "9 * 2 = 18 dollars"."""
+    return NUMBER.search(text.rpartition("=")[2]) or NUMBER.search(text)
 
 
 def _plain(number: re.Match) -> str:
@@ -351,15 +358,18 @@ def answer_part(answer: str) -> tuple[str, list[str]]:
     an indented line of code. End tokens that a model has generated are cut by their ids before.
     """
     text, cuts = unix_lines(answer), []
-    if end := END_TOKEN.search(QUOTED.sub(_blank, text)):
+    # most answers have neither; five megabytes of quotes take seconds to blank
+    if END_TOKEN.search(text) and (end := END_TOKEN.search(QUOTED.sub(_blank, text))):
         text = text[: end.start()]
         cuts.append(f"end token {end.group()}")
     spoken = THOUGHT.sub("", text)
-    bare = COMMENT.sub(_blank, QUOTED.sub(_blank, spoken))
-    code = BEGIN_OF_CODE.search(spoken)
-    begun = code.start() if code else len(spoken)
-    ends = [m.end() for m in END_OF_THOUGHT.finditer(bare) if not m.group(1) or m.end() <= begun]
-    spoken = spoken[max(ends, default=0) :]
+    if "</think>" in spoken:
+        bare = COMMENT.sub(_blank, QUOTED.sub(_blank, spoken))
+        code = BEGIN_OF_CODE.search(spoken)
+        begun = code.start() if code else len(spoken)
+        ends = END_OF_THOUGHT.finditer(bare)
+        ends = [m.end() for m in ends if not m.group(1) or m.end() <= begun]
+        spoken = spoken[max(ends, default=0) :]
     if spoken != text:
         cuts.append("<think>")
     return spoken, cuts
@@ -373,7 +383,7 @@ SCHEMA_VERSION = 2  # of the result file
 # raised with a change of decoding that can change a token: kept samples are then made anew
 ENGINE_VERSION = 3
 # raised with a change of scoring: results are then scored anew from the kept samples
-SCORING_VERSION = 2
+SCORING_VERSION = 3
 
 
 # ---------------------------------------------------------------- errors and exit codes

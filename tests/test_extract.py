@@ -414,7 +414,7 @@ def test_degenerate_text_is_given_up_quickly(text):
     assert time.process_time() - start < 5
 
 
-N = 2_000_000
+N = 5_000_000
 LONG = {
     "spaces": "a" + " " * N,
     "digits": "1" * N,
@@ -439,7 +439,7 @@ LONG = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LONG)
-def test_an_answer_of_two_megabytes_takes_linear_time(name):
+def test_an_answer_of_five_megabytes_takes_linear_time(name):
     start = time.process_time()
     extract_code(LONG[name], "f", PROMPT)
     assert time.process_time() - start < QUADRATIC_S
@@ -554,6 +554,10 @@ def test_a_stub_that_raises_not_implemented_is_no_answer():
         ("Question: How much?\n\nAnswer: 9*2 = 18.", "18"),
         ("#### 18\nQuestion: And then?\n#### 30", "18"),
         ("**Answer:** 18", "18"),
+        ("**Answer:** $18\n\nJanet sells 9 eggs at 2 dollars.", "18"),
+        ("Answer: 18.\n1. She keeps 9 eggs.\n2. 9 * 2 = 18, in 3 days.", "18"),
+        ("Answer:\n1. 9 * 2 = 18.\n2. 18 + 2 = 20", "20"),
+        ("\\boxed{9 \\times 2 = 18}", "18"),
         ("The final answer is:\n\n18 eggs in 3 days", "18"),
         ("The answer is 5 + 3 = 8. Of these, 2 are blue.", "8"),
         ("Answer: Eve has 3. So 4 + 5 = 9.", "9"),
@@ -589,7 +593,7 @@ def test_a_number_is_read_as_a_careful_reader_does(text, number):
     ["1", "1 ", "1,", "-", "####", "answer ", "Q:\n", "\\boxed{", "{}", "answer: 1.", " "]
     + ["not ", "not 1", "total is ", "total is 1", "'", '\\"', " </think>", "# ", "'<|im_end|>'"],
 )
-def test_the_number_of_two_megabytes_is_read_in_linear_time(piece):
+def test_the_number_of_five_megabytes_is_read_in_linear_time(piece):
     start = time.process_time()
     gsm8k_number("answer is \\boxed{" + piece * (N // len(piece)))
     assert time.process_time() - start < QUADRATIC_S
