@@ -244,6 +244,10 @@ def test_print_output_path_prints_nothing_else(run):
             "--task gsm8k --top_k 5 --top_p 0.9",
             ["top_p 0.9 and top_k 5 inactive", "tokens_per_step         1"],
         ),
+        (
+            "--task gsm8k --alg entropy_threshold --threshold 1.5",
+            ["llada_gsm8k_entropy_threshold_threshold1.5_tps1.json"],
+        ),
         ("--task gsm8k --no_early_exit", ["early_exit              False"]),
         ("--task mbpp", ["note: test_setup_code is run before the tests"]),
     ],
@@ -430,7 +434,7 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         ),
         (
             "--model_alias llada --task gsm8k --alg threshold --threshold 1.5",
-            ["--threshold 1.5: must be a number of at least 0 and at most 1"],
+            ["--threshold 1.5 must be at least 0 and at most 1"],
         ),
         (
             "--model_alias llada --task gsm8k --alg threshold --threshold x",

@@ -17,6 +17,14 @@ def first(view):
 ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, \
 reads=frozenset({"confidence"}))
 """
+
+
+def with_options(options: str) -> str:
+    """RULE with options of its own."""
+    source = RULE.replace("Algorithm, top_k", "Algorithm, Option, top_k")
+    return source.replace("blocks=True, ", f"blocks=True, options={options}, ")
+
+
 RUN = ["--model_alias", "tiny-llada", "--task", "gsm8k", "--data_dir", "assets/benchmarks"]
 RUN += ["--dtype", "float32", "--limit", "2"]
 
@@ -94,6 +102,18 @@ def generation_id(tmp_path, *words) -> str:
         ),
         (RULE.replace('"confidence"', '"confidense"'), "reads 'confidense' is not known"),
         (RULE.replace("first, FAMILIES", "first, ('lada',)"), "unknown family 'lada'"),
+        (
+            "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['a'] = 3\n",
+            "MODEL_DEFAULTS['a'] is no dict but 3",
+        ),
+        (
+            "from pathlib import Path\nfrom eval import MODEL_DEFAULTS\n"
+            "MODEL_DEFAULTS['a'] = {'family': 'llada', 'checkpoint': Path('x'), 'flag': 'a'}\n",
+            "MODEL_DEFAULTS['a']: checkpoint PosixPath('x') must be a text",
+        ),
+        (with_options("{'a': 0.5}"), "ALGORITHMS['mine']: option 'a' is no Option but 0.5"),
+        (with_options("{'a-b': Option(1.0, '')}"), "option 'a-b' has another character than"),
+        (with_options("{'a': Option(False, '', switch=True)}"), "option 'a' has `switch`"),
     ],
 )
 def test_a_bad_plugin_is_one_line_and_code_2(tmp_path, source, problem):
@@ -109,6 +129,26 @@ def test_a_missing_plugin_is_one_line_and_code_2(tmp_path):
     run = execute("--plugin", tmp_path / "none.py", *RUN, "--dry_run")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "cannot be read: No such file" in run.stderr
+
+
+def test_an_option_may_be_a_word_and_share_the_name_of_another_with_its_own_range(tmp_path):
+    """A default that is no number broke every command; a shared name had the first one's range."""
+    path = tmp_path / "my_rule.py"
+    path.write_text(
+        with_options(
+            "{'mode': Option('a', '50 % of it', choices=('a', 'b')), "
+            "'threshold': Option(3.0, '', low=2.0, high=5.0)}"
+        )
+    )
+    words = ["--plugin", path, *RUN, "--output_dir", tmp_path, "--alg", "mine", "--dry_run"]
+    run = execute(*words, "--mode", "b", "--threshold", "4.5")
+    assert run.returncode == 0, run.stderr
+    assert "mine_modeb_threshold4.5_tps1" in run.stdout
+    run = execute(*words, "--threshold", "1")
+    assert run.returncode == 2
+    assert run.stderr == "error: --threshold 1 must be at least 2 and at most 5\n"
+    text = " ".join(execute("--plugin", path, "--help").stdout.split())
+    assert "--mode NAME mine: 50 % of it (default a)." in text
 
 
 def test_a_plugin_is_part_of_the_identity_of_its_own_runs_alone(plugin, tmp_path):
