@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -174,19 +176,25 @@ def harness_identity(harness: type | str | None) -> dict[str, str] | None:
     """{"name", "sha256"} of an entry's own harness; None where the entry uses the family's.
 
     harness: a class, or "module:Class".
-    Raises UsageError where the file of a module cannot be found.
+    Raises UsageError where its file cannot be found.
     """
     if harness is None:
         return None
+    file = None
     if isinstance(harness, str):
-        module, colon, name = harness.partition(":")
-        found = importlib.util.find_spec(module) if colon and module else None
-        if found is None or found.origin is None or not name:
-            raise UsageError(f'harness {harness!r} is not found; expected "module:Class"')
-        file = found.origin
-    else:
-        name, file = f"{harness.__module__}:{harness.__qualname__}", inspect.getfile(harness)
-    return {"name": harness if isinstance(harness, str) else name, "sha256": file_sha256(file)}
+        name, (module, _, cls) = harness, harness.partition(":")
+        with suppress(ImportError, ValueError):  # of a parent package; of a malformed name
+            found = sys.modules.get(module) or importlib.util.find_spec(module)
+            file = cls and (getattr(found, "__file__", None) or getattr(found, "origin", None))
+    elif isinstance(harness, type):
+        with suppress(TypeError, OSError):  # a class of Python's own
+            file = inspect.getfile(harness)
+            # eval.py has two names, and one identity
+            module = Path(file).stem if harness.__module__ == "__main__" else harness.__module__
+            name = f"{module}:{harness.__qualname__}"
+    if not file or not Path(file).is_file():
+        raise UsageError(f'harness {harness!r} is not found; expected a class or "module:Class"')
+    return {"name": name, "sha256": file_sha256(file)}
 
 
 def _or_default(value: Any, default: Any) -> Any:

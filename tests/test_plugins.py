@@ -185,6 +185,19 @@ def test_two_workers_of_one_run_use_the_plugin(plugin, tmp_path):
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["harness.py", "datasets.py"])
+def test_a_plugin_may_have_the_name_of_a_module(tmp_path, name):
+    """It stood in for the module, whose names were then missing."""
+    path = tmp_path / name
+    path.write_text(RULE)
+    run = execute(
+        "--plugin", path, *RUN, "--output_dir", tmp_path, "--alg", "mine", "--show_prompt"
+    )
+    assert run.returncode == 0, run.stderr
+    assert "document 0 of" in run.stdout
+
+
 HARNESSES = """
 from eval import MODEL_DEFAULTS
 from decoding.row_state import Completion
@@ -229,7 +242,8 @@ def test_a_harness_answers_and_is_part_of_the_identity(tmp_path):
 @pytest.mark.slow
 def test_bad_harnesses_are_refused_before_anything_is_read(tmp_path):
     path = tmp_path / "bad.py"
-    harnesses = ["my_harness", "no_such_module:X", "json:nothing", "json:dumps"]
+    harnesses = ["my_harness", "no_such_module:X", "json:nothing", "json:dumps", "no.module:X"]
+    harnesses += ["/my/file.py:X", "sys:X", 3]
     path.write_text(
         "from eval import MODEL_DEFAULTS\n"
         f"for i, name in enumerate({harnesses}):\n"
@@ -237,11 +251,11 @@ def test_bad_harnesses_are_refused_before_anything_is_read(tmp_path):
         "{'flag': f'a{i}_ckpt', 'harness': name}\n"
     )
     words = ["--plugin", str(path), *RUN, "--dry_run", "--model_alias"]
-    code = f"import eval; print([eval.main([*{words}, f'a{{i}}']) for i in range(4)])"
+    code = f"import eval; print([eval.main([*{words}, f'a{{i}}']) for i in range(8)])"
     run = execute(code, script="-c")
-    assert run.stdout.splitlines()[-1] == "[2, 2, 2, 2]", run.stderr
+    assert run.stdout.splitlines()[-1] == str([2] * 8), run.stderr
     lines = run.stderr.splitlines()
-    assert len(lines) == 4 and "should not happen" not in run.stderr
+    assert len(lines) == 8 and "should not happen" not in run.stderr
     assert all("harness" in line and line.startswith("error: ") for line in lines)
 
 
