@@ -349,6 +349,12 @@ def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
         for name, spec in tasks.items()
         if not isinstance(spec, TaskSpec) or spec.name != name
     ]
+    problems += [
+        f"TASKS[{name!r}] has no {part}"
+        for name, spec in tasks.items()
+        for part in ("forms", "sources")
+        if isinstance(spec, TaskSpec) and not getattr(spec, part)
+    ]
     return problems
 
 

@@ -111,6 +111,11 @@ def generation_id(tmp_path, *words) -> str:
             "MODEL_DEFAULTS['a'] = {'family': 'llada', 'checkpoint': Path('x'), 'flag': 'a'}\n",
             "MODEL_DEFAULTS['a']: checkpoint PosixPath('x') must be a text",
         ),
+        (
+            "from dataclasses import replace\nfrom eval import TASKS\n"
+            "TASKS['foo'] = replace(TASKS['gsm8k'], name='foo', forms={})\n",
+            "TASKS['foo'] has no forms",
+        ),
         (with_options("{'a': 0.5}"), "ALGORITHMS['mine']: option 'a' is no Option but 0.5"),
         (with_options("{'a-b': Option(1.0, '')}"), "option 'a-b' has another character than"),
         (with_options("{'a': Option(False, '', switch=True)}"), "option 'a' has `switch`"),
