@@ -24,7 +24,7 @@ from decoding.option import Option, options_in, written
 from decoding.schedule import Schedule
 from decoding.step_view import Algorithm
 from experiment.config import DTYPES, EVALUATED, RunConfig, Settings
-from models import FAMILIES
+from models import FAMILIES, Family
 from tasks import TaskSpec
 from tasks.protocols import PROTOCOLS, Protocol
 from utils import UsageError, nearest, versions
@@ -344,6 +344,15 @@ def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
                 for own, option in algorithm.options.items()
                 if (problem := _option_problem(own, option))
             ]
+    good = all(isinstance(algorithm, Algorithm) for algorithm in ALGORITHMS.values())
+    for name, family in FAMILIES.items():
+        if not isinstance(family, Family) or family.name != name:
+            problems.append(f"FAMILIES[{name!r}] is no Family of this name but {family!r:.40}")
+        elif good and family.algorithm not in (None, *algorithms_of(name)):
+            problems.append(
+                f"FAMILIES[{name!r}]: the algorithm {family.algorithm!r} is not defined for it; "
+                f"there are: {', '.join(algorithms_of(name))}"
+            )
     problems += [
         f"TASKS[{name!r}] is no TaskSpec of this name but {spec!r:.40}"
         for name, spec in tasks.items()

@@ -112,6 +112,16 @@ def generation_id(tmp_path, *words) -> str:
             "MODEL_DEFAULTS['a']: checkpoint PosixPath('x') must be a text",
         ),
         (
+            "from dataclasses import replace\nfrom models import FAMILIES\n"
+            "FAMILIES['foo'] = replace(FAMILIES['llada'], name='foo', model_type='foo')\n",
+            "FAMILIES['foo']: the algorithm 'low_confidence' is not defined for it; there are: "
+            "leftright, threshold",
+        ),
+        (
+            "from models import FAMILIES\nFAMILIES['foo'] = FAMILIES['llada']\n",
+            "FAMILIES['foo'] is no Family of this name",
+        ),
+        (
             "from dataclasses import replace\nfrom eval import TASKS\n"
             "TASKS['foo'] = replace(TASKS['gsm8k'], name='foo', forms={})\n",
             "TASKS['foo'] has no forms",
