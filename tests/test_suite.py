@@ -974,7 +974,8 @@ def test_a_plugin_reaches_workers_and_tasks_and_progress_does_not_import_it(tmp_
     plugin.write_text("raise SystemExit(9)")
     assert main(["progress", "--output_dir", out]) == 0
     assert "1 experiment: 1 done" in capsys.readouterr().out
-    for filters in (["--extra", f"--plugin {plugin}"], ["--file", str(tmp_path / "my.yaml")]):
+    plugged = (["--extra", f"--plugin {plugin}"], ["--plugin", str(plugin)])
+    for filters in (*plugged, ["--file", str(tmp_path / "my.yaml")]):
         (tmp_path / "my.yaml").write_text(f"- --model_alias llada --task gsm8k --plugin {plugin}")
         assert main(["progress", "--output_dir", out, *filters]) == 2
         assert "progress imports no --plugin" in capsys.readouterr().err
