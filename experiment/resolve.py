@@ -34,6 +34,8 @@ from utils import DllmexpError, ManyProblems, UsageError, file_sha256, nearest
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
 NO_OVERRIDE = ("early_exit", "seed", "strict_exec", "timed_batch", "repeats")
+# of RunConfig, flags without effect where texts are given
+GENERATING = ("dtype", "seed", "compile", "timed_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +254,10 @@ def _setting_problems(args: Namespace) -> list[str]:
     ]
     if args.device is not None and args.devices is not None:
         problems.append(f"--device {args.device} and --devices {args.devices}: give one of them")
+    leaving = [f for f in ("print_output_path", "dry_run") if getattr(args, f)]
+    leaving += ["show_prompt"] * (args.show_prompt is not None)
+    if len(leaving) > 1:
+        problems.append(f"--{' and --'.join(leaving)}: each prints something; give one of them")
     if args.timed_batch is not None and args.batch_size not in (None, args.timed_batch):
         both = f"--batch_size {args.batch_size} and --timed_batch {args.timed_batch}"
         problems.append(f"{both}: both are the samples in flight; give one of them")
@@ -438,7 +444,8 @@ def _notes(
     if args.predictions:
         named = [*given, *algorithm_options()]
         flags = [f for n in named for f in _flags_of(n) if getattr(args, f) not in (None, False)]
-        flags += [n for n in ("verifier_ckpt", "timed_batch") if getattr(args, n) is not None]
+        more = ("verifier_ckpt", models[alias]["flag"], *GENERATING)
+        flags += [n for n in more if getattr(args, n) not in (None, False)]
         if flags:
             listed = ", ".join(f"--{flag}" for flag in flags)
             notes.append(f"texts are scored, not generated: {listed} have no effect")

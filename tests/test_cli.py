@@ -148,8 +148,19 @@ def test_worked_examples_of_the_chat_form_of_mbpp_answer_as_it_asks(run):
 
 def test_prompt_flags_have_no_effect_on_given_texts_and_say_so(run, mini, tmp_path):
     texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": i, "text": "1"} for i in range(3)])
-    code, _, err = run(mini, "--predictions", texts, "--no_chat_template", "--num_fewshot", "1")
-    assert code == 0 and "--num_fewshot, --no_chat_template have no effect" in err
+    more = ["--no_chat_template", "--num_fewshot", "1", "--seed", "3", "--compile"]
+    code, _, err = run(mini, "--predictions", texts, *more)
+    flags = "--num_fewshot, --no_chat_template, --llada_ckpt, --dtype, --seed, --compile"
+    assert code == 0 and f"{flags} have no effect" in err
+
+
+def test_given_texts_start_no_workers(run, mini, tmp_path, monkeypatch):
+    """One was started and ended again, which printed that the run was ended by SIGTERM."""
+    monkeypatch.setattr("experiment.run.WorkerPool", lambda *_: pytest.fail("a worker starts"))
+    texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": i, "text": "1"} for i in range(3)])
+    words = mini.replace("--device cpu", "--devices cpu,cpu")
+    code, out, _ = run(words, "--predictions", texts)
+    assert code == 0 and "complete, 3 samples" in out
 
 
 def test_a_checkpoint_of_another_model_is_noted(run, mini):
@@ -370,6 +381,10 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         (
             "--task gsm8k",
             ["--model_alias is required; there are: llada, llada1.5, dream, diffucoder"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --show_prompt 3 --dry_run",
+            ["--dry_run and --show_prompt: each prints something; give one of them"],
         ),
         (
             "--model_alias lada --task gsm8k",
