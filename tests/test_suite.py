@@ -1,5 +1,6 @@
 """The suite: its experiments, their states, and that running them loses and repeats nothing."""
 
+import errno
 import hashlib
 import io
 import json
@@ -916,6 +917,23 @@ def test_a_claimed_experiment_is_not_taken_by_a_second_suite(tmp_path):
     assert Lease(out, [one], workers=1).mine == [one] and not living.exists()
     # suites that share a run have them in common
     assert Lease(out, [one], workers=1, run="r").mine == [one]
+
+
+def test_a_directory_that_another_user_wrote_to_keeps_its_records(tmp_path, monkeypatch):
+    """In a directory with the sticky bit every suite of a second user ended with an error."""
+    [one], out = chosen(tmp_path), tmp_path / "out"
+    first = Lease(out, [one], workers=1)
+    first.release()
+    old = first.path.rename(first.path.with_name("sweep-here-1.json"))
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    assert Lease(out, [one], workers=1).mine == [one] and old.exists()
+    (out / "logs" / "sweep.log").mkdir()  # cannot be written, not even by root
+    with pytest.raises(OutputError, match="sweep.log: Is a directory; give another --output_dir"):
+        SuiteLog(out)("text")
 
 
 def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(tmp_path):
