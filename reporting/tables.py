@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
 from decoding.option import Option, options_in
-from reporting.data import Result, curve_labels, curve_parts, curves, method_label, pooled
+from reporting.data import Result, curve_labels, curves, method_label, pooled
 from reporting.stats import (
     AUP,
     AUP_RESAMPLES,
@@ -129,7 +129,6 @@ def result_table(results: Sequence[Result]) -> Table:
     The strict re-check, and the spread over seeds, have a column if a result has them.
     """
     shown = pooled(results)
-    methods = _methods(shown)
     pool_of = {id(member): pool for pool in shown for member in pool.members}
 
     def difference(r: Result) -> str:
@@ -149,7 +148,7 @@ def result_table(results: Sequence[Result]) -> Table:
         "task": lambda r: r.task,
         "model": lambda r: r.model,
         "protocol": lambda r: r.config["protocol"],
-        "algorithm": lambda r: methods[id(r)],
+        "algorithm": lambda r: r.algorithm,
         "K": lambda r: r.k_text,
         "accuracy % [95 %]": lambda r: interval(r.value, r.low, r.high, 1 if r.accuracy else 3),
         **(seeds if pool_of else {}),
@@ -216,20 +215,6 @@ def result_table(results: Sequence[Result]) -> Table:
     fields |= _option_fields(results, fields)
     notes, about = _result_notes(shown), lambda r: (r,)
     return make_table("Results", shown, columns, fields, notes, results, about, folds=folds)
-
-
-def _methods(results: Sequence[Result]) -> dict[int, str]:
-    """id() of a result -> its algorithm, with the settings that tell it from equal lines."""
-    alike: dict[tuple[str, ...], list[Result]] = {}
-    for r in results:
-        line = (r.task, r.model, r.config["protocol"], r.algorithm, r.k_text)
-        alike.setdefault(line, []).append(r)
-    found = {}
-    for group in alike.values():
-        for r, parts in zip(group, curve_parts([[r] for r in group]), strict=True):
-            own = [text for name, text in parts.items() if name not in ("model", "algorithm")]
-            found[id(r)] = ", ".join([r.algorithm, *own])
-    return found
 
 
 def fraction(result: Result, value: float | None) -> float | None:

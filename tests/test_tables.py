@@ -47,21 +47,6 @@ def test_a_table_fits_the_terminal(many, name, columns):
     assert max(map(len, whole.splitlines())) > columns and "Too wide" not in whole
 
 
-def test_lines_that_would_read_alike_name_what_differs(tmp_path):
-    """Two versions of a rule of one's own, two files of texts: nobody could tell which is which."""
-    for n in "12":
-        save(tmp_path, plugins=({"path": "/my_rule.py", "sha256": n * 64},), tag=n)
-        save(tmp_path, predictions=n * 64, tag=n)
-    save(tmp_path, k=2)
-    save(tmp_path, gen_length=64, tag="short")
-    table = result_table(read_all([tmp_path])[0])
-    shown = [row[table.columns.index("algorithm")] for row in table.rows]
-    assert len(set(shown)) == len(shown) == 6  # K has a column
-    assert shown.count("low_confidence") == 1 and "low_confidence, gen_length 64" in shown
-    assert sum(text.startswith("low_confidence, gen_length 256, plugins ") for text in shown) == 2
-    assert sum(text.startswith("predictions, id ") for text in shown) == 2
-
-
 def test_columns_fold_in_a_stated_order(many):
     text = to_text(result_table(many), 80)
     heads = text.splitlines()[2]
