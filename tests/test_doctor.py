@@ -178,7 +178,8 @@ def test_what_is_broken_has_an_exit_code_and_does_not_hide_the_rest(quick, capsy
     assert quick("--device", "cuda") == 3
     out = capsys.readouterr().out
     assert lines_of(out) | {"device": "broken", "memory": "ok", "disk": "ok"} == lines_of(out)
-    assert "--device cpu runs on the" in out and out.endswith("\nbroken: device\n")
+    assert "--device cpu runs on the" in " ".join(out.split())  # its lines depend on the PyTorch
+    assert out.endswith("\nbroken: device\n")
     monkeypatch.setattr(doctor, "visible_gpus", lambda: ["0", "1"])
     assert (
         quick() == 3 and "2 GPUs by CUDA_VISIBLE_DEVICES or nvidia-smi" in capsys.readouterr().out
