@@ -76,8 +76,8 @@ STATES = {
     "scoring": "",
     "to score": "has every answer and waits to be scored",
     "queued": "waits for a worker of its suite",
-    "begun": "has samples and waits for a suite that goes on",
-    "not begun": "waits for a suite",
+    "begun": "has samples, and no suite is running it",
+    "not begun": "no suite is running it",
     "failed": "",
 }
 
