@@ -52,7 +52,7 @@ exit codes:
   0 complete   2 usage or configuration   3 environment (no GPU, no sandbox)   4 data or checkpoint
   5 finished, but some samples failed   74 not writable or disk full   \
 75 another process has the job
-  128+n ended by signal n
+  1 unforeseen error   128+n ended by signal n
 """
 
 
@@ -205,8 +205,8 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         EVALUATED,
         "plugin",
         "FILE.py",
-        "Import a file of your own that adds models, benchmarks, algorithms or families; may be "
-        "repeated. See docs/extending.md.",
+        "Import a file of your own that adds models, benchmarks, algorithms, families or "
+        "estimators; may be repeated. See docs/extending.md.",
         action="append",
         default=[],
     )
