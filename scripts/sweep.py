@@ -216,8 +216,8 @@ def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
     listed = argument_sets(replace(selection, extra=()))
     if plugins.paths_in([*selection.extra, *(word for words in listed for word in words)]):
         raise UsageError(
-            "progress imports no --plugin; without filters it shows the last suites from their "
-            "records"
+            "progress does not import a --plugin; without filters it shows the last suites from "
+            "their records"
         )
     return [Watcher(e) for e in select(selection)], workers
 
@@ -284,7 +284,8 @@ def request_of(args: argparse.Namespace) -> JobRequest | None:
         request.options()
         return request
     if given:
-        raise UsageError(f"{' and '.join(map(_flag, given))}: only for --engine slurm")
+        flags = " and ".join(map(_flag, given))
+        raise UsageError(f"{flags}: only for --engine slurm; give it too, or leave them out")
     return None
 
 
