@@ -258,7 +258,7 @@ def _repeats_problems(args: Namespace, decode: DecodeConfig | None, spec: TaskSp
         if spec.kind == "choice":
             why = f"{spec.name} is scored by likelihood, nothing is sampled; leave it out"
         elif args.predictions is not None:
-            why = "--predictions has one text a document; leave one of them out"
+            why = "--predictions has one text per document; leave one of them out"
         elif decode is not None and decode.temperature == 0:
             why = "all samples of a document are the same at temperature 0; --temperature 0.2 draws"
     return [f"--repeats {args.repeats}: {why}"] if why else []
