@@ -226,7 +226,7 @@ def _leaving(flags: _Flags) -> None:
     group.add_argument(
         "--dry_run",
         action="store_true",
-        help="Print the configuration, the schedule and the path of the result, and leave. "
+        help="Print the configuration, the schedule and the path of the result, and exit. "
         "Loads nothing.",
     )
     group.add_argument(
@@ -235,16 +235,16 @@ def _leaving(flags: _Flags) -> None:
         nargs="?",
         const=0,
         type=flags._reader("show_prompt", Option(0, "", whole=True)),
-        help="Print the prompt of a document (default 0) as the model gets it, its tokens and its "
-        "stop strings, and leave. Reads the tokenizer, no weights.",
+        help="Print the prompt of a document (default 0) as the model gets it, its length and its "
+        "stop strings, and exit. Reads the tokenizer, no weights.",
     )
     group.add_argument(
-        "--print_output_path", action="store_true", help="Print the path of the result, and leave."
+        "--print_output_path", action="store_true", help="Print the path of the result, and exit."
     )
     group.add_argument(
         "--debug", action="store_true", help="Print tracebacks where something fails."
     )
-    group.add_argument("--version", action=_Version, help="Print the versions, and leave.")
+    group.add_argument("--version", action=_Version, help="Print the versions, and exit.")
 
 
 def _from_tables(name: str) -> str:

@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="processes that generate (default: one for each visible GPU, or one on the CPU); if "
         "there are more workers than GPUs, they share the GPUs",
     )
-    text = "check the options, print the directory of the results and leave"
+    text = "check the options, print the directory of the results and exit"
     run.add_argument("--check", action="store_true", help=text)
     slurm = run.add_argument_group("for --engine slurm")
     for name, (kind, text) in SLURM.items():
