@@ -216,8 +216,8 @@ def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
     listed = argument_sets(replace(selection, extra=()))
     if plugins.paths_in([*selection.extra, *(word for words in listed for word in words)]):
         raise UsageError(
-            "progress does not import a --plugin; without filters it shows the last suites from "
-            "their records"
+            "progress imports no --plugin; without filters it shows the last suites from their "
+            "records"
         )
     return [Watcher(e) for e in select(selection)], workers
 

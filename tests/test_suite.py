@@ -977,7 +977,7 @@ def test_a_plugin_reaches_workers_and_tasks_and_progress_does_not_import_it(tmp_
     for filters in (["--extra", f"--plugin {plugin}"], ["--file", str(tmp_path / "my.yaml")]):
         (tmp_path / "my.yaml").write_text(f"- --model_alias llada --task gsm8k --plugin {plugin}")
         assert main(["progress", "--output_dir", out, *filters]) == 2
-        assert "progress does not import a --plugin" in capsys.readouterr().err
+        assert "progress imports no --plugin" in capsys.readouterr().err
     argv = ["--model_alias", "llada", "--task", "gsm8k", "--alg", "mine", "--plugin", str(plugin)]
     plan = {"run": "r", "output_dir": out, "workers": 1, "gpus": 0, "shares": [[argv]]}
     plan["plugins"] = {str(plugin): hashlib.sha256(RULE.encode()).hexdigest()}
