@@ -25,16 +25,16 @@ EVALUATED = "what is evaluated"
 
 STRICT = Option(
     False,
-    "Run each program that passes a second time with its tests out of its reach, and report "
-    "pass@1_strict too. A finished result is judged again without decoding.",
+    "Run each passed program again, in a process that cannot reach its tests, and also report "
+    "pass@1_strict. A finished result is judged again without decoding.",
     switch=True,
     group=RUNNING,
 )
 
 REPEATS = Option(
     1,
-    "Samples a document, for a temperature above 0; each has random numbers of its own. Metrics "
-    "are means over the samples, and code has pass@k for k = 2, 4, ... and N. Samples of a "
+    "Samples per document, at a temperature above 0; each has random numbers of its own. Metrics "
+    "are means over the samples; code also has pass@k for k = 2, 4, ... and N. Samples of a "
     "smaller N are reused.",
     whole=True,
     low=1,
@@ -112,9 +112,9 @@ class RunConfig:
     )
     compile: bool = option(
         False,
-        "Compile the model's layers with torch.compile. It is faster on a GPU and changes the "
-        "rounding, so tokens may change: the result belongs to another configuration. Where it "
-        "does not work, the run goes on without it.",
+        "Compile the model's layers with torch.compile, for speed on a GPU. It changes the "
+        "rounding, so tokens may change and the result belongs to another configuration. If it "
+        "does not work, a note says so and the run goes on without it.",
         switch=True,
         group=PRECISION,
     )
@@ -259,9 +259,10 @@ class Settings:
     )
     batch_size: int | str | None = option(
         None,
-        "Samples in flight at a time; auto takes as many as fit into free memory and help. At "
-        "float32 it changes no token. Default: 1 on a GPU, 8 on a CPU. Of likelihoods the rows in "
-        "one forward pass; default: auto on a GPU, 32 on a CPU.",
+        "Samples that are decoded at a time. auto takes as many as fit into the free memory of a "
+        "GPU and make it faster; on a CPU it is 1. At float32 no token depends on it. Default: 1 "
+        "on a GPU, 8 on a CPU. For likelihoods: rows per forward pass; default: auto on a GPU, 32 "
+        "on a CPU.",
         whole=True,
         low=1,
         words=("auto",),
@@ -277,8 +278,8 @@ class Settings:
     devices: str | None = option(
         None,
         "Share the samples among processes on this node, one for each device of a list such as "
-        "0,1,2,3 or cpu,cpu. The result is that of one process. torchrun and accelerate launch do "
-        "not need it.",
+        "0,1,2,3 or cpu,cpu. The result is that of one process. Not together with torchrun or "
+        "accelerate launch, which start the processes themselves.",
         type=str,
         metavar="LIST",
         group=RUNNING,
@@ -292,9 +293,9 @@ class Settings:
     )
     unsafe_exec: str | None = option(
         None,
-        "Run generated code also where it cannot be confined: fs accepts that it can read and "
-        "write your files, all that it can do what you can do. Not needed where the sandbox works; "
-        "the run prints what it found.",
+        "Run generated code although it cannot be confined: 'fs' accepts that it can read and "
+        "write your files, 'all' that it can do anything that you can do. Not needed where the "
+        "sandbox works; the run prints what it found.",
         choices=("fs", "all"),
         group=RUNNING,
     )
@@ -308,8 +309,9 @@ class Settings:
     )
     data_dir: Path | None = option(
         None,
-        "Directory with the benchmarks' original files, to run without a network. Default: the "
-        "environment variable DLLMEXP_DATA_DIR; without it, data comes from the hub.",
+        "Directory with the benchmarks' original files, to run without a network; docs/slurm.md "
+        "says where to get them. Default: the environment variable DLLMEXP_DATA_DIR; without it, "
+        "data comes from the hub.",
         type=Path,
         metavar="DIR",
         group=RUNNING,

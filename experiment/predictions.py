@@ -70,7 +70,7 @@ def read_predictions(
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         problems.append(
             f"{path}: no text for {len(missing)} of {len(wanted)} documents, doc_id {shown}; "
-            "--limit N needs 0 to N-1 only"
+            "add them, or give --limit N to score documents 0 to N-1 only"
         )
     if problems:
         raise BadDataError(problems)

@@ -214,7 +214,7 @@ def _task(job: Job):
         add_strict(task)
     if (n := config.repeats) > 1:
         if (own := task.config.repeats) > 1:
-            why = f"{spec.name} takes {own} samples a document itself; leave it out"
+            why = f"{spec.name} already takes {own} samples per document; leave it out"
             raise UsageError(f"--repeats {n}: {why}")
         task.set_config("repeats", n)
         if spec.kind == "code":

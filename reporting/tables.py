@@ -462,8 +462,11 @@ def comparison_table(
         "ci95_low": ("low end of its 95 % interval", lambda c: c.found.low),
         "ci95_high": ("high end of its 95 % interval", lambda c: c.found.high),
         "p": ("two-sided p-value", lambda c: c.found.p),
-        "only_a": ("documents that only A answers; empty for the bootstrap", _only("only_a")),
-        "only_b": ("documents that only B answers", _only("only_b")),
+        "only_a": (
+            "documents that only A answers correctly; empty for the bootstrap",
+            _only("only_a"),
+        ),
+        "only_b": ("documents that only B answers correctly", _only("only_b")),
         "test": ("McNemar exact, or paired bootstrap", lambda c: c.found.test),
         "verdict": ("A higher, B higher or not distinguishable", _verdict),
         "machine_a": ("devices that made A's samples", lambda c: c.a.machine),

@@ -156,8 +156,8 @@ def _problem(name: str, config: Mapping[str, Any]) -> str | None:
         return f"lm-eval's task {name} is a class in Python; only those in YAML can be run"
     if asks not in ("generate_until", *CHOICE):
         return (
-            f"lm-eval's task {name} asks for {asks}, the likelihood of whole documents, which a "
-            "masked-diffusion model has no estimator for; generation and multiple choice can be run"
+            f"lm-eval's task {name} asks for {asks}, the likelihood of whole documents, which is "
+            "not supported; generation and multiple choice can be run"
         )
     if config.get("unsafe_code"):  # loading alone asks the hub for a scorer and tries it out
         ours = next((one for one in IN_SANDBOX if name.startswith(one)), "humaneval")

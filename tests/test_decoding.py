@@ -786,7 +786,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
         (
             "llada",
             dict(alg_temp=0.5),
-            "low_confidence has no drawn order; these have: maskgit_plus, topk_margin, entropy",
+            "low_confidence does not draw positions; these do: maskgit_plus, topk_margin, entropy",
         ),
         (
             "llada",

@@ -182,7 +182,7 @@ def test_what_is_broken_has_an_exit_code_and_does_not_hide_the_rest(quick, capsy
     assert out.endswith("\nbroken: device\n")
     monkeypatch.setattr(doctor, "visible_gpus", lambda: ["0", "1"])
     assert (
-        quick() == 3 and "2 GPUs by CUDA_VISIBLE_DEVICES or nvidia-smi" in capsys.readouterr().out
+        quick() == 3 and "CUDA_VISIBLE_DEVICES or nvidia-smi list 2 GPUs" in capsys.readouterr().out
     )
     assert quick("--device", "cpu") == 0 and lines_of(capsys.readouterr().out)["device"] == "ok"
 

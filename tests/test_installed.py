@@ -157,7 +157,7 @@ def test_generated_code_is_never_run_in_this_process(hub, tmp_path, capsys, name
 
 def test_predictions_are_for_the_four_benchmarks(tmp_path, capsys):
     assert run(tmp_path, "triviaqa", "--predictions", "x.jsonl") == 2
-    assert "--predictions: only for humaneval" in capsys.readouterr().err
+    assert "--predictions: not for lm_eval:triviaqa, only for humaneval" in capsys.readouterr().err
 
 
 def swallow():
