@@ -260,9 +260,9 @@ class Settings:
     batch_size: int | str | None = option(
         None,
         "Samples that are decoded at a time. auto takes as many as fit into the free memory of a "
-        "GPU and make it faster; on a CPU it is 1. At float32 no token depends on it. Default: 1 "
-        "on a GPU, 8 on a CPU. For likelihoods: rows per forward pass; default: auto on a GPU, 32 "
-        "on a CPU.",
+        "GPU and make it faster; on a CPU it is the default. At float32 no token depends on it. "
+        "Default: 1 on a GPU, 8 on a CPU. For likelihoods: rows per forward pass; default: auto on "
+        "a GPU, 32 on a CPU.",
         whole=True,
         low=1,
         words=("auto",),

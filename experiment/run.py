@@ -23,6 +23,7 @@ from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.text import token_texts
 from experiment.workers import WorkerInfo, WorkerPool
+from models.cost import CPU_ROWS
 from models.files import download
 from tasks import build_task
 from tasks.installed import headline_of
@@ -46,8 +47,7 @@ if TYPE_CHECKING:
     from models import Transformer
 
 GetModel = Callable[..., "_ProfilingHarness"]  # eval.get_model
-CPU_BATCH = 8  # samples in flight on a CPU, which one sample does not keep busy
-CPU_ROWS = 32  # rows of likelihoods in one forward pass on a CPU
+CPU_LIKELIHOODS = 32  # rows of likelihoods in one forward pass on a CPU
 MOST_JUDGES = 4  # a GPU does not write more programs than these judge
 
 
@@ -104,11 +104,13 @@ def run_job(
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
+    asked, on_cpu = job.batch_size, device == "cpu"
     if job.config.likelihood is not None:  # a row takes part in one pass, not in hundreds
-        usual = CPU_ROWS if device == "cpu" else "auto"
+        usual = CPU_LIKELIHOODS if on_cpu else "auto"
     else:
-        usual = CPU_BATCH if device == "cpu" else 1
-    job = replace(job, batch_size=job.config.timed_batch or job.batch_size or usual)
+        usual = CPU_ROWS if on_cpu else 1
+    asked = None if on_cpu and asked == "auto" else asked
+    job = replace(job, batch_size=job.config.timed_batch or asked or usual)
     if worker.leads:
         say(summary(job, device))
     result = execute(job, texts, device, worker, _worker_argv(argv), host, get_model)

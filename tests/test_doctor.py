@@ -169,8 +169,8 @@ def test_every_check_fits_eighty_columns_and_is_in_the_json(capsys, tmp_path):
         "alias": "tiny-llada",
         "weights_bytes": tiny["more"]["weights_bytes"],
         "canvas": 24,
-        "auto": 1,
-        "auto_dual": 1,
+        "auto": 8,
+        "auto_dual": 8,
     }
 
 
@@ -251,7 +251,7 @@ def test_what_fits_is_reckoned_without_a_download_of_weights(conformance_dir, tm
         here = findings(hub.environ(tmp_path / "home"))
         assert not [path for _, path, _ in hub.asked if path.endswith(".safetensors")]
     assert here["hub"]["state"] == here["llada"]["state"] == "ok"
-    assert "auto on cpu: 1 sample" in here["llada"]["text"] and here["llada"]["more"]["auto"] == 1
+    assert "auto on cpu: 8 samples" in here["llada"]["text"] and here["llada"]["more"]["auto"] == 8
     gone = findings(hub.environ(tmp_path / "other", HF_ENDPOINT="http://127.0.0.1:9"))
     assert gone["hub"]["state"] == gone["llada"]["state"] == "note"
     assert "does not answer" in gone["hub"]["text"] and "--llada_ckpt DIR" in gone["llada"]["text"]
