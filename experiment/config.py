@@ -51,7 +51,8 @@ SCORING = {"role": "scoring"}  # part of the result id alone
 class RunConfig:
     """Everything that decides the numbers of an experiment, with all defaults resolved.
 
-    num_fewshot, chat_template, system: how prompts are made, see tasks.protocols.Protocol.
+    num_fewshot, chat_template, system, start_token: how prompts are made, see
+                 tasks.protocols.Protocol.
     decode:      how answers are generated; None where none are.
     likelihood:  how log-likelihoods are computed; None where answers are generated or given.
     fingerprint: of the checkpoint, see models.fingerprint; None where it is not known or not used.
@@ -135,6 +136,7 @@ class RunConfig:
     plugins: tuple[dict[str, str], ...] = ()
     harness: dict[str, str] | None = None
     likelihood: LikelihoodConfig | None = None
+    start_token: bool = False
     extraction: str | None = field(default=None, metadata=SCORING)
     strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
     repeats: int = field(default=1, metadata=SCORING | {"option": REPEATS})
