@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import sandbox
 from experiment.arguments import Models
-from experiment.checks import check_inputs, choose_device, finished_result, open_store, say
+from experiment.checks import (
+    check_inputs,
+    choose_device,
+    finished_result,
+    open_store,
+    own_result,
+    say,
+)
 from experiment.describe import summary
 from experiment.export import export
 from experiment.identity import agree_ranks, rows_identity
@@ -184,6 +191,7 @@ def execute(
                 "total_seconds": time.monotonic() - clock,
             }
             result = _result(job, task, lm, logged, cache, times | machine)
+            own_result(job)  # raises where a run of the same name has ended since this one began
             atomic_write_json(job.path, result)
             if job.export:
                 say(export(job, result, found[0], lm, task))
