@@ -505,14 +505,16 @@ def curves(results: Iterable[Result]) -> list[list[Result]]:
 
 # settings in the order in which labels name them; the others follow by name
 NAMED_FIRST = ("algorithm", "kv_cache", "kv_window")
+# what makes another method of it on any task; canvas, blocks or examples may be a task's own
+METHOD = {"algorithm", *(n for n, o in options_in(DecodeConfig).items() if o.name is not None)}
 DEFAULTS = {n: o.default for kind in (DecodeConfig, RunConfig) for n, o in options_in(kind).items()}
 
 
 def curve_parts(group: Sequence[Sequence[Result]]) -> list[dict[str, str]]:
     """For each curve {"model": ..., setting: text}, with the settings that tell it from others.
 
-    A setting is named if two curves on one task, equal in what is named so far, differ in it, and
-    only where it is not the default.
+    A setting is named if two curves, equal in what is named so far, differ in it on one task, or
+    on any tasks where it makes another method, and only where it is not the default.
     """
     firsts = [curve[0] for curve in group]
     parts = [{"model": result.model} for result in firsts]
@@ -524,7 +526,7 @@ def curve_parts(group: Sequence[Sequence[Result]]) -> list[dict[str, str]]:
             alike.setdefault(tuple(part.items()), []).append(i)
         for members in alike.values():
             pairs = combinations([firsts[i] for i in members], 2)
-            if any(a.task == b.task and _differ(a.settings, b.settings, name) for a, b in pairs):
+            if any(_tell(a, b, name) for a, b in pairs):
                 for i in members:
                     if (value := firsts[i].settings.get(name)) not in (None, DEFAULTS.get(name)):
                         parts[i][name] = _part(name, value)
@@ -534,6 +536,29 @@ def curve_parts(group: Sequence[Sequence[Result]]) -> list[dict[str, str]]:
 def curve_labels(group: Sequence[Sequence[Result]]) -> list[str]:
     """A label for each curve: the model, and the settings that tell its curves apart."""
     return [", ".join(part.values()) for part in curve_parts(group)]
+
+
+def distinctions(results: Sequence[Result]) -> list[str]:
+    """For each result the settings that tell it from those with the same cells in a table."""
+    alike: dict[tuple, list[Result]] = {}
+    for r in results:
+        shown = (r.task, r.model, r.config["protocol"], r.algorithm, r.k_text)
+        alike.setdefault(shown, []).append(r)
+    parts: dict[int, str] = {}
+    for group in alike.values():
+        pairs = list(combinations([r.settings for r in group], 2))
+        names = {n for r in group for n in r.settings if any(_differ(a, b, n) for a, b in pairs)}
+        for r in group:
+            told = ((n, r.settings.get(n)) for n in sorted(names))
+            told = (_part(n, v) for n, v in told if v not in (None, DEFAULTS.get(n)))
+            parts[id(r)] = ", ".join(told)
+    return [parts[id(r)] for r in results]
+
+
+def _tell(a: Result, b: Result, name: str) -> bool:
+    """Whether a setting tells two curves apart."""
+    compared = a.task == b.task or (name in METHOD and None not in (a.k, b.k))
+    return compared and _differ(a.settings, b.settings, name)
 
 
 def _differ(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
