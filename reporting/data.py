@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from decoding.config import DecodeConfig, label_parts
 from decoding.option import options_in, written
-from experiment.config import RunConfig, identity_of
+from experiment.config import RunConfig, identity_of, ids_of
 from experiment.result import ORIGINALS, is_intact
 from experiment.sample import answers_of
 from experiment.statistics import estimate
@@ -91,6 +91,7 @@ class Result:
     tpf, tok_s: tokens per forward pass and per second; None for predictions.
     packed:    the samples, compressed for the HTML page.
     batches:   samples in flight -> tokens per second, of all files that hold this experiment.
+    outdated:  what another version of the program did differently: "decoded", "scored", or "".
     members:   of results that `pooled` put together, each of them; else ().
     spread:    standard deviation of the members' values; None without members.
     """
@@ -120,6 +121,7 @@ class Result:
     started: str
     packed: str
     batches: dict[int, float] = field(default_factory=dict)
+    outdated: str = ""
     members: tuple[Result, ...] = ()
     spread: float | None = None
 
@@ -284,7 +286,16 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
         started=str(meta.get("started", "")),
         packed=pack(content, metric),
         batches=_batches(meta, profile),
+        outdated=_outdated(content),
     )
+
+
+def _outdated(content: Mapping[str, Any]) -> str:
+    """See Result.outdated: the ids cover the versions of engine and scoring."""
+    generation, own = ids_of(content["config"])
+    if content["id"] == own:
+        return ""
+    return "scored" if content["generation_id"] == generation else "decoded"
 
 
 def _tokens_per_step(config: Mapping[str, Any]) -> float:
@@ -414,6 +425,12 @@ def remarks(results: Sequence[Result], skipped: Sequence[Skipped]) -> dict[str, 
     lists = {
         "Signs that a score measures the format of answers": [
             f"{result.name}: {warning}" for result in results for warning in result.warnings
+        ],
+        "Results of another version of this program, which may differ from the others": [
+            f"{result.path.name}: it is {result.outdated} otherwise now; the same command "
+            + ("runs it again" if result.outdated == "decoded" else "scores its kept samples again")
+            for result in results
+            if result.outdated
         ],
         "Files left out": [f"{s.path.name}: {s.reason}" for s in skipped],
     }
