@@ -21,7 +21,7 @@ from experiment.checks import (
 )
 from experiment.describe import summary
 from experiment.export import export
-from experiment.identity import agree_ranks, rows_identity
+from experiment.identity import agree_ranks, data_identity, rows_identity
 from experiment.resolve import Job
 from experiment.result import build_result, table
 from experiment.sample_cache import SampleCache, ShareDone
@@ -213,10 +213,11 @@ def _task(job: Job):
     spec, config = job.spec, job.config
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, config.prompt_form, config.num_fewshot)
-    if "rows" in config.data and rows_identity(spec, task.data) != config.data:
-        raise BadDataError(
-            f"data set {config.data['hub']} has changed since this run began; start it again"
-        )
+    hub = config.data.get("hub")
+    found = rows_identity(spec, task.data) if hub else data_identity(spec, job.data_dir)
+    if found != config.data:
+        name = f"data set {hub}" if hub else f"--data_dir {job.data_dir}"
+        raise BadDataError(f"{name} has changed since this run began; start it again")
     use_extraction(task, config.extraction)
     if config.strict_exec and spec.kind == "code":
         add_strict(task)

@@ -18,6 +18,7 @@ from causal import verifier_checkpoint
 from mini import LLADA, ROOT, gsm8k_dir
 
 import eval as cli
+import experiment.run
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
@@ -198,6 +199,19 @@ def test_a_run_replaces_no_result_that_another_configuration_has_written_meanwhi
     monkeypatch.setattr(models, "load_model", None)  # its samples are kept
     code, _ = run(data, out, "--system", "A", "--tag", "A")
     assert code == 0 and len(list(out.glob("*.json"))) == 2
+
+
+def test_data_that_changes_before_it_is_asked_ends_the_run(data, tmp_path, monkeypatch, capsys):
+    """The result would have the checksum of the old file and the verdicts of the new one."""
+    path, choose = data / "gsm8k" / "test.jsonl", experiment.run.choose_device
+
+    def slow(*arguments):
+        path.write_text(path.read_text().replace("#### 2", "#### 7"))
+        return choose(*arguments)
+
+    monkeypatch.setattr(experiment.run, "choose_device", slow)
+    assert run(data, tmp_path / "a") == (4, None)
+    assert "has changed since this run began" in capsys.readouterr().err
 
 
 def test_overwrite_ignores_what_is_kept_and_says_so(data, tmp_path, caplog):
