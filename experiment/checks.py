@@ -190,19 +190,27 @@ def finished_result(job: Job) -> dict[str, Any] | None:
     """The finished result of this configuration where there is one, else None.
 
     A result of the same generation that was scored otherwise is not finished: the run scores its
-    kept samples anew. Raises UsageError if another configuration's result is at the path, and
-    BadDataError if something else is.
+    kept samples anew. Raises as `own_result`.
     """
-    result = None if job.overwrite else load_result(job.path)
+    result, config = own_result(job), job.config
     if result is None:
         return None
-    config = job.config
     # a result that was judged strictly too is one that was judged
     if result["id"] in (config.result_id, replace(config, strict_exec=True).result_id):
         return result if result["status"] == "complete" else None
-    if result.get("generation_id") == job.config.generation_id:
-        say(f"{job.path} was scored in another way: its samples are scored anew")
-        return None
+    say(f"{job.path} was scored in another way: its samples are scored anew")
+    return None
+
+
+def own_result(job: Job) -> dict[str, Any] | None:
+    """The result at the job's path, None without one or with --overwrite.
+
+    Raises UsageError if another configuration's result is there, and BadDataError if something else
+    is.
+    """
+    result = None if job.overwrite else load_result(job.path)
+    if result is None or result["generation_id"] == job.config.generation_id:
+        return result
     differ = differing_keys(result["config"], job.config.as_dict())
     raise UsageError(
         f"{job.path} is the result of another configuration "

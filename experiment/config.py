@@ -51,7 +51,8 @@ SCORING = {"role": "scoring"}  # part of the result id alone
 class RunConfig:
     """Everything that decides the numbers of an experiment, with all defaults resolved.
 
-    num_fewshot, chat_template, system: how prompts are made, see tasks.protocols.Protocol.
+    num_fewshot, chat_template, system, start_token: how prompts are made, see
+                 tasks.protocols.Protocol.
     decode:      how answers are generated; None where none are.
     likelihood:  how log-likelihoods are computed; None where answers are generated or given.
     fingerprint: of the checkpoint, see models.fingerprint; None where it is not known or not used.
@@ -135,6 +136,7 @@ class RunConfig:
     plugins: tuple[dict[str, str], ...] = ()
     harness: dict[str, str] | None = None
     likelihood: LikelihoodConfig | None = None
+    start_token: bool = False
     extraction: str | None = field(default=None, metadata=SCORING)
     strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
     repeats: int = field(default=1, metadata=SCORING | {"option": REPEATS})
@@ -164,17 +166,23 @@ class RunConfig:
     @cached_property
     def result_id(self) -> str:
         """sha256 of the generation id and of everything that scoring reads."""
-        scoring = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.metadata.get("role") == "scoring"
-        }
-        if self.repeats == 1:  # a result without the flag has the id that it always had
-            del scoring["repeats"]
-        if "rows" in (self.data or {}):
-            scoring["rows"] = self.data["rows"]
-        versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
-        return sha256({"generation_id": self.generation_id} | scoring | versions)
+        return ids_of(self.as_dict())[1]
+
+
+def ids_of(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Generation id and result id of a flat configuration, by this version of the program."""
+    generation = sha256(identity_of(settings) | {"engine_version": ENGINE_VERSION})
+    scoring = {
+        f.name: settings.get(f.name, f.default)
+        for f in fields(RunConfig)
+        if f.metadata.get("role") == "scoring"
+    }
+    if scoring["repeats"] == 1:  # a result without the flag has the id that it always had
+        del scoring["repeats"]
+    if "rows" in (data := settings.get("data") or {}):
+        scoring["rows"] = data["rows"]
+    versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
+    return generation, sha256({"generation_id": generation} | scoring | versions)
 
 
 def _is_silent(setting, config: RunConfig) -> bool:

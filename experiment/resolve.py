@@ -144,6 +144,7 @@ def resolve(
         task=spec.name,
         protocol=proto.name,
         prompt_form=proto.form,
+        start_token=proto.start_token,
         extraction=proto.extraction,
         decode=None if predictions or decode is None else decode.at_its_temperature(),
         likelihood=likelihood,

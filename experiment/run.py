@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import sandbox
 from experiment.arguments import Models
-from experiment.checks import check_inputs, choose_device, finished_result, open_store, say
+from experiment.checks import (
+    check_inputs,
+    choose_device,
+    finished_result,
+    open_store,
+    own_result,
+    say,
+)
 from experiment.describe import summary
 from experiment.export import export
-from experiment.identity import agree_ranks, rows_identity
+from experiment.identity import agree_ranks, data_identity, rows_identity
 from experiment.resolve import Job
 from experiment.result import build_result, table
 from experiment.sample_cache import SampleCache, ShareDone
@@ -186,6 +193,7 @@ def execute(
                 "total_seconds": time.monotonic() - clock,
             }
             result = _result(job, task, lm, logged, cache, times | machine)
+            own_result(job)  # raises where a run of the same name has ended since this one began
             atomic_write_json(job.path, result)
             if job.export:
                 say(export(job, result, found[0], lm, task))
@@ -207,10 +215,11 @@ def _task(job: Job):
     spec, config = job.spec, job.config
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, config.prompt_form, config.num_fewshot)
-    if "rows" in config.data and rows_identity(spec, task.data) != config.data:
-        raise BadDataError(
-            f"data set {config.data['hub']} has changed since this run began; start it again"
-        )
+    hub = config.data.get("hub")
+    found = rows_identity(spec, task.data) if hub else data_identity(spec, job.data_dir)
+    if found != config.data:
+        name = f"data set {hub}" if hub else f"--data_dir {job.data_dir}"
+        raise BadDataError(f"{name} has changed since this run began; start it again")
     use_extraction(task, config.extraction)
     if config.strict_exec and spec.kind == "code":
         add_strict(task)

@@ -8,11 +8,13 @@ is one run with a score of each of its tasks, see tasks/group.py.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tasks.base import PromptForm, TaskSpec, read_definition, tasks_dir, with_in
 from tasks.data import Data, DataError
 from tasks.group import group_task
 from tasks.protocols import PREFIX
-from utils import UsageError, nearest
+from utils import UsageError, file_sha256, nearest
 
 FORM = "lm_eval"
 NOTE = (
@@ -139,6 +141,28 @@ def members_of(name: str) -> tuple[Member, ...]:
         f"--task {PREFIX}{name:.60}: the installed lm-eval has no such task"
         f"{nearest(name, [*tasks, *groups, *tags])}"
     )
+
+
+def definition_of(task: str) -> dict[str, Any]:
+    """What decides how `lm_eval:<name>` asks and scores, ready for JSON; no function is imported.
+
+    The files that define its tasks, the functions beside them, a group's changes, and lm-eval's
+    version, which stands for its filters and metrics.
+    """
+    members = members_of(task.removeprefix(PREFIX))
+    files = {file for one in members for file in _files_of(one.path)}
+    return {
+        "lm_eval": version("lm_eval"),
+        "files": {os.path.relpath(f, tasks_dir()): file_sha256(f) for f in sorted(files)},
+        "changes": {one.name: json.dumps(dict(one.changes), default=str) for one in members},
+    }
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """A definition, those that it includes, and the modules beside them."""
+    yield from (path, *path.parent.glob("*.py"))
+    for name in _list(read_definition(path.read_bytes()).get("include")):
+        yield from _files_of(Path(os.path.normpath(path.parent / name)))
 
 
 # of a group's definition; what else it says is for each of its tasks
