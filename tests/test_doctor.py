@@ -90,7 +90,7 @@ def test_auto_is_reckoned_where_nothing_is_probed(monkeypatch, model):
     reckoned = (int(5 * GIB * 0.8) - GIB) // row_bytes(model.config, 712, 32, 2)
     assert fitting_rows(model, 712, 32, False) == min(6, reckoned) and not memory.probed
     model.device = torch.device("cpu")
-    assert fitting_rows(model, 712, 32, False, probe=memory.probe) == 1 and not memory.probed
+    assert fitting_rows(model, 712, 32, False, probe=memory.probe) == 8 and not memory.probed
 
 
 def test_auto_is_one_where_two_samples_do_not_fit(monkeypatch, model):
