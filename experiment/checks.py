@@ -80,7 +80,7 @@ def check_inputs(
         _check_checkpoints(config, checkpoint_flag, notes, errors)
     elif not problems:  # without good data the number of documents is not known
         try:
-            texts = read_predictions(job.predictions, n_docs, job.limit, task_ids, notes)
+            texts = read_predictions(job.predictions, n_docs, job.limit, task_ids, notes, spec.name)
         except BadDataError as error:
             errors.append(error)
     if (job.data_dir is None or spec.foreign) and not errors:  # last: it may download
