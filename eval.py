@@ -234,7 +234,7 @@ def get_model(
             f"checkpoint {run.checkpoint} has no chat template, which the {run.protocol} "
             "protocol needs; --no_chat_template asks without one"
         )
-    if job.protocol.start_token and tokenizer.bos_token is None:
+    if run.start_token and tokenizer.bos_token is None:
         raise BadDataError(
             f"checkpoint {run.checkpoint} has no start token (bos_token of tokenizer_config.json), "
             f"with which {run.model_alias} begins its prompts"
@@ -253,7 +253,7 @@ def get_model(
         device=device,
         seed=run.seed,
         prefill=task.prefill,
-        start=tokenizer.bos_token if job.protocol.start_token else "",
+        start=tokenizer.bos_token if run.start_token else "",
         likelihood=run.likelihood,
         greedy=reads_greedy(task),
         cache=cache,

@@ -38,7 +38,7 @@ from experiment.sample import Request, Sample
 from experiment.text import read_answer, stops_of, text_is_final, text_of
 from models import FAMILIES
 from models.cost import fitting_rows
-from utils import BadDataError, UsageError, canonical_json, sample_seed
+from utils import BadDataError, UsageError, canonical_json, numbered, sample_seed
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -242,9 +242,9 @@ class _ProfilingHarness(HFLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False):
         """Raises UsageError."""
         raise UsageError(
-            "loglikelihood_rolling: the likelihood of a whole document, which perplexity needs, is "
-            "not defined for a masked-diffusion model, and its authors publish none; a task that "
-            "asks for loglikelihood or multiple_choice can be run"
+            "loglikelihood_rolling (perplexity of whole documents) is not supported: the bounds of "
+            "windows do not add up to the bound of the text; a task that asks for loglikelihood or "
+            "multiple_choice can be run"
         )
 
     def _run(self, asked: list[Request], unit: str, disable_tqdm: bool) -> list[Sample]:
@@ -285,7 +285,8 @@ class _ProfilingHarness(HFLM):
         lost = [m["role"] for m in chat if m["content"].strip() not in text]
         if lost:
             raise BadDataError(
-                f"the checkpoint's chat template drops a message of role {lost[0]!r}"
+                f"the checkpoint's chat template drops the message of role {lost[0]!r}; leave out "
+                "--system, or give --no_chat_template"
             )
         return text + begun
 
@@ -392,8 +393,8 @@ class _ProfilingHarness(HFLM):
             verified = ALGORITHMS[self.decode_config.schedule.algorithm].verification is not None
             owner = "the model's or its verifier's" if verified else "the model's"
             raise UsageError(
-                f"{len(long)} prompts do not fit: with a canvas of {canvas} they exceed {owner} "
-                f"{room} positions; documents {shown}; a shorter --gen_length may help"
+                f"{numbered(len(long), 'prompt')} too long: with a canvas of {canvas} more than "
+                f"{owner} {room} positions; documents {shown}; give a shorter --gen_length"
             )
 
     def _solve(

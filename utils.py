@@ -61,7 +61,16 @@ NUMBER = re.compile(
 )
 NUMBER_ALONE = re.compile(rf"{NUMBER.pattern}%?\.?[ \t]*(?:\n|\Z)")  # on its line
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
-HASHES = re.compile(rf"####[ \t]*({NUMBER.pattern})(?![.:)][ \t]*\w)")  # not "#### 1. Add them"
+# not "#### 1. Add them"; in "#### 9 * 2 = 18" a calculation
+HASHES = re.compile(rf"####[ \t]*(?:\*\*)?({NUMBER.pattern})(?![.:)][ \t]*\w)")
+OPERATOR = re.compile(r"[ \t]*(?:[-+*/x\u2212\u00d7\u00f7]|\\times|\\cdot)")
+# "m^2" and "m^{2}"; what numbers a list in bold, "**2. Add:** 9 + 9 = 18"; marks that no number has
+EXPONENT = re.compile(r"\^[ \t]*(?:\{[^{}]*\}|-?\d+)")
+ITEM = re.compile(r"^[ \t]*(?:[-*+][ \t]+)?\*\*\d[.):](?=[ \t*][^\n]*\d)", re.MULTILINE)
+UNBOLD = re.compile(rf"\*\*(?!{NUMBER.pattern})|(?<=\w)\*\*")
+# "18 dollars (9 eggs * $2)": how it is calculated, without a result
+BRACKETS = re.compile(r"(?<!\\)\(([^()=]*)\)")
+CALCULATION = re.compile(r"[*+\u00d7\u00f7]|\\times|\\cdot|\d[ \t]*[x/][ \t]*\$?\d")
 ANSWER_IS = re.compile(r"\banswer(?:[ \t]+\w+){0,5}[ \t]+is\b:?\s*", re.IGNORECASE)
 ANSWER = re.compile(r"\banswer[ \t]*[:=]\s*", re.IGNORECASE)
 # "the total is 160 minutes, i.e. 2 hours": group 1 is the answer if no calculation follows it
@@ -79,7 +88,13 @@ GOES_ON = re.compile(
 RULED_OUT = re.compile(
     rf"\bnot\b(?:[^.!?;\n]{{0,60}}?\bbut\b|[ \t]+(?:{NUMBER.pattern}))", re.IGNORECASE
 )
-SENTENCE_END = re.compile(r"(?<!i\.e)(?<!e\.g)[.!?](?=\s|$)|\n")
+SENTENCE_END = re.compile(
+    r"(?<!i\.e)(?<!e\.g)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)[.!?](?=\s|$)|\n"
+)
+# what follows an answer that stands first
+EXPLANATION = re.compile(
+    r"^[ \t*#]*(?:Explanation|Reasoning|Justification|Solution)\b", re.MULTILINE | re.IGNORECASE
+)
 NEXT_QUESTION = re.compile(r"^(?:Question|Q):", re.MULTILINE)
 # a waiting line is nothing but names with one of BETWEEN between two of them
 NAME, BETWEEN = r"[^\W\d_a-z][\w'-]*", r"(?:,\s*(?:and\s+)?|\s+and\s+|\s*(?:->|\u2192)\s*)"
@@ -149,10 +164,11 @@ def gsm8k_number(answer: str) -> str | None:
 
     The first of these that is there: the last \\boxed{...}, the last "#### ...", what follows the
     last "the answer is" (or "Answer:" where a single sentence or a line with a number alone
-    follows), a bold number of the last line with a number, what its last sentence says that a
-    total, cost, price, sum, amount, result or profit is, the last number. Other sentences in which
-    the answer is not the last number are not told apart. A number after "not" is none, nor are
-    thoughts and a next question.
+    follows, apart from an explanation), a bold number of the last line with a number, what its last
+    sentence says that a total, cost, price, sum, amount, result or profit is, the last number.
+    Other sentences in which the answer is not the last number are not told apart. A number after
+    "not" is none, nor are thoughts, a next question, exponents, the bold number of a list's item
+    and a calculation in brackets without its result.
     """
     text, _ = answer_part(answer)
     for old, new in (("{,}", ","), ("\\,", ","), ("\\!", ""), ("\\$", "$"), ("\\%", "%")):
@@ -163,28 +179,34 @@ def gsm8k_number(answer: str) -> str | None:
     if question := NEXT_QUESTION.search(text, first.end()):
         text = text[: question.start()]
     text = text[-MAX_READ:]
-    kept = RULED_OUT.sub(" ", text)
-    text = kept if NUMBER.search(kept) else text
+    for pattern, to in ((RULED_OUT, " "), (EXPONENT, " "), (ITEM, " "), (BRACKETS, _no_answer)):
+        kept = pattern.sub(to, text)
+        text = kept if NUMBER.search(kept) else text
     for boxed in reversed(BOXED.findall(text)):
         if found := _result(boxed):
             return _plain(found)
-    plain = text.replace("**", "").replace("\\boxed", "")
+    plain = UNBOLD.sub("", text).replace("\\boxed", "")
     *_, last = [None, *HASHES.finditer(plain)]
     if last:
-        return _plain(NUMBER.search(last.group(1)))
+        rest = plain[last.end(1) :].partition("\n")[0]
+        found = NUMBER.search(last.group(1))
+        if OPERATOR.match(rest) and "=" in rest:
+            found = NUMBER.search(rest.rpartition("=")[2]) or found
+        return _plain(found)
     *_, last = [None, *ANSWER_IS.finditer(plain)]
     sentence = SENTENCE_END.split(plain[last.end() :], 1)[0] if last else ""
     if not NUMBER.search(sentence):
         *_, last = [None, *ANSWER.finditer(plain)]
-        rest = plain[last.end() :].strip() if last else ""
+        rest = EXPLANATION.split(plain[last.end() :], 1)[0].strip() if last else ""
         sentence, *more = SENTENCE_END.split(rest, 1)
-        if any(part.strip() for part in more) and not NUMBER_ALONE.match(rest):
+        alone = NUMBER_ALONE.match(rest.removeprefix("**"))
+        if any(re.search(r"[^\W_]", part) for part in more) and not alone:
             sentence = ""
     if found := _result(sentence):
         return _plain(found)
     for line in reversed(text.split("\n")):
         if numbers := list(NUMBER.finditer(line)):
-            if bold := [n for n in numbers if line[: n.start()].endswith("**")]:
+            if bold := _bold(line):
                 return _plain(bold[-1])
             sentence = next(s for s in reversed(SENTENCE_END.split(line)) if NUMBER.search(s))
             *_, total = [None, *TOTAL_IS.finditer(sentence)]
@@ -194,9 +216,25 @@ def gsm8k_number(answer: str) -> str | None:
     return None
 
 
+def _no_answer(brackets: re.Match) -> str:
+    """A calculation in brackets as nothing, other brackets as they are."""
+    inside = brackets.group(1)
+    calculates = CALCULATION.search(inside) and len(NUMBER.findall(inside)) > 1
+    return " " if calculates else brackets.group()
+
+
 def _result(text: str) -> re.Match | None:
-    """The first number behind the last sign of equality: 18 in "9 * 2 = 18 dollars"."""
+    """The first number behind the last sign of equality: 18 in "9 * 2 = 18 dollars".
+
+    Without such a sign it is the only number in bold, if there is one.
+    """
+    if "=" not in text and len(bold := _bold(text)) == 1:
+        return bold[0]
     return NUMBER.search(text.rpartition("=")[2]) or NUMBER.search(text)
+
+
+def _bold(text: str) -> list[re.Match]:
+    return [n for n in NUMBER.finditer(text) if text.endswith("**", 0, n.start())]
 
 
 def _plain(number: re.Match) -> str:
@@ -383,7 +421,7 @@ SCHEMA_VERSION = 2  # of the result file
 # raised with a change of decoding that can change a token: kept samples are then made anew
 ENGINE_VERSION = 3
 # raised with a change of scoring: results are then scored anew from the kept samples
-SCORING_VERSION = 3
+SCORING_VERSION = 4
 
 
 # ---------------------------------------------------------------- errors and exit codes

@@ -173,7 +173,13 @@ ALGORITHMS: dict[str, Algorithm] = {
     "factor": _adaptive(
         adaptive.factor,
         CONFIDENCE,
-        {"factor": Option(1.0, "commit n positions while (n + 1) * (1 - confidence) is below it")},
+        {
+            "factor": Option(
+                1.0,
+                "commit the n most confident positions, for the largest n with "
+                "(n + 1) * (1 - confidence) below this",
+            )
+        },
     ),
     "entropy_threshold": _adaptive(
         adaptive.entropy_threshold,
@@ -186,17 +192,20 @@ ALGORITHMS: dict[str, Algorithm] = {
         {
             "gamma": Option(
                 0.001,
-                "commit positions while their entropies without the highest sum to at most this",
+                "commit the n positions of lowest entropy, for the largest n whose entropies "
+                "without the highest sum to at most this",
             )
         },
     ),
     "klass": _adaptive(
         adaptive.klass,
         CONFIDENCE,
-        THRESHOLD
-        | {
+        {
+            "threshold": Option(
+                0.9, "commit every stable position with more than this confidence", high=1.0
+            ),
             "kl_threshold": Option(
-                0.01, "a position is stable while its distribution diverges by less than this"
+                0.01, "a position is stable if its KL divergence from pass to pass is below this"
             ),
             "kl_history": Option(
                 2, "forward passes for which a position must be stable", low=1, whole=True

@@ -150,7 +150,7 @@ class DecodeConfig:
             )
         if self.alg_temp and not ALGORITHMS[name].draws_order:
             problems.append(
-                f"alg_temp {self.alg_temp}: {name} has no drawn order; these have: "
+                f"alg_temp {self.alg_temp}: {name} does not draw positions; these do: "
                 + ", ".join(a for a in ALGORITHMS if ALGORITHMS[a].draws_order)
             )
         problems += [

@@ -156,9 +156,14 @@ class Estimator:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "llada_mc": Estimator("LLaDA's draws", llada_mc, exact, batch=8),
-    "dream_mc": Estimator("Dream's draws", dream_mc, partial(exact, eps=DREAM_EPS), batch=32),
-    "confidence": Estimator("reveals the surest true token first, no bound (iLLaDA)"),
+    "llada_mc": Estimator("masks a random number of positions (LLaDA)", llada_mc, exact, batch=8),
+    "dream_mc": Estimator(
+        "masks each position with a random probability (Dream)",
+        dream_mc,
+        partial(exact, eps=DREAM_EPS),
+        batch=32,
+    ),
+    "confidence": Estimator("reveals the answer in order of confidence, not a bound (iLLaDA)"),
     "exact": Estimator(f"all masks, up to {EXACT_LENGTH} tokens", listed=exact),
     "dream_ar_ftb": Estimator("left to right (Dream)", listed=left_to_right, scores_end=True),
     "dream_ar_btf": Estimator("right to left (Dream)", listed=right_to_left, scores_end=True),
@@ -184,8 +189,8 @@ class LikelihoodConfig:
     )
     mc_num: int | None = option(
         None,
-        "Masks that are drawn for each answer; equal ones run once, and where all masks of an "
-        f"answer are no more than N, all are used instead. Default: the protocol's, else {MC_NUM}.",
+        "Masks that are drawn for each answer; equal ones run once. If an answer has at most N "
+        f"masks, all of them are used instead. Default: the protocol's, else {MC_NUM}.",
         low=1,
         high=2**20,
         whole=True,
@@ -193,9 +198,9 @@ class LikelihoodConfig:
     )
     cfg_scale: float | None = option(
         None,
-        "Classifier-free guidance: logits are un + (W + 1) (cond - un), `un` with the whole prefix "
-        "hidden. Dream's own code counts from 1: its classifier_free_guidance is W + 1. Default: "
-        "the protocol's, else 0, which is none.",
+        "Classifier-free guidance: logits are un + (W + 1) (cond - un), where `un` are those with "
+        "the whole prefix masked. In Dream's own code classifier_free_guidance is W + 1. Default: "
+        "the protocol's, else 0, which is no guidance.",
         metavar="W",
         group=GROUP,
     )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +22,8 @@ class Completion:
     forwards_saved: forward passes that the schedule had left when the row finished. An upper bound
                    for `origin`; 0 for an adaptive algorithm, which has no fixed schedule.
     positions_computed: columns computed by the model over all forward passes of the row.
-    seconds:       wall time in flight. The rows of a batch share it: it is a latency, not a cost.
+    seconds:       wall time in flight, without what the caller does between two completions. The
+                   rows of a batch share it: it is a latency, not a cost.
     finish_reason: "end_token", "stop_string" or "length".
     nfe_partial:   number of the forward passes that reused columns from the KV cache.
     nfe_verifier:  forward passes of the verifier; `nfe` does not include them.
@@ -74,7 +74,7 @@ class Row:
     nfe_partial: int = 0
     nfe_verifier: int = 0
     positions: int = 0
-    started: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
 
     @property
     def answer(self) -> np.ndarray:

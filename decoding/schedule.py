@@ -67,13 +67,13 @@ class Schedule:
         protocol=True,
     )
     num_steps: int = _count(
-        "Decoding steps per sample, the other side of --tokens_per_step. If both are given, N "
-        "decides; if they disagree, the run prints and stores the realised tokens per step. "
-        "Default: from --tokens_per_step.",
+        "Decoding steps per sample, another way to set the tokens per step. If --tokens_per_step "
+        "is given too and disagrees, N decides, and the run prints and stores the realised tokens "
+        "per step. Default: from --tokens_per_step.",
     )
     tokens_per_step: int | None = _count(
-        "Tokens committed per step; more is faster and usually worse. A block takes "
-        "ceil(block_length / K) steps, a short last block its share of them; without blocks a "
+        "Tokens committed per step; more is faster and usually less accurate. A block takes "
+        "ceil(block_length / K) steps, a short last block proportionally fewer; without blocks a "
         "sample takes ceil(gen_length / K). An adaptive algorithm commits at least K tokens per "
         "step. Default: 1.",
         metavar="K",

@@ -54,7 +54,7 @@ exit codes:
   0 complete   2 usage or configuration   3 environment (no GPU, no sandbox)   4 data or checkpoint
   5 finished, but some samples failed   74 not writable or disk full   \
 75 another process has the job
-  128+n ended by signal n
+  1 unforeseen error   128+n ended by signal n
 """
 
 
@@ -219,8 +219,8 @@ def _evaluated(flags: _Flags, models: Models, tasks: Sequence[str]) -> None:
         EVALUATED,
         "plugin",
         "FILE.py",
-        "Import a file of your own that adds models, benchmarks, algorithms or families; may be "
-        "repeated. See docs/extending.md.",
+        "Import a file of your own that adds models, benchmarks, algorithms, families or "
+        "estimators; may be repeated. See docs/extending.md.",
         action="append",
         default=[],
     )
@@ -240,7 +240,7 @@ def _leaving(flags: _Flags) -> None:
     group.add_argument(
         "--dry_run",
         action="store_true",
-        help="Print the configuration, the schedule and the path of the result, and leave. "
+        help="Print the configuration, the schedule and the path of the result, and exit. "
         "Loads nothing.",
     )
     group.add_argument(
@@ -249,16 +249,16 @@ def _leaving(flags: _Flags) -> None:
         nargs="?",
         const=0,
         type=flags._reader("show_prompt", Option(0, "", whole=True)),
-        help="Print the prompt of a document (default 0) as the model gets it, its tokens and its "
-        "stop strings, and leave. Reads the tokenizer, no weights.",
+        help="Print the prompt of a document (default 0) as the model gets it, its length and its "
+        "stop strings, and exit. Reads the tokenizer, no weights.",
     )
     group.add_argument(
-        "--print_output_path", action="store_true", help="Print the path of the result, and leave."
+        "--print_output_path", action="store_true", help="Print the path of the result, and exit."
     )
     group.add_argument(
         "--debug", action="store_true", help="Print tracebacks where something fails."
     )
-    group.add_argument("--version", action=_Version, help="Print the versions, and leave.")
+    group.add_argument("--version", action=_Version, help="Print the versions, and exit.")
 
 
 def _from_tables(name: str) -> str:

@@ -34,6 +34,8 @@ from utils import (
     output_problem,
 )
 
+FITS = "and prompt and canvas must fit into them; give a shorter one"
+
 
 def say(text: str) -> None:
     """Print a line for the person at the terminal; stdout is for the result."""
@@ -64,7 +66,8 @@ def check_inputs(
         task_ids = [row["task_id"] for row in data.splits[spec.eval_split] if "task_id" in row]
         if data.name == "modified":
             notes.append(
-                f"{job.data_dir} holds as many documents as the published files, but other bytes"
+                f"{job.data_dir} has as many documents as the published files, but other content: "
+                "no published score is shown"
             )
     if job.limit is not None and job.limit > n_docs and not spec.foreign:
         notes.append(f"limit {job.limit}: the benchmark has {n_docs} documents")
@@ -77,7 +80,7 @@ def check_inputs(
         _check_checkpoints(config, checkpoint_flag, notes, errors)
     elif not problems:  # without good data the number of documents is not known
         try:
-            texts = read_predictions(job.predictions, n_docs, job.limit, task_ids, notes)
+            texts = read_predictions(job.predictions, n_docs, job.limit, task_ids, notes, spec.name)
         except BadDataError as error:
             errors.append(error)
     if (job.data_dir is None or spec.foreign) and not errors:  # last: it may download
@@ -116,9 +119,9 @@ def _check_checkpoints(
         if stored.family != config.family:
             found = f"--{flag} {config.checkpoint} is of the {stored.family} family"
             wanted = f"--model_alias {config.model_alias} is of the {config.family} family"
-            errors.append(UsageError(f"{found}; {wanted}"))
+            errors.append(UsageError(f"{found}, {wanted}; give an alias of its family"))
         if canvas > stored.max_length:
-            room = f"the checkpoint has {stored.max_length} positions"
+            room = f"the checkpoint has {stored.max_length} positions, {FITS}"
             errors.append(UsageError(f"--gen_length {canvas}: {room}"))
         if stored.dtype_on_disk not in (None, config.dtype):
             notes.append(f"the checkpoint is {stored.dtype_on_disk}, it runs in {config.dtype}")
@@ -130,7 +133,7 @@ def _check_checkpoints(
             fingerprint(config.verifier)
             room = read_config(config.verifier).max_length
             if canvas > room:
-                which = f"the verifier {config.verifier} has {room} positions"
+                which = f"the verifier {config.verifier} has {room} positions, {FITS}"
                 errors.append(UsageError(f"--gen_length {canvas}: {which}"))
 
 
@@ -187,19 +190,27 @@ def finished_result(job: Job) -> dict[str, Any] | None:
     """The finished result of this configuration where there is one, else None.
 
     A result of the same generation that was scored otherwise is not finished: the run scores its
-    kept samples anew. Raises UsageError if another configuration's result is at the path, and
-    BadDataError if something else is.
+    kept samples anew. Raises as `own_result`.
     """
-    result = None if job.overwrite else load_result(job.path)
+    result, config = own_result(job), job.config
     if result is None:
         return None
-    config = job.config
     # a result that was judged strictly too is one that was judged
     if result["id"] in (config.result_id, replace(config, strict_exec=True).result_id):
         return result if result["status"] == "complete" else None
-    if result.get("generation_id") == job.config.generation_id:
-        say(f"{job.path} was scored in another way: its samples are scored anew")
-        return None
+    say(f"{job.path} was scored in another way: its samples are scored anew")
+    return None
+
+
+def own_result(job: Job) -> dict[str, Any] | None:
+    """The result at the job's path, None without one or with --overwrite.
+
+    Raises UsageError if another configuration's result is there, and BadDataError if something else
+    is.
+    """
+    result = None if job.overwrite else load_result(job.path)
+    if result is None or result["generation_id"] == job.config.generation_id:
+        return result
     differ = differing_keys(result["config"], job.config.as_dict())
     raise UsageError(
         f"{job.path} is the result of another configuration "
@@ -234,8 +245,8 @@ def choose_device(requested: str | None, worker: WorkerInfo) -> str:
         raise EnvironmentProblem(f"--device {requested}: {why}; --device cpu runs on the processor")
     index = int(requested.partition(":")[2] or 0)
     if index >= n:
-        there_are = f"there are {n} CUDA devices, cuda:0 to cuda:{n - 1}"
-        raise EnvironmentProblem(f"--device {requested}: {there_are}; or --device cpu")
+        there_are = f"there are: {', '.join(f'cuda:{i}' for i in range(n))}, cpu"
+        raise EnvironmentProblem(f"--device {requested} is not there; {there_are}")
     return requested
 
 

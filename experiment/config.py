@@ -25,16 +25,16 @@ EVALUATED = "what is evaluated"
 
 STRICT = Option(
     False,
-    "Run each program that passes a second time with its tests out of its reach, and report "
-    "pass@1_strict too. A finished result is judged again without decoding.",
+    "Run each passed program again, in a process that cannot reach its tests, and also report "
+    "pass@1_strict. A finished result is judged again without decoding.",
     switch=True,
     group=RUNNING,
 )
 
 REPEATS = Option(
     1,
-    "Samples a document, for a temperature above 0; each has random numbers of its own. Metrics "
-    "are means over the samples, and code has pass@k for k = 2, 4, ... and N. Samples of a "
+    "Samples per document, at a temperature above 0; each has random numbers of its own. Metrics "
+    "are means over the samples; code also has pass@k for k = 2, 4, ... and N. Samples of a "
     "smaller N are reused.",
     whole=True,
     low=1,
@@ -51,7 +51,8 @@ SCORING = {"role": "scoring"}  # part of the result id alone
 class RunConfig:
     """Everything that decides the numbers of an experiment, with all defaults resolved.
 
-    num_fewshot, chat_template, system: how prompts are made, see tasks.protocols.Protocol.
+    num_fewshot, chat_template, system, start_token: how prompts are made, see
+                 tasks.protocols.Protocol.
     decode:      how answers are generated; None where none are.
     likelihood:  how log-likelihoods are computed; None where answers are generated or given.
     fingerprint: of the checkpoint, see models.fingerprint; None where it is not known or not used.
@@ -112,9 +113,9 @@ class RunConfig:
     )
     compile: bool = option(
         False,
-        "Compile the model's layers with torch.compile. It is faster on a GPU and changes the "
-        "rounding, so tokens may change: the result belongs to another configuration. Where it "
-        "does not work, the run goes on without it.",
+        "Compile the model's layers with torch.compile, for speed on a GPU. It changes the "
+        "rounding, so tokens may change and the result belongs to another configuration. If it "
+        "does not work, a note says so and the run goes on without it.",
         switch=True,
         group=PRECISION,
     )
@@ -135,6 +136,7 @@ class RunConfig:
     plugins: tuple[dict[str, str], ...] = ()
     harness: dict[str, str] | None = None
     likelihood: LikelihoodConfig | None = None
+    start_token: bool = False
     extraction: str | None = field(default=None, metadata=SCORING)
     strict_exec: bool = field(default=False, metadata=SCORING | {"option": STRICT})
     repeats: int = field(default=1, metadata=SCORING | {"option": REPEATS})
@@ -164,17 +166,23 @@ class RunConfig:
     @cached_property
     def result_id(self) -> str:
         """sha256 of the generation id and of everything that scoring reads."""
-        scoring = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.metadata.get("role") == "scoring"
-        }
-        if self.repeats == 1:  # a result without the flag has the id that it always had
-            del scoring["repeats"]
-        if "rows" in (self.data or {}):
-            scoring["rows"] = self.data["rows"]
-        versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
-        return sha256({"generation_id": self.generation_id} | scoring | versions)
+        return ids_of(self.as_dict())[1]
+
+
+def ids_of(settings: Mapping[str, Any]) -> tuple[str, str]:
+    """Generation id and result id of a flat configuration, by this version of the program."""
+    generation = sha256(identity_of(settings) | {"engine_version": ENGINE_VERSION})
+    scoring = {
+        f.name: settings.get(f.name, f.default)
+        for f in fields(RunConfig)
+        if f.metadata.get("role") == "scoring"
+    }
+    if scoring["repeats"] == 1:  # a result without the flag has the id that it always had
+        del scoring["repeats"]
+    if "rows" in (data := settings.get("data") or {}):
+        scoring["rows"] = data["rows"]
+    versions = {"scoring_version": SCORING_VERSION, "schema_version": SCHEMA_VERSION}
+    return generation, sha256({"generation_id": generation} | scoring | versions)
 
 
 def _is_silent(setting, config: RunConfig) -> bool:
@@ -259,9 +267,10 @@ class Settings:
     )
     batch_size: int | str | None = option(
         None,
-        "Samples in flight at a time; auto takes as many as fit into free memory and help. At "
-        "float32 it changes no token. Default: 1 on a GPU, 8 on a CPU. Of likelihoods the rows in "
-        "one forward pass; default: auto on a GPU, 32 on a CPU.",
+        "Samples that are decoded at a time. auto takes as many as fit into the free memory of a "
+        "GPU and make it faster; on a CPU it is the default. At float32 no token depends on it. "
+        "Default: 1 on a GPU, 8 on a CPU. For likelihoods: rows per forward pass; default: auto on "
+        "a GPU, 32 on a CPU.",
         whole=True,
         low=1,
         words=("auto",),
@@ -277,8 +286,8 @@ class Settings:
     devices: str | None = option(
         None,
         "Share the samples among processes on this node, one for each device of a list such as "
-        "0,1,2,3 or cpu,cpu. The result is that of one process. torchrun and accelerate launch do "
-        "not need it.",
+        "0,1,2,3 or cpu,cpu. The result is that of one process. Not together with torchrun or "
+        "accelerate launch, which start the processes themselves.",
         type=str,
         metavar="LIST",
         group=RUNNING,
@@ -292,9 +301,9 @@ class Settings:
     )
     unsafe_exec: str | None = option(
         None,
-        "Run generated code also where it cannot be confined: fs accepts that it can read and "
-        "write your files, all that it can do what you can do. Not needed where the sandbox works; "
-        "the run prints what it found.",
+        "Run generated code although it cannot be confined: 'fs' accepts that it can read and "
+        "write your files, 'all' that it can do anything that you can do. Not needed where the "
+        "sandbox works; the run prints what it found.",
         choices=("fs", "all"),
         group=RUNNING,
     )
@@ -308,8 +317,9 @@ class Settings:
     )
     data_dir: Path | None = option(
         None,
-        "Directory with the benchmarks' original files, to run without a network. Default: the "
-        "environment variable DLLMEXP_DATA_DIR; without it, data comes from the hub.",
+        "Directory with the benchmarks' original files, to run without a network; docs/slurm.md "
+        "says where to get them. Default: the environment variable DLLMEXP_DATA_DIR; without it, "
+        "data comes from the hub.",
         type=Path,
         metavar="DIR",
         group=RUNNING,

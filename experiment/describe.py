@@ -55,7 +55,7 @@ def summary(job: Job, device: str) -> str:
     if job.predictions is not None:
         model = f"{config.model_alias}, its texts are those of {job.predictions}"
     elif not (job.device or job.devices):
-        model += " (chosen; --device decides)"
+        model += " (default; --device chooses another)"
     form = f"{config.protocol} protocol, {config.prompt_form} form, {config.num_fewshot}-shot"
     limit = "" if job.limit is None else f", limit {job.limit}"
     lines = [f"model: {model}", f"task: {config.task} ({form}){limit}"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks import TaskSpec, data_checksums
 from tasks.data import Data
+from tasks.installed import definition_of
 from utils import file_sha256, sha256
 
 if TYPE_CHECKING:
@@ -123,11 +124,13 @@ def data_identity(spec: TaskSpec, data_dir: Path | None) -> dict[str, str]:
 def rows_identity(spec: TaskSpec, data: Data) -> dict[str, str]:
     """`data_identity` of a data set of the hub that has been loaded; the digest is kept.
 
-    All splits count: worked examples come from other ones than the documents.
+    All splits count: worked examples come from other ones than the documents. The rows of a task of
+    lm-eval's own go with its definition, which scores them.
     """
     from models.digests import keep
 
-    name, digest = "/".join(filter(None, spec.hub or ())), sha256(data.splits)
+    content = [data.splits, definition_of(spec.name)] if spec.foreign else data.splits
+    name, digest = "/".join(filter(None, spec.hub or ())), sha256(content)
     keep(_rows_key(name), digest)
     return {"hub": name, "rows": digest}
 

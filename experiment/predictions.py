@@ -35,11 +35,13 @@ def read_predictions(
     limit: int | None,
     task_ids: Sequence[Any] = (),
     notes: list[str] | None = None,
+    task: str | None = None,
 ) -> dict[int, str]:
     """doc_id -> text, of a result file or of lines in one of the FORMATS.
 
     task_ids: those of the documents, in order; without them HumanEval's are known.
-    notes:    gets a sentence where the file was read as one of other programs.
+    notes:    gets a sentence where the file was read as one of other programs, and where it is a
+              result of another benchmark than `task`.
     Every document below `limit` must be there. Raises BadDataError with every malformed line,
     duplicate, unknown and missing doc_id.
     """
@@ -52,7 +54,7 @@ def read_predictions(
     line_of: dict[int, int] = {}
     faulty: list[Any] = []  # doc_id of each malformed line, None where it has none
     try:
-        lines = _prediction_lines(file_bytes(path).decode("utf-8-sig"))
+        lines, answered = _prediction_lines(file_bytes(path).decode("utf-8-sig"))
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 row = _row(line, doc_ids, read_as)
@@ -70,17 +72,22 @@ def read_predictions(
         shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         problems.append(
             f"{path}: no text for {len(missing)} of {len(wanted)} documents, doc_id {shown}; "
-            "--limit N needs 0 to N-1 only"
+            "add them, or give --limit N to score documents 0 to N-1 only"
         )
     if problems:
         raise BadDataError(problems)
     if notes is not None:
         notes += [f"--predictions: read as {FORMATS[name]}" for name in sorted(read_as)]
+        if answered not in (None, task):
+            notes.append(
+                f"--predictions: {path.name} has answers to {answered}; each is scored as the "
+                f"answer to the document of {task} with its doc_id"
+            )
     return {i: texts[i] for i in wanted}
 
 
-def _prediction_lines(text: str) -> list[str]:
-    """The lines of a file of predictions; of a result file, one line for each sample.
+def _prediction_lines(text: str) -> tuple[list[str], str | None]:
+    """The lines of a file of predictions; of a result file, one for each sample, and its task.
 
     Raises BadDataError where a result does not match its checksum.
     """
@@ -88,11 +95,12 @@ def _prediction_lines(text: str) -> list[str]:
         result = json.loads(text)
         rows = [row for row in result["samples"] if row["status"] == "ok" or row["token_ids"]]
         lines = [json.dumps({"doc_id": row["doc_id"], "text": row["text"]}) for row in rows]
+        task = result["config"]["task"]
     except (ValueError, RecursionError, TypeError, KeyError):
-        return text.split("\n")
+        return text.split("\n"), None
     if not is_intact(result):
         raise BadDataError("the result does not match its checksum: it was edited or damaged")
-    return lines
+    return lines, task
 
 
 def _row(line: str, doc_ids: Mapping[str, int], read_as: set[str]) -> dict[str, Any] | str:

@@ -123,7 +123,7 @@ def resolve(
     if given["num_fewshot"] and not spec.has_examples:
         found.append(
             f"--num_fewshot {given['num_fewshot']}: {spec.name} has no documents for worked "
-            "examples apart from those that are asked; leave it out"
+            "examples, only those that are evaluated; leave it out"
         )
     found += [
         f"--{flag} '': a directory or a hub id is needed; leave it out for {entry[own]}"
@@ -148,6 +148,7 @@ def resolve(
         task=spec.name,
         protocol=proto.name,
         prompt_form=proto.form,
+        start_token=proto.start_token,
         extraction=proto.extraction,
         decode=None if predictions or decode is None else decode.at_its_temperature(),
         likelihood=likelihood,
@@ -229,7 +230,7 @@ def _benchmark(
             problems[-1] = f"--task {task!r} is not known; did you mean {PREFIX + task!r}?"
         return tasks.get(known)
     if args.predictions:
-        problems.append(f"--predictions: only for {', '.join(tasks)}")
+        problems.append(f"--predictions: not for {task}, only for {', '.join(tasks)}")
     try:
         return spec_of(task)
     except DllmexpError as error:
@@ -244,7 +245,8 @@ def _setting_problems(args: Namespace) -> list[str]:
         (
             "tag",
             TAG,
-            "up to 100 letters, digits, '.', '_', '-', not ending as --limit's name does",
+            "1 to 100 letters, digits, '.', '_', '-', with a letter or digit first and not ending "
+            "in limit<N>, which --limit N adds",
         ),
     )
     problems = [
@@ -271,7 +273,7 @@ def _repeats_problems(args: Namespace, decode: DecodeConfig | None, spec: TaskSp
         if spec.kind == "choice":
             why = f"{spec.name} is scored by likelihood, nothing is sampled; leave it out"
         elif args.predictions is not None:
-            why = "--predictions has one text a document; leave one of them out"
+            why = "--predictions has one text per document; leave one of them out"
         elif decode is not None and decode.temperature == 0:
             why = "all samples of a document are the same at temperature 0; --temperature 0.2 draws"
     return [f"--repeats {args.repeats}: {why}"] if why else []
@@ -390,7 +392,9 @@ def _decode_config(
         settings["kv_cache"] = "window"
     if settings["kv_cache"] == "window" and settings["kv_window"] is None:
         settings["kv_window"] = KV_WINDOW
-    names = () if args.predictions else algorithm_options()
+    # after a refused --alg the algorithm is the protocol's, whose options nobody has given
+    refused = given["algorithm"] is None and {args.alg, args.remasking} != {None}
+    names = () if args.predictions or refused else algorithm_options()
     own = [(name, v) for name in names if (v := getattr(args, name)) is not None]
     config = DecodeConfig(schedule, given=tuple(own), **settings)
     problems += [f"--{text}" for text in config.problems(family.name, family.end_token_flags)]
@@ -421,7 +425,8 @@ def _verifier(
     found = args.verifier_ckpt or entry.get("verifier")
     if found is None:
         problems.append(
-            f"--verifier_ckpt is required: {args.model_alias} has none of its own for {name}"
+            f"--verifier_ckpt is required for {name}: {args.model_alias} has no default; give a "
+            "checkpoint in Qwen2's layout with the model's tokenizer"
         )
     return found
 
@@ -454,7 +459,9 @@ def _notes(
         if decode.temperature == 0:
             unused = [(n, v) for n in ("top_p", "top_k") if (v := getattr(decode, n)) is not None]
             listed = " and ".join(f"{name} {value:g}" for name, value in unused)
-            notes += [f"{listed} inactive at temperature 0: nothing is drawn"] if unused else []
+            notes += (
+                [f"no effect at temperature 0, where nothing is drawn: {listed}"] if unused else []
+            )
             notes += _end_first(decode, FAMILIES[models[alias]["family"]])
     if spec.foreign and args.data_dir:
         notes.append(f"data_dir {args.data_dir} has no effect: lm-eval reads its data from the hub")

@@ -18,7 +18,15 @@ from experiment.diagnostics import choice_diagnostics, diagnostics
 from experiment.sample import SCORED, Sample, answers_of, samples_of
 from experiment.statistics import Estimate, as_read, estimate, percentile
 from tasks.code import unjudged
-from utils import SCHEMA_VERSION, BadDataError, OutputError, file_bytes, parse_fault, sha256
+from utils import (
+    SCHEMA_VERSION,
+    BadDataError,
+    OutputError,
+    file_bytes,
+    numbered,
+    parse_fault,
+    sha256,
+)
 
 UNPUBLISHED = "no score is published for this protocol, model and task"
 DEPARTS = "not compared with the published score: the run differs from the protocol in "
@@ -498,8 +506,8 @@ def table(result: Mapping[str, Any], path: Path) -> str:
     if result["n_failed"]:
         first = next((s["error"] for s in result["samples"] if s["error"]), "its reason is lost")
         lines.append(
-            f"{result['n_failed']} samples failed and are not scored: the values above are of the "
-            "others, and no score of the benchmark. The first: "
+            f"{numbered(result['n_failed'], 'sample')} failed: the values above are of the others "
+            "and not a score of the benchmark; the same command tries again. First error: "
             f"{first.strip().splitlines()[-1]}"
         )
     if p.get("forward_passes_per_sample"):

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import sandbox
 from experiment.arguments import Models
-from experiment.checks import check_inputs, choose_device, finished_result, open_store, say
+from experiment.checks import (
+    check_inputs,
+    choose_device,
+    finished_result,
+    open_store,
+    own_result,
+    say,
+)
 from experiment.describe import summary
 from experiment.export import export
-from experiment.identity import agree_ranks, rows_identity
+from experiment.identity import agree_ranks, data_identity, rows_identity
 from experiment.resolve import Job
 from experiment.result import build_result, table
 from experiment.sample_cache import SampleCache, ShareDone
@@ -23,6 +30,7 @@ from experiment.status import StatusFile
 from experiment.store import Store
 from experiment.text import token_texts
 from experiment.workers import WorkerInfo, WorkerPool
+from models.cost import CPU_ROWS
 from models.files import download
 from tasks import build_task
 from tasks.installed import headline_of
@@ -46,8 +54,7 @@ if TYPE_CHECKING:
     from models import Transformer
 
 GetModel = Callable[..., "_ProfilingHarness"]  # eval.get_model
-CPU_BATCH = 8  # samples in flight on a CPU, which one sample does not keep busy
-CPU_ROWS = 32  # rows of likelihoods in one forward pass on a CPU
+CPU_LIKELIHOODS = 32  # rows of likelihoods in one forward pass on a CPU
 MOST_JUDGES = 4  # a GPU does not write more programs than these judge
 
 
@@ -104,11 +111,13 @@ def run_job(
             errors.append(error)
     if errors:
         raise ManyProblems(errors)
+    asked, on_cpu = job.batch_size, device == "cpu"
     if job.config.likelihood is not None:  # a row takes part in one pass, not in hundreds
-        usual = CPU_ROWS if device == "cpu" else "auto"
+        usual = CPU_LIKELIHOODS if on_cpu else "auto"
     else:
-        usual = CPU_BATCH if device == "cpu" else 1
-    job = replace(job, batch_size=job.config.timed_batch or job.batch_size or usual)
+        usual = CPU_ROWS if on_cpu else 1
+    asked = None if on_cpu and asked == "auto" else asked
+    job = replace(job, batch_size=job.config.timed_batch or asked or usual)
     if worker.leads:
         say(summary(job, device))
     result = execute(job, texts, device, worker, _worker_argv(argv), host, get_model)
@@ -184,6 +193,7 @@ def execute(
                 "total_seconds": time.monotonic() - clock,
             }
             result = _result(job, task, lm, logged, cache, times | machine)
+            own_result(job)  # raises where a run of the same name has ended since this one began
             atomic_write_json(job.path, result)
             if job.export:
                 say(export(job, result, found[0], lm, task))
@@ -205,16 +215,17 @@ def _task(job: Job):
     spec, config = job.spec, job.config
     with lmeval.quiet():
         task = build_task(spec, job.data_dir, config.prompt_form, config.num_fewshot)
-    if "rows" in config.data and rows_identity(spec, task.data) != config.data:
-        raise BadDataError(
-            f"data set {config.data['hub']} has changed since this run began; start it again"
-        )
+    hub = config.data.get("hub")
+    found = rows_identity(spec, task.data) if hub else data_identity(spec, job.data_dir)
+    if found != config.data:
+        name = f"data set {hub}" if hub else f"--data_dir {job.data_dir}"
+        raise BadDataError(f"{name} has changed since this run began; start it again")
     use_extraction(task, config.extraction)
     if config.strict_exec and spec.kind == "code":
         add_strict(task)
     if (n := config.repeats) > 1:
         if (own := task.config.repeats) > 1:
-            why = f"{spec.name} takes {own} samples a document itself; leave it out"
+            why = f"{spec.name} already takes {own} samples per document; leave it out"
             raise UsageError(f"--repeats {n}: {why}")
         task.set_config("repeats", n)
         if spec.kind == "code":

@@ -211,7 +211,7 @@ class _Lock:
             holder = os.pread(fd, 1000, 0).decode(errors="replace")
             os.close(fd)
             if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise StoreBusy(path.parent, holder) from None
+                raise StoreBusy(path.parent, holder, "; wait for it, or stop it") from None
             return None  # file systems without flock give many other codes, 524 among them
         with suppress(OSError):  # the text is for people: a full disk must not end the run
             os.truncate(fd, os.pwrite(fd, self._text.encode(), 0))

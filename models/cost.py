@@ -18,8 +18,8 @@ ENOUGH_COLUMNS = 4096
 MOST_ROWS = 64
 # With a KV cache most passes compute one block, bound by reading the weights (calculated).
 CACHED_ROWS = 16
-# One sample keeps a CPU busy.
-CPU_ROWS = 1
+# One sample does not keep a CPU busy.
+CPU_ROWS = 8
 # A batch may fill this share of the free memory, less a chunk of float64 scores. The rest is for
 # fragmentation and other processes.
 FILL, SCORES_BYTES = 0.8, 1 << 30

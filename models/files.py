@@ -207,7 +207,9 @@ def shard_paths(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         other = [p.name for end in ("bin", "safetensors") for p in sorted(folder.glob(f"*.{end}"))]
         found = f"; there are {listed(other)}" if other else ""
-        raise CheckpointError(f"no weights in {folder}: neither {SINGLE} nor {INDEX}{found}")
+        raise CheckpointError(
+            f"no weights in {folder}: neither {SINGLE} nor {INDEX}, the only ones read{found}"
+        )
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{INDEX}: no weight_map")

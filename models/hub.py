@@ -121,7 +121,9 @@ def resolve(path_or_repo: str | Path, *, weights: bool) -> Path:
         )
     hub = hub_id(name)
     if hub is None:
-        raise CheckpointError(f"model path {name} does not exist")
+        raise CheckpointError(
+            f"model path {name} does not exist; give a directory, or a hub id such as org/name"
+        )
     repo = Repo(name, hub.repo, _commits().get(name, hub.revision))
     wanted = [INDEX, *reversed(SMALL)]  # config.json comes last
     folder = _snapshot(repo, lambda names: [name for name in wanted if name in names])

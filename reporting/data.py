@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from decoding.config import DecodeConfig, label_parts
 from decoding.option import options_in, written
-from experiment.config import RunConfig, identity_of
+from experiment.config import RunConfig, identity_of, ids_of
 from experiment.result import ORIGINALS, is_intact
 from experiment.sample import answers_of
 from experiment.statistics import estimate
@@ -91,6 +91,7 @@ class Result:
     tpf, tok_s: tokens per forward pass and per second; None for predictions.
     packed:    the samples, compressed for the HTML page.
     batches:   samples in flight -> tokens per second, of all files that hold this experiment.
+    outdated:  what another version of the program did differently: "decoded", "scored", or "".
     members:   of results that `pooled` put together, each of them; else ().
     spread:    standard deviation of the members' values; None without members.
     """
@@ -120,6 +121,7 @@ class Result:
     started: str
     packed: str
     batches: dict[int, float] = field(default_factory=dict)
+    outdated: str = ""
     members: tuple[Result, ...] = ()
     spread: float | None = None
 
@@ -284,7 +286,16 @@ def _result(path: Path, content: dict[str, Any]) -> Result:
         started=str(meta.get("started", "")),
         packed=pack(content, metric),
         batches=_batches(meta, profile),
+        outdated=_outdated(content),
     )
+
+
+def _outdated(content: Mapping[str, Any]) -> str:
+    """See Result.outdated: the ids cover the versions of engine and scoring."""
+    generation, own = ids_of(content["config"])
+    if content["id"] == own:
+        return ""
+    return "scored" if content["generation_id"] == generation else "decoded"
 
 
 def _tokens_per_step(config: Mapping[str, Any]) -> float:
@@ -415,6 +426,12 @@ def remarks(results: Sequence[Result], skipped: Sequence[Skipped]) -> dict[str, 
         "Signs that a score measures the format of answers": [
             f"{result.name}: {warning}" for result in results for warning in result.warnings
         ],
+        "Results of another version of this program, which may differ from the others": [
+            f"{result.path.name}: it is {result.outdated} otherwise now; the same command "
+            + ("runs it again" if result.outdated == "decoded" else "scores its kept samples again")
+            for result in results
+            if result.outdated
+        ],
         "Files left out": [f"{s.path.name}: {s.reason}" for s in skipped],
     }
     return {title: lines for title, lines in lists.items() if lines}
@@ -505,14 +522,16 @@ def curves(results: Iterable[Result]) -> list[list[Result]]:
 
 # settings in the order in which labels name them; the others follow by name
 NAMED_FIRST = ("algorithm", "kv_cache", "kv_window")
+# what makes another method of it on any task; canvas, blocks or examples may be a task's own
+METHOD = {"algorithm", *(n for n, o in options_in(DecodeConfig).items() if o.name is not None)}
 DEFAULTS = {n: o.default for kind in (DecodeConfig, RunConfig) for n, o in options_in(kind).items()}
 
 
 def curve_parts(group: Sequence[Sequence[Result]]) -> list[dict[str, str]]:
     """For each curve {"model": ..., setting: text}, with the settings that tell it from others.
 
-    A setting is named if two curves on one task, equal in what is named so far, differ in it, and
-    only where it is not the default.
+    A setting is named if two curves, equal in what is named so far, differ in it on one task, or
+    on any tasks where it makes another method, and only where it is not the default.
     """
     firsts = [curve[0] for curve in group]
     parts = [{"model": result.model} for result in firsts]
@@ -524,7 +543,7 @@ def curve_parts(group: Sequence[Sequence[Result]]) -> list[dict[str, str]]:
             alike.setdefault(tuple(part.items()), []).append(i)
         for members in alike.values():
             pairs = combinations([firsts[i] for i in members], 2)
-            if any(a.task == b.task and _differ(a.settings, b.settings, name) for a, b in pairs):
+            if any(_tell(a, b, name) for a, b in pairs):
                 for i in members:
                     if (value := firsts[i].settings.get(name)) not in (None, DEFAULTS.get(name)):
                         parts[i][name] = _part(name, value)
@@ -534,6 +553,29 @@ def curve_parts(group: Sequence[Sequence[Result]]) -> list[dict[str, str]]:
 def curve_labels(group: Sequence[Sequence[Result]]) -> list[str]:
     """A label for each curve: the model, and the settings that tell its curves apart."""
     return [", ".join(part.values()) for part in curve_parts(group)]
+
+
+def distinctions(results: Sequence[Result]) -> list[str]:
+    """For each result the settings that tell it from those with the same cells in a table."""
+    alike: dict[tuple, list[Result]] = {}
+    for r in results:
+        shown = (r.task, r.model, r.config["protocol"], r.algorithm, r.k_text)
+        alike.setdefault(shown, []).append(r)
+    parts: dict[int, str] = {}
+    for group in alike.values():
+        pairs = list(combinations([r.settings for r in group], 2))
+        names = {n for r in group for n in r.settings if any(_differ(a, b, n) for a, b in pairs)}
+        for r in group:
+            told = ((n, r.settings.get(n)) for n in sorted(names))
+            told = (_part(n, v) for n, v in told if v not in (None, DEFAULTS.get(n)))
+            parts[id(r)] = ", ".join(told)
+    return [parts[id(r)] for r in results]
+
+
+def _tell(a: Result, b: Result, name: str) -> bool:
+    """Whether a setting tells two curves apart."""
+    compared = a.task == b.task or (name in METHOD and None not in (a.k, b.k))
+    return compared and _differ(a.settings, b.settings, name)
 
 
 def _differ(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:

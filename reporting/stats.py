@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reporting.data import Result
 
 LEVEL = 0.05
+FEWEST = 6  # differences of one sign whose exact test reaches LEVEL
 RESAMPLES, AUP_RESAMPLES = 10_000, 1_000
 
 
@@ -85,12 +86,16 @@ def mcnemar(only_a: int, only_b: int) -> tuple[float, float, float]:
 
 
 def bootstrap(a: Sequence[float], b: Sequence[float]) -> Paired:
-    """Mean of b - a with a percentile interval over resampled documents."""
+    """Mean of b - a with a percentile interval over resampled documents.
+
+    Fewer than FEWEST documents say nothing: resampling two of one sign always gives that sign.
+    """
     import numpy as np
 
     difference = np.subtract(b, a, dtype=float)
-    if len(a) == 1:  # no spread to resample
-        return Paired(1, float(difference[0]), -math.inf, math.inf, 1.0, "paired bootstrap")
+    if len(a) < FEWEST:
+        mean = float(difference.mean())
+        return Paired(len(a), mean, -math.inf, math.inf, 1.0, "paired bootstrap")
     means, low, high = _resample([difference], np.mean, RESAMPLES)
     p = min(1.0, 2 * float(min((means <= 0).mean(), (means >= 0).mean())))
     return Paired(len(a), float(difference.mean()), low, high, p, "paired bootstrap")

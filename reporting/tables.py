@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from decoding.algorithms import ALGORITHMS
 from decoding.config import DecodeConfig
 from decoding.option import Option, options_in
-from reporting.data import Result, curve_labels, curves, method_label, pooled
+from reporting.data import Result, curve_labels, curves, distinctions, pooled
 from reporting.stats import (
     AUP,
     AUP_RESAMPLES,
@@ -141,6 +141,7 @@ def result_table(results: Sequence[Result]) -> Table:
     def spread(r: Result) -> str:
         return f"{number(r.spread, 1 if r.accuracy else 3)} (n {len(r.members)})"
 
+    apart = dict(zip(map(id, shown), distinctions(shown), strict=True))
     seeds = {"sd over seeds": lambda r: spread(r) if r.members else "-"}
     strict = any(r.strict for r in results)
     strict_column = {"strict % [95 %]": lambda r: interval(*r.strict) if r.strict else "-"}
@@ -148,7 +149,7 @@ def result_table(results: Sequence[Result]) -> Table:
         "task": lambda r: r.task,
         "model": lambda r: r.model,
         "protocol": lambda r: r.config["protocol"],
-        "algorithm": lambda r: r.algorithm,
+        "algorithm": lambda r: _joined(r.algorithm, apart[id(r)]),
         "K": lambda r: r.k_text,
         "accuracy % [95 %]": lambda r: interval(r.value, r.low, r.high, 1 if r.accuracy else 3),
         **(seeds if pool_of else {}),
@@ -315,11 +316,12 @@ def _result_notes(results: Sequence[Result]) -> Iterable[str]:
 def speed_table(results: Sequence[Result]) -> Table:
     """tok/s over the samples in flight of runs with --timed_batch, beside published speeds."""
     lines: dict[tuple, dict[int, Result]] = {}
-    for r in pooled(results):
-        if (batch := r.config.get("timed_batch")) and r.tok_s:
-            config = {name: value for name, value in r.config.items() if name != "timed_batch"}
-            method = method_label(config, r.overrides), r.k_text, r.config["protocol"]
-            lines.setdefault((r.task, r.model, *method, r.machine), {})[batch] = r
+    timed = [r for r in pooled(results) if r.config.get("timed_batch") and r.tok_s]
+    plain = [_without_batch(r) for r in timed]
+    for r, one, apart in zip(timed, plain, distinctions(plain), strict=True):
+        method = _joined(one.algorithm, apart), r.k_text, r.config["protocol"]
+        key = (r.task, r.model, *method, r.machine, one.setting)
+        lines.setdefault(key, {})[r.config["timed_batch"]] = r
     items = [(key, dict(sorted(line.items()))) for key, line in sorted(lines.items())]
     batches = sorted({batch for line in lines.values() for batch in line})
 
@@ -375,13 +377,26 @@ def speed_table(results: Sequence[Result]) -> Table:
     }
     notes = [
         "at N: tok/s with N samples in flight (--timed_batch N). accuracy: of the smallest N. "
-        f"Decoded on: {'; '.join(sorted({key[-1] for key in lines}))}."
+        f"Decoded on: {'; '.join(sorted({key[5] for key in lines}))}."
     ]
     cited = {(k[0], k[1], s["source"]): s for k, line in items for s in first((k, line)).speeds}
     for (task, model, source), s in cited.items():
         notes.append(f"Published, {model} {task}: {source}, one {s['device']}; {s['settings']}.")
     title, about = "tok/s by samples in flight", lambda item: (first(item),)
     return make_table(title, items, columns, fields, notes, about=about, folds=("K",))
+
+
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
+
+
+def _without_batch(result: Result) -> Result:
+    """The result as one without --timed_batch."""
+    config, settings = (
+        {name: value for name, value in part.items() if name != "timed_batch"}
+        for part in (result.config, result.settings)
+    )
+    return replace(result, config=config, settings=settings)
 
 
 # ---------------------------------------------------------------- comparisons
@@ -462,8 +477,11 @@ def comparison_table(
         "ci95_low": ("low end of its 95 % interval", lambda c: c.found.low),
         "ci95_high": ("high end of its 95 % interval", lambda c: c.found.high),
         "p": ("two-sided p-value", lambda c: c.found.p),
-        "only_a": ("documents that only A answers; empty for the bootstrap", _only("only_a")),
-        "only_b": ("documents that only B answers", _only("only_b")),
+        "only_a": (
+            "documents that only A answers correctly; empty for the bootstrap",
+            _only("only_a"),
+        ),
+        "only_b": ("documents that only B answers correctly", _only("only_b")),
         "test": ("McNemar exact, or paired bootstrap", lambda c: c.found.test),
         "verdict": ("A higher, B higher or not distinguishable", _verdict),
         "machine_a": ("devices that made A's samples", lambda c: c.a.machine),

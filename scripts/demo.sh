@@ -29,5 +29,5 @@ for model in tiny-llada tiny-dream; do
 done
 figure="$out/report/accuracy_k_uniform.png"
 if [ -f "$figure" ]; then
-  echo "$figure: accuracy falls as more tokens are committed per step, because tokens drawn at once mix several right answers"
+  echo "$figure: accuracy falls as more tokens are committed per step, because tokens committed in one pass mix several right answers"
 fi

@@ -5,8 +5,8 @@
     python scripts/doctor.py --checkpoint DIR     are its weights whole, and does it answer?
     python scripts/doctor.py --smoke              every path of the engine once, on random weights
 
---smoke takes less than five minutes on a GPU, downloads nothing and writes one JSON file to send
-with a report. On a CPU its shapes are tiny, and what needs a GPU is skipped.
+--smoke takes less than five minutes on a GPU (estimated), downloads nothing and writes one JSON
+file to send with a report. On a CPU its shapes are tiny, and steps that need a GPU are skipped.
 
 exit codes: 0 nothing is broken, 2 usage, 3 environment, 4 checkpoint, 74 not writable
 """
@@ -48,7 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     text = "read every tensor of a checkpoint and decode one prompt; a directory, or a hub id that "
     add("--checkpoint", metavar="DIR", help=text + "the hub's cache has")
     add("--smoke", action="store_true", help="run every path of the engine once")
-    add("--device", metavar="NAME", help="cuda, cuda:1, ... or cpu (default: cuda where there is)")
+    add("--device", metavar="NAME", help="cuda, cuda:1, ... or cpu (default: cuda if there is one)")
     text = f"also write all findings to FILE (with --smoke by default to {SMOKE_JSON})"
     add("--json", metavar="FILE", type=Path, help=text)
     text = "where results would go (default: results)"

@@ -4,14 +4,16 @@
     python scripts/sweep.py plan                                   list the experiments and states
     python scripts/sweep.py run                                    one worker for each visible GPU
     python scripts/sweep.py run --models llada --tps 1 2 4 8 --extra "--batch_size 8 --limit 100"
-    python scripts/sweep.py run --file my.yaml --workers 2         any experiments
+    python scripts/sweep.py run --file my.yaml --workers 2         experiments of your own
     python scripts/sweep.py run --suite parallel                   algorithms and caches, on a CPU
     python scripts/sweep.py run --suite anchors                    beside published speeds
     python scripts/sweep.py run --engine slurm --partition gpu     an array job of a SLURM cluster
     python scripts/sweep.py progress --watch                       samples, tok/s, score, time left
 
 A YAML file is a list. Each entry is text ("--model_alias llada --task gsm8k"), a list of words, or
-flag: value, where a list of values means one experiment for each.
+a mapping of flags to values, where a list of values means one experiment for each value.
+
+exit codes: 0 all done, 5 some experiments failed, 75 another process has some; others as eval.py
 """
 
 from __future__ import annotations
@@ -55,15 +57,18 @@ if TYPE_CHECKING:
 # flags for --engine slurm alone: fields of JobRequest
 SLURM = {
     "partition": (str, "partition, or several with commas (default: the cluster's)"),
-    "gpus_per_job": (int, "GPUs of each task of the array (default: 1); 0 runs on its CPUs"),
-    "array_size": (int, "tasks at most (default: one for each model that is not done)"),
+    "gpus_per_job": (int, "GPUs per task of the array (default: 1); 0 runs on CPUs"),
+    "array_size": (
+        int,
+        "largest number of tasks (default: one for each model that is not done)",
+    ),
     "time": (
         str,
         "time limit of a task, in a format of sbatch (default: 4:00:00); at the limit the task "
         "is requeued and resumes",
     ),
-    "account": (str, "as for sbatch"),
-    "qos": (str, "as for sbatch"),
+    "account": (str, "account, as for sbatch"),
+    "qos": (str, "quality of service, as for sbatch"),
     "slurm_extra": (
         str,
         "more options of sbatch, such as "
@@ -104,7 +109,9 @@ def selecting_parser() -> argparse.ArgumentParser:
     add_list("--models", "NAME", "only these models (default: all)")
     add_list("--tasks", "NAME", "only these benchmarks; lm_eval:NAME adds another one")
     add_list("--tps", "K", "these tokens per step instead of 1 2 3", int)
-    add_list("--algs", "NAME", "each of these algorithms that the model has, not the protocol's")
+    add_list(
+        "--algs", "NAME", "these algorithms instead of the protocol's, where the model has them"
+    )
     text = "arguments of eval.py that every experiment gets; repeatable"
     group.add_argument("--extra", metavar='"..."', action="append", default=[], help=text)
     group.add_argument(
@@ -132,8 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         action="append",
         default=[],
-        help="a Python file that adds models, benchmarks or algorithms to every experiment; "
-        "repeatable",
+        help="a Python file that adds models, benchmarks or algorithms; repeatable",
     )
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(
@@ -152,15 +158,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers",
         metavar="N",
         type=int,
-        help="processes that generate (default: one for each visible GPU, or one on the CPU); "
-        "more than GPUs share them",
+        help="processes that generate (default: one for each visible GPU, or one on the CPU); if "
+        "there are more workers than GPUs, they share the GPUs",
     )
-    text = "check the options, print the directory of the results and leave"
+    text = "check the options, print the directory of the results and exit"
     run.add_argument("--check", action="store_true", help=text)
     slurm = run.add_argument_group("for --engine slurm")
     for name, (kind, text) in SLURM.items():
         slurm.add_argument(_flag(name), type=kind, metavar=name.upper(), help=text)
-    text = "a table of the running and the last suites, else of the matrix; with filters of these"
+    text = (
+        "show the experiments of the suites that are running or ran last; with filters, or if "
+        "there is no suite, those that the flags select"
+    )
     progress = commands.add_parser("progress", parents=[which], help=text)
     text = "repeat every S seconds (default: 5)"
     progress.add_argument("--watch", metavar="S", type=_seconds, nargs="?", const=5.0, help=text)
@@ -275,7 +284,8 @@ def request_of(args: argparse.Namespace) -> JobRequest | None:
         request.options()
         return request
     if given:
-        raise UsageError(f"{' and '.join(map(_flag, given))}: only for --engine slurm")
+        flags = " and ".join(map(_flag, given))
+        raise UsageError(f"{flags}: only for --engine slurm; give it too, or leave them out")
     return None
 
 

@@ -3,7 +3,7 @@
 
     python scripts/trace.py --checkpoint DIR --cases cases.jsonl --out trace.jsonl
 
-A case is one JSON object a line with
+Each line is one case, a JSON object with
 
     {"id": "any name", "algorithm": "low_confidence", "prompt_ids": [1, 2, 3],
      "params": {"gen_length": 32, "block_length": 16, "tokens_per_step": 2, "temperature": 0.0}}
@@ -241,7 +241,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", required=True, help="directory or hub id")
-    parser.add_argument("--cases", required=True, type=Path, help="cases, one JSON object a line")
+    parser.add_argument("--cases", required=True, type=Path, help="cases, one JSON object per line")
     parser.add_argument("--out", required=True, type=Path, help="where the traces go")
     parser.add_argument(
         "--verifier_ckpt", help="directory or hub id of the verifier of cases that draft (apd)"

@@ -126,12 +126,12 @@ def device(machine: Machine) -> Iterator[Finding]:
     if chosen == "cpu":
         if machine.asked is None and (gpus := visible_gpus()):
             raise EnvironmentProblem(
-                f"{numbered(len(gpus), 'GPU')} by CUDA_VISIBLE_DEVICES or nvidia-smi, torch "
+                f"CUDA_VISIBLE_DEVICES or nvidia-smi list {numbered(len(gpus), 'GPU')}, but torch "
                 f"{torch.__version__} sees none: install a CUDA build of torch that the driver "
                 "supports, or give --device cpu"
             )
         state = "note" if machine.asked is None else "ok"
-        text = f"cpu, {numbered(available_cores(), 'core')}; a model of 8B takes minutes an answer"
+        text = f"cpu, {numbered(available_cores(), 'core')}; an 8B model takes minutes per answer"
         yield Finding("device", state, text)
         return
     from models.cost import free_bytes
@@ -139,7 +139,7 @@ def device(machine: Machine) -> Iterator[Finding]:
     at = torch.device(chosen)
     ones = torch.ones(64, 64, device=at, dtype=torch.bfloat16)
     if (ones @ ones).sum().item() != 64**3:
-        raise EnvironmentProblem(f"{chosen} multiplies wrongly; another --device may not")
+        raise EnvironmentProblem(f"{chosen} computes a wrong matrix product; try another --device")
     machine.device, machine.free = chosen, free_bytes(at)
     total, name = torch.cuda.mem_get_info(at)[1], torch.cuda.get_device_name(at)
     more = {"name": name, "free_bytes": machine.free, "total_bytes": total}
@@ -310,7 +310,9 @@ def checkpoint(machine: Machine, name: str) -> Iterator[Finding]:
     """Whether a checkpoint is complete, its weights finite, and an answer comes out of it."""
     folder = folder_of(name)
     if folder is None:
-        raise BadDataError(f"{name} is neither a directory nor in the hub's cache")
+        raise BadDataError(
+            f"{name} is neither a directory nor in the hub's cache; download it first"
+        )
     if problems := check_checkpoint(folder):
         raise BadDataError(problems)
     config = config_in(folder)

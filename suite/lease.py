@@ -83,7 +83,8 @@ class Lease:
         if self.elsewhere and not self.mine:
             other = taken[self.elsewhere[0].path.resolve()]
             raise BusyError(
-                f"the suite of pid {other.pid} on {other.host} has these experiments already"
+                f"the suite of pid {other.pid} on {other.host} has these experiments already; wait "
+                "for it, or stop it"
             )
         for record in records:
             if not record.alive:

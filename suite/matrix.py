@@ -190,7 +190,14 @@ def select(selection: Selection) -> list[Experiment]:
     found = experiments(argument_sets(selection))
     kept = found if selection.is_matrix else [e for e in found if _wanted(e, selection)]
     if not kept:
-        raise UsageError("the filters leave no experiment")
+        where = f"--file {selection.file}" if selection.file else f"--suite {selection.suite}"
+        filters = ("models", "tasks", "tps", "algs")
+        given = [
+            f"--{name} {' '.join(map(str, values))}"
+            for name in filters
+            if (values := getattr(selection, name))
+        ]
+        raise UsageError(f"{' '.join(given)}: {where} has no such experiment; leave a filter out")
     return kept
 
 

@@ -27,7 +27,7 @@ from experiment.status import (
 )
 from experiment.store import Store
 from suite.matrix import Planned
-from utils import DllmexpError, atomic_write_json
+from utils import DllmexpError, atomic_write_json, numbered
 
 Score = tuple[float, float | None, float | None, int]
 
@@ -76,8 +76,8 @@ STATES = {
     "scoring": "",
     "to score": "has every answer and waits to be scored",
     "queued": "waits for a worker of its suite",
-    "begun": "has samples and waits for a suite that goes on",
-    "not begun": "waits for a suite",
+    "begun": "has samples, and no suite is running it",
+    "not begun": "no suite is running it",
     "failed": "",
 }
 
@@ -168,7 +168,8 @@ class Watcher:
             return Status("partial", found.of, found.sums, note=note)
         if found.status == "complete":
             return Status("done", found.of, found.sums, score)
-        note = f"{found.sums.failed} samples failed" if found.sums.failed else "programs not run"
+        failed = numbered(found.sums.failed, "sample")
+        note = f"{failed} failed" if found.sums.failed else "programs were not run (--no_exec)"
         return Status("failed", found.of, found.sums, score, note)
 
     def _counted(self) -> Sums:

@@ -174,9 +174,12 @@ def build_task(
         available = task.n_examples()
         if num_fewshot > available:
             absent = [s.path for s in spec.sources if s.optional and data_dir is not None]
-            missing = f"; {data_dir}/{absent[0]} would be more" if absent and not available else ""
+            way_out = f"give at most {available}"
+            if absent and not available:
+                way_out = f"they come from {data_dir}/{absent[0]}, which does not exist"
             raise DataError(
-                [f"num_fewshot is {num_fewshot}, {spec.name} has {available} examples{missing}"]
+                f"--num_fewshot {num_fewshot}: {spec.name} has {available} worked examples; "
+                f"{way_out}"
             )
         task.set_config("num_fewshot", num_fewshot)
     return task

@@ -8,11 +8,13 @@ is one run with a score of each of its tasks, see tasks/group.py.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tasks.base import PromptForm, TaskSpec, read_definition, tasks_dir, with_in
 from tasks.data import Data, DataError
 from tasks.group import group_task
 from tasks.protocols import PREFIX
-from utils import UsageError, nearest
+from utils import UsageError, file_sha256, nearest
 
 FORM = "lm_eval"
 NOTE = (
@@ -141,6 +143,28 @@ def members_of(name: str) -> tuple[Member, ...]:
     )
 
 
+def definition_of(task: str) -> dict[str, Any]:
+    """What decides how `lm_eval:<name>` asks and scores, ready for JSON; no function is imported.
+
+    The files that define its tasks, the functions beside them, a group's changes, and lm-eval's
+    version, which stands for its filters and metrics.
+    """
+    members = members_of(task.removeprefix(PREFIX))
+    files = {file for one in members for file in _files_of(one.path)}
+    return {
+        "lm_eval": version("lm_eval"),
+        "files": {os.path.relpath(f, tasks_dir()): file_sha256(f) for f in sorted(files)},
+        "changes": {one.name: json.dumps(dict(one.changes), default=str) for one in members},
+    }
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    """A definition, those that it includes, and the modules beside them."""
+    yield from (path, *path.parent.glob("*.py"))
+    for name in _list(read_definition(path.read_bytes()).get("include")):
+        yield from _files_of(Path(os.path.normpath(path.parent / name)))
+
+
 # of a group's definition; what else it says is for each of its tasks
 GROUP_KEYS = ("group", "group_alias", "task", "tag", "aggregate_metric_list", "metadata")
 
@@ -156,8 +180,8 @@ def _problem(name: str, config: Mapping[str, Any]) -> str | None:
         return f"lm-eval's task {name} is a class in Python; only those in YAML can be run"
     if asks not in ("generate_until", *CHOICE):
         return (
-            f"lm-eval's task {name} asks for {asks}, the likelihood of whole documents, which a "
-            "masked-diffusion model has no estimator for; generation and multiple choice can be run"
+            f"lm-eval's task {name} asks for {asks}, the likelihood of whole documents, which is "
+            "not supported; generation and multiple choice can be run"
         )
     if config.get("unsafe_code"):  # loading alone asks the hub for a scorer and tries it out
         ours = next((one for one in IN_SANDBOX if name.startswith(one)), "humaneval")

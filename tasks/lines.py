@@ -1,7 +1,7 @@
 """Waiting lines: reverse, shuffle or change a line of names; this project's own benchmark.
 
 In the manner of ParallelBench (arXiv:2510.04767): the tasks are easy one token at a time, and most
-have many right answers. Tokens that are drawn at once mix these: a name comes twice, or is lost.
+have many right answers. Tokens that one pass commits mix these: a name comes twice, or is lost.
 
 A row: {"kind": "insert_at", "line": "Ada, Ben, Cleo, Dan", "name": "Eve", "place": 3,
 "request": "Insert Eve right after Ben.", "answer": "Ada, Ben, Eve, Cleo, Dan"}

@@ -195,7 +195,7 @@ def test_a_verifier_with_fewer_positions_than_are_needed_is_refused_at_once(run,
         (8, f"error: --gen_length 12: the verifier {verifier} has 8 positions"),
         (
             24,
-            "3 prompts do not fit: with a canvas of 12 they exceed the model's or its verifier's "
+            "3 prompts too long: with a canvas of 12 more than the model's or its verifier's "
             "24 positions",
         ),
     ]:

@@ -3,9 +3,11 @@
 import json
 
 import pytest
-from mini import DREAM, LLADA, gsm8k_dir
+from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
-from eval import MODEL_DEFAULTS, TASKS
+from eval import MODEL_DEFAULTS, TASKS, jobs_of
+from experiment.arguments import parse
+from experiment.identity import identified
 from models import FAMILIES
 from tasks.code import EXTRACTIONS
 from tasks.protocols import protocol
@@ -129,6 +131,19 @@ def test_dreams_start_token_is_one_token(run, asked):
     plain = asked("dream-base").replace("dream-base", "dream").replace("dream_base", "dream")
     other = tokens(plain, "--no_chat_template", "--num_fewshot", "5")
     assert tokens(asked("dream-base")) == other + 1
+
+
+def test_a_start_token_is_part_of_both_ids():
+    """One checkpoint, one form, two aliases: the prompts differ in the start token alone."""
+    data = f"--data_dir {ROOT / 'assets' / 'benchmarks'} --task lines --no_chat_template"
+
+    def ids(alias: str) -> tuple[str, str]:
+        words = f"--model_alias {alias} --{alias.replace('-', '_')}_ckpt {DREAM} {data}"
+        (job,) = jobs_of(*parse(words.split(), MODEL_DEFAULTS, TASKS))
+        config = identified(job).config
+        return config.generation_id, config.result_id
+
+    assert not set(ids("dream")) & set(ids("dream-base"))
 
 
 def test_a_checkpoint_without_a_start_token_is_refused(run, asked, dream):

@@ -255,7 +255,9 @@ def test_only_a_snapshot_of_the_hubs_cache_is_a_commit(llada, tmp_path):
 
 def test_no_such_directory(tmp_path):
     missing = tmp_path / "nowhere"
-    assert check_checkpoint(missing) == [f"model path {missing} does not exist"]
+    assert check_checkpoint(missing) == [
+        f"model path {missing} does not exist; give a directory, or a hub id such as org/name"
+    ]
     file = tmp_path / "file"
     file.write_text("x")
     assert "is a file" in check_checkpoint(file)[0]

@@ -254,7 +254,7 @@ def test_gpqa_s_options_depend_on_the_question_alone(data, tmp_path):
     shots = requests(build_task(TASKS["gpqa"], data, "n_shot"), 5)[0][2]
     assert shots.count("\nChoices:\n") == 6 and shots.count("Which 0?") == 1
     assert requests(build_task(TASKS["gpqa"], data, FORM, 7), 7)[0][2].count("\nChoices:\n") == 8
-    with pytest.raises(DataError, match="num_fewshot is 8, gpqa has 7 examples"):
+    with pytest.raises(DataError, match="--num_fewshot 8: gpqa has 7 worked examples; give at"):
         build_task(TASKS["gpqa"], data, FORM, 8)
 
 
@@ -294,9 +294,13 @@ def test_a_file_of_worked_examples_is_only_needed_for_worked_examples(data, tmp_
     assert found.endswith("arc_easy.jsonl: 4 rows, expected 2376")
     (tmp_path / "manifest.json").write_text('{"name": "x", "counts": {"arc_easy.jsonl": 4}}')
     assert check_data(spec, tmp_path) == [] and len(build_task(spec, tmp_path, FORM).eval_docs) == 4
-    with pytest.raises(DataError, match=r"has 0 examples; .*arc_easy_train.jsonl would be more"):
+    with pytest.raises(
+        DataError, match=r"0 worked examples; they come from .*arc_easy_train.jsonl, which"
+    ):
         build_task(spec, tmp_path, FORM, 5)
-    with pytest.raises(DataError, match="num_fewshot is 9, arc_easy has 8 examples$"):
+    with pytest.raises(
+        DataError, match="--num_fewshot 9: arc_easy has 8 worked examples; give at most 8$"
+    ):
         build_task(spec, data, FORM, 9)
 
 

@@ -59,7 +59,7 @@ def test_readme_example_is_four_tokens_per_step(run):
         "128 steps in 8 blocks of 64, 4 tokens per step realised, at most 128 forward passes" in out
     )
     assert "num_steps 128 decides: 4 tokens per step, not tokens_per_step 1" in out
-    assert "top_p 0.95 inactive at temperature 0" in out
+    assert "no effect at temperature 0, where nothing is drawn: top_p 0.95" in out
     assert "override: block_length 64 (protocol uniform: 32)" in out
     assert "override: top_p" not in out
 
@@ -253,7 +253,7 @@ def test_print_output_path_prints_nothing_else(run):
         ),
         (
             "--task gsm8k --top_k 5 --top_p 0.9",
-            ["top_p 0.9 and top_k 5 inactive", "tokens_per_step         1"],
+            ["nothing is drawn: top_p 0.9 and top_k 5", "tokens_per_step         1"],
         ),
         (
             "--task gsm8k --alg entropy_threshold --threshold 1.5",
@@ -432,7 +432,7 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         ),
         (
             "--model_alias llada --task humaneval --num_fewshot 3",
-            ["--num_fewshot 3: humaneval has no documents for worked examples apart from those"],
+            ["--num_fewshot 3: humaneval has no documents for worked examples, only those that"],
         ),
         (
             "--model_alias llada --task truthfulqa --num_fewshot 3",
@@ -464,6 +464,10 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
             ["'confidence_threshold' is not an algorithm of llada"],
         ),
         (
+            "--model_alias llada --task gsm8k --alg origen --threshold 0.5",
+            ["--alg 'origen' is not an algorithm of llada"],
+        ),
+        (
             "--model_alias llada --task gsm8k --kv_cache deal",
             ["--kv_cache deal: must be one of none, prefix, dual, window; did you mean 'dual'?"],
         ),
@@ -477,7 +481,7 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         ),
         (
             "--model_alias llada --task gsm8k --alg_temp 0.3",
-            ["--alg_temp 0.3: low_confidence has no drawn order"],
+            ["--alg_temp 0.3: low_confidence does not draw positions; these do: maskgit_plus"],
         ),
         (
             "--model_alias llada --task gsm8k --tokens_per_step 0",
@@ -511,11 +515,15 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         ("--model_alias llada --task gsm8k --device gpu", ["--device 'gpu': allowed: cpu, cuda"]),
         (
             "--model_alias llada --task gsm8k --tag a/b",
-            ["--tag 'a/b': allowed: up to 100 letters, digits"],
+            ["--tag 'a/b': allowed: 1 to 100 letters, digits"],
+        ),
+        (
+            "--model_alias llada --task gsm8k --tag _a",
+            ["--tag '_a'", "with a letter or digit first"],
         ),
         (
             "--model_alias llada --task gsm8k --tag my_limit2",
-            ["--tag 'my_limit2'", "not ending as --limit's name does"],
+            ["--tag 'my_limit2'", "not ending in limit<N>"],
         ),
         ("--model_alias llada --task gsm8k --tag limit2", ["--tag 'limit2'"]),
         ("--model_alias llada --task gsm8k --output_dir ''", ["--output_dir ''"]),
@@ -606,7 +614,7 @@ def test_cuda_without_cuda_names_the_way_out(run, mini):
 def test_device_is_chosen_and_printed(run, mini):
     _, _, err = run(mini.replace("--device cpu", ""), "--limit", "1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert f"{LLADA}, float32) on {device} (chosen; --device decides)\n" in err
+    assert f"{LLADA}, float32) on {device} (default; --device chooses another)\n" in err
 
 
 # ---------------------------------------------------------------- the lines before the bar
@@ -989,7 +997,7 @@ def test_sample_that_fails_is_no_wrong_answer(run, mini, tmp_path, monkeypatch):
     assert [s["token_ids"] for s in result["samples"][::2]] == [
         s["token_ids"] for s in whole["samples"][::2]
     ]
-    assert "1 samples failed" in out
+    assert "1 sample failed" in out
     monkeypatch.setattr(harness, "decode_each", real)  # an incomplete result is no reason to stop
     assert run(mini, "--output_dir", str(tmp_path / "part"))[0] == 0
     assert result_in(tmp_path / "part")["status"] == "complete"
@@ -1061,7 +1069,7 @@ def test_departures_from_the_protocol_are_listed(run, mini, tmp_path):
 
 def test_a_canvas_longer_than_the_model_is_refused_before_it_loads(run, mini):
     code, _, err = run(mini, "--gen_length", "8000", "--block_length", "8000")
-    assert code == 2 and "--gen_length 8000: the checkpoint has 4096 positions" in err
+    assert code == 2 and "--gen_length 8000: the checkpoint has 4096 positions, and prompt" in err
 
 
 @pytest.mark.parametrize(
@@ -1149,7 +1157,7 @@ def test_data_of_the_right_size_and_other_content_is_not_the_published_set(
         assert run(arguments, "--output_dir", tmp_path / name)[0] == 0
         result = result_in(tmp_path / name)
         assert result["data"]["name"] == name and len(result["data"]["rows_sha256"]) == 64
-        assert any("other bytes" in note for note in result["notes"]) == (name == "modified")
+        assert any("other content" in note for note in result["notes"]) == (name == "modified")
 
 
 def test_all_problems_are_said_at_once(run):
@@ -1205,7 +1213,7 @@ def test_why_no_published_score_stands_beside_is_said(run, tmp_path, alias, task
 
 def test_fewer_worked_examples_than_the_protocol_needs_is_the_datas_fault(run, mini):
     code, _, err = run(mini, "--protocol", "official")
-    assert code == 4 and "num_fewshot is 5, gsm8k has 3 examples" in err
+    assert code == 4 and "--num_fewshot 5: gsm8k has 3 worked examples; give at most 3" in err
 
 
 LLADA_GSM8K = "--model_alias llada --task gsm8k --protocol official"

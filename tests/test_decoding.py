@@ -1,6 +1,8 @@
 """Options, schedules, algorithms, sampling and the engine, against plain loops and known values."""
 
+import itertools
 import json
+import time
 import weakref
 from dataclasses import fields, replace
 
@@ -818,7 +820,7 @@ def test_the_whole_canvas_as_one_block_saves_nothing():
         (
             "llada",
             dict(alg_temp=0.5),
-            "low_confidence has no drawn order; these have: maskgit_plus, topk_margin, entropy",
+            "low_confidence does not draw positions; these do: maskgit_plus, topk_margin, entropy",
         ),
         (
             "llada",
@@ -845,3 +847,20 @@ def test_prompts_and_seeds_must_agree():
 
 def test_nothing_to_decode_is_an_empty_list():
     assert decode(Scripted([1] * 8), [], config(), []) == []
+
+
+def test_a_latency_is_without_what_the_caller_does_between_two_completions(models):
+    """A slow scorer made the samples in flight look slow."""
+    config, calls = DecodeConfig(make_schedule("leftright", 6)), itertools.count()
+    each = decode_each(
+        models["llada"], prompts_for(3), config, [0] * 3, stop=lambda ids: next(calls) % 2 == 1
+    )
+    found, away, began = [], 0.0, time.perf_counter()
+    for _, completion in each:
+        found.append(completion)
+        left = time.perf_counter()
+        time.sleep(0.2)
+        away += time.perf_counter() - left
+    whole = time.perf_counter() - began - away
+    assert len({c.nfe for c in found}) > 1
+    assert all(0 < c.seconds <= whole for c in found)

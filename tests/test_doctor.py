@@ -90,7 +90,7 @@ def test_auto_is_reckoned_where_nothing_is_probed(monkeypatch, model):
     reckoned = (int(5 * GIB * 0.8) - GIB) // row_bytes(model.config, 712, 32, 2)
     assert fitting_rows(model, 712, 32, False) == min(6, reckoned) and not memory.probed
     model.device = torch.device("cpu")
-    assert fitting_rows(model, 712, 32, False, probe=memory.probe) == 1 and not memory.probed
+    assert fitting_rows(model, 712, 32, False, probe=memory.probe) == 8 and not memory.probed
 
 
 def test_auto_is_one_where_two_samples_do_not_fit(monkeypatch, model):
@@ -169,8 +169,8 @@ def test_every_check_fits_eighty_columns_and_is_in_the_json(capsys, tmp_path):
         "alias": "tiny-llada",
         "weights_bytes": tiny["more"]["weights_bytes"],
         "canvas": 24,
-        "auto": 1,
-        "auto_dual": 1,
+        "auto": 8,
+        "auto_dual": 8,
     }
 
 
@@ -178,10 +178,11 @@ def test_what_is_broken_has_an_exit_code_and_does_not_hide_the_rest(quick, capsy
     assert quick("--device", "cuda") == 3
     out = capsys.readouterr().out
     assert lines_of(out) | {"device": "broken", "memory": "ok", "disk": "ok"} == lines_of(out)
-    assert "--device cpu runs on the" in out and out.endswith("\nbroken: device\n")
+    assert "--device cpu runs on the" in " ".join(out.split())  # its lines depend on the PyTorch
+    assert out.endswith("\nbroken: device\n")
     monkeypatch.setattr(doctor, "visible_gpus", lambda: ["0", "1"])
     assert (
-        quick() == 3 and "2 GPUs by CUDA_VISIBLE_DEVICES or nvidia-smi" in capsys.readouterr().out
+        quick() == 3 and "CUDA_VISIBLE_DEVICES or nvidia-smi list 2 GPUs" in capsys.readouterr().out
     )
     assert quick("--device", "cpu") == 0 and lines_of(capsys.readouterr().out)["device"] == "ok"
 
@@ -250,7 +251,7 @@ def test_what_fits_is_reckoned_without_a_download_of_weights(conformance_dir, tm
         here = findings(hub.environ(tmp_path / "home"))
         assert not [path for _, path, _ in hub.asked if path.endswith(".safetensors")]
     assert here["hub"]["state"] == here["llada"]["state"] == "ok"
-    assert "auto on cpu: 1 sample" in here["llada"]["text"] and here["llada"]["more"]["auto"] == 1
+    assert "auto on cpu: 8 samples" in here["llada"]["text"] and here["llada"]["more"]["auto"] == 8
     gone = findings(hub.environ(tmp_path / "other", HF_ENDPOINT="http://127.0.0.1:9"))
     assert gone["hub"]["state"] == gone["llada"]["state"] == "note"
     assert "does not answer" in gone["hub"]["text"] and "--llada_ckpt DIR" in gone["llada"]["text"]

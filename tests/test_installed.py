@@ -4,8 +4,10 @@ import contextlib
 import json
 import random
 import re
+import shutil
 import sys
 import time
+from pathlib import Path
 
 import datasets
 import pytest
@@ -14,9 +16,10 @@ from lm_eval.api.task import ConfigurableTask
 from mini import LLADA
 
 import eval as cli
+import models
 from experiment import lmeval
 from experiment.sample import samples_of
-from tasks import build_task
+from tasks import build_task, installed
 from tasks.installed import members_of, spec_of
 
 ROWS = [{"question": f"What is {i} + 1?", "answer": f"{i + 1}\n#### {i + 1}"} for i in range(3)]
@@ -65,6 +68,26 @@ def test_another_generation_task_runs_by_its_name(hub, tmp_path):
     )
     assert any("nothing official is known" in note for note in result["notes"])
     assert "Let's think step by step" in result["samples"][0]["prompt"] and result["n_samples"] == 2
+
+
+def test_a_changed_definition_scores_the_kept_samples_anew(hub, tmp_path, monkeypatch, capsys):
+    """A result was finished for ever, whatever became of its filters and metrics."""
+    folder = Path(shutil.copytree(installed.tasks_dir() / "gsm8k", tmp_path / "tasks" / "gsm8k"))
+    monkeypatch.setattr(installed, "tasks_dir", lambda: tmp_path / "tasks")
+    installed.members_of.cache_clear()
+    words = ("gsm8k_cot_zeroshot", "--limit", "2")
+    assert run(tmp_path / "out", *words) == 0
+    [path] = (tmp_path / "out").glob("*.json")
+    first = json.loads(path.read_text())
+    assert run(tmp_path / "out", *words) == 0 and "finished already" in capsys.readouterr().err
+    definition = folder / "gsm8k-cot-zeroshot.yaml"
+    definition.write_text(definition.read_text().replace("strict-match", "strictest"))
+    monkeypatch.setattr(models, "load_model", None)  # nothing is decoded
+    assert run(tmp_path / "out", *words) == 0
+    again = json.loads(path.read_text())
+    assert again["headline"]["metric"] == "exact_match,strictest"
+    assert again["generation_id"] == first["generation_id"] and again["id"] != first["id"]
+    installed.members_of.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +180,7 @@ def test_generated_code_is_never_run_in_this_process(hub, tmp_path, capsys, name
 
 def test_predictions_are_for_the_four_benchmarks(tmp_path, capsys):
     assert run(tmp_path, "triviaqa", "--predictions", "x.jsonl") == 2
-    assert "--predictions: only for humaneval" in capsys.readouterr().err
+    assert "--predictions: not for lm_eval:triviaqa, only for humaneval" in capsys.readouterr().err
 
 
 def swallow():

@@ -560,7 +560,7 @@ def test_out_of_memory_halves_the_rows(monkeypatch):
 
 
 def test_a_rolling_likelihood_is_refused_in_a_line():
-    with pytest.raises(UsageError, match="^loglikelihood_rolling: the likelihood of a whole docum"):
+    with pytest.raises(UsageError, match=r"^loglikelihood_rolling \(perplexity of whole"):
         harness_of("llada-tiny").loglikelihood_rolling(asked(("a", "b")))
 
 

@@ -202,7 +202,9 @@ def test_a_suite_is_filtered():
     assert len(chosen) == 9 and {e.job.config.decode.schedule.algorithm for e in chosen} == {
         "threshold"
     }
-    with pytest.raises(UsageError, match="the filters leave no experiment"):
+    with pytest.raises(
+        UsageError, match="^--models llada: --suite parallel has no such experiment"
+    ):
         select(Selection(suite="parallel", models=("llada",)))
 
 

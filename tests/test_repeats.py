@@ -71,7 +71,7 @@ def test_a_document_has_the_means_of_its_answers():
     [
         ("--task gsm8k", "all samples of a document are the same at temperature 0; --temperature"),
         ("--task arc_easy", "arc_easy is scored by likelihood, nothing is sampled; leave it out"),
-        (f"--task gsm8k {HOT} --predictions x.jsonl", "--predictions has one text a document"),
+        (f"--task gsm8k {HOT} --predictions x.jsonl", "--predictions has one text per document"),
     ],
 )
 def test_several_samples_are_refused_where_there_is_one(run, words, why):
@@ -229,7 +229,7 @@ def test_a_task_that_takes_several_samples_itself_is_refused(run, monkeypatch, t
     monkeypatch.setattr("experiment.run.build_task", build)
     code, _, error = run(f"{TINY} {HOT} --task gsm8k --repeats 2 --output_dir {tmp_path}")
     assert code == 2 and error.splitlines()[-1] == (
-        "error: --repeats 2: gsm8k takes 64 samples a document itself; leave it out"
+        "error: --repeats 2: gsm8k already takes 64 samples per document; leave it out"
     )
 
 

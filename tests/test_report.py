@@ -15,8 +15,9 @@ import pytest
 from crafted import craft, save
 from mini import ROOT
 
+from experiment import config
 from experiment.result import VOLATILE
-from reporting.data import curve_labels, curves, read_all
+from reporting.data import curve_labels, curves, read_all, remarks
 from reporting.stats import aup_interval, compare_results
 from reporting.tables import (
     aup_table,
@@ -45,6 +46,21 @@ def test_only_the_documents_that_both_have_are_compared(tmp_path):
     assert compare_results(whole, first).n == 6 and compare_results(whole, first).p == 0.03125
     with pytest.raises(ValueError, match="not on the same documents"):
         compare_results(whole, by_task["humaneval"])
+
+
+@pytest.mark.parametrize("version", ["SCORING_VERSION", "ENGINE_VERSION"])
+def test_results_of_another_version_are_named(tmp_path, monkeypatch, version):
+    """After an update a suite may be half old: its old results look like the new ones."""
+    with monkeypatch.context() as before:
+        before.setattr(config, version, getattr(config, version) - 1)
+        old = save(tmp_path, k=1, seed=1, repeats=2, temperature=0.5)
+    save(tmp_path, k=2, strict_exec=True)
+    save(tmp_path, k=3, predictions="a file")
+    results, skipped = read_all([tmp_path])
+    found = remarks(results, skipped)
+    ((line,),) = [lines for title, lines in found.items() if "another version" in title]
+    assert line.startswith(f"{old.name}: ")
+    assert ("scores its kept" in line) is (version == "SCORING_VERSION")
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,10 @@ def test_the_bootstrap_equals_plain_resampling_within_noise():
     assert found.p == pytest.approx(p, abs=0.02)
 
 
-def test_one_document_is_never_distinguishable():
-    found = compare([0.5], [0.6])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_few_documents_are_never_distinguishable(n):
+    """Two of one sign had p 0: each resample has that sign."""
+    found = compare([0.5] * n, [0.6] * n)
     assert (found.low, found.high, found.p) == (-math.inf, math.inf, 1.0)
     assert found.verdict("A", "B") == "not distinguishable"
+    assert compare([0.5] * 6, [0.6] * 6).verdict("A", "B") == "B higher"

@@ -18,9 +18,11 @@ from causal import verifier_checkpoint
 from mini import LLADA, ROOT, gsm8k_dir
 
 import eval as cli
+import experiment.run
 import harness
 import models
 from decoding.algorithms import ALGORITHMS, algorithms_of
+from experiment import lmeval
 from experiment.kept_model import KeptModel
 from experiment.sample_cache import SampleCache
 from experiment.signals import Signalled, signals_raise
@@ -177,6 +179,39 @@ def test_another_configuration_shares_nothing(data, tmp_path):
         run(data, tmp_path / "a", *more, "--tag", "other" + more[1].replace(".", "_"))
     assert len(list((tmp_path / "a" / "cache").iterdir())) == 5
     assert [len(p.read_text().splitlines()) for p in shards(tmp_path / "a")] == [N + 1] * 5
+
+
+def test_a_run_replaces_no_result_that_another_configuration_has_written_meanwhile(
+    data, tmp_path, monkeypatch, capsys
+):
+    """--system is no part of the name: two runs at a time write the same file."""
+    evaluate, out = lmeval.evaluate, tmp_path / "a"
+
+    def slow(*arguments, **options):
+        monkeypatch.setattr(lmeval, "evaluate", evaluate)
+        assert run(data, out, "--system", "B")[0] == 0
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(lmeval, "evaluate", slow)
+    code, result = run(data, out, "--system", "A")
+    assert code == 2 and result["config"]["system"] == "B"
+    assert "result of another configuration (system:" in capsys.readouterr().err
+    monkeypatch.setattr(models, "load_model", None)  # its samples are kept
+    code, _ = run(data, out, "--system", "A", "--tag", "A")
+    assert code == 0 and len(list(out.glob("*.json"))) == 2
+
+
+def test_data_that_changes_before_it_is_asked_ends_the_run(data, tmp_path, monkeypatch, capsys):
+    """The result would have the checksum of the old file and the verdicts of the new one."""
+    path, choose = data / "gsm8k" / "test.jsonl", experiment.run.choose_device
+
+    def slow(*arguments):
+        path.write_text(path.read_text().replace("#### 2", "#### 7"))
+        return choose(*arguments)
+
+    monkeypatch.setattr(experiment.run, "choose_device", slow)
+    assert run(data, tmp_path / "a") == (4, None)
+    assert "has changed since this run began" in capsys.readouterr().err
 
 
 def test_overwrite_ignores_what_is_kept_and_says_so(data, tmp_path, caplog):

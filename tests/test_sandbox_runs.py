@@ -513,7 +513,7 @@ def test_a_program_that_cannot_be_judged_is_an_error_of_its_sample(
         faulty.setattr(sandbox, name, broken)
         assert command.main(arguments) == 5
     problem = "a program could not be judged, tried 3 times: no memory"
-    assert "1 samples failed and are not scored" in (out := capsys.readouterr().out)
+    assert "1 sample failed: the values above are of the others" in (out := capsys.readouterr().out)
     assert problem in out and "suspect" not in out
     found = result_in(tmp_path / "out")
     assert (found["status"], found["headline"], found["metrics"]) == ("incomplete", None, {})

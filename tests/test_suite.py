@@ -590,9 +590,9 @@ def test_a_state_says_what_is_waited_for(tmp_path):
     [one] = chosen(tmp_path)
     some, full = Sums(2, 0, 40, 64, 4.0), Sums(6, 0, 40, 64, 4.0)
     for found, word, wait in [
-        (Status("waiting", 6), "not begun", "waits for a suite"),
+        (Status("waiting", 6), "not begun", "no suite is running it"),
         (Status("waiting", 6, queued=True), "queued", "waits for a worker of its suite"),
-        (Status("partial", 6, some), "begun", "has samples and waits for a suite that goes on"),
+        (Status("partial", 6, some), "begun", "has samples, and no suite is running it"),
         (Status("partial", 6, some, queued=True), "queued", "waits for a worker of its suite"),
         (Status("running", 6, full), "to score", "has every answer and waits to be scored"),
     ]:

@@ -15,6 +15,7 @@ from reporting.tables import (
     aup_table,
     comparison_table,
     result_table,
+    speed_table,
     to_csv,
     to_markdown,
     to_meanings,
@@ -160,6 +161,33 @@ def test_options_have_columns_of_their_own(tmp_path):
     assert (fixed["threshold"], fixed["kl_history"], fixed["kv_cache"]) == ("", "", "none")
 
 
+def test_rows_that_look_alike_name_what_they_differ_in(tmp_path):
+    """Neither the canvas nor the precision is part of an algorithm's label."""
+    save(tmp_path, k=1, scores=[1.0] * 30 + [0.0] * 10)
+    save(tmp_path, k=1, scores=[1.0] * 10 + [0.0] * 30, gen_length=512, tag="long")
+    save(tmp_path, k=2, dtype="float32")
+    table = result_table(read_all([tmp_path])[0])
+    found = {row[3:6] for row in table.rows if row[4] == "1"}
+    assert found == {
+        ("low_confidence, gen_length 256", "1", "75.0 [59.8, 85.8]"),
+        ("low_confidence, gen_length 512", "1", "25.0 [14.2, 40.2]"),
+    }
+    assert [row[3] for row in table.rows if row[4] == "2"] == ["low_confidence"]
+
+
+def test_speeds_of_two_canvases_share_no_row(tmp_path):
+    save(tmp_path, k=1, timed_batch=1)
+    for length in (256, 512):
+        save(tmp_path, k=1, timed_batch=8, gen_length=length, tag=f"l{length}")
+    results = read_all([tmp_path])[0]
+    speed = {(r.config["gen_length"], r.config["timed_batch"]): f"{r.tok_s:.1f}" for r in results}
+    table = speed_table(results)
+    assert {row[2]: row[5:7] for row in table.rows} == {
+        "low_confidence, gen_length 256": (speed[256, 1], speed[256, 8]),
+        "low_confidence, gen_length 512": ("-", speed[512, 8]),
+    }
+
+
 # ---------------------------------------------------------------- for a paper
 
 
@@ -200,3 +228,14 @@ def test_options_of_an_adaptive_algorithm_are_settings(tmp_path):
         save(tmp_path, algorithm="klass", options={"threshold": value})
     (table,) = paper_tables(read_all([tmp_path])[0])
     assert [row.setting for row in table.rows] == ["threshold 0.7", "threshold 0.9"]
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [({"algorithm": "maskgit_plus"}, {"algorithm": "entropy"}), ({"kv_cache": "dual"}, {})],
+)
+def test_a_row_of_a_paper_is_one_method_on_all_tasks(tmp_path, one, other):
+    save(tmp_path, "dream", "gsm8k", **one)
+    save(tmp_path, "dream", "humaneval", **other)
+    (table,) = paper_tables(read_all([tmp_path])[0])
+    assert len({row.method for row in table.rows}) == len(table.rows) == 2

@@ -384,7 +384,9 @@ def test_the_number_of_examples_can_be_set(mini):
     task = build_task(mbpp.SPEC, mini, "chat", 2)
     _, samples = evaluate(task, lambda doc: doc["code"])
     assert samples[0]["arguments"][0][0].count("You are an expert") == 3
-    with pytest.raises(DataError, match="num_fewshot is 4, mbpp has 3 examples"):
+    with pytest.raises(
+        DataError, match="--num_fewshot 4: mbpp has 3 worked examples; give at most 3"
+    ):
         build_task(mbpp.SPEC, mini, "chat", 4)
     with pytest.raises(ValueError, match="num_fewshot is -1"):
         build_task(mbpp.SPEC, mini, "chat", -1)
