@@ -256,10 +256,9 @@ def _setting_problems(args: Namespace) -> list[str]:
     ]
     if args.device is not None and args.devices is not None:
         problems.append(f"--device {args.device} and --devices {args.devices}: give one of them")
-    leaving = [f for f in ("print_output_path", "dry_run") if getattr(args, f)]
-    leaving += ["show_prompt"] * (args.show_prompt is not None)
-    if len(leaving) > 1:
-        problems.append(f"--{' and --'.join(leaving)}: each prints something; give one of them")
+    others = [f for f in ("print_output_path", "dry_run") if getattr(args, f)]
+    if args.show_prompt is not None and others:
+        problems.append(f"--show_prompt and --{others[0]}: both print and exit; give one of them")
     if args.timed_batch is not None and args.batch_size not in (None, args.timed_batch):
         both = f"--batch_size {args.batch_size} and --timed_batch {args.timed_batch}"
         problems.append(f"{both}: both are the samples in flight; give one of them")

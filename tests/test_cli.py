@@ -384,7 +384,7 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         ),
         (
             "--model_alias llada --task gsm8k --show_prompt 3 --dry_run",
-            ["--dry_run and --show_prompt: each prints something; give one of them"],
+            ["--show_prompt and --dry_run: both print and exit; give one of them"],
         ),
         (
             "--model_alias lada --task gsm8k",
