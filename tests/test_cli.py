@@ -920,7 +920,7 @@ def test_predictions_need_no_checkpoint(run, mini, tmp_path):
         "--output_dir",
         str(tmp_path / "out"),
     )
-    assert code == 0 and "--gen_length, --block_length have no effect" in err
+    assert code == 0 and "--gen_length, --block_length, --llada_ckpt, --dtype have no effect" in err
     result = result_in(tmp_path / "out")
     assert result["headline"] | {"ci95": None, "stderr": None} == {
         "metric": "exact_match,flexible-extract",
