@@ -565,13 +565,17 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             lines += [f"{key}.{line}" for line in differing_keys(a, b)]
         elif a != b:
-            lines.append(f"{key}: {_short(a)} -> {_short(b)}")
+            lines.append(f"{key}: " + " -> ".join(_shortened(a, b)))
     return lines
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _shortened(a: Any, b: Any) -> list[str]:
+    """Two values as JSON of at most 40 characters, from where they differ if that is further on."""
+    texts = [json.dumps(value, ensure_ascii=True) for value in (a, b)]
+    same = len(os.path.commonprefix(texts))
+    start = same - 10 if same > 30 and max(map(len, texts)) > 40 else 0
+    texts = ["..." * (start > 0) + text[start:] for text in texts]
+    return [text if len(text) <= 40 else text[:37] + "..." for text in texts]
 
 
 # ---------------------------------------------------------------- environment

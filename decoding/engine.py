@@ -252,7 +252,8 @@ class _Decoder:
         """For an algorithm that reads no score: the model predicts the chosen positions only."""
         noise = self._noise(rows)
         view = self._view(self._fields(rows, self._in_sight(rows), noise))
-        chosen = self.algorithm.select(view).numpy()
+        chosen = self._select(view).numpy()
+        self._check_open(chosen, view.masked.numpy())
         keep = chosen.any(axis=1)
         rows, chosen = [row for row, kept in zip(rows, keep) if kept], chosen[keep]
         if rows:
@@ -286,6 +287,7 @@ class _Decoder:
             proposal = self._settled(proposal, sound[queried])
             chosen, tokens, _ = self._chosen(fields, proposal, observed)
         _check_finite(tokens[queried])
+        self._check_open(chosen, queried)
         self._commit(rows, chosen, tokens)
         for row, was_open, now_committed in zip(rows, queried, chosen):
             if row.memory:
@@ -309,12 +311,35 @@ class _Decoder:
         scores = {
             name: at.to(score.dtype).masked_scatter(at, score) for name, score in scores.items()
         }
-        chosen = self.algorithm.select(self._view(fields | scores))
+        chosen = self._select(self._view(fields | scores))
         planes = [chosen.long(), at.long().masked_scatter(at, proposal.tokens)]
         if proposal.sound is not None:
             planes.append((~at).long().masked_scatter(at, proposal.sound.long()))
         chosen, tokens, *sound = torch.stack(planes).cpu().numpy()
         return chosen.astype(bool), tokens, sound[0].astype(bool) if sound else None
+
+    def _select(self, view: StepView) -> Tensor:
+        """The algorithm's mask [B, T]. Raises TypeError for anything else."""
+        chosen = self.algorithm.select(view)
+        shape = list(view.masked.shape)
+        if not isinstance(chosen, Tensor):
+            found = type(chosen).__name__
+        elif chosen.dtype != torch.bool or list(chosen.shape) != shape:
+            found = f"{str(chosen.dtype).removeprefix('torch.')} of shape {list(chosen.shape)}"
+        else:
+            return chosen
+        raise TypeError(
+            f"{self.schedule.algorithm}: select must return a bool tensor of shape {shape}, as "
+            f"view.masked is; it returned {found}"
+        )
+
+    def _check_open(self, chosen: np.ndarray, asked: np.ndarray) -> None:
+        """Raises ValueError where a position is chosen for which no token was asked."""
+        if (chosen > asked).any():
+            raise ValueError(
+                f"{self.schedule.algorithm}: select chose positions that are not open; "
+                "its mask must be part of view.masked"
+            )
 
     def _block(self, row: Row) -> slice:
         return self.schedule.span(row.block)

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from decoding.algorithms import ALGORITHMS, algorithm_options, algorithms_of
 from decoding.algorithms import FAMILIES as EVERY_FAMILY
 from decoding.config import DecodeConfig
 from decoding.likelihood import LikelihoodConfig
-from decoding.option import Option, options_in
+from decoding.option import Option, options_in, written
 from decoding.schedule import Schedule
 from decoding.step_view import Algorithm
 from experiment.config import DTYPES, EVALUATED, RunConfig, Settings
-from models import FAMILIES
+from models import FAMILIES, Family
 from tasks import TaskSpec
 from tasks.protocols import PROTOCOLS, Protocol
 from utils import UsageError, nearest, versions
@@ -31,6 +32,7 @@ from utils import UsageError, nearest, versions
 Models = Mapping[str, Mapping[str, Any]]  # MODEL_DEFAULTS of eval.py
 NEEDED = {"family", "checkpoint", "flag"}
 CELL = [f.name for f in dataclasses.fields(Protocol) if f.name != "name"]
+TEXTS = (*sorted(NEEDED), "verifier")
 # the keys that an entry of MODEL_DEFAULTS may have
 ENTRY = NEEDED | {"verifier", "harness", "dtype", *PROTOCOLS}
 BLOCK_LENGTH = 32  # of adaptive algorithms where the protocol has the whole canvas: Fast-dLLM's
@@ -78,9 +80,17 @@ class _Flags:
         return self._groups[title]
 
     def add(
-        self, name: str, known: Option, *, group: str | None = None, text: str | None = None
+        self,
+        name: str,
+        known: Option,
+        *others: Option,
+        group: str | None = None,
+        text: str | None = None,
     ) -> None:
-        """The flags of one option. A flag that is not given is None, a switch False."""
+        """The flags of one option. A flag that is not given is None, a switch False.
+
+        others: options of the same name, of other algorithms; a value is read as any of them.
+        """
         group = self.group(group or known.group)
         flags = known.names(name)
         for flag in flags:
@@ -89,29 +99,33 @@ class _Flags:
                 text_of = (
                     f"Another name for --{flags[0]}. Give either, or both with the same value."
                 )
+            text_of = text_of.replace("%", "%%")  # argparse has fields such as %(default)s
             if known.switch:
                 group.add_argument(f"--{flag}", action="store_true", help=text_of)
                 continue
             more: dict[str, Any] = {"nargs": "?", "const": True} if known.truth else {}
             if name != "algorithm":  # `resolve` checks it, by the model's family
-                more["type"] = self._reader(flag, known)
+                more["type"] = self._reader(flag, known, *others)
             group.add_argument(f"--{flag}", metavar=known.placeholder, help=text_of, **more)
 
     def word(self, group: str, name: str, metavar: str, text: str, **more: Any) -> None:
         """A flag whose value is checked later."""
+        text = text.replace("%", "%%")
         self.group(group).add_argument(f"--{name}", metavar=metavar, help=text, **more)
 
-    def _reader(self, flag: str, known: Option) -> Callable[[str], Any]:
+    def _reader(self, flag: str, *known: Option) -> Callable[[str], Any]:
         def read(text: str):
-            try:
-                value = known.read(text)
-                return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
-            except (ValueError, KeyError):
-                near = nearest(text, known.choices) if known.choices else ""
-                shown = text if len(text) <= 60 else f"{text[:60]}..."
-                shown = shown or "''"
-                self.problems.append(f"--{flag} {shown}: must be {known.allowed}{near}")
-                return None
+            for one in known:
+                with suppress(ValueError, KeyError):
+                    value = one.read(text)
+                    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+            choices = [word for one in known for word in one.choices]
+            near = nearest(text, choices) if choices else ""
+            shown = text if len(text) <= 60 else f"{text[:60]}..."
+            shown = shown or "''"
+            allowed = ", or ".join(dict.fromkeys(one.allowed for one in known))
+            self.problems.append(f"--{flag} {shown}: must be {allowed}{near}")
+            return None
 
         return read
 
@@ -137,11 +151,11 @@ def build_parser(models: Models, tasks: Sequence[str]) -> tuple[Parser, list[str
         flags.add(name, known, text=known.description + _from_tables(name))
     for name, users in algorithm_options().items():
         texts: dict[str, list[str]] = {}
-        for user in users:
-            own = ALGORITHMS[user].options[name]
-            texts.setdefault(f"{own.help} (default {own.default:g})", []).append(user)
+        known = [ALGORITHMS[user].options[name] for user in users]
+        for user, own in zip(users, known):
+            texts.setdefault(f"{own.help} (default {written(own.default)})", []).append(user)
         text = "; ".join(f"{', '.join(users)}: {text}" for text, users in texts.items())
-        flags.add(name, ALGORITHMS[users[0]].options[name], group=ALGORITHM, text=f"{text}.")
+        flags.add(name, *known, group=ALGORITHM, text=f"{text}.")
     checked = ", ".join(verified())
     own = ", ".join(
         f"{_shown(e['verifier'])} for {alias}" for alias, e in models.items() if "verifier" in e
@@ -276,8 +290,14 @@ def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
     problems, flags = [], {}
     for alias, entry in models.items():
         where = f"MODEL_DEFAULTS[{alias!r}]"
+        if not isinstance(entry, Mapping):
+            problems.append(f"{where} is no dict but {entry!r:.40}")
+            continue
         if missing := NEEDED - entry.keys():
             problems.append(f"{where} lacks {', '.join(sorted(missing))}")
+        if odd := [k for k in TEXTS if not isinstance(entry.get(k, ""), str)]:
+            problems += [f"{where}: {key} {entry[key]!r:.60} must be a text" for key in odd]
+            continue
         problems += [
             f"{where}: unknown key {key!r}{nearest(key, ENTRY)}; "
             f"there are: {', '.join(sorted(ENTRY))}"
@@ -318,12 +338,44 @@ def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
             problems.append(
                 f"ALGORITHMS[{name!r}]: unknown family {min(unknown)!r}; there are: {known}"
             )
+        else:
+            problems += [
+                f"ALGORITHMS[{name!r}]: option {own!r} {problem}"
+                for own, option in algorithm.options.items()
+                if (problem := _option_problem(own, option))
+            ]
+    good = all(isinstance(algorithm, Algorithm) for algorithm in ALGORITHMS.values())
+    for name, family in FAMILIES.items():
+        if not isinstance(family, Family) or family.name != name:
+            problems.append(f"FAMILIES[{name!r}] is no Family of this name but {family!r:.40}")
+        elif good and family.algorithm not in (None, *algorithms_of(name)):
+            problems.append(
+                f"FAMILIES[{name!r}]: the algorithm {family.algorithm!r} is not defined for it; "
+                f"there are: {', '.join(algorithms_of(name))}"
+            )
     problems += [
         f"TASKS[{name!r}] is no TaskSpec of this name but {spec!r:.40}"
         for name, spec in tasks.items()
         if not isinstance(spec, TaskSpec) or spec.name != name
     ]
+    problems += [
+        f"TASKS[{name!r}] has no {part}"
+        for name, spec in tasks.items()
+        for part in ("forms", "sources")
+        if isinstance(spec, TaskSpec) and not getattr(spec, part)
+    ]
     return problems
+
+
+def _option_problem(name: str, option: Any) -> str | None:
+    """Why an algorithm cannot have an option, to follow its name, or None."""
+    if not isinstance(option, Option):
+        return f"is no Option but {option!r:.40}"
+    if not name.isidentifier():
+        return "has another character than letters, digits and '_'"
+    if option.switch or option.flags:
+        return "has `switch` or `flags`, which are for the program's own; `truth` is on or off"
+    return None
 
 
 def parse(

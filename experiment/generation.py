@@ -23,7 +23,7 @@ from decoding.row_state import Completion
 from decoding.sampling import NoFiniteLogits
 from experiment.progress import Progress
 from experiment.result import profile
-from experiment.sample import Request, Sample, completion_of
+from experiment.sample import Request, Sample, completion_of, is_usable
 from experiment.sample_cache import SampleCache
 from utils import BadDataError, DllmexpError, EnvironmentProblem, out_of_memory
 
@@ -265,9 +265,17 @@ class Generation:
         if self.clock.on_cuda:
             peak = torch.cuda.max_memory_allocated(self.clock.device)
             self.peak_bytes = max(self.peak_bytes, peak)
+        result, meta = sample.kept(self.peak_bytes or None)
+        record = {"status": "ok", "result": result, "meta": meta | {"provenance": {}}}
+        if not is_usable(record):  # it could be written, and never be read again
+            raise ValueError(
+                "decode() gives a Completion that cannot be kept: token_ids and committed_at must "
+                "be equally many of Python's ints, counts ints of at least 0, seconds a number and "
+                "finish_reason a text"
+            )
         with self.clock.stopped():
             score = self.score(request.doc, sample.text) if self.score else None
-        self.cache.remember(request.key, *sample.kept(self.peak_bytes or None), score)
+        self.cache.remember(request.key, result, meta, score)
         self._add(sample)
         if self.ahead is not None:
             with self.clock.stopped():

@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,10 @@ def _import(path: str, tables: Tables) -> frozenset[tuple[str, str]]:
         raise UsageError(f"{FLAG} {path}: give a Python file, FILE.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.modules.setdefault(Path(path).stem, module)  # "my_rule:MyHarness" means this module
+    # "my_rule:MyHarness" means this module; harness.py and datasets.py are others' names, too
+    found = PathFinder.find_spec(Path(path).stem)
+    if found is not None and found.origin and Path(path).samefile(found.origin):
+        sys.modules.setdefault(Path(path).stem, module)
     try:
         spec.loader.exec_module(module)
         _refuse_replaced(path, tables, before, kept)

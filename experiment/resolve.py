@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from utils import DllmexpError, ManyProblems, UsageError, file_sha256, nearest
 TAG = r"(?!(.*_)?limit\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 # settings that change no answer, or only as another run of the same protocol would
 NO_OVERRIDE = ("early_exit", "seed", "strict_exec", "timed_batch", "repeats")
+# of RunConfig, flags without effect where texts are given
+GENERATING = ("dtype", "seed", "compile", "timed_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,19 +179,25 @@ def harness_identity(harness: type | str | None) -> dict[str, str] | None:
     """{"name", "sha256"} of an entry's own harness; None where the entry uses the family's.
 
     harness: a class, or "module:Class".
-    Raises UsageError where the file of a module cannot be found.
+    Raises UsageError where its file cannot be found.
     """
     if harness is None:
         return None
+    file = None
     if isinstance(harness, str):
-        module, colon, name = harness.partition(":")
-        found = importlib.util.find_spec(module) if colon and module else None
-        if found is None or found.origin is None or not name:
-            raise UsageError(f'harness {harness!r} is not found; expected "module:Class"')
-        file = found.origin
-    else:
-        name, file = f"{harness.__module__}:{harness.__qualname__}", inspect.getfile(harness)
-    return {"name": harness if isinstance(harness, str) else name, "sha256": file_sha256(file)}
+        name, (module, _, cls) = harness, harness.partition(":")
+        with suppress(ImportError, ValueError):  # of a parent package; of a malformed name
+            found = sys.modules.get(module) or importlib.util.find_spec(module)
+            file = cls and (getattr(found, "__file__", None) or getattr(found, "origin", None))
+    elif isinstance(harness, type):
+        with suppress(TypeError, OSError):  # a class of Python's own
+            file = inspect.getfile(harness)
+            # eval.py has two names, and one identity
+            module = Path(file).stem if harness.__module__ == "__main__" else harness.__module__
+            name = f"{module}:{harness.__qualname__}"
+    if not file or not Path(file).is_file():
+        raise UsageError(f'harness {harness!r} is not found; expected a class or "module:Class"')
+    return {"name": name, "sha256": file_sha256(file)}
 
 
 def _or_default(value: Any, default: Any) -> Any:
@@ -246,6 +256,9 @@ def _setting_problems(args: Namespace) -> list[str]:
     ]
     if args.device is not None and args.devices is not None:
         problems.append(f"--device {args.device} and --devices {args.devices}: give one of them")
+    others = [f for f in ("print_output_path", "dry_run") if getattr(args, f)]
+    if args.show_prompt is not None and others:
+        problems.append(f"--show_prompt and --{others[0]}: both print and exit; give one of them")
     if args.timed_batch is not None and args.batch_size not in (None, args.timed_batch):
         both = f"--batch_size {args.batch_size} and --timed_batch {args.timed_batch}"
         problems.append(f"{both}: both are the samples in flight; give one of them")
@@ -435,7 +448,8 @@ def _notes(
     if args.predictions:
         named = [*given, *algorithm_options()]
         flags = [f for n in named for f in _flags_of(n) if getattr(args, f) not in (None, False)]
-        flags += [n for n in ("verifier_ckpt", "timed_batch") if getattr(args, n) is not None]
+        more = ("verifier_ckpt", models[alias]["flag"], *GENERATING)
+        flags += [n for n in more if getattr(args, n) not in (None, False)]
         if flags:
             listed = ", ".join(f"--{flag}" for flag in flags)
             notes.append(f"texts are scored, not generated: {listed} have no effect")

@@ -154,7 +154,7 @@ def execute(
                 )
                 stack.enter_context(status)
             alive = []
-            if len(job.worker_devices) > 1:
+            if texts is None and len(job.worker_devices) > 1:
                 pool = stack.enter_context(WorkerPool(argv, job.worker_devices, worker))
                 alive = [pool.alive]
                 worker = replace(worker, size=max(worker.size, len(job.worker_devices)))

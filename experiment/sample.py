@@ -116,7 +116,8 @@ class Sample:
 def is_usable(record: Mapping[str, Any]) -> bool:
     """Whether a record of a store holds what `Sample.kept` writes, or a failure.
 
-    A checksum covers damage on the disk, not a program that wrote something else.
+    A checksum covers damage on the disk, not a program that wrote something else, or a harness
+    that gives something else.
     """
     result, meta = record["result"], record["meta"]
     if record["status"] == "error":
@@ -131,15 +132,15 @@ def is_usable(record: Mapping[str, Any]) -> bool:
                 for x in (result["loglikelihood"], *times)
             )
             and result.get("is_greedy") in (None, False, True)
-            and isinstance(result.get("order"), list)
+            and isinstance(result.get("order"), list | tuple)
             and isinstance(meta.get("provenance"), dict)
         )
     ids, steps = result.get("token_ids"), result.get("committed_at")
     counts = [result.get(f.name, f.default) for f in fields(Completion) if f.type == "int"]
     counts += [meta.get("tokens_returned"), meta.get("peak_bytes") or 0]
     return (
-        isinstance(ids, list)
-        and isinstance(steps, list)
+        isinstance(ids, list | tuple)
+        and isinstance(steps, list | tuple)
         and len(ids) == len(steps)
         and all(type(n) is int and 0 <= n < 2**31 for n in ids)
         and all(type(n) is int and n >= 0 for n in counts)

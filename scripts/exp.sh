@@ -5,6 +5,7 @@
 #   ./scripts/exp.sh --no_tmux ...                           in the foreground
 #   ./scripts/exp.sh --engine slurm --partition NAME ...     as a job of a SLURM cluster
 # All options go to `scripts/sweep.py run`; see its --help. CUDA_VISIBLE_DEVICES selects the GPUs.
+# Relative paths are read from the checkout, wherever the script is called from.
 # Each directory of results has a session of its own. Ctrl-C stops the suite; finished samples are
 # kept, and the same command resumes.
 set -euo pipefail
@@ -32,7 +33,8 @@ if [ "$tmux_wanted" = yes ] && ! command -v tmux >/dev/null; then
 fi
 
 source scripts/setup.sh
-export HF_HOME="${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}"
+home=~ # also without HOME
+export HF_HOME="${HF_HOME:-${XDG_CACHE_HOME:-$home/.cache}/huggingface}"
 export HF_DATASETS_CACHE="${HF_DATASETS_CACHE:-$HF_HOME/datasets}"
 command=(.venv/bin/python scripts/sweep.py run ${options[@]+"${options[@]}"})
 if [ "$tmux_wanted" = no ]; then

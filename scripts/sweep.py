@@ -80,6 +80,9 @@ SLURM = {
 # flags with one value, which may look like a flag itself
 JOINED = ("--extra", "--slurm-extra")
 WATCH_S = 86400.0  # at most
+NO_PLUGIN = (
+    "progress imports no --plugin; without filters it shows the last suites from their records"
+)
 
 
 def _flag(name: str) -> str:
@@ -215,10 +218,7 @@ def watched(args: argparse.Namespace) -> tuple[list[Watcher], int]:
         return [Watcher(p) for p in planned.values()], workers
     listed = argument_sets(replace(selection, extra=()))
     if plugins.paths_in([*selection.extra, *(word for words in listed for word in words)]):
-        raise UsageError(
-            "progress imports no --plugin; without filters it shows the last suites from their "
-            "records"
-        )
+        raise UsageError(NO_PLUGIN)
     return [Watcher(e) for e in select(selection)], workers
 
 
@@ -307,7 +307,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         raise UsageError(
             f"unknown argument {word!r}"
             + (
-                f"; {REFUSED[word.lstrip('-')]}"
+                f"; {NO_PLUGIN}"
+                if word == plugins.FLAG  # of progress; the others have it
+                else f"; {REFUSED[word.lstrip('-')]}"
                 if word.lstrip("-") in REFUSED
                 else f'; it is one of eval.py: --extra "{word} ..." gives it to every experiment'
                 if word in of_eval

@@ -88,7 +88,8 @@ class Lease:
             )
         for record in records:
             if not record.alive:
-                record.path.unlink(missing_ok=True)
+                with suppress(OSError):  # another user's stays
+                    record.path.unlink(missing_ok=True)
         pid = os.getpid()
         self.path = output_dir / "logs" / f"sweep-{HOST}-{pid}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)

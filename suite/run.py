@@ -21,7 +21,7 @@ from suite.local import LocalEngine, make_workers
 from suite.matrix import Experiment
 from suite.state import Watcher, statuses
 from suite.table import counts, progress_table, state_counts, summary_line
-from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_INCOMPLETE
+from utils import EXIT_BUSY, EXIT_COMPLETE, EXIT_INCOMPLETE, OutputError, way_out
 
 REPORT = Path(__file__).resolve().parent.parent / "scripts" / "report.py"
 
@@ -38,8 +38,12 @@ class SuiteLog:
 
     def __call__(self, text: str) -> None:
         text = f"{self.prefix}{text}"
-        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            why = f"cannot write {self.path}: {error.strerror}; {way_out(error)}"
+            raise OutputError(why) from error
         try:
             tqdm.write(text)
             sys.stdout.flush()

@@ -163,6 +163,8 @@ def build_task(
             f"TASKS[{spec.name!r}]: no lm-eval task: {type(error).__name__}: {error}; "
             f"the data have the splits {', '.join(data.splits)}"
         ) from error
+    if fault := _fault(spec, task):
+        raise UsageError(f"TASKS[{spec.name!r}]: {fault}")
     keys = [f"{metric},{chain.name}" for chain in task._filters for metric in task.aggregation()]
     if spec.headline not in keys:
         raise UsageError(
@@ -181,6 +183,18 @@ def build_task(
             )
         task.set_config("num_fewshot", num_fewshot)
     return task
+
+
+def _fault(spec: TaskSpec, task) -> str | None:
+    """Why what `build` returned cannot be run as the kind that the benchmark says it is."""
+    asks = getattr(task, "OUTPUT_TYPE", None)
+    if asks is None:
+        return f"build must return a task of make_task, not {task!r:.60}"
+    if (spec.kind == "choice") == (asks == "generate_until"):
+        return f"kind {spec.kind!r} does not go with the output_type {asks!r}"
+    if spec.kind == "code" and getattr(task, "judging", None) is None:
+        return "kind 'code' needs a judging, make_task(..., judging); tasks/mbpp.py has one"
+    return None
 
 
 def make_task(data: Data, form: PromptForm, config: dict, judging: object = None):

@@ -148,8 +148,19 @@ def test_worked_examples_of_the_chat_form_of_mbpp_answer_as_it_asks(run):
 
 def test_prompt_flags_have_no_effect_on_given_texts_and_say_so(run, mini, tmp_path):
     texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": i, "text": "1"} for i in range(3)])
-    code, _, err = run(mini, "--predictions", texts, "--no_chat_template", "--num_fewshot", "1")
-    assert code == 0 and "--num_fewshot, --no_chat_template have no effect" in err
+    more = ["--no_chat_template", "--num_fewshot", "1", "--seed", "3", "--compile"]
+    code, _, err = run(mini, "--predictions", texts, *more)
+    flags = "--num_fewshot, --no_chat_template, --llada_ckpt, --dtype, --seed, --compile"
+    assert code == 0 and f"{flags} have no effect" in err
+
+
+def test_given_texts_start_no_workers(run, mini, tmp_path, monkeypatch):
+    """One was started and ended again, which printed that the run was ended by SIGTERM."""
+    monkeypatch.setattr("experiment.run.WorkerPool", lambda *_: pytest.fail("a worker starts"))
+    texts = write_lines(tmp_path / "texts.jsonl", [{"doc_id": i, "text": "1"} for i in range(3)])
+    words = mini.replace("--device cpu", "--devices cpu,cpu")
+    code, out, _ = run(words, "--predictions", texts)
+    assert code == 0 and "complete, 3 samples" in out
 
 
 def test_a_checkpoint_of_another_model_is_noted(run, mini):
@@ -243,6 +254,10 @@ def test_print_output_path_prints_nothing_else(run):
         (
             "--task gsm8k --top_k 5 --top_p 0.9",
             ["nothing is drawn: top_p 0.9 and top_k 5", "tokens_per_step         1"],
+        ),
+        (
+            "--task gsm8k --alg entropy_threshold --threshold 1.5",
+            ["llada_gsm8k_entropy_threshold_threshold1.5_tps1.json"],
         ),
         ("--task gsm8k --no_early_exit", ["early_exit              False"]),
         ("--task mbpp", ["note: test_setup_code is run before the tests"]),
@@ -368,6 +383,10 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
             ["--model_alias is required; there are: llada, llada1.5, dream, diffucoder"],
         ),
         (
+            "--model_alias llada --task gsm8k --show_prompt 3 --dry_run",
+            ["--show_prompt and --dry_run: both print and exit; give one of them"],
+        ),
+        (
             "--model_alias lada --task gsm8k",
             ["--model_alias 'lada' is not known; did you mean 'llada'?"],
         ),
@@ -430,7 +449,7 @@ def test_python_without_docstrings_is_refused_with_a_reason(mini):
         ),
         (
             "--model_alias llada --task gsm8k --alg threshold --threshold 1.5",
-            ["--threshold 1.5: must be a number of at least 0 and at most 1"],
+            ["--threshold 1.5 must be at least 0 and at most 1"],
         ),
         (
             "--model_alias llada --task gsm8k --alg threshold --threshold x",
@@ -901,7 +920,7 @@ def test_predictions_need_no_checkpoint(run, mini, tmp_path):
         "--output_dir",
         str(tmp_path / "out"),
     )
-    assert code == 0 and "--gen_length, --block_length have no effect" in err
+    assert code == 0 and "--gen_length, --block_length, --llada_ckpt, --dtype have no effect" in err
     result = result_in(tmp_path / "out")
     assert result["headline"] | {"ci95": None, "stderr": None} == {
         "metric": "exact_match,flexible-extract",

@@ -527,6 +527,38 @@ def test_engine_equals_the_plain_loop(models, family, steps, options):
         )
 
 
+def first_as_well(view):
+    """A rule that forgets `& view.masked`: it chooses position 0 again in every step."""
+    chosen = view.masked & (view.masked.cumsum(dim=-1) == 1)
+    chosen[:, 0] = True
+    return chosen
+
+
+BAD_RULES = [
+    (first_as_well, ValueError, "mine: select chose positions that are not open"),
+    (
+        lambda view: view.masked.long().argsort(dim=-1),
+        TypeError,
+        r"returned int64 of shape \[2, 6\]",
+    ),
+    (lambda view: view.masked[0], TypeError, r"returned bool of shape \[6\]"),
+    (lambda view: None, TypeError, r"of shape \[2, 6\], as view.masked is; it returned NoneType"),
+]
+
+
+@pytest.mark.parametrize("reads", [frozenset(), frozenset({"confidence"})])
+@pytest.mark.parametrize("select, error, text", BAD_RULES)
+def test_a_mask_that_is_none_of_the_open_positions_is_refused(
+    models, monkeypatch, select, error, text, reads
+):
+    """Committed tokens were overwritten with id 0, and the result was complete."""
+    entry = Algorithm(select, FAMILIES, "adaptive", reads=reads)
+    monkeypatch.setitem(ALGORITHMS, "mine", entry)
+    config = DecodeConfig(make_schedule("mine", 6))
+    with pytest.raises(error, match=text):
+        decode(models["llada"], prompts_for(2), config, [1, 2])
+
+
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("options", [{}, dict(temperature=0.9, top_p=0.95)])
 def test_leftright_equals_the_plain_loop(models, family, options):

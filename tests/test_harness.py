@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mini import DREAM, LLADA, ROOT, gsm8k_dir
 
@@ -485,6 +486,35 @@ def test_a_fault_in_decode_is_the_status_of_its_samples(fault):
         }[fault]
     )
     assert harness.generation.halved == ([4, 2] if fault == "no memory" else [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"committed_at": (0,)},
+        {"nfe": 1.5},
+        {"seconds": None},
+        {"finish_reason": None},
+        {"token_ids": tuple(np.arange(8))},
+    ],
+)
+def test_a_completion_that_a_store_could_not_read_again_is_no_answer(change):
+    """It was written and scored, and a resumed run or another worker found no sample."""
+
+    class Faulty(FixedAnswer):
+        def decode(self, requests):
+            for asked in requests:
+                yield asked, replace(completion(range(8)), **change)
+
+    harness = Faulty(
+        models.load_tokenizer(LLADA),
+        models.read_config(LLADA),
+        DecodeConfig(make_schedule("leftright", 16, None, 1)),
+        load=None,
+    )
+    assert harness.generate_until([request("a")], disable_tqdm=True) == [""]
+    [sample] = harness.samples
+    assert "decode() gives a Completion that cannot be kept" in sample.error
 
 
 def test_load_error_ends_the_run():

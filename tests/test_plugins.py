@@ -17,6 +17,14 @@ def first(view):
 ALGORITHMS["mine"] = Algorithm(first, FAMILIES, "adaptive", blocks=True, \
 reads=frozenset({"confidence"}))
 """
+
+
+def with_options(options: str) -> str:
+    """RULE with options of its own."""
+    source = RULE.replace("Algorithm, top_k", "Algorithm, Option, top_k")
+    return source.replace("blocks=True, ", f"blocks=True, options={options}, ")
+
+
 RUN = ["--model_alias", "tiny-llada", "--task", "gsm8k", "--data_dir", "assets/benchmarks"]
 RUN += ["--dtype", "float32", "--limit", "2"]
 
@@ -94,6 +102,33 @@ def generation_id(tmp_path, *words) -> str:
         ),
         (RULE.replace('"confidence"', '"confidense"'), "reads 'confidense' is not known"),
         (RULE.replace("first, FAMILIES", "first, ('lada',)"), "unknown family 'lada'"),
+        (
+            "from eval import MODEL_DEFAULTS\nMODEL_DEFAULTS['a'] = 3\n",
+            "MODEL_DEFAULTS['a'] is no dict but 3",
+        ),
+        (
+            "from pathlib import Path\nfrom eval import MODEL_DEFAULTS\n"
+            "MODEL_DEFAULTS['a'] = {'family': 'llada', 'checkpoint': Path('x'), 'flag': 'a'}\n",
+            "MODEL_DEFAULTS['a']: checkpoint PosixPath('x') must be a text",
+        ),
+        (
+            "from dataclasses import replace\nfrom models import FAMILIES\n"
+            "FAMILIES['foo'] = replace(FAMILIES['llada'], name='foo', model_type='foo')\n",
+            "FAMILIES['foo']: the algorithm 'low_confidence' is not defined for it; there are: "
+            "leftright, threshold",
+        ),
+        (
+            "from models import FAMILIES\nFAMILIES['foo'] = FAMILIES['llada']\n",
+            "FAMILIES['foo'] is no Family of this name",
+        ),
+        (
+            "from dataclasses import replace\nfrom eval import TASKS\n"
+            "TASKS['foo'] = replace(TASKS['gsm8k'], name='foo', forms={})\n",
+            "TASKS['foo'] has no forms",
+        ),
+        (with_options("{'a': 0.5}"), "ALGORITHMS['mine']: option 'a' is no Option but 0.5"),
+        (with_options("{'a-b': Option(1.0, '')}"), "option 'a-b' has another character than"),
+        (with_options("{'a': Option(False, '', switch=True)}"), "option 'a' has `switch`"),
     ],
 )
 def test_a_bad_plugin_is_one_line_and_code_2(tmp_path, source, problem):
@@ -109,6 +144,26 @@ def test_a_missing_plugin_is_one_line_and_code_2(tmp_path):
     run = execute("--plugin", tmp_path / "none.py", *RUN, "--dry_run")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "cannot be read: No such file" in run.stderr
+
+
+def test_an_option_may_be_a_word_and_share_the_name_of_another_with_its_own_range(tmp_path):
+    """A default that is no number broke every command; a shared name had the first one's range."""
+    path = tmp_path / "my_rule.py"
+    path.write_text(
+        with_options(
+            "{'mode': Option('a', '50 % of it', choices=('a', 'b')), "
+            "'threshold': Option(3.0, '', low=2.0, high=5.0)}"
+        )
+    )
+    words = ["--plugin", path, *RUN, "--output_dir", tmp_path, "--alg", "mine", "--dry_run"]
+    run = execute(*words, "--mode", "b", "--threshold", "4.5")
+    assert run.returncode == 0, run.stderr
+    assert "mine_modeb_threshold4.5_tps1" in run.stdout
+    run = execute(*words, "--threshold", "1")
+    assert run.returncode == 2
+    assert run.stderr == "error: --threshold 1 must be at least 2 and at most 5\n"
+    text = " ".join(execute("--plugin", path, "--help").stdout.split())
+    assert "--mode NAME mine: 50 % of it (default a)." in text
 
 
 def test_a_plugin_is_part_of_the_identity_of_its_own_runs_alone(plugin, tmp_path):
@@ -143,6 +198,19 @@ def test_two_workers_of_one_run_use_the_plugin(plugin, tmp_path):
     assert result["config"]["plugins"] == [
         {"path": str(plugin), "sha256": hashlib.sha256(plugin.read_bytes()).hexdigest()}
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["harness.py", "datasets.py"])
+def test_a_plugin_may_have_the_name_of_a_module(tmp_path, name):
+    """It stood in for the module, whose names were then missing."""
+    path = tmp_path / name
+    path.write_text(RULE)
+    run = execute(
+        "--plugin", path, *RUN, "--output_dir", tmp_path, "--alg", "mine", "--show_prompt"
+    )
+    assert run.returncode == 0, run.stderr
+    assert "document 0 of" in run.stdout
 
 
 HARNESSES = """
@@ -189,7 +257,8 @@ def test_a_harness_answers_and_is_part_of_the_identity(tmp_path):
 @pytest.mark.slow
 def test_bad_harnesses_are_refused_before_anything_is_read(tmp_path):
     path = tmp_path / "bad.py"
-    harnesses = ["my_harness", "no_such_module:X", "json:nothing", "json:dumps"]
+    harnesses = ["my_harness", "no_such_module:X", "json:nothing", "json:dumps", "no.module:X"]
+    harnesses += ["/my/file.py:X", "sys:X", 3]
     path.write_text(
         "from eval import MODEL_DEFAULTS\n"
         f"for i, name in enumerate({harnesses}):\n"
@@ -197,11 +266,11 @@ def test_bad_harnesses_are_refused_before_anything_is_read(tmp_path):
         "{'flag': f'a{i}_ckpt', 'harness': name}\n"
     )
     words = ["--plugin", str(path), *RUN, "--dry_run", "--model_alias"]
-    code = f"import eval; print([eval.main([*{words}, f'a{{i}}']) for i in range(4)])"
+    code = f"import eval; print([eval.main([*{words}, f'a{{i}}']) for i in range(8)])"
     run = execute(code, script="-c")
-    assert run.stdout.splitlines()[-1] == "[2, 2, 2, 2]", run.stderr
+    assert run.stdout.splitlines()[-1] == str([2] * 8), run.stderr
     lines = run.stderr.splitlines()
-    assert len(lines) == 4 and "should not happen" not in run.stderr
+    assert len(lines) == 8 and "should not happen" not in run.stderr
     assert all("harness" in line and line.startswith("error: ") for line in lines)
 
 

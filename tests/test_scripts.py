@@ -2,6 +2,7 @@
 
 import os
 import pty
+import pwd
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,16 @@ def test_a_terminal_that_tmux_does_not_know_gets_its_suite(folder, tmux):
     assert "cannot show the session in this terminal (TERM=xterm-nobody)" in shown
     assert "the suite runs; attach: tmux -L" in shown and alive(tmux)
     (folder / "wait").unlink()
+
+
+def test_exp_runs_without_home(folder):
+    """In a batch job or a container it may not be set: "HOME: unbound variable"."""
+    names = ("HOME", "HF_HOME", "XDG_CACHE_HOME", "HF_DATASETS_CACHE")
+    run = script(folder, "exp.sh", "--no_tmux", **dict.fromkeys(names))
+    assert run.returncode == 0, run.stderr
+    [call] = calls(folder)
+    hub = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "huggingface"
+    assert call.startswith(f"HF_HOME={hub} HF_DATASETS_CACHE={hub}/datasets ")
 
 
 @pytest.mark.parametrize("name", ["exp.sh", "demo.sh", "test.sh", "setup.sh"])

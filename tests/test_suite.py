@@ -1,5 +1,6 @@
 """The suite: its experiments, their states, and that running them loses and repeats nothing."""
 
+import errno
 import hashlib
 import io
 import json
@@ -918,6 +919,23 @@ def test_a_claimed_experiment_is_not_taken_by_a_second_suite(tmp_path):
     assert Lease(out, [one], workers=1, run="r").mine == [one]
 
 
+def test_a_directory_that_another_user_wrote_to_keeps_its_records(tmp_path, monkeypatch):
+    """In a directory with the sticky bit every suite of a second user ended with an error."""
+    [one], out = chosen(tmp_path), tmp_path / "out"
+    first = Lease(out, [one], workers=1)
+    first.release()
+    old = first.path.rename(first.path.with_name("sweep-here-1.json"))
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    assert Lease(out, [one], workers=1).mine == [one] and old.exists()
+    (out / "logs" / "sweep.log").mkdir()  # cannot be written, not even by root
+    with pytest.raises(OutputError, match="sweep.log: Is a directory; give another --output_dir"):
+        SuiteLog(out)("text")
+
+
 def test_the_experiments_of_a_suite_that_fell_silent_on_another_node_are_free(tmp_path):
     experiment = chosen(tmp_path)
     first = Lease(tmp_path / "out", experiment, workers=1)
@@ -974,7 +992,8 @@ def test_a_plugin_reaches_workers_and_tasks_and_progress_does_not_import_it(tmp_
     plugin.write_text("raise SystemExit(9)")
     assert main(["progress", "--output_dir", out]) == 0
     assert "1 experiment: 1 done" in capsys.readouterr().out
-    for filters in (["--extra", f"--plugin {plugin}"], ["--file", str(tmp_path / "my.yaml")]):
+    plugged = (["--extra", f"--plugin {plugin}"], ["--plugin", str(plugin)])
+    for filters in (*plugged, ["--file", str(tmp_path / "my.yaml")]):
         (tmp_path / "my.yaml").write_text(f"- --model_alias llada --task gsm8k --plugin {plugin}")
         assert main(["progress", "--output_dir", out, *filters]) == 2
         assert "progress imports no --plugin" in capsys.readouterr().err

@@ -839,6 +839,9 @@ def test_nothing_asks_the_hub_for_metrics(mini):
     [
         ({"headline": "exact_math,none"}, "no headline 'exact_math,none'; there are: exact_match,"),
         ({"build": lambda data, form: data.splits["tset"]}, "no lm-eval task: KeyError: 'tset'"),
+        ({"build": lambda data, form: None}, "build must return a task of make_task, not None"),
+        ({"kind": "code"}, "kind 'code' needs a judging"),
+        ({"kind": "choice"}, "kind 'choice' does not go with the output_type 'generate_until'"),
     ],
 )
 def test_a_benchmark_that_is_wrong_in_itself_is_named(tmp_path, change, problem):

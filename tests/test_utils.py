@@ -43,6 +43,15 @@ def test_differing_keys_name_both_values():
     ]
 
 
+def test_long_values_are_shown_where_they_differ():
+    """Two checksums behind one path were shown as the same forty characters."""
+    old, new = ({"plugins": [{"path": "/home/me/my_rule.py", "sha256": c * 64}]} for c in "ab")
+    [line] = differing_keys(old, new)
+    shown = [f'...sha256": "{c * 24}...' for c in "ab"]
+    assert line == f"plugins: {shown[0]} -> {shown[1]}"
+    assert differing_keys({"a": "x" * 50}, {"a": "y"}) == [f'a: "{"x" * 36}... -> "y"']
+
+
 def test_sample_seed_depends_on_content_only():
     seeds = {sample_seed(s, p, r) for s in (0, 1) for p in ("a", "b") for r in (0, 1)}
     assert len(seeds) == 8 and all(0 <= s < 2**63 for s in seeds)
