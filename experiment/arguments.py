@@ -362,7 +362,7 @@ def table_problems(models: Models, tasks: Mapping[str, TaskSpec]) -> list[str]:
         f"TASKS[{name!r}] has no {part}"
         for name, spec in tasks.items()
         for part in ("forms", "sources")
-        if isinstance(spec, TaskSpec) and not getattr(spec, part)
+        if isinstance(spec, TaskSpec) and not (getattr(spec, part) or spec.foreign)
     ]
     return problems
 
