@@ -29,6 +29,7 @@ from dev.bench import rounds
 from dev.bench.presets import PRESETS, Preset, _shape, random_model
 from dev.bench.reference import Plain
 from dev.bench.rounds import matmul_flops, moved_bytes
+from experiment.generation import Generation
 from models import Span, load_model
 from models.acceleration import Acceleration, Graphs, capturing
 from models.cost import batch_rows, row_bytes
@@ -635,6 +636,14 @@ def test_the_reference_loop_is_the_plain_oracle(conformance_dir, name, steps):
 
 
 # ---- from the command line
+
+
+def test_what_auto_comes_to_is_told(caplog):
+    batches = []
+    stub = SimpleNamespace(cache=SimpleNamespace(batches_of=batches.append))
+    Generation.choose_batch_size(stub, 3)
+    assert "--batch_size auto: 3 samples in flight" in caplog.text
+    assert stub.batch_size == 3 and batches == [3]
 
 
 def test_auto_batch_and_graphs_are_told_and_keep_the_identity(tmp_path, capsys, caplog):
