@@ -189,10 +189,8 @@ def gsm8k_number(answer: str) -> str | None:
     *_, last = [None, *HASHES.finditer(plain)]
     if last:
         rest = plain[last.end(1) :].partition("\n")[0]
-        found = NUMBER.search(last.group(1))
-        if OPERATOR.match(rest) and "=" in rest:
-            found = NUMBER.search(rest.rpartition("=")[2]) or found
-        return _plain(found)
+        calculation = rest if OPERATOR.match(rest) and "=" in rest else ""
+        return _plain(_result(last.group(1) + calculation))
     *_, last = [None, *ANSWER_IS.finditer(plain)]
     sentence = SENTENCE_END.split(plain[last.end() :], 1)[0] if last else ""
     if not NUMBER.search(sentence):
@@ -396,7 +394,7 @@ def answer_part(answer: str) -> tuple[str, list[str]]:
     an indented line of code. End tokens that a model has generated are cut by their ids before.
     """
     text, cuts = unix_lines(answer), []
-    # most answers have neither; five megabytes of quotes take seconds to blank
+    # most answers have no such mark, and finding the quotes in five megabytes takes seconds
     if END_TOKEN.search(text) and (end := END_TOKEN.search(QUOTED.sub(_blank, text))):
         text = text[: end.start()]
         cuts.append(f"end token {end.group()}")
