@@ -177,11 +177,11 @@ def test_the_trainer_learns_and_writes_a_checkpoint_that_loads(family, tmp_path,
     """The mean of the loss falls; a second call has nothing to do and writes the same weights."""
     out, state = tmp_path / "out", tmp_path / "state.pt"
     argv = ["--family", family, "--out", str(out), "--state", str(state), "--device", "cpu"]
-    argv += ["--steps", "30", "--batch", "8", "--log_every", "1"]
+    argv += ["--steps", "30", "--batch", "2", "--log_every", "1"]
     assert train_tiny.main(argv) == 0
     printed = capsys.readouterr().out.splitlines()
     losses = [float(line.split()[3]) for line in printed if line.startswith("step ")]
-    assert len(losses) == 30 and losses[-1] < 0.9 * losses[0]
+    assert len(losses) == 30 and sum(losses[-5:]) / 5 < 0.9 * losses[0]
     weights = (out / "model.safetensors").read_bytes()
     assert check_checkpoint(out) == []
     load_model(str(out), device="cpu", dtype="float32")

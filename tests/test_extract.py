@@ -617,9 +617,9 @@ def test_a_number_is_read_as_a_careful_reader_does(text, number):
     + ["(", "(1*1)", "(1*", "^{", "**", "**1", "\n**1. ", "####1+1", "answer:\n#", "\n* "]
     + ["not ", "not 1", "total is ", "total is 1", "'", '\\"', " </think>", "# ", "'<|im_end|>'"],
 )
-def test_the_number_of_five_megabytes_is_read_in_linear_time(piece):
+def test_the_number_of_a_megabyte_is_read_in_linear_time(piece):
     start = time.process_time()
-    gsm8k_number("answer is \\boxed{" + piece * (N // len(piece)))
+    gsm8k_number("answer is \\boxed{" + piece * (N // 5 // len(piece)))
     assert time.process_time() - start < QUADRATIC_S
 
 

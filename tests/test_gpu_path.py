@@ -43,30 +43,30 @@ def cases() -> dict[str, tuple[str, DecodeConfig]]:
     def add(label: str, algorithm: str, block: int | None, **options) -> None:
         a = ALGORITHMS[algorithm]
         step = None if a.schedule == "adaptive" else 2
-        schedule = make_schedule(algorithm, 16, block, step)
+        schedule = make_schedule(algorithm, 8, block, step)
         family = "llada" if "llada" in a.families else "dream"
         found[f"{algorithm} {label}".strip()] = family, DecodeConfig(schedule, **options)
 
     for name, a in ALGORITHMS.items():
-        block = 8 if a.blocks or "llada" not in a.families and a.schedule == "adaptive" else None
+        block = 4 if a.blocks or "llada" not in a.families and a.schedule == "adaptive" else None
         add("", name, block)
         add("T", name, block, temperature=0.7)
         if a.left_to_right:
-            add("window", name, 8, kv_cache="window", kv_window=4)
+            add("window", name, 4, kv_cache="window", kv_window=2)
         if name not in EVERY:
             continue
-        add("prefix", name, 8, kv_cache="prefix")
-        add("dual", name, 8, kv_cache="dual")
+        add("prefix", name, 4, kv_cache="prefix")
+        add("dual", name, 4, kv_cache="dual")
         add("T top_p", name, block, temperature=0.7, top_p=0.9)
         add("T top_k", name, block, temperature=0.7, top_k=20)
     for name in ("entropy", "maskgit_plus", "topk_margin"):
         add("alg_temp", name, None, alg_temp=0.5, temperature=0.2, top_p=0.95)
-    add("float32", "low_confidence", 8, confidence_dtype="float32")
-    add("in the model's dtype", "low_confidence", 8, confidence_dtype="model")
+    add("float32", "low_confidence", 4, confidence_dtype="float32")
+    add("in the model's dtype", "low_confidence", 4, confidence_dtype="model")
     add(
         "no end tokens",
         "low_confidence",
-        8,
+        4,
         logits_eos_inf=True,
         confidence_eos_eot_inf=True,
     )

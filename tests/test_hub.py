@@ -148,13 +148,13 @@ def results_named(folder: Path, tag: str) -> list[dict]:
 
 @pytest.mark.slow
 def test_a_ref_that_moves_within_a_suite(hub, tmp_path):
-    """All experiments of a suite have one commit, and the model that a worker keeps is of it."""
+    """All experiments of a suite have one commit, and the model that its worker keeps is of it."""
     hub.refs["owner/tiny"] = [OLD, NEW]
     words = " ".join(settings(tmp_path))
     lines = [f"- {words} --tokens_per_step {k}" for k in (4, 8)]
     (tmp_path / "suite.yaml").write_text("\n".join(lines))
     out = tmp_path / "out"
-    flags = ("run", "--file", tmp_path / "suite.yaml", "--output_dir", out, "--workers", "2")
+    flags = ("run", "--file", tmp_path / "suite.yaml", "--output_dir", out, "--workers", "1")
     done = run(hub, tmp_path, *flags, script="scripts/sweep.py")
     assert done.returncode == 0, done.stdout + done.stderr
     found = results(out)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from eval import MODEL_DEFAULTS
+
 ROOT = Path(__file__).resolve().parent.parent
 RULE = """
 from decoding.algorithms import ALGORITHMS, FAMILIES, Algorithm, top_k
@@ -188,27 +190,26 @@ def test_a_plugin_that_changed_since_the_plan_ends_a_worker_with_4(plugin):
 
 
 @pytest.mark.slow
-def test_two_workers_of_one_run_use_the_plugin(plugin, tmp_path):
+def test_workers_use_the_plugin_and_run_the_task_that_their_leader_runs(plugin, tmp_path):
     words = ["--plugin", plugin, *RUN, "--alg", "mine", "--output_dir", tmp_path]
-    run = execute(*words, "--devices", "cpu,cpu")
+    run = execute(*words, "--task", "gsm8k,lines", "--devices", "cpu,cpu")
     assert run.returncode == 0, run.stderr
-    [path] = tmp_path.glob("*.json")
-    result = json.loads(path.read_text())
-    assert result["status"] == "complete" and len(result["samples"]) == 2
-    assert result["config"]["plugins"] == [
-        {"path": str(plugin), "sha256": hashlib.sha256(plugin.read_bytes()).hexdigest()}
-    ]
+    results = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert sorted(result["config"]["task"] for result in results) == ["gsm8k", "lines"]
+    for result in results:
+        assert result["status"] == "complete" and len(result["samples"]) == 2
+        assert result["config"]["plugins"] == [
+            {"path": str(plugin), "sha256": hashlib.sha256(plugin.read_bytes()).hexdigest()}
+        ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["harness.py", "datasets.py"])
-def test_a_plugin_may_have_the_name_of_a_module(tmp_path, name):
+def test_a_plugin_may_have_the_name_of_a_module(tmp_path):
     """It stood in for the module, whose names were then missing."""
-    path = tmp_path / name
-    path.write_text(RULE)
-    run = execute(
-        "--plugin", path, *RUN, "--output_dir", tmp_path, "--alg", "mine", "--show_prompt"
-    )
+    (ours := tmp_path / "harness.py").write_text(RULE)
+    (theirs := tmp_path / "datasets.py").write_text(RULE.replace("mine", "other"))
+    words = ["--plugin", ours, "--plugin", theirs, *RUN, "--output_dir", tmp_path]
+    run = execute(*words, "--alg", "mine", "--show_prompt")
     assert run.returncode == 0, run.stderr
     assert "document 0 of" in run.stdout
 
@@ -255,23 +256,18 @@ def test_a_harness_answers_and_is_part_of_the_identity(tmp_path):
 
 
 @pytest.mark.slow
-def test_bad_harnesses_are_refused_before_anything_is_read(tmp_path):
-    path = tmp_path / "bad.py"
-    harnesses = ["my_harness", "no_such_module:X", "json:nothing", "json:dumps", "no.module:X"]
-    harnesses += ["/my/file.py:X", "sys:X", 3]
-    path.write_text(
-        "from eval import MODEL_DEFAULTS\n"
-        f"for i, name in enumerate({harnesses}):\n"
-        "    MODEL_DEFAULTS[f'a{i}'] = MODEL_DEFAULTS['tiny-llada'] | "
-        "{'flag': f'a{i}_ckpt', 'harness': name}\n"
-    )
-    words = ["--plugin", str(path), *RUN, "--dry_run", "--model_alias"]
-    code = f"import eval; print([eval.main([*{words}, f'a{{i}}']) for i in range(8)])"
-    run = execute(code, script="-c")
-    assert run.stdout.splitlines()[-1] == str([2] * 8), run.stderr
-    lines = run.stderr.splitlines()
-    assert len(lines) == 8 and "should not happen" not in run.stderr
-    assert all("harness" in line and line.startswith("error: ") for line in lines)
+@pytest.mark.parametrize(
+    "name",
+    ["my_harness", "no_such_module:X", "json:nothing", "json:dumps", "no.module:X"]
+    + ["/my/file.py:X", "sys:X", 3],
+)
+def test_bad_harnesses_are_refused_before_anything_is_read(run, monkeypatch, name):
+    monkeypatch.chdir(ROOT)
+    entry = MODEL_DEFAULTS["tiny-llada"] | {"flag": "a_ckpt", "harness": name}
+    monkeypatch.setitem(MODEL_DEFAULTS, "a", entry)
+    code, _, err = run("--dry_run", *RUN, "--model_alias", "a")
+    assert code == 2 and err.startswith("error: ") and "harness" in err
+    assert err.count("\n") == 1 and "should not happen" not in err
 
 
 def test_official_without_a_cell_lists_who_has_one():

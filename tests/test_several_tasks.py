@@ -124,9 +124,3 @@ def test_a_launcher_runs_one_task(run, mini, monkeypatch):
         "error: --task gsm8k,lines: a launcher has started 2 processes, which run one task; "
         "give one, or let --devices start the processes\n",
     )
-
-
-@pytest.mark.slow
-def test_workers_of_devices_run_the_task_that_their_leader_runs(run, mini, tmp_path):
-    code, _, err = run(mini.replace("--device cpu", "--devices cpu,cpu"), "--task", "gsm8k,lines")
-    assert code == 0 and results(tmp_path).keys() == {"gsm8k", "lines"}, err

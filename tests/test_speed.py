@@ -2,7 +2,6 @@
 
 import json
 import os
-import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +14,6 @@ from crafted import config_of
 from mini import LLADA, gsm8k_dir
 from safetensors.torch import load_file
 from test_models import plain_varlen
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import decoding.sampling as sampling
 import eval as cli
@@ -26,7 +24,7 @@ from decoding.sampling import Rules, propose, shortlisted, uniforms
 from decoding.schedule import make_schedule
 from dev.bench import __main__ as bench
 from dev.bench import rounds
-from dev.bench.presets import PRESETS, Preset, _shape, random_model
+from dev.bench.presets import PRESETS, random_model
 from dev.bench.reference import Plain
 from dev.bench.rounds import matmul_flops, moved_bytes
 from experiment.generation import Generation
@@ -420,49 +418,6 @@ def test_a_cache_needs_memory_and_is_filled_by_more_samples():
         assert slot == pytest.approx(expected, rel=0.01)
     assert batch_rows(config, 712, 32, 2, 100 << 30, "cuda", True) == 16
     assert batch_rows(config, 712, 32, 2, 4 << 30, "cuda", True) == 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "heads", "kv_heads", "d_ff"), [("llada", 8, 8, 3072), ("dream", 7, 1, 4736)]
-)
-def test_a_sample_needs_the_memory_that_is_counted_for_it(
-    monkeypatch, family, heads, kv_heads, d_ff
-):
-    """In bfloat16, where the arithmetic is that of a GPU: the peak over all living tensors."""
-    monkeypatch.setattr(packing, "COLUMNS", {"cpu": 128})
-    config = Preset(_shape(family, 3, heads * 128, heads, kv_heads, d_ff, 2048), ()).config
-    model, peaks = random_model(config, "cpu", "bfloat16"), []
-    tokens, asked = torch.randint(5, 1000, (640,)), torch.arange(400, 432)
-    for n in (1, 3):
-        rows = torch.cat([asked + 640 * i for i in range(n)])
-        with torch.no_grad(), Living(model) as living:
-            model.predict(tokens.repeat(n), [(0, 640, 640)] * n, rows)
-        peaks.append(living.peak)
-    assert 0.8 < (peaks[1] - peaks[0]) / 2 / row_bytes(config, 640, 32, 2) < 1.1
-
-
-class Living(TorchDispatchMode):
-    """Counts the bytes of the living tensors, without the model's weights, and their peak."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.now = self.peak = 0
-        self.of = {weight.untyped_storage()._cdata: 0 for weight in model.parameters()}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is not None and storage._cdata not in self.of:
-                self.of[storage._cdata] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage._cdata)
-        return out
-
-    def _gone(self, key: int) -> None:
-        self.now -= self.of.pop(key, 0)
 
 
 def test_the_bytes_of_a_forward_pass():
