@@ -65,14 +65,14 @@ def test_float32_logits_are_the_official_ones(model, golden):
 def test_bfloat16_logits_are_the_official_ones(name, conformance_dir, golden):
     """Far closer to the official bfloat16 than that is to float32: the casts have the same order.
 
-    Measured where this was written: mean difference 0.0 (bit-identical), against 0.081 to 0.104
-    between the official bfloat16 and float32. On a CPU with AMX, whose kernels round elsewhere,
-    the mean difference is 0.013.
+    The official bfloat16 and float32 differ by 0.081 to 0.104 on average. Measured against that: 0.0
+    (bit-identical) where this was written, up to 0.29 on CPUs whose kernels round elsewhere (with
+    AMX, without AVX-512).
     """
     model, _ = load_model(conformance_dir / name, device="cpu", dtype="bfloat16")
     for ids, exact, official in golden:
         ours = model.logits(ids[None])[0].float()
-        assert (ours - official).abs().mean() * 5 < (official - exact).abs().mean()
+        assert (ours - official).abs().mean() * 2 < (official - exact).abs().mean()
 
 
 def test_the_bfloat16_comparison_sees_a_rotation_in_the_wrong_precision(
@@ -86,7 +86,7 @@ def test_the_bfloat16_comparison_sees_a_rotation_in_the_wrong_precision(
     model.config = replace(model.config, rope_in_float32=not model.config.rope_in_float32)
     for ids, exact, official in golden:
         wrong = model.logits(ids[None])[0].float()
-        assert (wrong - official).abs().mean() * 4 > (official - exact).abs().mean()
+        assert (wrong - official).abs().mean() * 2 > (official - exact).abs().mean()
 
 
 # ---- predict
