@@ -593,10 +593,10 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
 )
 def test_tokens_do_not_depend_on_batch_or_order(models, family, config):
     """A generator or a mean shared by the batch, or padding, would change tokens here."""
-    prompts = prompts_for(9)
+    prompts = prompts_for(6)
     alone = [decoded(models[family], [p], config, [i])[0].token_ids for i, p in enumerate(prompts)]
-    for batch_size in (3, 8):
-        order = list(np.random.default_rng(batch_size).permutation(9))
+    for batch_size in (3, 5):
+        order = list(np.random.default_rng(batch_size).permutation(6))
         got = decoded(
             models[family], [prompts[i] for i in order], config, order, batch_size=batch_size
         )
