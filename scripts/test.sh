@@ -21,4 +21,5 @@ done
 source scripts/setup.sh
 # A second thread speeds up nothing in models this small, and slows down tests that start two processes.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+unset PYTHONDONTWRITEBYTECODE # set in some containers: each of 200 processes would compile the project anew
 exec "$venv/bin/python" -m pytest -q -rs -n $workers --dist worksteal ${options[@]+"${options[@]}"}

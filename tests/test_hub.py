@@ -183,16 +183,24 @@ def test_a_damaged_download_is_refused_with_its_path(hub, tmp_path):
 
 
 @pytest.mark.slow
-def test_only_the_files_that_are_read_are_downloaded(hub, llada, tmp_path):
+def test_only_the_files_that_are_read_are_downloaded_and_a_token_appears_nowhere(
+    hub, llada, tmp_path, monkeypatch
+):
     for name in ("consolidated.safetensors", "notes.txt"):
         (llada / name).write_bytes(b"x")
     hub.fail(CDN, "drip", times=2)
-    done = evaluated(hub, tmp_path)
-    assert done.returncode == 0
+    hub.gated = {"hf_very_secret": True}
+    done = evaluated(hub, tmp_path, HF_TOKEN="hf_very_secret")
+    assert done.returncode == 0, done.stderr
     assert "downloaded" not in done.stderr.partition("llada samples:")[2]  # not inside that bar
     assert " of 833kB downloaded" in done.stderr
     names = {path.rpartition("/")[2] for _, path, _ in hub.asked if "/resolve/" in path}
     assert set(SHARDS) < names and not names & {"consolidated.safetensors", "notes.txt"}
+    files = [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    assert b"very_secret" not in b"".join([*files, (done.stdout + done.stderr).encode()])
+    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
+    seen = "import os\nassert not any('secret' in value for value in os.environ.values())"
+    assert sandbox.judge("x = 1", seen).passed
 
 
 # ---- a hub that fails
@@ -298,18 +306,6 @@ def test_permission(hub, tmp_path):
     assert "asks for permission (HTTP 401)" in told and f"using the cached commit {OLD}" in told
     error = refused(fetched(hub, tmp_path, MODEL.replace("tiny", "nosuch"), HF_TOKEN="hf_good"))
     assert error == "owner/nosuch: no such directory here and no such model on the hub"
-
-
-@pytest.mark.slow
-def test_a_token_appears_nowhere(hub, tmp_path, monkeypatch):
-    hub.gated = {"hf_very_secret": True}
-    done = evaluated(hub, tmp_path, HF_TOKEN="hf_very_secret")
-    assert done.returncode == 0, done.stderr
-    files = [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert b"very_secret" not in b"".join([*files, (done.stdout + done.stderr).encode()])
-    monkeypatch.setenv("HF_TOKEN", "hf_very_secret")
-    seen = "import os\nassert not any('secret' in value for value in os.environ.values())"
-    assert sandbox.judge("x = 1", seen).passed
 
 
 @pytest.mark.slow

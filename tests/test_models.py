@@ -65,9 +65,9 @@ def test_float32_logits_are_the_official_ones(model, golden):
 def test_bfloat16_logits_are_the_official_ones(name, conformance_dir, golden):
     """Far closer to the official bfloat16 than that is to float32: the casts have the same order.
 
-    The official bfloat16 and float32 differ by 0.081 to 0.104 on average. Measured against that: 0.0
-    (bit-identical) where this was written, up to 0.29 on CPUs whose kernels round elsewhere (with
-    AMX, without AVX-512).
+    The official bfloat16 and float32 differ by 0.081 to 0.104 on average. Measured against that:
+    0.0 (bit-identical) where this was written, up to 0.29 on CPUs whose kernels round elsewhere
+    (with AMX, without AVX-512).
     """
     model, _ = load_model(conformance_dir / name, device="cpu", dtype="bfloat16")
     for ids, exact, official in golden:
