@@ -269,7 +269,8 @@ def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
     if not job.overwrite:
         _restore(store, job)
     if len(store):
-        say(f"resuming: {len(store)} finished samples are in {store.directory}")
+        found = numbered(len(store), "finished sample")
+        say(f"resuming: {found} in {store.directory}")
     damage = [getattr(store.report, name) for name in ("torn", "corrupt", "foreign")]
     if any(damage):
         lines = numbered(sum(damage), "damaged line")

@@ -25,7 +25,7 @@ from experiment.progress import Progress
 from experiment.result import profile
 from experiment.sample import Request, Sample, completion_of, is_usable
 from experiment.sample_cache import SampleCache
-from utils import BadDataError, DllmexpError, EnvironmentProblem, out_of_memory
+from utils import BadDataError, DllmexpError, EnvironmentProblem, numbered, out_of_memory
 
 _log = logging.getLogger("dllmexp")
 
@@ -134,7 +134,7 @@ class Generation:
         """What --batch_size auto comes to."""
         self.batch_size = n
         self.cache.batches_of(n)
-        _log.warning(f"--batch_size auto: {n} samples in flight")
+        _log.warning(f"--batch_size auto: {numbered(n, 'sample')} in flight")
 
     @property
     def first_batch_size(self) -> int | str:
@@ -176,7 +176,8 @@ class Generation:
         left = [request for request in requests if request not in self.samples]
         if left:
             _log.warning(
-                f"the other workers have ended and left {len(left)} samples; they are decoded here"
+                f"the other workers have ended and left {numbered(len(left), 'sample')} "
+                "to be decoded here"
             )
             self._decode_all(left)
 
@@ -221,8 +222,8 @@ class Generation:
                 raise BadDataError(failure.reason.partition(": ")[2])
             suspects, requests = requests[:n], requests[n:]
             _log.warning(
-                f"a batch failed ({failure.reason}); its {len(suspects)} samples are tried one "
-                "by one"
+                f"a batch of {numbered(len(suspects), 'sample')} failed ({failure.reason}); "
+                "each is tried alone"
             )
             for request in suspects:
                 if failure := self._attempt([request]):

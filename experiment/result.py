@@ -499,8 +499,12 @@ def table(result: Mapping[str, Any], path: Path) -> str:
     p, config = result["profile"], result["config"]
     lines = [
         f"{config['model_alias']} {config['task']} ({config['protocol']}): "
-        f"{result['status']}, {result['n_samples']} "
-        + (f"documents, {n} samples each" if (n := config.get("repeats")) else "samples"),
+        f"{result['status']}, "
+        + (
+            f"{numbered(result['n_samples'], 'document')}, {n} samples each"
+            if (n := config.get("repeats"))
+            else numbered(result["n_samples"], "sample")
+        ),
         rows.get_string(),
     ]
     if result["n_failed"]:

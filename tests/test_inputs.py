@@ -206,7 +206,7 @@ def test_an_edited_result_is_not_believed(run, words, tmp_path, change):
     assert code == 4 and str(path) in line and "Delete it" in line and "overwrite" not in line
     path.unlink()
     code, _, err = run(words, "--limit", "1")
-    assert code == 0 and "resuming: 1 finished samples" in err
+    assert code == 0 and "resuming: 1 finished sample in " in err
 
 
 @pytest.mark.parametrize("content", ['{"schema_version": 3', "[" * 100_000, "[1]", "{}", "3"])
