@@ -32,7 +32,8 @@ FOLDERS = {"llada": LLADA, "dream": DREAM}
 
 
 # One algorithm of each family and of each kind: fixed schedule, threshold, observer, verifier. The
-# others differ from these in their choice alone, so they have no case for each cache and filter.
+# others differ from these in their choice alone, so they have no case for each cache and filter,
+# and for a temperature only if they choose before tokens are drawn.
 EVERY = ("low_confidence", "maskgit_plus", "threshold", "klass", "apd")
 
 
@@ -50,7 +51,8 @@ def cases() -> dict[str, tuple[str, DecodeConfig]]:
     for name, a in ALGORITHMS.items():
         block = 4 if a.blocks or "llada" not in a.families and a.schedule == "adaptive" else None
         add("", name, block)
-        add("T", name, block, temperature=0.7)
+        if name in EVERY or a.chooses_first:
+            add("T", name, block, temperature=0.7)
         if a.left_to_right:
             add("window", name, 4, kv_cache="window", kv_window=2)
         if name not in EVERY:

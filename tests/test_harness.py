@@ -7,15 +7,13 @@ import random
 import shlex
 import signal
 import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mini import DREAM, LLADA, ROOT, gsm8k_dir
+from mini import DREAM, LLADA, forked, gsm8k_dir
 
 import eval as cli
 import models
@@ -422,15 +420,14 @@ def evaluate_fixed(folder, kind=FixedAnswer) -> tuple[_ProfilingHarness, list[di
 def test_a_harness_of_ones_own_overrides_decode_alone(tmp_path):
     """Resumed after a kill, in any order, it decodes only what is missing."""
     gsm8k_dir(tmp_path / "data", 5)
-    script = (
-        "import pathlib, sys, test_harness as t; t.FixedAnswer.kill_at = 2; "
-        "t.evaluate_fixed(pathlib.Path(sys.argv[1]))"
-    )
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    killed = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], env=os.environ | {"PYTHONPATH": path}
-    )
-    assert killed.returncode == -signal.SIGKILL
+
+    def killed():
+        FixedAnswer.kill_at = 2
+        evaluate_fixed(tmp_path)
+
+    process = forked(killed, tmp_path / "log")
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
     asked = []
 

@@ -5,13 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from mini import ROOT, run_forked
 
 from eval import MODEL_DEFAULTS
 
-ROOT = Path(__file__).resolve().parent.parent
 RULE = """
 from decoding.algorithms import ALGORITHMS, FAMILIES, Algorithm, top_k
 def first(view):
@@ -31,9 +30,9 @@ RUN = ["--model_alias", "tiny-llada", "--task", "gsm8k", "--data_dir", "assets/b
 RUN += ["--dtype", "float32", "--limit", "2"]
 
 
-def execute(*words, script="eval.py", **environ):
+def execute(*words, **environ):
     return subprocess.run(
-        [sys.executable, script, *map(str, words)],
+        [sys.executable, "eval.py", *map(str, words)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -192,8 +191,8 @@ def test_a_plugin_that_changed_since_the_plan_ends_a_worker_with_4(plugin):
 @pytest.mark.slow
 def test_workers_use_the_plugin_and_run_the_task_that_their_leader_runs(plugin, tmp_path):
     words = ["--plugin", plugin, *RUN, "--alg", "mine", "--output_dir", tmp_path]
-    run = execute(*words, "--task", "gsm8k,lines", "--devices", "cpu,cpu")
-    assert run.returncode == 0, run.stderr
+    words += ["--task", "gsm8k,lines", "--devices", "cpu,cpu"]
+    run_forked([words], tmp_path / "log")
     results = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
     assert sorted(result["config"]["task"] for result in results) == ["gsm8k", "lines"]
     for result in results:
@@ -242,10 +241,9 @@ def test_a_harness_answers_and_is_part_of_the_identity(tmp_path):
     path = tmp_path / "harnesses.py"
     path.write_text(HARNESSES)
     found, aliases = {}, ("fixed", "other", "tiny-llada")
-    words = ["--plugin", str(path), *RUN, "--output_dir", str(tmp_path), "--model_alias"]
-    code = f"import eval, sys; sys.exit(max(eval.main([*{words}, a]) for a in {aliases}))"
-    run = execute(code, script="-c")
-    assert run.returncode == 0 and "resuming" not in run.stderr, run.stderr
+    words = ["--plugin", path, *RUN, "--output_dir", tmp_path, "--model_alias"]
+    printed = run_forked([[*words, alias] for alias in aliases], tmp_path / "log")
+    assert "resuming" not in printed
     for alias in aliases:
         [file] = tmp_path.glob(f"{alias}_*.json")
         found[alias] = json.loads(file.read_text())

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from causal import verifier_checkpoint
-from mini import LLADA, ROOT, gsm8k_dir
+from mini import LLADA, ROOT, forked, gsm8k_dir
 
 import eval as cli
 import experiment.run
@@ -341,7 +341,7 @@ def test_a_second_process_exits_75_and_says_who_has_it(data, tmp_path, capsys):
 def test_a_signal_ends_the_run_in_good_order(tmp_path, number, capfd):
     """Pre-emption: exit 128+n within seconds, no finished sample is lost, no result is written.
 
-    SIGTERM to a process of its own, SIGINT to this one.
+    SIGTERM to another process, SIGINT to this one.
     """
     big = gsm8k_dir(tmp_path / "big", n=200)
     more = ("--device", "cpu", "--gen_length", "64", "--tokens_per_step", "1", "--batch_size", "2")
@@ -355,10 +355,10 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path, number, capfd):
         os.kill(pid, number)
 
     if number == signal.SIGTERM:
-        process = start(big, tmp_path / "a", *more)
+        process = forked(lambda: cli.main(arguments(big, tmp_path / "a", *more)), tmp_path / "log")
         send(process.pid)
-        _, err = process.communicate(timeout=20)
-        code = process.returncode
+        process.join(20)
+        code, err = process.exitcode, (tmp_path / "log").read_text()
     else:
         threading.Thread(target=send, args=(os.getpid(),), daemon=True).start()
         code, err = cli.main(arguments(big, tmp_path / "a", *more)), capfd.readouterr().err
@@ -554,54 +554,30 @@ def test_device_and_devices_are_not_given_together(data, tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_every_algorithm_is_deterministic_under_batches_and_resume(tmp_path, family):
-    """temperature 0 and 0.7; batch sizes 1 and 3; half of it resumed."""
+    """With drawn tokens; batch sizes 1 and 3; half of it resumed."""
     from mini import DREAM
 
-    checkpoint = [f"--{family}_ckpt", str(LLADA if family == "llada" else DREAM)]
+    checkpoint = LLADA if family == "llada" else DREAM
     data, verifier = gsm8k_dir(tmp_path / "data", 4), verifier_checkpoint(tmp_path / "verifier")
+    common = f"--model_alias {family} --{family}_ckpt {checkpoint} --task gsm8k --data_dir {data} "
+    common += "--device cpu --gen_length 16 --tokens_per_step 3 --dtype float32 --temperature 0.7"
     host = cli.Host(KeptModel().load)  # the checkpoints are loaded once
     for algorithm in algorithms_of(family):
-        # more of these is in test_parallel.py
-        adaptive = ALGORITHMS[algorithm].schedule == "adaptive"
-        for temperature in ("0.7",) if adaptive else ("0", "0.7"):
-            seen = set()
-            for batch in ("1", "3"):
-                out = tmp_path / f"{algorithm}-{temperature}-{batch}"
-                more = [
-                    "--model_alias",
-                    family,
-                    *checkpoint,
-                    "--task",
-                    "gsm8k",
-                    "--data_dir",
-                    str(data),
-                    "--device",
-                    "cpu",
-                    "--output_dir",
-                    str(out),
-                    "--gen_length",
-                    "16",
-                    "--tokens_per_step",
-                    "3",
-                    "--dtype",
-                    "float32",
-                    "--alg",
-                    algorithm,
-                    "--temperature",
-                    temperature,
-                    "--batch_size",
-                    batch,
-                ]
-                if ALGORITHMS[algorithm].blocks:
-                    more += ["--block_length", "8"]
-                if ALGORITHMS[algorithm].verification:
-                    more += ["--verifier_ckpt", str(verifier)]
-                if batch == "3":
-                    assert cli.main([*more, "--limit", "2"], host) == 0
-                assert cli.main(more, host) == 0
-                [path] = [p for p in out.glob("*.json") if "limit" not in p.name]
-                seen.add(json.loads(path.read_text())["content_sha256"])
-            assert len(seen) == 1, (algorithm, temperature)
+        seen = set()
+        for batch in ("1", "3"):
+            out = tmp_path / f"{algorithm}-{batch}"
+            more = common.split() + ["--output_dir", str(out)]
+            more += ["--alg", algorithm, "--batch_size", batch]
+            if ALGORITHMS[algorithm].blocks:
+                more += ["--block_length", "8"]
+            if ALGORITHMS[algorithm].verification:
+                more += ["--verifier_ckpt", str(verifier)]
+            if batch == "3":
+                assert cli.main([*more, "--limit", "2"], host) == 0
+            assert cli.main(more, host) == 0
+            [path] = [p for p in out.glob("*.json") if "limit" not in p.name]
+            seen.add(json.loads(path.read_text())["content_sha256"])
+        assert len(seen) == 1, algorithm
 
 
 @pytest.mark.slow
