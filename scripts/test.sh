@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install into .venv if that has not been done yet, then run the tests, three at a time.
-#   ./scripts/test.sh                            the full suite
-#   ./scripts/test.sh --quick                    without the tests marked slow: under two minutes on two idle cores
+#   ./scripts/test.sh                            the full suite: under ten minutes on two idle cores
+#   ./scripts/test.sh --quick                    without the tests marked slow: under two
 #   ./scripts/test.sh tests/test_store.py        one file, or several
 #   ./scripts/test.sh --latest                   with the newest packages (requirements-latest.txt), in .venv-latest
 # --quick, --latest and files can be combined. All other arguments go to pytest: ./scripts/test.sh --quick -k store.
