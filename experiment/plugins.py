@@ -43,10 +43,15 @@ _loaded: dict[str, Plugin] = {}
 
 
 def paths_in(argv: Iterable[str]) -> list[str]:
-    """The absolute paths of the plugins that a command line names, each once."""
+    """The absolute paths of the plugins that a command line names, each once.
+
+    Raises UsageError for a name that is empty.
+    """
     words = list(argv)
     named = [b for a, b in zip(words, words[1:]) if a == FLAG]
     named += [word.partition("=")[2] for word in words if word.startswith(f"{FLAG}=")]
+    if "" in named:
+        raise UsageError(f"{FLAG} '': give a Python file, FILE.py")
     return list(dict.fromkeys(str(Path(name).expanduser().resolve()) for name in named))
 
 

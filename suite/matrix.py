@@ -204,8 +204,8 @@ def select(selection: Selection) -> list[Experiment]:
 def argument_sets(selection: Selection) -> list[list[str]]:
     """The argument sets of all entries; those of a file are not filtered yet. Raises UsageError."""
     common = [*selection.extra]
-    for file in selection.plugins:
-        common += ["--plugin", str(Path(file).resolve())]
+    for path in plugins.paths_in(f"{plugins.FLAG}={file}" for file in selection.plugins):
+        common += [plugins.FLAG, path]
     plugins.load(common, TABLES)  # the filters may name what it adds
     if selection.is_matrix:
         entries: Sequence[Any] = [_narrowed(selection)]

@@ -145,6 +145,8 @@ def test_a_missing_plugin_is_one_line_and_code_2(tmp_path):
     run = execute("--plugin", tmp_path / "none.py", *RUN, "--dry_run")
     assert (run.returncode, run.stderr.count("\n")) == (2, 1)
     assert "cannot be read: No such file" in run.stderr
+    run = execute("--plugin", "", *RUN, "--dry_run")
+    assert run.stderr == "error: --plugin '': give a Python file, FILE.py\n"
 
 
 def test_an_option_may_be_a_word_and_share_the_name_of_another_with_its_own_range(tmp_path):
