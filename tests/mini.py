@@ -64,7 +64,7 @@ def write_lines(path: Path, rows: list) -> Path:
 
 
 def forked(call: Callable[[], int | None], log: Path) -> multiprocessing.Process:
-    """Start call() in a copy of this process, which has imported torch and lm-eval: five seconds.
+    """Start call() in a copy of this process, where torch and lm-eval are imported already.
 
     What it prints is in `log`, what it returns is its exit code.
     """

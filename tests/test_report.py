@@ -479,7 +479,6 @@ def test_the_command_writes_everything(suite):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_same_results_make_the_same_report_without_torch_and_lm_eval(suite, tmp_path):
     folder, out = suite
     code = (

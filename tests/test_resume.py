@@ -559,15 +559,15 @@ def test_every_algorithm_is_deterministic_under_batches_and_resume(tmp_path, fam
 
     checkpoint = LLADA if family == "llada" else DREAM
     data, verifier = gsm8k_dir(tmp_path / "data", 4), verifier_checkpoint(tmp_path / "verifier")
-    common = f"--model_alias {family} --{family}_ckpt {checkpoint} --task gsm8k --data_dir {data} "
-    common += "--device cpu --gen_length 16 --tokens_per_step 3 --dtype float32 --temperature 0.7"
+    words = f"--model_alias {family} --task gsm8k --device cpu --dtype float32 --gen_length 16 "
+    words += "--tokens_per_step 3 --temperature 0.7"
+    common = [*words.split(), f"--{family}_ckpt", str(checkpoint), "--data_dir", str(data)]
     host = cli.Host(KeptModel().load)  # the checkpoints are loaded once
     for algorithm in algorithms_of(family):
         seen = set()
         for batch in ("1", "3"):
             out = tmp_path / f"{algorithm}-{batch}"
-            more = common.split() + ["--output_dir", str(out)]
-            more += ["--alg", algorithm, "--batch_size", batch]
+            more = [*common, "--output_dir", str(out), "--alg", algorithm, "--batch_size", batch]
             if ALGORITHMS[algorithm].blocks:
                 more += ["--block_length", "8"]
             if ALGORITHMS[algorithm].verification:
