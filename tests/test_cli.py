@@ -1116,7 +1116,8 @@ def test_a_closed_stdout_costs_no_result(mini, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["eval.py", "scripts/sweep.py", "scripts/report.py", "scripts/trace.py", "dev/train_tiny.py"],
+    ["eval.py", "scripts/sweep.py", "scripts/report.py", "scripts/trace.py"]
+    + [pytest.param("dev/train_tiny.py", marks=pytest.mark.slow)],
 )
 def test_a_safe_path_hides_no_module_of_ours(command):
     """PYTHONSAFEPATH=1 leaves the program's directory out of sys.path."""

@@ -173,10 +173,10 @@ def test_the_waits_and_uploads_of_a_step(small_limits, monkeypatch, case):
 @pytest.mark.parametrize(
     ("family", "algorithm", "block", "kv_cache"),
     [
-        ("llada", "low_confidence", 8, "none"),
+        pytest.param("llada", "low_confidence", 8, "none", marks=pytest.mark.slow),
         ("dream", "entropy", None, "none"),
         ("llada", "low_confidence", 8, "dual"),
-        ("dream", "entropy", 8, "prefix"),
+        pytest.param("dream", "entropy", 8, "prefix", marks=pytest.mark.slow),
     ],
 )
 def test_graphs_replay_on_fixed_addresses(family, algorithm, block, kv_cache):
@@ -238,11 +238,11 @@ def test_compilation_warms_up_with_sizes_that_no_other_size_has():
     ("algorithm", "kv_cache", "block"),
     [
         (None, "none", 32),
-        (None, "none", 512),
         (None, "dual", 32),
-        ("klass", "none", 512),
-        ("credit", "none", 512),
-        ("klass", "prefix", 32),
+        pytest.param(None, "none", 512, marks=pytest.mark.slow),
+        pytest.param("klass", "none", 512, marks=pytest.mark.slow),
+        pytest.param("credit", "none", 512, marks=pytest.mark.slow),
+        pytest.param("klass", "prefix", 32, marks=pytest.mark.slow),
     ],
 )
 def test_a_sample_needs_the_memory_that_is_reckoned_at_the_real_shape(
