@@ -48,7 +48,7 @@ from utils import EnvironmentProblem, available_cores
 
 TIMEOUT_S = Limits.cpu_s  # MBPP's slowest reference solution takes 1.6 s
 WALL_S = Limits.wall_s
-ATTEMPTS = 3
+ATTEMPTS = 4
 UNSAFE = ("fs", "all")
 
 
@@ -223,10 +223,10 @@ def _judged(
     """The verdict; that of a program without an outcome has passed=None."""
     found, began, problem = tier(), time.monotonic(), ""
     for attempt in range(ATTEMPTS):
-        if attempt == ATTEMPTS - 1:  # what was lost twice is not the program's: others write there
+        if attempt == ATTEMPTS - 1:  # what does not come free is not the program's
             limits = replace(limits, room=False)
         with _TURNS.turn(alone=attempt > 0):
-            end = _run(program, strict, limits, found, cancel, attempt > 0)
+            end = _run(program, strict, limits, found, cancel, attempt)
         if isinstance(end, Outcome):
             passed = end.reason == "passed"
             return Verdict(passed, end.reason, end.detail, end.seconds, end.cpu_s, found.name)
@@ -244,10 +244,10 @@ def _run(
     limits: Limits,
     found: Tier,
     cancel: threading.Event | None,
-    alone: bool,
+    attempt: int,
 ) -> Outcome | str:
     """One attempt; a text says why there is no outcome."""
-    more = (limits, found.mechanism, cancel, alone)
+    more = (limits, found.mechanism, cancel, attempt)
     try:
         if strict:
             parts = (program.candidate, program.tests, program.helpers, program.asked())

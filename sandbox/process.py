@@ -387,15 +387,15 @@ def run_program(
     limits: Limits,
     mechanism: Mechanism,
     cancel: threading.Event | None = None,
-    alone: bool = False,
+    attempt: int = 0,
 ) -> Outcome | str:
     """Candidate and tests in one interpreter. A text says why there is no outcome.
 
-    alone: no other program of this process runs.
+    attempt: of this program; from 1 on no other program of this process runs.
     """
     # str(): marshal refuses subclasses of it
     jobs = {"program": {"candidate": str(candidate), "tests": str(tests)}}
-    return _run(jobs, limits, mechanism, cancel, alone)
+    return _run(jobs, limits, mechanism, cancel, attempt)
 
 
 def run_strict(
@@ -406,13 +406,13 @@ def run_strict(
     limits: Limits,
     mechanism: Mechanism,
     cancel: threading.Event | None = None,
-    alone: bool = False,
+    attempt: int = 0,
 ) -> Outcome | str:
     """Candidate and tests in two interpreters. A text says why there is no outcome."""
     checker = {"tests": str(tests), "helpers": str(helpers), "names": tuple(names)}
     checker["identity"] = asks_for_identity(checker["tests"])
     jobs = {"oracle": {"candidate": str(candidate)}, "checker": checker}
-    return _run(jobs, limits, mechanism, cancel, alone)
+    return _run(jobs, limits, mechanism, cancel, attempt)
 
 
 def _run(
@@ -420,9 +420,10 @@ def _run(
     limits: Limits,
     mechanism: Mechanism,
     cancel: threading.Event | None,
-    alone: bool,
+    attempt: int,
 ) -> Outcome | str:
     """Run one interpreter for each mode in jobs; the last one decides."""
+    alone = attempt > 0
     began, kills = time.monotonic(), oom_kills() if alone else 0
     with ExitStack() as stack:
         folders = [stack.enter_context(Scratch()) for _ in jobs]
@@ -458,7 +459,8 @@ def _run(
         return found
     if last.ended_for == "room" or last.ended_for != "files" and room < FULL_BYTES:
         wanted = room + (len(folders) * limits.scratch_mb << 20)
-        if alone and _comes_free(wanted, 1.0 if mechanism.bwrap else 0.0):
+        # another process may take room and give it back once, not in two runs
+        if attempt > 1 and _comes_free(wanted, 1.0 if mechanism.bwrap else 0.0):
             detail = f"more than {limits.scratch_mb} MiB, also in files without a name"
             return replace(found, reason="files", detail=detail)
         return f"{os.path.dirname(RUN.path())} was full: {room >> 20} MiB free"

@@ -227,6 +227,27 @@ def test_what_others_write_beside_a_program_is_not_its_own(monkeypatch):
     assert judge(f"import time\ntime.sleep(0.2)\n{BAD}", TESTS).reason == "assertion"
 
 
+@pytest.mark.parametrize(("times", "reason"), [(2, "passed"), (3, "files")])
+def test_room_that_goes_and_comes_back_is_the_programs_if_it_does_so_again(
+    monkeypatch, times, reason
+):
+    """A neighbour's files, while a right program ran alone, were taken for its own."""
+    sandbox.tier()
+    real, free, runs = process.watch, [1 << 50], []
+
+    def watch(children, limits, folders, cancel):
+        runs.append(limits.room)
+        taken = [1 << 50] + [1 << 40] * 10**6 if len(runs) <= times else []
+        monkeypatch.setattr(process, "free_bytes", lambda: taken.pop(0) if taken else free[0])
+        left = real(children, limits, folders, cancel)
+        taken.clear()
+        return left
+
+    monkeypatch.setattr(process, "watch", watch)
+    verdict = judge(f"import time\ntime.sleep(0.2)\n{GOOD}", TESTS)
+    assert (verdict.reason, runs) == (reason, [True] * 3)
+
+
 @pytest.mark.parametrize("by", [signal.SIG_IGN, signal.SIG_DFL, None])
 def test_verdicts_do_not_depend_on_inherited_signals(by):
     """Under nohup, or in the background of a shell, a program that catches its SIGINT failed."""
@@ -464,7 +485,7 @@ def test_no_exception_of_the_harness_stops_the_other_programs(monkeypatch):
     monkeypatch.setattr(sandbox, "run_program", run_program)
     verdicts = judge_many([(BAD, TESTS), (GOOD, TESTS)], 2)
     assert [(v.passed, v.reason) for v in verdicts] == [(None, "error"), (True, "passed")]
-    assert "tried 3 times: UnicodeDecodeError" in verdicts[0].detail
+    assert "tried 4 times: UnicodeDecodeError" in verdicts[0].detail
 
 
 def test_a_program_that_runs_again_runs_alone(monkeypatch):
@@ -537,5 +558,5 @@ def test_an_interpreter_that_does_not_start_is_no_verdict(monkeypatch):
     """The machine's fault must never be scored as the model's."""
     sandbox.tier()
     monkeypatch.setattr("sys.executable", "/nonexistent/python")
-    with pytest.raises(SandboxError, match="tried 3 times"):
+    with pytest.raises(SandboxError, match="tried 4 times"):
         judge(GOOD, TESTS)

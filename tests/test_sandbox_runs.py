@@ -454,8 +454,8 @@ def test_a_kill_for_lack_of_memory_is_known_from_the_kernels_counter(monkeypatch
     assert process.oom_kills() >= 0
     counted = iter(range(100))
     monkeypatch.setattr(process, "oom_kills", lambda: next(counted) if kernel else 7)
-    verdict, killed = judged_and_killed("", 2 if kernel else 3)
-    assert (verdict.reason, killed) == (("memory", 2) if kernel else ("error", 3))
+    verdict, killed = judged_and_killed("", 2 if kernel else 4)
+    assert (verdict.reason, killed) == (("memory", 2) if kernel else ("error", 4))
 
 
 def scoring(folder: Path, texts: list[str], value: str = "") -> list[str]:
@@ -512,7 +512,7 @@ def test_a_program_that_cannot_be_judged_is_an_error_of_its_sample(
     with monkeypatch.context() as faulty:
         faulty.setattr(sandbox, name, broken)
         assert command.main(arguments) == 5
-    problem = "a program could not be judged, tried 3 times: no memory"
+    problem = "a program could not be judged, tried 4 times: no memory"
     assert "1 sample failed: the values above are of the others" in (out := capsys.readouterr().out)
     assert problem in out and "suspect" not in out
     found = result_in(tmp_path / "out")
