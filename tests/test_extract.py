@@ -119,7 +119,7 @@ ANSWERS = {
         ),
         "fence",
     ),
-    "module set up": (fenced("import sys\nsys.setrecursionlimit(9999)\n" + GOOD), "fence"),
+    "module set up": (fenced("import sys\nsys.setrecursionlimit(1000)\n" + GOOD), "fence"),
     "name looked up": (
         fenced("def g(xs):\n    return sum(xs)\ndef f(xs):\n    return globals()['g'](xs)\n"),
         "fence",
