@@ -9,11 +9,11 @@
 # Delete .venv-latest to get newer packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-options=() workers=3 # on two cores: some tests wait
+options=()
 for word in "$@"; do
   case "$word" in
     -h | --help) sed -n '2,/^set /s/^# \{0,1\}//p' scripts/test.sh && exit 0 ;;
-    --quick) options+=(-m "not slow") workers=2 ;;
+    --quick) options+=(-m "not slow") ;;
     --latest) venv=.venv-latest requirements=requirements-latest.txt ;;
     *) options+=("$word") ;;
   esac
@@ -22,4 +22,4 @@ source scripts/setup.sh
 # A second thread speeds up nothing in models this small, and slows down tests that start two processes.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 unset PYTHONDONTWRITEBYTECODE # set in some containers: each of 200 processes would compile the project anew
-exec "$venv/bin/python" -m pytest -q -rs -n $workers --dist worksteal ${options[@]+"${options[@]}"}
+exec "$venv/bin/python" -m pytest -q -rs -n 3 --dist worksteal ${options[@]+"${options[@]}"}

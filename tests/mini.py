@@ -12,6 +12,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 LLADA = ROOT / "tests" / "conformance" / "llada-tiny"
 DREAM = ROOT / "tests" / "conformance" / "dream-tiny"
+# One algorithm of each family and of each kind: fixed schedule, threshold, observer, verifier. The
+# others differ from these in their choice alone.
+KINDS = ("low_confidence", "maskgit_plus", "threshold", "klass", "apd")
 
 
 def prompts_for(n: int, vocabulary: int = 400) -> list[list[int]]:

@@ -8,7 +8,7 @@ import safetensors
 import torch
 from causal import causal_twin
 from emulated_cuda import Gpu, at_shape, capturing, emulated, on_gpu
-from mini import DREAM, LLADA
+from mini import DREAM, KINDS, LLADA
 
 import decoding.engine as engine
 import decoding.sampling as sampling
@@ -31,14 +31,12 @@ PROMPTS = [[7, 8, 9], [4, 5, 6, 7, 8, 9, 10, 11], [30] * 5]
 FOLDERS = {"llada": LLADA, "dream": DREAM}
 
 
-# One algorithm of each family and of each kind: fixed schedule, threshold, observer, verifier. The
-# others differ from these in their choice alone, so they have no case for each cache and filter,
-# and for a temperature only if they choose before tokens are drawn.
-EVERY = ("low_confidence", "maskgit_plus", "threshold", "klass", "apd")
-
-
 def cases() -> dict[str, tuple[str, DecodeConfig]]:
-    """name -> (family, configuration), which together take every branch of the loop."""
+    """name -> (family, configuration), which together take every branch of the loop.
+
+    Algorithms beside KINDS have no case for each cache and filter, and for a temperature only if
+    they choose before tokens are drawn.
+    """
     found = {}
 
     def add(label: str, algorithm: str, block: int | None, **options) -> None:
@@ -51,11 +49,11 @@ def cases() -> dict[str, tuple[str, DecodeConfig]]:
     for name, a in ALGORITHMS.items():
         block = 4 if a.blocks or "llada" not in a.families and a.schedule == "adaptive" else None
         add("", name, block)
-        if name in EVERY or a.chooses_first:
+        if name in KINDS or a.chooses_first:
             add("T", name, block, temperature=0.7)
         if a.left_to_right:
             add("window", name, 4, kv_cache="window", kv_window=2)
-        if name not in EVERY:
+        if name not in KINDS:
             continue
         add("prefix", name, 4, kv_cache="prefix")
         add("dual", name, 4, kv_cache="dual")

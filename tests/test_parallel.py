@@ -9,7 +9,7 @@ import oracle
 import pytest
 import torch
 from causal import decoded
-from mini import ROOT, prompts_for
+from mini import KINDS, ROOT, prompts_for
 
 from decoding import adaptive
 from decoding.algorithms import ALGORITHMS, CONFIDENCE, algorithm_options, algorithms_of
@@ -114,7 +114,10 @@ BLOCKWISE = [(family, name) for family in ("llada", "dream") for name in algorit
 
 
 @pytest.mark.parametrize("cache", [pytest.param("prefix", marks=pytest.mark.slow), "dual"])
-@pytest.mark.parametrize(("family", "name"), BLOCKWISE)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [pytest.param(*b, marks=[] if b[1] in KINDS else pytest.mark.slow) for b in BLOCKWISE],
+)
 def test_a_cache_refreshed_every_step_is_no_cache(models, family, name, cache):
     """Tokens, passes and columns are equal, with drawn tokens too."""
     prompts = prompts_for(4)
