@@ -223,6 +223,8 @@ def _judged(
     """The verdict; that of a program without an outcome has passed=None."""
     found, began, problem = tier(), time.monotonic(), ""
     for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(0.05 * 2**attempt)
         if attempt == ATTEMPTS - 1:  # what does not come free is not the program's
             limits = replace(limits, room=False)
         with _TURNS.turn(alone=attempt > 0):
@@ -233,7 +235,6 @@ def _judged(
         problem = end
         if cancel is not None and cancel.is_set():
             break
-        time.sleep(0.1 * 2**attempt)
     detail = f"a program could not be judged, tried {attempt + 1} times: {problem}"
     return Verdict(None, "error", detail, time.monotonic() - began, tier=found.name)
 

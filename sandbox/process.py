@@ -391,7 +391,7 @@ def run_program(
 ) -> Outcome | str:
     """Candidate and tests in one interpreter. A text says why there is no outcome.
 
-    attempt: of this program; from 1 on no other program of this process runs.
+    attempt: counted from 0; from 1 on no other program of this process runs beside it.
     """
     # str(): marshal refuses subclasses of it
     jobs = {"program": {"candidate": str(candidate), "tests": str(tests)}}
@@ -459,7 +459,7 @@ def _run(
         return found
     if last.ended_for == "room" or last.ended_for != "files" and room < FULL_BYTES:
         wanted = room + (len(folders) * limits.scratch_mb << 20)
-        # another process may take room and give it back once, not in two runs
+        # once is no proof: another process may have taken the room and given it back
         if attempt > 1 and _comes_free(wanted, 1.0 if mechanism.bwrap else 0.0):
             detail = f"more than {limits.scratch_mb} MiB, also in files without a name"
             return replace(found, reason="files", detail=detail)
