@@ -269,8 +269,7 @@ def open_store(job: Job, worker: WorkerInfo) -> tuple[Store, WorkerInfo]:
     if not job.overwrite:
         _restore(store, job)
     if len(store):
-        found = numbered(len(store), "finished sample")
-        say(f"resuming: {found} in {store.directory}")
+        say(f"resuming: {numbered(len(store), 'finished sample')} in {store.directory}")
     damage = [getattr(store.report, name) for name in ("torn", "corrupt", "foreign")]
     if any(damage):
         lines = numbered(sum(damage), "damaged line")

@@ -497,14 +497,12 @@ def table(result: Mapping[str, Any], path: Path) -> str:
         value, low, high, stderr = as_read(e["value"], *e["ci95"], e["stderr"])
         rows.add_row([name, value, f"{low} to {high}", stderr, e["n"]])
     p, config = result["profile"], result["config"]
+    counted = numbered(result["n_samples"], "sample")
+    if n := config.get("repeats"):
+        counted = f"{numbered(result['n_samples'], 'document')}, {n} samples each"
     lines = [
         f"{config['model_alias']} {config['task']} ({config['protocol']}): "
-        f"{result['status']}, "
-        + (
-            f"{numbered(result['n_samples'], 'document')}, {n} samples each"
-            if (n := config.get("repeats"))
-            else numbered(result["n_samples"], "sample")
-        ),
+        f"{result['status']}, {counted}",
         rows.get_string(),
     ]
     if result["n_failed"]:
