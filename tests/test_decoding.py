@@ -587,9 +587,12 @@ def every_config() -> list[tuple[str, DecodeConfig]]:
 @pytest.mark.parametrize(
     "family, config",
     [
-        pytest.param(f, c, marks=[] if c.temperature and name in KINDS else pytest.mark.slow)
-        for f, c in every_config()
-        for name in [c.schedule.algorithm]
+        pytest.param(
+            family,
+            c,
+            marks=[] if c.temperature and c.schedule.algorithm in KINDS else pytest.mark.slow,
+        )
+        for family, c in every_config()
     ],
 )
 def test_tokens_do_not_depend_on_batch_or_order(models, family, config):

@@ -32,7 +32,7 @@ NOT_RUN = (
     ("export ", "the environment of the tests is there"),
 )
 TINY = "--model_alias tiny-"
-# they have no dry run: they need a result, or print something else
+# no dry run in the tests' process: they change its tables, need a result, or print something else
 WITHOUT_DRY_RUN = re.compile("--plugin|--predictions|--show_prompt|--version")
 OF_ITS_OWN = re.compile("--plugin|--version")  # they change the tables of their process, or end it
 

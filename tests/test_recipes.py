@@ -114,21 +114,16 @@ def test_recipes_run_as_plugins_and_in_a_checkout(checkout, tmp_path):
     plugins["harness"] = tmp_path / "my_rule.py"  # the name that the recipe's entry has
     for kind, path in plugins.items():
         path.write_text("\n\n".join(block for _, block in recipes()[kind]))
-    outs = {}
-    for root in (ROOT, checkout):
-        commands = []
-        for kind in KINDS:
-            out = outs[root, kind] = tmp_path / str(root == ROOT) / kind
-            more = ["--plugin", str(plugins[kind])] if root == ROOT else []
-            commands.append([*more, *arguments(kind, tmp_path), "--output_dir", str(out)])
-        if root == ROOT:
-            run_forked(commands, tmp_path / "log")
-        else:
-            run_all(root, commands)
+    commands = {"plugin": [], "checkout": []}
+    for kind in KINDS:
+        for way, more in (("plugin", ["--plugin", str(plugins[kind])]), ("checkout", [])):
+            out = ["--output_dir", str(tmp_path / way / kind)]
+            commands[way].append([*more, *arguments(kind, tmp_path), *out])
+    run_forked(commands["plugin"], tmp_path / "log")
+    run_all(checkout, commands["checkout"])
     for kind in KINDS:
         plugged, built_in = (
-            json.loads(next(outs[root, kind].glob("*.json")).read_text())
-            for root in (ROOT, checkout)
+            json.loads(next((tmp_path / way / kind).glob("*.json")).read_text()) for way in commands
         )
         assert [s["token_ids"] for s in plugged["samples"]] == [
             s["token_ids"] for s in built_in["samples"]

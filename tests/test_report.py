@@ -483,7 +483,7 @@ def test_the_same_results_make_the_same_report_without_torch_and_lm_eval(suite, 
     folder, out = suite
     code = (
         "import sys; sys.path.insert(0, '.'); "
-        "from scripts import report; report.main(sys.argv[1:]); "
+        "from scripts import report; assert report.main(sys.argv[1:]) == 0; "
         "assert not {'torch', 'lm_eval', 'transformers', 'datasets'} & sys.modules.keys()"
     )
     words = [sys.executable, "-c", code, folder, "--out", tmp_path]

@@ -67,18 +67,6 @@ def run(data, out, *more) -> tuple[int, dict | None]:
     return code, json.loads(found[-1].read_text()) if found else None
 
 
-def start(data, out, *more, module=(), **environment) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *module, str(ROOT / "eval.py"), *arguments(data, out, *more)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-    )
-
-
 def drop_result(out: Path) -> None:
     for path in out.glob("*.json"):
         path.unlink()
@@ -453,7 +441,12 @@ def test_two_nodes_share_one_experiment(data, tmp_path):
     agent = ["torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_id", "a"]
     agent += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]
     more = ("--device", "cpu", "--temperature", "0.7")
-    nodes = [start(data, tmp_path / "b", *more, module=("-m", *agent)) for _ in range(2)]
+    command = [sys.executable, "-m", *agent, "eval.py", *arguments(data, tmp_path / "b", *more)]
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    nodes = [
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **quiet)
+        for _ in range(2)
+    ]
     errors = [node.communicate(timeout=240)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], errors
     assert sorted(f"rank {i} of 2 on" in error for i in (0, 1) for error in errors) == [0, 0, 1, 1]

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from itertools import chain, repeat
 
 import pytest
 
@@ -233,14 +234,14 @@ def test_room_that_goes_and_comes_back_is_the_programs_if_it_does_so_again(
 ):
     """A neighbour's files, while a right program ran alone, were taken for its own."""
     sandbox.tier()
-    real, free, runs = process.watch, [1 << 50], []
+    real, runs, much, little = process.watch, [], 1 << 50, 1 << 40
 
     def watch(children, limits, folders, cancel):
         runs.append(limits.room)
-        taken = [1 << 50] + [1 << 40] * 10**6 if len(runs) <= times else []
-        monkeypatch.setattr(process, "free_bytes", lambda: taken.pop(0) if taken else free[0])
+        free = chain([much], repeat(little if len(runs) <= times else much))
+        monkeypatch.setattr(process, "free_bytes", lambda: next(free))
         left = real(children, limits, folders, cancel)
-        taken.clear()
+        monkeypatch.setattr(process, "free_bytes", lambda: much)
         return left
 
     monkeypatch.setattr(process, "watch", watch)
